@@ -1,0 +1,30 @@
+"""TaskSprint: fault-tolerant distributed computation from one file.
+
+Importing this package loads nothing but the version; the names that users need
+in their schedulers and nodes are fetched from `tasksprint.sdk` on first use, so
+that a user's program starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import typing
+
+__version__ = "0.1.0"
+
+_SDK_NAMES = (
+    "TaskSprintNode",
+    "TaskSprintCoordinator",
+    "TaskFailed",
+    "timeout",
+)
+
+__all__ = ["__version__", *_SDK_NAMES]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Return an SDK name, importing the SDK only now."""
+    if name in _SDK_NAMES:
+        from tasksprint import sdk
+
+        return getattr(sdk, name)
+    raise AttributeError(f"module 'tasksprint' has no attribute {name!r}")

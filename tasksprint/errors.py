@@ -1,0 +1,109 @@
+"""Every exception that TaskSprint raises on purpose.
+
+    TaskSprintError
+    ├── LocalProtocolError        our bug: this process was about to break a protocol
+    ├── RemoteProtocolError       somebody else broke a protocol; the connection or attempt ends
+    ├── NodeFailed                a node crashed, hung, or answered nonsense; the attempt ends
+    ├── SchedulerFailed           a scheduler crashed, hung, or answered nonsense
+    ├── PeerUnreachable           another process doesn't answer; retried where that makes sense
+    ├── Refused                   another process answered "no", with a reason
+    ├── JobFailed                 a job ended without a result, with its cause
+    ├── UsageError                the command line, manifest or job directory is wrong
+    ├── SettingsError             the operator must change a setting, key, address or directory
+    └── StoreError                the operator must look at a disk or database file
+
+Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
+with which a command that ends by it leaves. The codes follow BSD's sysexits.h
+where one fits, so that scripts can tell "the job failed" from "nobody answered".
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EXIT_OK",
+    "JobFailed",
+    "LocalProtocolError",
+    "NodeFailed",
+    "PeerUnreachable",
+    "Refused",
+    "RemoteProtocolError",
+    "SchedulerFailed",
+    "SettingsError",
+    "StoreError",
+    "TaskSprintError",
+    "UsageError",
+]
+
+EXIT_OK = 0
+
+
+class TaskSprintError(Exception):
+    """The root of the tree; never raised itself."""
+
+    exit_code = 70  # EX_SOFTWARE: what is not caught by a better class is our bug.
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class LocalProtocolError(TaskSprintError):
+    """This process was about to break a protocol: our bug, so it stops."""
+
+
+class RemoteProtocolError(TaskSprintError):
+    """Another process sent something that its protocol doesn't allow."""
+
+    exit_code = 76  # EX_PROTOCOL
+
+
+class NodeFailed(TaskSprintError):
+    """A node couldn't be started, died, or answered what no node may answer."""
+
+
+class SchedulerFailed(TaskSprintError):
+    """A scheduler couldn't be started, died, or answered what no scheduler may answer."""
+
+
+class PeerUnreachable(TaskSprintError):
+    """No coordinator (or other process) could be reached in time."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+class Refused(TaskSprintError):
+    """Another process understood the request and refused it."""
+
+    exit_code = 77  # EX_NOPERM
+
+    def __init__(self, message: str, *, status: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status  # the HTTP status of the refusal
+
+
+class JobFailed(TaskSprintError):
+    """A job ended as failed or cancelled."""
+
+    exit_code = 1
+
+
+class UsageError(TaskSprintError):
+    """The command line, a manifest or a job directory can't be used as given."""
+
+    exit_code = 64  # EX_USAGE
+
+
+class SettingsError(TaskSprintError):
+    """A setting, key, address or data directory must be changed by the operator."""
+
+    exit_code = 78  # EX_CONFIG
+
+
+class StoreError(TaskSprintError):
+    """A database file can't be opened, read or written."""
+
+    exit_code = 74  # EX_IOERR

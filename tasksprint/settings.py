@@ -1,0 +1,137 @@
+"""Every tunable, with its reason and what goes wrong when it is too small or too large.
+
+`Settings` is local to a process. `Rules` is part of the replicated state
+machine: every replica must apply the same log by the same rules, so a value in it
+changes only with the version of the rules (DESIGN.md, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RULES", "Rules", "Settings"]
+
+KIB = 1024
+MIB = 1024 * 1024
+GIB = 1024 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Tunables of one process; the defaults suit a handful of machines on one network."""
+
+    # --- consensus ---
+
+    # How often a leader shows that it lives. Smaller: more wake-ups when idle.
+    # Larger: the election timeouts must grow with it.
+    heartbeat_interval_ms: int = 100
+    # A follower that heard nothing for a random time in this range asks the others.
+    # Too small: a busy machine (a long garbage collection, a slow fsync) loses its
+    # leader for nothing. Too large: a silent leader is missed for longer.
+    election_timeout_min_ms: int = 700
+    election_timeout_max_ms: int = 1_300
+    # Slots that a leader may have under way. Larger hides a slow follower's latency;
+    # smaller makes bigger batches. Batches form behind the running write anyway.
+    pipeline_slots_max: int = 8
+    # Bytes of commands in one entry. Bounds the time of one apply step and one write.
+    entry_bytes_max: int = 1 * MIB
+    # Commands that may wait for a slot; more are refused ("busy"), never lost silently.
+    waiting_commands_max: int = 100_000
+    # Chosen entries kept in memory for followers that lag a little; older ones are
+    # read back from the store.
+    log_window_slots: int = 1_024
+    # Bytes of entries in one catch-up message.
+    catch_up_bytes_max: int = 4 * MIB
+    # How long a request for catch-up or a retransmission waits for its answer.
+    resend_interval_ms: int = 300
+
+    # --- coordinator ---
+
+    # Log time passes in steps of a tick. Smaller: more entries in an idle log.
+    # Larger: deaths and timers are noticed later by as much.
+    tick_interval_ms: int = 500
+    # A poll of the view is answered after this at the latest, empty if need be; at most
+    # a third of the liveness span (Rules.liveness_span_ms).
+    view_poll_max_ms: int = 1_500
+    # A scheduler on another replica may propose its answer after this, should the
+    # leader's be stuck.
+    answer_grace_ms: int = 2_000
+    # A scheduler that has not answered an event for so long is considered stuck.
+    scheduler_answer_timeout_ms: int = 30_000
+    # Events that a scheduler may have unanswered in its pipe.
+    scheduler_window_events: int = 2_000
+
+    # --- client ---
+
+    # A node must say that it is ready within this; slow interpreters on busy machines
+    # need seconds.
+    node_ready_timeout_ms: int = 30_000
+    # Bytes of values that a client keeps in memory beside the copies on disk.
+    value_cache_bytes_max: int = 256 * MIB
+    # Below this much free disk a client takes no more work.
+    disk_free_bytes_min: int = 256 * MIB
+    # Fetches under way at once from one peer, and in all.
+    fetches_per_peer_max: int = 4
+    fetches_max: int = 16
+    # Output of one attempt that is kept: the first half and the last half of it.
+    log_bytes_per_attempt_max: int = 64 * KIB
+
+    # --- lines and bodies ---
+
+    # One line of a node or a scheduler. A line holds at least one whole JSON value.
+    line_bytes_max: int = 256 * MIB
+    # One value; SQLite and 32-bit readers end at 2 GiB.
+    value_bytes_max: int = 2 * GIB
+    # One JSON request body between our processes (data travels in streams, not here).
+    body_bytes_max: int = 80 * MIB
+    # A job's archive; it is kept by every replica.
+    archive_bytes_max: int = 64 * MIB
+    # One frame between replicas: an entry, or a piece of catch-up.
+    frame_bytes_max: int = 96 * MIB
+
+    # --- network ---
+
+    connect_timeout_ms: int = 2_000
+    # An answer must begin within this, beyond what the request itself asked to wait.
+    answer_timeout_ms: int = 10_000
+    # A request's time may differ from ours by this much: clocks of lab machines drift.
+    clock_skew_max_ms: int = 300_000
+    # How long a command looks for a coordinator that answers before it gives up.
+    find_leader_timeout_ms: int = 15_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Version 1 of the replicated rules; equal on every replica of a cluster."""
+
+    version: int = 1
+    # A client silent for this much log time is dead. Too small: a stalled machine
+    # loses its work. Too large: its work waits for longer.
+    liveness_span_ms: int = 5_000
+    # A tick counts at most this much, whatever the leader's clock says: a leader that
+    # was stopped for a minute must not kill every client with its first tick.
+    tick_elapsed_max_ms: int = 1_000
+    # Work handed out ahead to a client, for each of its nodes, in measured run time.
+    ahead_us: int = 50_000
+    # What one task counts at least: hand-over itself costs about this.
+    task_us_min: int = 100
+    # Assigned tasks of one client at most, whatever their run time.
+    assigned_max: int = 2_000
+    # Attempts after the first, where the scheduler names none.
+    retries: int = 2
+    # Values that the scheduler sees (`keys`) stand in log entries.
+    inline_value_bytes_max: int = 64 * KIB
+    inline_task_bytes_max: int = 1 * MIB
+    # Arguments of one task.
+    base_bytes_max: int = 1 * MIB
+    # Commands in one part of an answer; the SDK cuts at 1,000.
+    commands_per_part_max: int = 10_000
+    # The record of an applied request is kept for this much log time, so that a
+    # repetition is recognised.
+    request_record_ms: int = 3_600_000
+    # Lines that `log` keeps for a job, and bytes of each.
+    job_log_lines_max: int = 10_000
+    job_log_line_bytes_max: int = 4 * KIB
+
+
+RULES = Rules()
