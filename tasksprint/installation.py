@@ -1,0 +1,138 @@
+"""Where this very program lies: what starts it again, and what users' programs import.
+
+TaskSprint runs from the one file (`tasksprint.pyz`, whose bootstrap unpacks it into
+a cache), from a checkout, or from an installed package. Roles ask here how to start
+one more process of the same program, and which folder users' programs get on
+PYTHONPATH; nothing else needs to know which of the three it is.
+
+This module doesn't unpack anything itself: that is the bootstrap's (zipapp/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import types
+
+import tasksprint
+from tasksprint.errors import SettingsError
+
+__all__ = ["archive_path", "description", "own_command", "sdk_directory"]
+
+# What a folder on users' PYTHONPATH holds, and nothing else: PYTHONPATH comes before
+# site-packages, so one name more would hide the user's own package of that name.
+_SDK_NAMES = ("TaskSprintNode.py", "TaskSprintCoordinator.py", "tasksprint")
+
+# The absolute path at import: a role may change its working directory later.
+_PACKAGE = os.path.dirname(os.path.abspath(tasksprint.__file__))
+
+
+def archive_path() -> str | None:
+    """Return the absolute path of the .pyz that this process runs from, or None."""
+    boot = _bootstrap()
+    return None if boot is None else str(boot.archive)
+
+
+def sdk_directory() -> str:
+    """Return the folder that users' programs get on PYTHONPATH.
+
+    From the .pyz it is the cache's `sdk/`, which is put in order again first if a
+    cleaner emptied the cache meanwhile; so call this for each program that is started,
+    and don't keep the answer. In a checkout it is the checkout's root.
+
+    Raises:
+        SettingsError: The cache is gone and can't be made anew.
+    """
+    boot = _bootstrap()
+    if boot is not None:
+        try:
+            return str(boot.sdk_directory())
+        except OSError as error:
+            raise SettingsError(
+                f"cannot restore the unpacked program: {error}",
+                hint="start this process again, or set TASKSPRINT_CACHE to a lasting folder",
+            ) from error
+    if _is_checkout():
+        return os.path.dirname(_PACKAGE)
+    return _linked_directory()
+
+
+def own_command() -> list[str]:
+    """Return the first arguments of a command line that starts this program once more.
+
+    It works from any working directory. Append a role and its arguments.
+    """
+    boot = _bootstrap()
+    if boot is not None:
+        return [sys.executable, str(boot.archive)]
+    if _is_checkout():
+        return [sys.executable, os.path.join(os.path.dirname(_PACKAGE), "tasksprint.py")]
+    # -P: a folder `tasksprint` in the working directory must not be taken for us.
+    options = ["-P"] if sys.version_info >= (3, 11) else []
+    return [sys.executable, *options, "-m", "tasksprint"]
+
+
+def description() -> str:
+    """Return one line for `--version` and `status`: version, kind of installation, Python."""
+    boot = _bootstrap()
+    if boot is not None:
+        origin = f"{boot.archive}, {boot.key}, content {boot.content}"
+    elif _is_checkout():
+        origin = f"checkout {os.path.dirname(_PACKAGE)}"
+    else:
+        origin = f"package {_PACKAGE}"
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return f"tasksprint {tasksprint.__version__} ({origin}; Python {python})"
+
+
+def _bootstrap() -> types.ModuleType | None:
+    """Return the bootstrap's module if it started this process from the .pyz.
+
+    A module and not an environment variable: children that are *not* started from the
+    .pyz inherit the environment, and would take themselves for it.
+    """
+    boot = sys.modules.get("_tasksprint_boot")
+    return boot if boot is not None and hasattr(boot, "archive") else None
+
+
+@functools.cache
+def _is_checkout() -> bool:
+    root = os.path.dirname(_PACKAGE)
+    names = ("tasksprint.py", "TaskSprintNode.py", "TaskSprintCoordinator.py")
+    return all(os.path.isfile(os.path.join(root, name)) for name in names)
+
+
+def _linked_directory() -> str:
+    """Return a folder of links to the three names, for a package among site-packages.
+
+    site-packages itself can't go on PYTHONPATH: all that is installed there would
+    come before what the user's interpreter has of its own.
+    """
+    root = os.path.dirname(_PACKAGE)
+    name = hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    parent = os.path.join(tempfile.gettempdir(), f"tasksprint-links-{os.geteuid()}")
+    try:
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        state = os.lstat(parent)
+        if state.st_uid != os.geteuid() or state.st_mode & 0o022 or not stat.S_ISDIR(state.st_mode):
+            raise PermissionError(f"{parent!r} is not a folder that only this user may write")
+        folder = os.path.join(parent, name)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for entry in _SDK_NAMES:
+            link = os.path.join(folder, entry)
+            target = os.path.join(root, entry)
+            if os.path.exists(target):
+                # Another process may make the same link at the same time.
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(target, link)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot make a folder for users' programs: {error}",
+            hint="set TMPDIR to a folder that this user may write",
+        ) from error
+    return folder
