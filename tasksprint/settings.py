@@ -98,6 +98,34 @@ class Settings:
     clock_skew_max_ms: int = 300_000
     # How long a command looks for a coordinator that answers before it gives up.
     find_leader_timeout_ms: int = 15_000
+    # One head (first line and headers) of a request or an answer. Ours need 400 bytes;
+    # browsers send some KiB.
+    head_bytes_max: int = 32 * KIB
+    # A request body of more than this must name its digest in its head, so that a peer
+    # without the key can't fill our memory.
+    unproven_body_bytes_max: int = 1 * MIB
+    # Connections that a server keeps at once; must stay below the limit of open files.
+    connections_max: int = 4_000
+    # A server closes a connection on which nothing moved for so long (a running handler
+    # counts as moving, a reader that doesn't read does not).
+    connection_idle_ms: int = 75_000
+    # A client forgets an unused connection sooner than any server would close it: else
+    # requests meet connections that are just being closed.
+    pooled_connection_idle_ms: int = 30_000
+    # Unused connections that are kept for one address.
+    pooled_connections_max: int = 16
+    # Bytes that wait for a slow reader before its producer is paused.
+    write_buffer_bytes_max: int = 256 * KIB
+    # The kernel gives a connection up when sent bytes stay unacknowledged for so long (a
+    # cut cable). Too small: a lossy network breaks streams. Too large: a cut is missed.
+    unacknowledged_timeout_ms: int = 4_000
+    # The pause before a broken stream between replicas is opened again: the first, and
+    # the longest after doubling. Both get up to half of random time on top.
+    reconnect_pause_min_ms: int = 20
+    reconnect_pause_max_ms: int = 1_000
+    # Bytes that may wait for a replica that doesn't read; newer frames are then dropped
+    # and consensus sends them again. Must hold some entries and a piece of catch-up.
+    stream_buffer_bytes_max: int = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
