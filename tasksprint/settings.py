@@ -76,6 +76,18 @@ class Settings:
     # Output of one attempt that is kept: the first half and the last half of it.
     log_bytes_per_attempt_max: int = 64 * KIB
 
+    # --- stores ---
+
+    # A store's write-ahead log of this size is copied into its file when the writer is
+    # idle. Smaller: more copying of the same pages. Larger: longer pauses, once.
+    wal_idle_bytes: int = 2 * MIB
+    # At this size it is copied even if commits wait. Smaller: more pauses under load.
+    # Larger: more disk, slower reads of what was written lately, a longer pause.
+    wal_bytes_max: int = 32 * MIB
+    # How long a commit waits for another program's lock on the file (somebody's sqlite3).
+    # Too small: a look at the file can stop a replica. Too large: it stands still as long.
+    store_busy_timeout_ms: int = 5_000
+
     # --- lines and bodies ---
 
     # One line of a node or a scheduler. A line holds at least one whole JSON value.
