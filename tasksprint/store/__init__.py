@@ -1,0 +1,14 @@
+"""Everything that is SQL: a replica's file, a client's file, and their in-memory twins.
+
+- `records`: what is handed to a replica's store and what it gives back
+- `database`: opening, owning, checking and checkpointing one SQLite file
+- `replica_store`: what a replica may not forget, and the mirror of the state
+- `memory_store`: the same on an imagined disk, for tests and the simulator
+- `result_store`: what a client's tasks made
+- `memory_result_store`: the same on an imagined disk
+- `writer`: the thread that owns one store, and group commit
+
+A store is synchronous and knows nothing of loops and threads; it must be used by one
+thread at a time. It knows neither Paxos nor tasks: it keeps what it is handed, all of
+a commit or none of it, and says so only once it is on the disk.
+"""

@@ -1,0 +1,425 @@
+"""One SQLite file: opening it, owning it, checking it, writing many rows at once.
+
+Knows apsw, files, locks and pragmas. Doesn't know what the tables mean: the stores
+bring their schema along.
+
+Three things here look odd and are not:
+
+- Rows are written by statements with many rows each (`Upsert`, `Delete`), not by
+  `executemany`. apsw lets go of Python's global lock for every step, and a thread
+  that did that wants up to a switch interval (5 ms by default) to get it back from
+  a busy event loop. 100 rows in 100 steps took 190 ms beside a busy loop, in one
+  step 5 ms at most; without any contention it is twice as fast as well.
+- SQLite opens a file that may not be written read-only, without a word. We look.
+- A checkpoint copies pages and waits for the disk, so it is never left to a commit
+  that somebody waits for: SQLite's own trigger is off, and the owner of a store
+  calls `checkpoint_if_due` and `do_idle_work` when it suits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from tasksprint.errors import LocalProtocolError, SettingsError, StoreError
+from tasksprint.settings import Settings
+
+__all__ = [
+    "Cell",
+    "Cursor",
+    "Database",
+    "Delete",
+    "DirectoryLock",
+    "Kind",
+    "Upsert",
+    "store_errors",
+]
+
+Cell = int | str | bytes | None
+Cursor = apsw.Cursor
+
+# Statements are compiled for 1, 2, 4 … rows and filled up with NULL rows, which the
+# statement leaves out. More rows in one statement gain nothing any more.
+_ROWS_MAX = 128
+# Statements that stay compiled: sizes × tables × (upsert, delete), and the single ones.
+_STATEMENT_CACHE = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What sort of file a store keeps, so that no other sort is taken for it."""
+
+    what: str  # for messages: "replica store"
+    application_id: int  # SQLite's field for this, in the header of the file
+    format: int  # the version of the schema, in the header too (user_version)
+    schema: str
+    synchronous: int  # 2: FULL, every commit is on the disk; 1: NORMAL, survives kill -9
+
+
+class DirectoryLock:
+    """The ownership of one store in a data directory, by one process.
+
+    SQLite would let two processes write in turns, which for a replica means two
+    replicas with one identity. The lock is the kernel's: it ends with the process,
+    however that ends.
+
+    Raises:
+        SettingsError: Another process has it; the message names its pid.
+        StoreError: The directory can't be made or written.
+    """
+
+    def __init__(self, data_dir: Path, name: str) -> None:
+        self.path = data_dir / name
+        self._made = not data_dir.exists()
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write in data directory {str(data_dir)!r}: {error.strerror}",
+                hint="make it writable for this user, or give another --data-dir",
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise SettingsError(
+                f"data directory {str(data_dir)!r} is in use by process {owner}",
+                hint="stop that process, or give this one its own --data-dir",
+            ) from error
+        except OSError as error:
+            os.close(self._fd)
+            raise StoreError(
+                f"cannot lock {str(self.path)!r}: {error.strerror}",
+                hint="data directories must be on a local file system",
+            ) from error
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            # A directory that is made now must not vanish with the next power cut.
+            for directory in (data_dir, *([data_dir.parent] if self._made else [])):
+                _sync_directory(directory)
+        except OSError as error:
+            os.close(self._fd)
+            raise StoreError(
+                f"cannot write in data directory {str(data_dir)!r}: {error.strerror}",
+                hint="free space on its disk, or give another --data-dir",
+            ) from error
+
+    def release(self) -> None:
+        """Let another process have the store."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _store_error(path: Path, what: str, error: apsw.Error) -> Exception:
+    """Return what `error` means for the operator, or that it is our bug."""
+    name = f"{what} {str(path)!r}"
+    match error:
+        case apsw.FullError():
+            return StoreError(
+                f"cannot write {name}: the disk is full",
+                hint="free some space and start again; nothing that was acknowledged is lost",
+            )
+        case apsw.NotADBError():
+            return StoreError(
+                f"cannot open {name}: it is not an SQLite database, or its beginning is damaged",
+                hint="move it away or give another --data-dir",
+            )
+        case apsw.CorruptError():
+            return StoreError(
+                f"{name} is damaged: {error}",
+                hint="check the disk; this file can't be trusted any more, keep a copy of it",
+            )
+        case apsw.BusyError() | apsw.LockedError():
+            return StoreError(
+                f"cannot write {name}: another program holds a lock on it",
+                hint="close every program that writes to this file; reading it is fine",
+            )
+        case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
+            return StoreError(
+                f"cannot write {name}: {error}",
+                hint="make the file and its directory writable for this user",
+            )
+        case apsw.IOError():
+            return StoreError(
+                f"cannot read or write {name}: {error}",
+                hint="check the disk and the system's log",
+            )
+        case _:
+            return LocalProtocolError(f"{name} refused what it was given: {error}")
+
+
+@contextlib.contextmanager
+def store_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn apsw's exceptions inside the block into ours, naming the file."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise _store_error(path, what, error) from error
+
+
+class Database:
+    """One open SQLite file in WAL mode, with its pragmas set and read back.
+
+    Args:
+        path: The file; made with the kind's schema if it isn't there.
+        fill: Writes the first rows, in the same transaction as the schema.
+        is_read_only: For a second connection; takes no lock and changes nothing.
+
+    Raises:
+        StoreError: Not a database, another kind, a newer format, damaged, not
+            writable, or a pragma that doesn't hold.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        settings: Settings,
+        *,
+        fill: Callable[[Cursor], None] | None = None,
+        is_read_only: bool = False,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.transactions = 0  # committed ones, for tests and figures
+        self.is_new = False
+        self._settings = settings
+        self._copied_pages = 0  # as counted by `_written_pages` at the last checkpoint
+        flags = (
+            apsw.SQLITE_OPEN_READONLY
+            if is_read_only
+            else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+        )
+        with store_errors(path, kind.what):
+            self.connection = apsw.Connection(
+                str(path), flags=flags, statementcachesize=_STATEMENT_CACHE
+            )
+            try:
+                self.connection.set_busy_timeout(settings.store_busy_timeout_ms)
+                self._check_kind(is_read_only)
+                if not is_read_only:
+                    self._set_up(fill)
+            except BaseException:
+                self.connection.close()
+                raise
+        self.cursor = self.connection.cursor()
+        self._page_bytes = int(self._pragma("page_size"))
+
+    def _pragma(self, name: str) -> int | str:
+        value = self.connection.pragma(name)
+        assert isinstance(value, (int, str)), "the pragmas that we read are numbers and words"
+        return value
+
+    def _check_kind(self, is_read_only: bool) -> None:
+        kind, name = self.kind, f"{self.kind.what} {str(self.path)!r}"
+        found_format = self._pragma("user_version")
+        found_id = self._pragma("application_id")
+        tables = self.connection.execute("SELECT count(*) FROM sqlite_schema").get
+        if tables == 0 and found_id == 0 and not is_read_only:
+            self.is_new = True
+            return
+        if found_id != kind.application_id:
+            raise StoreError(
+                f"cannot open {name}: it is an SQLite database of another kind "
+                f"(application_id {found_id}, expected {kind.application_id})",
+                hint="move it away or give another --data-dir",
+            )
+        if found_format != kind.format:
+            raise StoreError(
+                f"cannot open {name}: it has format {found_format}, "
+                f"this program knows format {kind.format}",
+                hint="use the version of TaskSprint that wrote it, or a newer one",
+            )
+
+    def _set_up(self, fill: Callable[[Cursor], None] | None) -> None:
+        name = f"{self.kind.what} {str(self.path)!r}"
+        if self.connection.readonly("main"):
+            raise StoreError(
+                f"cannot write {name}: permission denied",
+                hint="make the file and its directory writable for this user",
+            )
+        busy_ms = self._settings.store_busy_timeout_ms
+        # fullfsync: on macOS a plain fsync leaves the data in the drive's cache.
+        for pragma, wanted in (
+            ("journal_mode", "wal"),
+            ("synchronous", self.kind.synchronous),
+            ("foreign_keys", 1),
+            ("busy_timeout", busy_ms),
+            ("fullfsync", int(self.kind.synchronous >= 2)),
+            ("journal_size_limit", self._settings.wal_bytes_max),
+            ("wal_autocheckpoint", 0),
+        ):
+            self.connection.pragma(pragma, wanted)
+            found = self._pragma(pragma)
+            if found != wanted:
+                raise StoreError(
+                    f"{name} runs with {pragma} {found!r}, expected {wanted!r}",
+                    hint="data directories must be on a local file system",
+                )
+        if self.is_new:
+            # One transaction: a crash leaves an empty file or a whole one.
+            with self.connection:
+                self.connection.execute(self.kind.schema)
+                if fill is not None:
+                    fill(self.connection.cursor())
+                self.connection.pragma("application_id", self.kind.application_id)
+                self.connection.pragma("user_version", self.kind.format)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[apsw.Cursor]:
+        """Make everything in the block durable at its end, or nothing of it.
+
+        Raises:
+            StoreError: It was not written, and is as it was.
+        """
+        cursor = self.cursor
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            yield cursor
+            cursor.execute("COMMIT")
+        except BaseException as error:
+            # SQLite has ended the transaction itself after the graver errors.
+            if self.connection.in_transaction:
+                with contextlib.suppress(apsw.Error):  # The first error tells more.
+                    cursor.execute("ROLLBACK")
+            if isinstance(error, apsw.Error):
+                raise _store_error(self.path, self.kind.what, error) from error
+            raise
+        self.transactions += 1
+
+    def query(self, sql: str, bindings: Sequence[Cell] = ()) -> list[tuple[Cell, ...]]:
+        """Return all rows of a question, in plain tuples."""
+        with store_errors(self.path, self.kind.what):
+            found: list[tuple[Any, ...]] = self.connection.execute(sql, bindings).fetchall()
+            return found
+
+    def iterate(self, sql: str, bindings: Sequence[Cell] = ()) -> Iterator[tuple[Cell, ...]]:
+        """Yield the rows of a question one after the other."""
+        with store_errors(self.path, self.kind.what):
+            rows: Iterable[tuple[Any, ...]] = self.connection.execute(sql, bindings)
+            yield from rows
+
+    def _written_pages(self) -> int:
+        # Not a hook on the commit: SQLite would call it without Python's global lock,
+        # and getting that back is what costs.
+        return self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+
+    @property
+    def wal_bytes(self) -> int:
+        """Bytes that were written to the write-ahead log since the last checkpoint."""
+        return (self._written_pages() - self._copied_pages) * self._page_bytes
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether a quiet moment should be used for a checkpoint."""
+        return self.wal_bytes >= self._settings.wal_idle_bytes
+
+    def checkpoint_if_due(self) -> bool:
+        """Checkpoint if the log is so long that even a busy owner must; say if so."""
+        if self.wal_bytes < self._settings.wal_bytes_max:
+            return False
+        self.checkpoint()
+        return True
+
+    def checkpoint(self) -> None:
+        """Copy the write-ahead log into the file; the next commit begins it anew.
+
+        A program that reads the file at the moment may keep part of it from being
+        copied; that part is left for the next time.
+        """
+        with store_errors(self.path, self.kind.what):
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        # Even if a reader kept it from being complete: try again after as much again.
+        self._copied_pages = self._written_pages()
+
+    def close(self) -> None:
+        """Close the file; the last one to do so folds the log into it."""
+        with store_errors(self.path, self.kind.what):
+            self.connection.close()
+
+
+def _padded(count: int) -> int:
+    """Return the smallest compiled size that holds `count` rows."""
+    return 1 << (count - 1).bit_length()
+
+
+class _ManyRows:
+    """A statement for 1, 2, 4 … rows; see the module's docstring for the reason."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._texts: dict[int, str] = {}
+
+    def _text(self, count: int) -> str:
+        raise NotImplementedError
+
+    def run(self, cursor: apsw.Cursor, cells: list[Cell]) -> None:
+        """Run it for all rows, whose cells stand in `cells` one after the other."""
+        width = self._width
+        assert len(cells) % width == 0, "rows must have as many cells as columns"
+        whole = _ROWS_MAX * width
+        for first in range(0, len(cells), whole):
+            part = cells if len(cells) <= whole else cells[first : first + whole]
+            count = len(part) // width
+            size = _padded(count)
+            if size != count:
+                part = part + [None] * ((size - count) * width)
+            text = self._texts.get(size)
+            if text is None:
+                text = self._texts[size] = self._text(size)
+            cursor.execute(text, part)
+
+    def _values(self, count: int) -> str:
+        row = "(" + ",".join("?" * self._width) + ")"
+        return ",".join([row] * count)
+
+
+class Upsert(_ManyRows):
+    """Insert rows, or overwrite those that are there.
+
+    The first key column may not be NULL: that marks the rows that fill up.
+    """
+
+    def __init__(self, table: str, keys: Iterable[str], values: Iterable[str]) -> None:
+        keys, values = tuple(keys), tuple(values)
+        super().__init__(len(keys) + len(values))
+        self._head = f"INSERT INTO {table} ({','.join(keys + values)}) SELECT * FROM (VALUES "
+        change = ",".join(f"{name}=excluded.{name}" for name in values)
+        self._tail = (
+            f") WHERE column1 IS NOT NULL ON CONFLICT ({','.join(keys)}) DO "
+            + (f"UPDATE SET {change}" if change else "NOTHING")
+        )
+
+    def _text(self, count: int) -> str:
+        return self._head + self._values(count) + self._tail
+
+
+class Delete(_ManyRows):
+    """Delete rows by their keys; those that aren't there are no error."""
+
+    def __init__(self, table: str, keys: Iterable[str]) -> None:
+        keys = tuple(keys)
+        super().__init__(len(keys))
+        self._head = f"DELETE FROM {table} WHERE ({','.join(keys)}) IN (VALUES "
+
+    def _text(self, count: int) -> str:
+        return self._head + self._values(count) + ")"

@@ -1,0 +1,494 @@
+"""What one replica may not forget, in one SQLite file: `replica.db`.
+
+Keeps the promise, the accepted values, how far the log is known chosen, the founding
+entry, the mirror of the replicated state with the slot up to which it was applied, and
+the archives of jobs. Everything of one `Commit` is on the disk (`synchronous=FULL`)
+when `commit` returns, or nothing of it is.
+
+Doesn't know Paxos: it checks only that nothing goes back (a promise, the chosen prefix,
+the applied slot). Doesn't know what commands or bodies mean. To be used by one thread.
+
+Checksums stand on what a damaged disk must not change unnoticed: the promise, the
+founding entry and each accepted value (CRC-32), archives (SHA-256). The rows of the
+mirror have none; a state that differs is found by its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tasksprint.coordination.rows import TABLES, Row, Table
+from tasksprint.errors import SettingsError, StoreError
+from tasksprint.settings import Settings
+from tasksprint.store.database import Cell, Cursor, Database, Delete, DirectoryLock, Kind, Upsert
+from tasksprint.store.records import (
+    AppliedPoint,
+    BallotLike,
+    BallotPair,
+    Commit,
+    LogRow,
+    Recovery,
+)
+
+__all__ = ["ReplicaStore"]
+
+_FILE = "replica.db"
+_LOCK = "replica.lock"
+_BLOB_CHUNK_BYTES = 1024 * 1024
+
+_SCHEMA = """
+CREATE TABLE header (
+  one INTEGER PRIMARY KEY CHECK (one = 1), replica INTEGER NOT NULL, cluster TEXT,
+  incarnation TEXT NOT NULL, created_ms INTEGER NOT NULL,
+  founding BLOB, founding_checksum INTEGER
+) STRICT;
+CREATE TABLE progress (
+  one INTEGER PRIMARY KEY CHECK (one = 1), promised_round INTEGER, promised_replica INTEGER,
+  chosen_end INTEGER NOT NULL, log_start INTEGER NOT NULL,
+  applied_slot INTEGER NOT NULL, digest TEXT NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE log (
+  slot INTEGER PRIMARY KEY, round INTEGER NOT NULL, replica INTEGER NOT NULL,
+  value BLOB NOT NULL, checksum INTEGER NOT NULL
+) STRICT;
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE blob_chunks (
+  id INTEGER PRIMARY KEY, digest TEXT NOT NULL REFERENCES blobs ON DELETE CASCADE,
+  number INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (digest, number)
+) STRICT;
+"""
+
+
+def _names(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    keys = tuple(column.name for column in table.key_columns)
+    return keys, tuple(column.name for column in table.value_columns)
+
+
+def _table_schema(table: Table) -> str:
+    keys, _ = _names(table)
+    columns = [
+        f"{column.name} {column.type}" + ("" if column.nullable else " NOT NULL")
+        for column in table.key_columns + table.value_columns
+    ]
+    columns.append(f"PRIMARY KEY ({','.join(keys)})")
+    # A single integer as the key is SQLite's own row number: nothing is smaller.
+    is_number = len(keys) == 1 and table.key_columns[0].type == "INTEGER"
+    options = "STRICT" if is_number else "STRICT, WITHOUT ROWID"
+    return f"CREATE TABLE {table.name} ({', '.join(columns)}) {options};\n"
+
+
+_KIND = Kind(
+    what="replica store",
+    application_id=0x54535250,  # "TSRP"
+    format=1,
+    schema=_SCHEMA + "".join(_table_schema(table) for table in TABLES.values()),
+    synchronous=2,
+)
+_UPSERTS = {table.name: Upsert(table.name, *_names(table)) for table in TABLES.values()}
+_DELETES = {table.name: Delete(table.name, _names(table)[0]) for table in TABLES.values()}
+_UPSERT_LOG = Upsert("log", ("slot",), ("round", "replica", "value", "checksum"))
+_SELECTS = {
+    table.name: f"SELECT {','.join(sum(_names(table), ()))} FROM {table.name}"
+    for table in TABLES.values()
+}
+
+
+def _log_checksum(slot: int, round_: int, replica: int, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(b"%d %d %d" % (slot, round_, replica)))
+
+
+class ReplicaStore:
+    """The open store of one replica; `open` makes or opens it.
+
+    A write that fails ends the store: what is in memory and what is on the disk may
+    differ from then on, so every later commit is refused.
+    """
+
+    def __init__(self, database: Database, lock: DirectoryLock) -> None:
+        self._database = database
+        self._lock = lock
+        self._has_failed = False
+        with_founding = database.query(
+            "SELECT incarnation, cluster, founding, founding_checksum FROM header"
+        )
+        with_progress = database.query(
+            "SELECT promised_round, promised_replica, chosen_end, log_start, applied_slot,"
+            " digest, checksum FROM progress"
+        )
+        if len(with_founding) != 1 or len(with_progress) != 1:
+            raise self._damage("tables 'header' and 'progress' have not one row each")
+        incarnation, cluster, founding, founding_checksum = with_founding[0]
+        assert isinstance(incarnation, str)
+        assert cluster is None or isinstance(cluster, str)
+        assert founding is None or isinstance(founding, bytes)
+        if founding is not None and zlib.crc32(founding) != founding_checksum:
+            raise self._damage("the founding entry in table 'header' fails its checksum")
+        self._incarnation, self._cluster, self._founding = incarnation, cluster, founding
+        *progress, checksum = with_progress[0]
+        round_, replica, chosen_end, log_start, applied_slot, digest = progress
+        if zlib.crc32(repr(tuple(progress)).encode()) != checksum:
+            raise self._damage("the promise in table 'progress' fails its checksum")
+        assert isinstance(chosen_end, int) and isinstance(log_start, int)
+        assert isinstance(applied_slot, int) and isinstance(digest, str)
+        self._promised: BallotPair | None = None
+        if round_ is not None:
+            assert isinstance(round_, int) and isinstance(replica, int)
+            self._promised = BallotPair(round_, replica)
+        self._chosen_end = chosen_end
+        self._log_start = log_start
+        self._applied = AppliedPoint(applied_slot, digest)
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        replica: int,
+        *,
+        now_ms: int,
+        cluster: str | None = None,
+        incarnation: str | None = None,
+        settings: Settings | None = None,
+    ) -> ReplicaStore:
+        """Make or open the store of `replica` in a directory.
+
+        Args:
+            data_dir: Made if it isn't there.
+            replica: Whose store it is; written down when it is made.
+            now_ms: Wall time, kept for people as the time of making.
+            cluster: The cluster's name where the caller knows one, to be compared.
+            incarnation: For a new store; by default random. For simulations.
+            settings: Lock time and sizes of the write-ahead log.
+
+        Raises:
+            SettingsError: In use by another process, or it belongs to another replica
+                or cluster.
+            StoreError: It can't be made, opened, written, or trusted.
+        """
+        lock = DirectoryLock(data_dir, _LOCK)
+        try:
+            path = data_dir / _FILE
+            database = Database(
+                path,
+                _KIND,
+                settings or Settings(),
+                fill=lambda cursor: _fill(
+                    cursor, replica, now_ms, incarnation or secrets.token_hex(8)
+                ),
+            )
+            try:
+                _check_owner(database, replica, cluster)
+                return cls(database, lock)
+            except BaseException:
+                database.close()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._database.path
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions were committed since it was opened."""
+        return self._database.transactions
+
+    def _damage(self, what: str) -> StoreError:
+        return StoreError(
+            f"replica store {str(self._database.path)!r} is damaged: {what}",
+            hint="this replica can't be trusted any more; move its data directory away "
+            "and replace the member",
+        )
+
+    # --- reading ---
+
+    def recover(self, *, after_slot: int = 0) -> Recovery:
+        """Return everything that the store remembers.
+
+        Args:
+            after_slot: Accepted values up to this slot are left out.
+
+        Raises:
+            StoreError: An accepted value fails its checksum.
+        """
+        return Recovery(
+            incarnation=self._incarnation,
+            cluster=self._cluster,
+            founding=self._founding,
+            promised=self._promised,
+            accepted=tuple(self._log("slot > ?", (after_slot,))),
+            log_start=self._log_start,
+            # What was applied was chosen, whoever told so first.
+            chosen_end=max(self._chosen_end, self._applied.slot + 1),
+            applied=self._applied,
+            rows=self._all_rows(),
+        )
+
+    def _log(self, condition: str, bindings: Sequence[Cell]) -> Iterator[LogRow]:
+        for slot, round_, replica, value, checksum in self._database.iterate(
+            f"SELECT slot, round, replica, value, checksum FROM log WHERE {condition}"
+            " ORDER BY slot",
+            bindings,
+        ):
+            assert isinstance(slot, int) and isinstance(value, bytes)
+            assert isinstance(round_, int) and isinstance(replica, int)
+            if _log_checksum(slot, round_, replica, value) != checksum:
+                raise self._damage(f"slot {slot} of table 'log' fails its checksum")
+            yield LogRow(slot, BallotPair(round_, replica), value)
+
+    def _all_rows(self) -> Iterator[Row]:
+        for name in TABLES:
+            yield from self._rows(name, "", (-1, 0))
+
+    def _rows(self, name: str, where: str, bindings: Sequence[Cell]) -> Iterator[Row]:
+        keys, _ = _names(TABLES[name])
+        count = len(keys)
+        for cells in self._database.iterate(
+            f"{_SELECTS[name]} {where} ORDER BY {','.join(keys)} LIMIT ? OFFSET ?", bindings
+        ):
+            # The key columns are NOT NULL and hold no bytes, by their declaration.
+            yield Row(name, cells[:count], cells[count:])  # type: ignore[arg-type]
+
+    def read_rows(
+        self,
+        table: str,
+        key_prefix: tuple[int | str, ...] = (),
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Row]:
+        """Return the mirror's rows whose keys begin so, in the order of their keys.
+
+        For questions about what is not in memory any more, as the tasks of an ended job.
+        """
+        keys, _ = _names(TABLES[table])
+        assert len(key_prefix) <= len(keys), "a prefix has at most as many parts as the key"
+        conditions = [f"{name} = ?" for name in keys[: len(key_prefix)]]
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        bindings = (*key_prefix, -1 if limit is None else limit, offset)
+        return list(self._rows(table, where, bindings))
+
+    def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogRow, ...]:
+        """Return accepted values of `first_slot <= slot < end_slot`, in order.
+
+        Returns:
+            As many as have `bytes_max` bytes together, but one at least if there is one.
+
+        Raises:
+            StoreError: One fails its checksum.
+        """
+        found: list[LogRow] = []
+        size = 0
+        for row in self._log("slot >= ? AND slot < ?", (first_slot, end_slot)):
+            size += len(row.value)
+            if found and size > bytes_max:
+                break
+            found.append(row)
+        return tuple(found)
+
+    # --- writing ---
+
+    def commit(self, commit: Commit) -> None:
+        """Make one commit durable.
+
+        Raises:
+            StoreError: Nothing of it is; the store is not usable any more.
+        """
+        self.commit_all((commit,))
+
+    def commit_all(self, commits: Sequence[Commit]) -> None:
+        """Make several commits durable, in order, in one transaction."""
+        assert not self._has_failed, "a store that failed is not written again"
+        promised, founding, cluster = self._promised, self._founding, self._cluster
+        chosen_end, log_start, applied = self._chosen_end, self._log_start, self._applied
+        accepted: dict[int, tuple[BallotLike, bytes]] = {}
+        changes: dict[str, dict[tuple[int | str, ...], tuple[Cell, ...] | None]] = {}
+        blobs: list[tuple[str, bytes]] = []
+        for commit in commits:
+            for persist in commit.persists:
+                if persist.promised is not None:
+                    ballot = BallotPair(persist.promised.round, persist.promised.replica)
+                    assert promised is None or ballot >= promised, "a promise never goes back"
+                    promised = ballot
+                for entry in persist.accepted:
+                    accepted[entry.slot] = (entry.ballot, entry.value)
+                if persist.chosen_end is not None:
+                    assert persist.chosen_end >= chosen_end, "what was chosen stays chosen"
+                    chosen_end = persist.chosen_end
+                if persist.founding is not None:
+                    founding = persist.founding
+            for row in commit.rows:
+                changes.setdefault(row.table, {})[row.key] = row.columns
+            if commit.applied is not None:
+                assert commit.applied.slot >= applied.slot, "what was applied stays applied"
+                applied = commit.applied
+            if commit.truncate_below is not None:
+                log_start = max(log_start, commit.truncate_below)
+                assert log_start <= applied.slot + 1, "what isn't applied is still needed"
+            if commit.cluster is not None:
+                cluster = commit.cluster
+            blobs.extend(commit.blobs)
+        progress: tuple[Cell, ...] = (
+            promised.round if promised else None,
+            promised.replica if promised else None,
+            chosen_end,
+            log_start,
+            applied.slot,
+            applied.digest,
+        )
+        before = (self._promised, self._chosen_end, self._log_start, self._applied)
+        try:
+            with self._database.transaction() as cursor:
+                if accepted:
+                    cells: list[Cell] = []
+                    for slot, (of, value) in accepted.items():
+                        checksum = _log_checksum(slot, of.round, of.replica, value)
+                        cells += (slot, of.round, of.replica, value, checksum)
+                    _UPSERT_LOG.run(cursor, cells)
+                for table, rows in changes.items():
+                    self._write_rows(cursor, table, rows)
+                if log_start > self._log_start:
+                    cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
+                for digest, data in blobs:
+                    self._write_blob(cursor, digest, data)
+                if (founding, cluster) != (self._founding, self._cluster):
+                    cursor.execute(
+                        "UPDATE header SET cluster = ?, founding = ?, founding_checksum = ?",
+                        (cluster, founding, None if founding is None else zlib.crc32(founding)),
+                    )
+                if (promised, chosen_end, log_start, applied) != before:
+                    cursor.execute(
+                        "UPDATE progress SET promised_round = ?, promised_replica = ?,"
+                        " chosen_end = ?, log_start = ?, applied_slot = ?, digest = ?,"
+                        " checksum = ?",
+                        (*progress, zlib.crc32(repr(progress).encode())),
+                    )
+        except BaseException:
+            self._has_failed = True
+            raise
+        self._promised, self._founding, self._cluster = promised, founding, cluster
+        self._chosen_end, self._log_start, self._applied = chosen_end, log_start, applied
+
+    @staticmethod
+    def _write_rows(
+        cursor: Cursor, table: str, rows: dict[tuple[int | str, ...], tuple[Cell, ...] | None]
+    ) -> None:
+        written: list[Cell] = []
+        deleted: list[Cell] = []
+        for key, columns in rows.items():
+            if columns is None:
+                deleted += key
+            else:
+                written += key
+                written += columns
+        # The keys of both differ, so their order doesn't matter.
+        _UPSERTS[table].run(cursor, written)
+        _DELETES[table].run(cursor, deleted)
+
+    def truncate_log(self, below_slot: int) -> None:
+        """Forget accepted values below a slot; all of them must have been applied."""
+        self.commit(Commit(truncate_below=below_slot))
+
+    # --- archives of jobs ---
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Keep an archive under the SHA-256 of its bytes; one that is there stays."""
+        self.commit(Commit(blobs=((digest, data),)))
+
+    @staticmethod
+    def _write_blob(cursor: Cursor, digest: str, data: bytes) -> None:
+        assert hashlib.sha256(data).hexdigest() == digest, "a blob is named by its SHA-256"
+        cursor.execute(
+            "INSERT INTO blobs VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+            (digest, len(data)),
+        )
+        if cursor.fetchone() is None:
+            return
+        view = memoryview(data)
+        for number, first in enumerate(range(0, len(data), _BLOB_CHUNK_BYTES)):
+            cursor.execute(
+                "INSERT INTO blob_chunks (digest, number, data) VALUES (?, ?, ?)",
+                (digest, number, view[first : first + _BLOB_CHUNK_BYTES]),
+            )
+
+    def has_blob(self, digest: str) -> bool:
+        """Return whether an archive is there."""
+        return bool(self._database.query("SELECT 1 FROM blobs WHERE digest = ?", (digest,)))
+
+    def read_blob(self, digest: str) -> bytes | None:
+        """Return an archive, or None if it isn't there.
+
+        Raises:
+            StoreError: It is there, and isn't what its digest says.
+        """
+        if not self.has_blob(digest):
+            return None
+        data = b"".join(
+            chunk
+            for (chunk,) in self._database.iterate(
+                "SELECT data FROM blob_chunks WHERE digest = ? ORDER BY number", (digest,)
+            )
+            if isinstance(chunk, bytes)
+        )
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise self._damage(f"blob {digest} of table 'blob_chunks' fails its checksum")
+        return data
+
+    def drop_blob(self, digest: str) -> None:
+        """Forget an archive; one that isn't there is no error."""
+        with self._database.transaction() as cursor:
+            cursor.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+    # --- upkeep ---
+
+    def checkpoint_if_due(self) -> bool:
+        """Checkpoint if the write-ahead log is very long; call it after commits."""
+        return self._database.checkpoint_if_due()
+
+    @property
+    def idle_work_is_due(self) -> bool:
+        """Whether a quiet moment should be used for `do_idle_work`."""
+        return self._database.checkpoint_is_due
+
+    def do_idle_work(self) -> None:
+        """Copy the write-ahead log into the file."""
+        self._database.checkpoint()
+
+    def close(self) -> None:
+        """Close the file and give the directory free."""
+        try:
+            self._database.close()
+        finally:
+            self._lock.release()
+
+
+def _fill(cursor: Cursor, replica: int, now_ms: int, incarnation: str) -> None:
+    progress = (None, None, 1, 1, 0, "")
+    cursor.execute(
+        "INSERT INTO header (one, replica, incarnation, created_ms) VALUES (1, ?, ?, ?)",
+        (replica, incarnation, now_ms),
+    )
+    cursor.execute(
+        "INSERT INTO progress VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+        (*progress, zlib.crc32(repr(progress).encode())),
+    )
+
+
+def _check_owner(database: Database, replica: int, cluster: str | None) -> None:
+    for found_replica, found_cluster in database.query("SELECT replica, cluster FROM header"):
+        is_other = cluster is not None and found_cluster is not None and cluster != found_cluster
+        if found_replica == replica and not is_other:
+            continue
+        of = f" of cluster {found_cluster!r}" if found_cluster is not None else ""
+        me = f" of cluster {cluster!r}" if cluster is not None else ""
+        raise SettingsError(
+            f"cannot open replica store {str(database.path)!r}: it belongs to "
+            f"replica {found_replica!r}{of}, this is replica {replica}{me}",
+            hint="give this replica its own --data-dir",
+        )
