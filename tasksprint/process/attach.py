@@ -1,0 +1,547 @@
+"""Nodes that a person starts by hand: `node --exec PROG --name NAME`.
+
+Three parts. The **registry**: each client of this user writes a file that says where
+its socket is, so that `node` finds the only client of this machine. The **server**: a
+client accepts on a Unix-domain socket, reads one hello line, and answers. The
+**node side**: connect, say hello, make that socket stdin and stdout, and become
+the program. After that the socket carries the node's lines as if the client had
+started the program itself: no process and no copy stands between.
+
+    node -> client: {"attach":"NAME","pid":4711,"version":"1.0"}
+    client -> node: {"attached":3}            or {"error":"text"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from tasksprint.errors import (
+    NodeFailed,
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    UsageError,
+)
+from tasksprint.process.command_line import explain_start_error
+from tasksprint.process.directories import private_directory, temporary_directory
+from tasksprint.process.program import Connection, ExitReason
+
+__all__ = [
+    "AttachServer",
+    "AttachedProgram",
+    "Hello",
+    "LiveClient",
+    "attach_and_exec",
+    "find_client",
+    "live_clients",
+    "register_client",
+    "socket_path",
+]
+
+# sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the final NUL.
+SOCKET_PATH_BYTES_MAX = 100
+HELLO_BYTES_MAX = 4 * 1024
+# A node says hello before anything else; who doesn't isn't one.
+HELLO_TIMEOUT_S = 5.0
+NAME_BYTES_MAX = 200
+
+
+# --- where the socket is ---
+
+
+def socket_path(data_directory: Path, environ: Mapping[str, str] | None = None) -> Path:
+    """Return where the client with this data directory listens for nodes.
+
+    In the data directory; if that path is too long for a socket, a name made from it in a
+    private temporary directory.
+    """
+    path = data_directory.resolve() / "nodes.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+        return path
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return temporary_directory(environ) / f"{name}.sock"
+
+
+# --- the registry of clients ---
+
+
+@dataclass(frozen=True, slots=True)
+class LiveClient:
+    """A client of this user on this machine that nodes can attach to."""
+
+    pid: int
+    data_directory: str
+    socket: str
+
+
+def register_client(state_directory: Path, data_directory: Path, socket_file: Path) -> Path:
+    """Write this client's file into the registry, and return its path; delete it at the end.
+
+    A file that a kill -9 leaves behind does no harm: its socket doesn't answer.
+    """
+    folder = private_directory(state_directory / "clients")
+    path = folder / f"{_host()}-{os.getpid()}.json"
+    text = json.dumps(
+        {
+            "pid": os.getpid(),
+            "data_directory": str(data_directory.resolve()),
+            "socket": str(socket_file),
+        }
+    )
+    beside = path.with_suffix(".new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+    return path
+
+
+def live_clients(state_directory: Path) -> list[LiveClient]:
+    """Return the clients of this user on this machine that answer, by process id.
+
+    A home directory may be shared by several machines, so the files' names begin with the
+    machine's, and others' are left alone.
+    """
+    result = []
+    for path in sorted((state_directory / "clients").glob("*.json")):
+        if path.name.rpartition("-")[0] != _host():
+            continue
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            client = LiveClient(
+                int(fields["pid"]), str(fields["data_directory"]), str(fields["socket"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # Written or deleted just now, or not ours.
+        if _answers(client.socket):
+            result.append(client)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return sorted(result, key=lambda client: client.pid)
+
+
+def find_client(state_directory: Path, wanted: str | None = None) -> LiveClient:
+    """Return the only live client of this machine, or the one that is wanted.
+
+    Args:
+        wanted: Its process id or data directory.
+
+    Raises:
+        UsageError: There is none, or there are several; the message lists them.
+    """
+    clients = live_clients(state_directory)
+    if wanted is not None:
+        directory = str(Path(wanted).resolve())
+        clients = [
+            client
+            for client in clients
+            if str(client.pid) == wanted or client.data_directory == directory
+        ]
+        if not clients:
+            raise UsageError(
+                f"no client {wanted!r} runs on this machine" + _listed(state_directory)
+            )
+    if not clients:
+        raise UsageError(
+            "no client runs on this machine (as this user)",
+            hint="start one with `tasksprint client`",
+        )
+    if len(clients) > 1:
+        raise UsageError(
+            f"{len(clients)} clients run on this machine" + _listed(state_directory),
+            hint="say which, by its process id or data directory",
+        )
+    return clients[0]
+
+
+def _listed(state_directory: Path) -> str:
+    clients = live_clients(state_directory)
+    if not clients:
+        return ""
+    return ": " + ", ".join(
+        f"{client.pid} (data in {client.data_directory!r})" for client in clients
+    )
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(1.0)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            # A full queue of connections is a sign of life.
+            return error.errno == errno.EAGAIN or isinstance(error, TimeoutError)
+    return True
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "_") or "localhost"
+
+
+# --- the client's side ---
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a node says of itself."""
+
+    name: str  # jobs with the node "attached:NAME" are served by it
+    pid: int
+    version: str  # of the TaskSprint that attached it
+
+
+class AttachedProgram(Connection):
+    """A program that attached itself; made by `AttachServer`.
+
+    It has the same methods as `program.Program`. It isn't our child, so how it ended isn't
+    known, and neither is its stderr: that goes to the terminal it was started from.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        hello: Hello,
+        number: int,
+        *,
+        on_data: Callable[[bytes], None],
+        on_exit: Callable[[ExitReason], None],
+        on_writable: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(sock, on_data=on_data, on_writable=on_writable)
+        self.hello = hello
+        self.number = number
+        self._on_exit = on_exit
+        self._why = ""
+        # A handle to the process, so that its id can't come to mean another one.
+        self._pidfd = -1
+        pid = _peer_pid(sock)
+        self._pid = pid or hello.pid
+        if pid and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(pid)
+        loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[ExitReason] = loop.create_future()
+        self.closed.add_done_callback(lambda _: self._ended())
+
+    @property
+    def pid(self) -> int:
+        """The process id, as far as it is known."""
+        return self._pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its connection is open."""
+        return not self.closed.done()
+
+    async def wait(self) -> ExitReason:
+        """Wait until the connection is closed and `on_exit` has been called."""
+        return await asyncio.shield(self._exited)
+
+    async def stop(
+        self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
+    ) -> ExitReason:
+        """End the program: ask, wait, terminate, wait, kill."""
+        self._why = self._why or why
+        self.write_eof()
+        for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
+            done, _ = await asyncio.wait([self._exited], timeout=wait_s)
+            if done:
+                break
+            self._signal(then)
+        else:
+            self.close()
+        return await self.wait()
+
+    def kill(self, why: str = "killed") -> None:
+        """Kill the program now, and close its connection; `on_exit` follows."""
+        self._why = self._why or why
+        self._signal(signal.SIGKILL)
+        self.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self.running and self._pid > 0:
+                os.kill(self._pid, number)
+        except OSError:
+            pass  # It has ended, or belongs to another user: its connection is closed anyway.
+
+    def _ended(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        reason = ExitReason(
+            code=None, signal=None, out_of_memory=None, stderr_tail="", why=self._why
+        )
+        self._exited.set_result(reason)
+        self._on_exit(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What an attached program's data, end and room to write are told to."""
+
+    on_data: Callable[[bytes], None]
+    on_exit: Callable[[ExitReason], None]
+    on_writable: Callable[[], None] | None = None
+
+
+class AttachServer:
+    """Accepts nodes on a client's socket; `async with` or `close()` ends it.
+
+    Args:
+        path: From `socket_path`.
+        on_hello: Decides: returns the callbacks of the new program, or an error text,
+            which is sent back.
+        on_attached: Gets the program once it is attached and may be written to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        on_hello: Callable[[Hello], Callbacks | str],
+        on_attached: Callable[[AttachedProgram], None],
+    ) -> None:
+        self._path = path
+        self._on_hello = on_hello
+        self._on_attached = on_attached
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._greetings: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._attached = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SettingsError: Another client uses this data directory, or the socket can't be made.
+        """
+        if _answers(str(self._path)):
+            raise SettingsError(
+                f"another client already listens on {str(self._path)!r}",
+                hint="give this one its own --data-dir",
+            )
+        try:
+            self._path.unlink(missing_ok=True)  # what a killed client left behind
+            self._listener.bind(str(self._path))
+            os.chmod(self._path, 0o600)
+            self._listener.listen(128)
+        except OSError as error:
+            raise SettingsError(
+                f"can't listen on {str(self._path)!r}: {error.strerror or error}"
+            ) from error
+        self._listener.setblocking(False)
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+
+    async def close(self) -> None:
+        """Stop accepting; programs that are attached stay."""
+        tasks = [*self._greetings]
+        if self._accepting is not None:
+            tasks.append(self._accepting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._path.unlink(missing_ok=True)  # Before closing: it is still ours.
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    raise
+                await asyncio.sleep(0.5)  # Until something else is closed.
+                continue
+            task = loop.create_task(self._greet(sock))
+            self._greetings.add(task)
+            task.add_done_callback(self._greetings.discard)
+
+    async def _greet(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        handed_over = False
+        try:
+            sock.setblocking(False)
+            line = await asyncio.wait_for(_read_line(loop, sock), HELLO_TIMEOUT_S)
+            if not line:
+                return  # Somebody looked whether we live (`live_clients`).
+            try:
+                hello = _decode_hello(line)
+                answer = self._on_hello(hello)
+            except RemoteProtocolError as error:
+                answer = str(error)
+            if isinstance(answer, str):
+                await loop.sock_sendall(sock, _encode({"error": answer}))
+                return
+            self._attached += 1
+            number = self._attached
+            await loop.sock_sendall(sock, _encode({"attached": number}))
+            program = AttachedProgram(
+                sock,
+                hello,
+                number,
+                on_data=answer.on_data,
+                on_exit=answer.on_exit,
+                on_writable=answer.on_writable,
+            )
+            await loop.create_unix_connection(lambda: program, sock=sock)
+            handed_over = True
+            self._on_attached(program)
+        except (OSError, asyncio.TimeoutError):  # noqa: UP041 (two classes in Python 3.10)
+            pass  # It left, or said nothing: it has attached to nothing yet.
+        finally:
+            if not handed_over:
+                sock.close()
+
+
+async def _read_line(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) <= HELLO_BYTES_MAX:
+        data = await loop.sock_recv(sock, HELLO_BYTES_MAX + 1 - len(line))
+        if not data:
+            break
+        line += data
+    return line
+
+
+def _decode_hello(line: bytes) -> Hello:
+    if len(line) > HELLO_BYTES_MAX:
+        raise RemoteProtocolError(
+            f"the hello line has more than {HELLO_BYTES_MAX} bytes, expected "
+            '{"attach":NAME,"pid":PID,"version":TEXT}'
+        )
+    try:
+        fields = json.loads(line)
+        name, pid, version = fields["attach"], fields["pid"], fields["version"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RemoteProtocolError(
+            f"the hello line is {line[:80]!r}, expected "
+            '{"attach":NAME,"pid":PID,"version":TEXT}'
+        ) from error
+    if not (isinstance(name, str) and isinstance(pid, int) and isinstance(version, str)):
+        raise RemoteProtocolError(
+            f"the hello line is {line[:80]!r}, expected two texts and an integer"
+        )
+    _check_name(name)
+    return Hello(name, pid, version)
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name.encode(errors="replace")) > NAME_BYTES_MAX or "\n" in name:
+        raise RemoteProtocolError(
+            f"node name {name[:80]!r}, expected 1 to {NAME_BYTES_MAX} bytes on one line"
+        )
+
+
+def _encode(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _peer_pid(sock: socket.socket) -> int | None:
+    """Return the process id at the other end, as the kernel knows it."""
+    if sys.platform == "linux":
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid: int = struct.unpack("iii", credentials)[0]
+        return pid or None  # 0: in another PID namespace
+    return None
+
+
+# --- the node's side ---
+
+
+def attach_and_exec(
+    argv: Sequence[str],
+    *,
+    name: str,
+    version: str,
+    socket_file: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    program: str | None = None,
+    memory_bytes: int | None = None,
+    timeout_s: float = 10.0,
+) -> NoReturn:
+    """Attach to the client at `socket_file` and become `argv`; doesn't return.
+
+    Args:
+        argv: As `command_line` makes it.
+        name: Under which jobs find this node.
+        program: `argv` in messages, as its user knows it.
+        memory_bytes: Limit of the program's memory (RLIMIT_DATA), if any.
+
+    Raises:
+        PeerUnreachable: The client doesn't answer.
+        Refused: The client says no; with its reason.
+        NodeFailed: `argv` can't be executed.
+    """
+    _check_name(name)
+    sock = _attach(socket_file, name, version, timeout_s)
+    environment = dict(os.environ if env is None else env)
+    try:
+        if cwd is not None:
+            os.chdir(cwd)
+        if memory_bytes is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        # Blocking, since the program expects it: the flag belongs to the socket, and
+        # survives dup2 and exec.
+        sock.setblocking(True)
+        sys.stdout.flush()
+        os.dup2(sock.fileno(), 0)
+        os.dup2(sock.fileno(), 1)
+        os.execvpe(argv[0], list(argv), environment)
+    except OSError as error:
+        raise explain_start_error(
+            error, argv[0], name=program, cwd=cwd, what="node", failure=NodeFailed
+        ) from error
+
+
+def _attach(socket_file: str, name: str, version: str, timeout_s: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout_s)
+    try:
+        sock.connect(socket_file)
+        sock.sendall(_encode({"attach": name, "pid": os.getpid(), "version": version}))
+        # Byte by byte: what follows the line is the first task, for the program to read.
+        line = b""
+        while not line.endswith(b"\n") and len(line) < HELLO_BYTES_MAX:
+            data = sock.recv(1)
+            if not data:
+                break
+            line += data
+    except OSError as error:
+        sock.close()
+        raise PeerUnreachable(
+            f"the client at {socket_file!r} doesn't answer: {error.strerror or error}",
+            hint="is it still running?",
+        ) from error
+    try:
+        answer = json.loads(line)
+        if "attached" in answer:
+            return sock
+        text = str(answer["error"])
+    except (ValueError, TypeError, KeyError) as error:
+        sock.close()
+        raise PeerUnreachable(
+            f"the client at {socket_file!r} answered {line[:80]!r}, "
+            'expected {"attached":N} or {"error":TEXT}'
+        ) from error
+    sock.close()
+    raise Refused(f"the client refuses node {name!r}: {text}")

@@ -1,0 +1,172 @@
+"""How a user's program is run: its argv and its environment.
+
+Knows file names, #! lines and PATH. It doesn't start anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tasksprint.errors import NodeFailed, SchedulerFailed
+
+__all__ = ["child_environment", "command_line", "explain_start_error"]
+
+Failure = type[NodeFailed | SchedulerFailed]
+
+# What each kind of source file is run with, whatever its #! line and mode say: they get
+# lost on the way (a download, a FAT stick), and #!/usr/bin/python is often Python 2 or
+# not there at all.
+_INTERPRETED = {".sh": ("/bin/sh",), ".awk": ("awk", "-f")}
+# Environment that must not reach users' programs: whoever has it controls the cluster.
+_SECRETS = ("TASKSPRINT_KEY", "TASKSPRINT_TOKEN", "TASKSPRINT_SECRET")
+
+
+def command_line(
+    program: str | Sequence[str],
+    *,
+    directory: Path,
+    what: str,
+    failure: Failure,
+    interpreter: str | None = None,
+) -> tuple[str, ...]:
+    """Return the argv that runs `program`.
+
+    Args:
+        program: A file in `directory`, or a file and its arguments. A name without a
+            slash that isn't a file there is looked up in PATH.
+        directory: Of the job, where the program will be started.
+        what: "scheduler" or "node", for messages.
+        failure: The class of the exception: `SchedulerFailed` or `NodeFailed`.
+        interpreter: What runs `*.py` instead of the Python that runs this process.
+
+    Raises:
+        failure: There is no such file, it can't be run, or the interpreter isn't here.
+    """
+    words = (program,) if isinstance(program, str) else tuple(program)
+    name, arguments = words[0], words[1:]
+    path = directory / name
+    if not path.exists():
+        found = None if "/" in name else shutil.which(name)
+        if found is None:
+            raise failure(f"{what} {name!r} doesn't exist in {str(directory)!r}")
+        return (found, *arguments)
+    if path.is_dir():
+        raise failure(f"{what} {name!r} is a directory, expected a program")
+    if path.suffix == ".py":
+        return (_python(interpreter, what, failure), str(path), *arguments)
+    if path.suffix in _INTERPRETED:
+        return (*_INTERPRETED[path.suffix], str(path), *arguments)
+    if not os.access(path, os.X_OK):
+        raise failure(_not_executable(what, name))
+    return (str(path), *arguments)
+
+
+def child_environment(
+    *,
+    sdk_directory: Path | None,
+    hash_seed: int | None = None,
+    extra: Mapping[str, str] | None = None,
+    base: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the environment of a user's program.
+
+    Args:
+        sdk_directory: Comes first in PYTHONPATH, so that `import TaskSprintNode` works.
+        hash_seed: The job's seed, for schedulers: every replica's must iterate over a set
+            of strings in the same order, tell the same local time and sort alike. None
+            leaves all that to the machine.
+        extra: Set on top of the rest.
+        base: What it starts from; by default this process's environment, without secrets.
+    """
+    base = os.environ if base is None else base
+    result = {name: value for name, value in base.items() if not name.startswith(_SECRETS)}
+    if sdk_directory is not None:
+        before = result.get("PYTHONPATH")
+        result["PYTHONPATH"] = (
+            f"{sdk_directory}{os.pathsep}{before}" if before else str(sdk_directory)
+        )
+    if hash_seed is not None:
+        result["PYTHONHASHSEED"] = str(hash_seed % 2**32)  # the range that Python accepts
+        result["TZ"] = "UTC"
+        result["LC_ALL"] = "C.UTF-8"
+    if extra:
+        result.update(extra)
+    return result
+
+
+def explain_start_error(
+    error: OSError,
+    executable: str,
+    *,
+    name: str | None,
+    cwd: Path | str | None,
+    what: str,
+    failure: Failure,
+) -> NodeFailed | SchedulerFailed:
+    """Return the exception that says why `executable` couldn't be started, and what to do.
+
+    Args:
+        executable: argv[0].
+        name: The program as its user knows it; None: argv[0].
+    """
+    name = executable if name is None else name
+    here = Path(cwd) if cwd is not None else Path.cwd()
+    if not here.is_dir():
+        return failure(f"{what} {name!r} can't be started in {str(here)!r}: no such directory")
+    path = here / executable
+    if isinstance(error, FileNotFoundError):
+        interpreter = _shebang(path)
+        if interpreter:
+            return failure(
+                f"{what} {name!r} wants {interpreter!r} (its #! line), "
+                "which isn't on this machine",
+                hint="install that or change the line",
+            )
+        if name != executable:
+            return failure(f"{what} {name!r} is run by {executable!r}, which wasn't found")
+        return failure(f"{what} {name!r} wasn't found")
+    if isinstance(error, PermissionError):
+        return failure(_not_executable(what, name))
+    if error.errno == errno.ENOEXEC:
+        return failure(
+            f"{what} {name!r} can't be executed by this machine: "
+            "it has no #! line and is no binary for it",
+            hint="let it begin with a line such as #!/bin/sh, or build it for this machine",
+        )
+    return failure(f"{what} {name!r} can't be started: {error.strerror or error}")
+
+
+def _python(interpreter: str | None, what: str, failure: Failure) -> str:
+    if interpreter is None:
+        return sys.executable
+    found = shutil.which(interpreter)
+    if found is None:
+        raise failure(
+            f"the interpreter {interpreter!r} of the {what} isn't on this machine",
+            hint="install it, or leave 'interpreter' out of the manifest to use "
+            f"{sys.executable!r}",
+        )
+    return found
+
+
+def _not_executable(what: str, name: str) -> str:
+    return (
+        f"{what} {name!r} isn't executable; chmod +x it (and give it a #! line if it is a "
+        "script), or name it *.py, *.sh or *.awk"
+    )
+
+
+def _shebang(path: Path) -> str:
+    """Return the interpreter that the file's first line names, or ""."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return ""  # Nothing is lost: the caller has a message of its own.
+    words = first[2:].split() if first.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else ""

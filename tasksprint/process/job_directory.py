@@ -1,0 +1,519 @@
+"""A job as its user has it: a directory with a scheduler, a node and a manifest.
+
+Knows the manifest `tasksprint.json`, how a job is found without one, and how the
+directory travels: `pack` makes one archive of it, named by its digest, and
+`unpack` makes a directory of that again on another machine. What the cluster does
+with the archive in between is not known here.
+
+The archive is a gzipped tar with everything left out that differs between two
+copies of the same files (owner, times, order), so packing twice gives the
+same digest and a cluster keeps one copy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasksprint.errors import RemoteProtocolError, UsageError
+
+__all__ = [
+    "ATTACHED_PREFIX",
+    "MANIFEST_NAME",
+    "Manifest",
+    "pack",
+    "pack_programs",
+    "parse_manifest",
+    "read_job",
+    "unpack",
+]
+
+MANIFEST_NAME = "tasksprint.json"
+ATTACHED_PREFIX = "attached:"
+# What an archive may hold once unpacked: a small archive can be made that fills any disk.
+UNPACKED_BYTES_MAX = 4 * 1024 * 1024 * 1024
+MEMBERS_MAX = 100_000
+MIB = 1024 * 1024
+
+# What tools leave behind in a directory; it is in no program's way if it is missing.
+_SKIPPED_NAMES = frozenset(
+    {
+        "__pycache__", ".git", ".hg", ".svn", ".mypy_cache", ".pytest_cache",
+        ".ruff_cache", ".DS_Store", ".venv", "node_modules",
+    }
+)  # fmt: skip
+_SKIPPED_SUFFIXES = (".pyc", ".pyo", ".swp", "~")
+# node.c beside node is its source, not a second node.
+_NOT_PROGRAMS = frozenset(
+    {
+        "", "bak", "c", "cc", "cfg", "class", "cpp", "cs", "csv", "go", "h", "hpp", "hs",
+        "html", "ini", "java", "json", "kt", "log", "md", "ml", "mod", "o", "orig", "rs",
+        "rst", "sum", "swift", "tmp", "toml", "ts", "txt", "yaml", "yml", "zig",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a job consists of; the fields of `tasksprint.json`."""
+
+    name: str  # for people; by default the directory's name
+    scheduler: tuple[str, ...]  # a file of the job and its arguments
+    node: tuple[str, ...]  # the same, or ("attached:NAME",)
+    params: str = "{}"  # JSON object, as text: a job may use numbers of any size
+    seed: int | None = None  # None: chosen at submit
+    interpreter: str | None = None  # runs *.py; None: the Python that runs TaskSprint
+    setup: tuple[str, ...] = ()  # run once in the unpacked directory, before the first node
+    retries: int | None = None  # of tasks whose start_task names none
+    timeout_ms: int | None = None  # the same
+
+    @property
+    def attached(self) -> str | None:
+        """The name under which nodes attach by hand, or None: the cluster starts them."""
+        first = self.node[0]
+        return first[len(ATTACHED_PREFIX) :] if first.startswith(ATTACHED_PREFIX) else None
+
+    def encode(self) -> str:
+        """Return the manifest as JSON text with every field that isn't its default."""
+        fields: dict[str, Any] = {
+            "name": self.name,
+            "scheduler": list(self.scheduler),
+            "node": list(self.node),
+        }
+        for name in ("seed", "interpreter", "retries", "timeout_ms"):
+            if getattr(self, name) is not None:
+                fields[name] = getattr(self, name)
+        if self.setup:
+            fields["setup"] = list(self.setup)
+        head = json.dumps(fields, ensure_ascii=False)
+        return head if self.params == "{}" else f'{head[:-1]}, "params": {self.params}}}'
+
+
+@dataclass(slots=True)
+class _Tree:
+    """The files of a job: archive name -> file."""
+
+    directory: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    directories: list[str] = field(default_factory=list)
+
+
+# --- the manifest ---
+
+
+def read_job(directory: Path) -> Manifest:
+    """Return the manifest of a job directory; what it leaves out is found by name.
+
+    Raises:
+        UsageError: There is no such directory, the manifest is wrong, or the scheduler
+            or node isn't there or isn't clear.
+    """
+    if not directory.is_dir():
+        raise UsageError(
+            f"no job directory {str(directory)!r}",
+            hint="a job is a directory with a scheduler.* and a node.*",
+        )
+    path = directory / MANIFEST_NAME
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        text = "{}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read {str(path)!r}: {error}") from error
+    return parse_manifest(text, directory=directory)
+
+
+def parse_manifest(text: str, *, directory: Path) -> Manifest:
+    """Return the manifest that `text` stands for, checked against the files in `directory`."""
+    fields = _load(text)
+    unknown = [name for name in fields if name not in _FIELDS]
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0], _FIELDS, n=1, cutoff=0.5)
+        raise UsageError(
+            f"{MANIFEST_NAME} has an unknown field {unknown[0]!r}",
+            hint=f"did you mean {nearest[0]!r}?"
+            if nearest
+            else "its fields are " + ", ".join(_FIELDS),
+        )
+    for name, value in fields.items():
+        kinds, expected = _FIELDS[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise _wrong(name, expected, value)
+        if isinstance(value, int) and not 0 <= value < 2**63:
+            raise _wrong(name, expected, value)
+    setup = fields.get("setup", ())
+    scheduler = _program(fields, "scheduler", directory, checked=not setup)
+    node = _program(fields, "node", directory, checked=not setup)
+    return Manifest(
+        name=fields.get("name") or directory.resolve().name or "job",
+        scheduler=scheduler,
+        node=node,
+        params=json.dumps(fields.get("params", {}), ensure_ascii=False, allow_nan=False),
+        seed=fields.get("seed"),
+        interpreter=fields.get("interpreter"),
+        setup=_words("setup", setup) if setup else (),
+        retries=fields.get("retries"),
+        timeout_ms=fields.get("timeout_ms"),
+    )
+
+
+_INTEGER = (int,), "an integer from 0 to 2**63 - 1"
+_TEXT = (str,), "a text"
+_COMMAND = (str, list), "a file name, or a list of a file name and its arguments"
+_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": _TEXT,
+    "scheduler": _COMMAND,
+    "node": _COMMAND,
+    "params": ((dict,), "an object"),
+    "seed": _INTEGER,
+    "interpreter": _TEXT,
+    "setup": ((str, list), "a shell command, or a list of a program and its arguments"),
+    "retries": _INTEGER,
+    "timeout_ms": _INTEGER,
+}
+
+
+def _load(text: str) -> dict[str, Any]:
+    def refuse_constant(constant: str) -> Any:
+        raise UsageError(f"{MANIFEST_NAME} has the number {constant}, which JSON doesn't know")
+
+    def read_float(digits: str) -> float:
+        number = float(digits)
+        if number in (float("inf"), float("-inf")):
+            raise UsageError(f"{MANIFEST_NAME} has the number {digits}, which is too large")
+        return number
+
+    def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in result:
+                raise UsageError(f"{MANIFEST_NAME} has {name!r} twice in one object")
+            result[name] = value
+        return result
+
+    try:
+        fields = json.loads(
+            text,
+            parse_constant=refuse_constant,
+            parse_float=read_float,
+            object_pairs_hook=refuse_twice,
+        )
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{MANIFEST_NAME} isn't JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(
+            f"{MANIFEST_NAME} holds {_json_kind(fields)}, expected an object such as "
+            '{"scheduler": "scheduler.py", "node": "node.py"}'
+        )
+    return fields
+
+
+def _program(
+    fields: dict[str, Any], what: str, directory: Path, *, checked: bool
+) -> tuple[str, ...]:
+    if what not in fields:
+        return (_find_program(what, directory),)
+    words = _words(what, fields[what])
+    first = words[0]
+    if what == "node" and first.startswith(ATTACHED_PREFIX):
+        if first == ATTACHED_PREFIX or len(words) > 1:
+            raise _wrong("node", f"'{ATTACHED_PREFIX}NAME' and nothing else", fields[what])
+        return words
+    if first.startswith("/") or ".." in first.split("/"):
+        raise _wrong(what, "a file inside the job directory", first)
+    # A setup command may make the program, and a bare name may be found in PATH.
+    if checked and not (directory / first).is_file():
+        if len(words) > 1 and "/" not in first and shutil.which(first):
+            return words
+        present = sorted(path.name for path in directory.iterdir() if path.is_file())
+        nearest = difflib.get_close_matches(first, present, n=1)
+        raise UsageError(
+            f"{MANIFEST_NAME} names the {what} {first!r}, which isn't in {str(directory)!r}",
+            hint=f"did you mean {nearest[0]!r}?" if nearest else "",
+        )
+    return words
+
+
+def _find_program(what: str, directory: Path) -> str:
+    found = []
+    for path in sorted(directory.iterdir()):
+        stem, dot, suffix = path.name.partition(".")
+        runnable = suffix.lower() not in _NOT_PROGRAMS if dot else os.access(path, os.X_OK)
+        if stem == what and runnable and path.is_file() and not path.name.endswith("~"):
+            found.append(path.name)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{str(directory)!r} has {len(found)} {what}s: {', '.join(map(repr, found))}",
+            hint=f"say which in {MANIFEST_NAME}, for example "
+            f"{json.dumps({what: found[0]}, ensure_ascii=False)}",
+        )
+    raise UsageError(
+        f"{str(directory)!r} has no {what}",
+        hint=f"name a program {what}.py (or .sh, .awk, or any that is executable), "
+        f"or say which it is in {MANIFEST_NAME}",
+    )
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        # `setup` is a command line, as in a Makefile; a program is a file name.
+        words = ("/bin/sh", "-c", value) if name == "setup" else (value,)
+    else:
+        words = tuple(value)
+    if not words or not all(isinstance(word, str) and word for word in words):
+        raise _wrong(name, _FIELDS[name][1], value)
+    if any("\0" in word for word in words):
+        raise _wrong(name, "no NUL characters", value)
+    return words
+
+
+def _wrong(name: str, expected: str, value: Any) -> UsageError:
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return UsageError(f"{MANIFEST_NAME} has {name!r}: {shown}, expected {expected}")
+
+
+def _json_kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "a list"
+    return f"{json.dumps(value)[:40]}"
+
+
+# --- the archive ---
+
+
+def pack(directory: Path, *, archive_bytes_max: int) -> tuple[bytes, str]:
+    """Return the archive of a job directory, and its SHA-256 in hex.
+
+    Left out is what tools leave behind (`__pycache__`, `.git` …). A link to a file
+    inside the directory is followed; any other link is refused.
+
+    Raises:
+        UsageError: The directory holds what can't travel, or is too large.
+    """
+    return _pack(_walk(directory), archive_bytes_max)
+
+
+def pack_programs(
+    scheduler: Path, node: Path | None, *, name: str | None = None, archive_bytes_max: int
+) -> tuple[bytes, str, Manifest]:
+    """Return the archive of a job that is just two programs, its digest and its manifest.
+
+    Args:
+        node: None if nodes are attached by hand under `name`.
+    """
+    tree = _Tree(scheduler.parent)
+    for what, path in (("scheduler", scheduler), ("node", node)):
+        if path is None:
+            continue
+        if not path.is_file():
+            raise UsageError(f"no {what} {str(path)!r}")
+        if path.name in tree.files and tree.files[path.name].resolve() != path.resolve():
+            raise UsageError(f"scheduler and node are different files named {path.name!r}")
+        tree.files[path.name] = path
+    manifest = Manifest(
+        name=name or scheduler.resolve().parent.name or "job",
+        scheduler=(scheduler.name,),
+        node=(node.name if node is not None else f"{ATTACHED_PREFIX}{name or 'node'}",),
+    )
+    archive, digest = _pack(tree, archive_bytes_max)
+    return archive, digest, manifest
+
+
+def unpack(archive: bytes, digest: str, root: Path) -> Path:
+    """Return the directory `root/digest` with the archive's files, made if it isn't there.
+
+    It comes to be whole or not at all: everything is unpacked beside its place,
+    synced and renamed. Several processes may do so at once.
+
+    Raises:
+        RemoteProtocolError: The archive isn't the one that `digest` names, or holds what
+            no archive of ours does (a path out of it, a link, a device).
+    """
+    target = root / digest
+    if target.is_dir():
+        return target
+    found = hashlib.sha256(archive).hexdigest()
+    if found != digest:
+        raise RemoteProtocolError(
+            f"the archive of {len(archive)} bytes has SHA-256 {found}, expected {digest}"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{digest[:16]}.", dir=root))
+    try:
+        _extract(archive, beside)
+        os.rename(beside, target)
+        _sync(root)
+    except OSError:
+        if not target.is_dir():  # Else another process was first, with the same files.
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def _walk(directory: Path) -> _Tree:
+    tree = _Tree(directory)
+    inside = directory.resolve()
+    waiting = [(directory, "")]
+    while waiting:
+        folder, prefix = waiting.pop()
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name in _SKIPPED_NAMES or entry.name.endswith(_SKIPPED_SUFFIXES):
+                continue
+            name, path = prefix + entry.name, Path(entry.path)
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise UsageError(f"the file name {name!r} isn't UTF-8") from None
+            if entry.is_symlink():
+                resolved = path.resolve()
+                if not resolved.is_file() or inside not in resolved.parents:
+                    raise UsageError(
+                        f"{name!r} in {str(directory)!r} is a link to "
+                        f"{os.readlink(path)!r}, which is no file inside the job directory",
+                        hint="put a copy there instead, or move it out",
+                    )
+                tree.files[name] = resolved
+            elif entry.is_dir():
+                tree.directories.append(name)
+                waiting.append((path, name + "/"))
+            elif entry.is_file():
+                tree.files[name] = path
+            else:
+                raise UsageError(
+                    f"{name!r} in {str(directory)!r} is neither a file nor a directory",
+                    hint="move it out of the job directory",
+                )
+    return tree
+
+
+def _pack(tree: _Tree, archive_bytes_max: int) -> tuple[bytes, str]:
+    sizes = {name: path.stat().st_size for name, path in tree.files.items()}
+    target = _Bounded(archive_bytes_max)
+    try:
+        with (
+            gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for name in sorted([*tree.directories, *tree.files]):
+                _add(tar, name, tree.files.get(name))
+    except _TooLarge:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise UsageError(
+            f"the job in {str(tree.directory)!r} has {sum(sizes.values()) / MIB:.1f} MiB, "
+            f"which don't pack into {archive_bytes_max} bytes (archive_bytes_max); the "
+            f"largest file is {largest!r} with {sizes[largest] / MIB:.1f} MiB",
+            hint="keep data out of the job directory: let nodes read it from where it is",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"can't pack {str(tree.directory)!r}: {error}") from error
+    archive = target.getvalue()
+    return archive, hashlib.sha256(archive).hexdigest()
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
+    member = tarfile.TarInfo(name)  # owner 0, no names, time 0
+    if path is None:
+        member.type = tarfile.DIRTYPE
+        member.mode = 0o700
+        tar.addfile(member)
+        return
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        member.size = found.st_size
+        member.mode = 0o600 | (found.st_mode & stat.S_IXUSR)
+        tar.addfile(member, file)
+
+
+class _TooLarge(Exception):
+    """The archive has outgrown its limit; never leaves this module."""
+
+
+class _Bounded(io.BytesIO):
+    """A buffer that refuses to grow beyond its limit, so a huge directory fails early."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__()
+        self._bytes_max = bytes_max
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + len(data) > self._bytes_max:
+            # Nothing more is taken, so closing the archive on the way out can't fail anew.
+            self._bytes_max, over = 1 << 62, self._bytes_max
+            raise _TooLarge(over)
+        return super().write(data)
+
+
+def _extract(archive: bytes, target: Path) -> None:
+    written = 0
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+            for member in _counted(tar):
+                path = target / _safe(member.name)
+                if member.isdir():
+                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    continue
+                if not member.isreg():
+                    raise RemoteProtocolError(
+                        f"archive member {member.name!r} is neither a file nor a directory"
+                    )
+                written += member.size
+                if written > UNPACKED_BYTES_MAX:
+                    raise RemoteProtocolError(
+                        f"the archive unpacks to more than {UNPACKED_BYTES_MAX} bytes"
+                    )
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                source = tar.extractfile(member)
+                assert source is not None  # It is a regular file.
+                # "x": no member may replace another one.
+                with source, path.open("xb") as file:
+                    shutil.copyfileobj(source, file, MIB)
+                    os.fchmod(file.fileno(), 0o600 | (member.mode & stat.S_IXUSR))
+                    file.flush()
+                    os.fsync(file.fileno())
+    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise RemoteProtocolError(f"the archive is damaged: {error}") from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise RemoteProtocolError(
+            f"archive member {error.filename!r} stands in the archive twice"
+        ) from error
+    for folder, _, _ in os.walk(target):
+        _sync(Path(folder))
+
+
+def _counted(members: Iterable[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
+    for count, member in enumerate(members):
+        if count >= MEMBERS_MAX:
+            raise RemoteProtocolError(f"the archive has more than {MEMBERS_MAX} members")
+        yield member
+
+
+def _safe(name: str) -> str:
+    parts = name.split("/")
+    if not name or "\0" in name or ".." in parts or "" in parts or "." in parts:
+        raise RemoteProtocolError(f"archive member {name!r} would leave the job directory")
+    return name
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,505 @@
+"""One child process: started, fed, listened to, and surely ended.
+
+Its stdin and stdout are the two directions of one socket, so that reading and
+writing need no pipe each and the same code serves a program that a person attached
+by hand (attach.py). It leads a session of its own, so that a signal to its group
+reaches whatever it started. It doesn't outlive us: on Linux the kernel kills it
+when this process dies; elsewhere it sees the end of its input.
+
+A program that ended has left nothing behind: its group is killed before it is
+reaped, while its process id can't have been given to somebody else. A grandchild
+that made itself a session of its own escapes that, and so do, after a kill -9 of
+*this* process, grandchildren of any kind.
+
+This module moves bytes. Lines, ready messages and timeouts of answers are the
+business of whoever gives it its callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tasksprint.errors import LocalProtocolError, NodeFailed, SchedulerFailed
+from tasksprint.process.command_line import explain_start_error
+
+__all__ = ["Connection", "ExitReason", "Program", "start_program"]
+
+STDERR_TAIL_BYTES = 8 * 1024
+# The kernel cuts this to what it allows (net.core.wmem_max, often 208 KiB).
+SOCKET_BUFFER_BYTES = 1024 * 1024
+# Above this much unsent data `on_writable` reports when it has drained.
+WRITE_HIGH_BYTES = 1024 * 1024
+# How long after the program's end its sockets may stay open: only a descendant that
+# fled its group still holds them, and nothing of it is waited for.
+DRAIN_S = 0.5
+# How long a program may go on running after it closed its stdin and stdout.
+LINGER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReason:
+    """How a program ended; exactly one of `code` and `signal` is known, or neither."""
+
+    code: int | None  # exit code
+    signal: int | None  # the signal that killed it
+    out_of_memory: bool | None  # None: can't be known here
+    stderr_tail: str  # the last 8 KiB of its stderr
+    why: str = ""  # what we know beyond that: that we ended it, and for what
+
+    def describe(self) -> str:
+        """Return e.g. "exit code 3" or "signal 9 (SIGKILL), out of memory", on one line."""
+        if self.signal is not None:
+            text = f"signal {self.signal} ({_signal_name(self.signal)})"
+        elif self.code is not None:
+            text = f"exit code {self.code}"
+        else:
+            text = "closed its connection"
+        if self.out_of_memory:
+            text += ", out of memory"
+        return f"{text} ({self.why})" if self.why else text
+
+    def describe_with_stderr(self) -> str:
+        """Return `describe()` and, where there is any, the tail of stderr on further lines."""
+        tail = self.stderr_tail.rstrip()
+        return f"{self.describe()}; its stderr ended with:\n{tail}" if tail else self.describe()
+
+
+class Connection(asyncio.Protocol):
+    """The writing and reading side of a program's socket, whoever started the program.
+
+    `Program` and `attach.AttachedProgram` are the two kinds.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_data: Callable[[bytes], None],
+        on_writable: Callable[[], None] | None,
+    ) -> None:
+        self._on_data = on_data
+        self._on_writable = on_writable
+        self._transport: asyncio.Transport | None = None
+        # A second handle to the socket. When a write fails because the other side is
+        # gone, asyncio closes its handle with unread data still in it: the last answer
+        # of a program that answered and left. `connection_lost` reads it from here.
+        self._last_words = sock.dup()
+        self._last_words.setblocking(False)
+        # Done once no more data will come.
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; after the program's end they are dropped, and `on_exit` tells."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def writelines(self, chunks: Iterable[bytes]) -> None:
+        """Send many pieces as one."""
+        self.write(b"".join(chunks))
+
+    def write_eof(self) -> None:
+        """Close the program's stdin once everything written has been sent; ask it to end."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        try:
+            transport.write_eof()
+        except OSError:
+            pass  # Nothing is lost: it has ended already, and that is reported.
+
+    @property
+    def write_buffer_size(self) -> int:
+        """Bytes written that the kernel has not taken yet: the program isn't reading."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def pause_reading(self) -> None:
+        """Deliver no more data for now; the program blocks once the socket is full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Deliver data again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the socket at once; what was not sent is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._on_data(data)
+
+    def resume_writing(self) -> None:
+        if self._on_writable is not None:
+            self._on_writable()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            while error is not None and (data := self._last_words.recv(256 * 1024)):
+                self._on_data(data)
+        except OSError:
+            pass  # Nothing is lost: BlockingIOError and ECONNRESET say that it is empty.
+        finally:
+            self._last_words.close()
+            if not self.closed.done():
+                self.closed.set_result(None)
+
+
+async def start_program(
+    argv: Sequence[str],
+    *,
+    cwd: Path | str | None,
+    env: Mapping[str, str] | None,
+    what: str,
+    failure: type[NodeFailed | SchedulerFailed],
+    on_data: Callable[[bytes], None],
+    on_exit: Callable[[ExitReason], None],
+    on_stderr: Callable[[bytes], None] | None = None,
+    on_writable: Callable[[], None] | None = None,
+    name: str | None = None,
+) -> Program:
+    """Start a child with a socket as its stdin and stdout, and a pipe as its stderr.
+
+    Call it in the main thread: on Linux a child is killed when the *thread* that
+    started it ends (prctl(2), PR_SET_PDEATHSIG), so in another thread that safeguard is
+    left out.
+
+    Args:
+        argv: As `command_line` makes it.
+        cwd: Working directory; None: ours.
+        env: The whole environment; None: ours.
+        what: "node" or "scheduler", for messages.
+        failure: The exception to raise.
+        on_data: Gets what the program writes to stdout, as it comes.
+        on_exit: Called once, after the program was reaped and all it had written was
+            delivered; nothing is called after it.
+        on_stderr: Gets all of stderr, as it comes.
+        on_writable: Called when a backlog of writes has drained (`write_buffer_size`).
+        name: The program in messages, as its user knows it; by default argv[0].
+
+    Raises:
+        failure: It can't be started; the message says what to do.
+    """
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+        kills_before = _out_of_memory_kills()
+        try:
+            # Blocking: a fork takes milliseconds, and must happen in this thread.
+            child = subprocess.Popen(  # noqa: ASYNC220
+                list(argv),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 (its docstring)
+            )
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+            if isinstance(error, ValueError):
+                error = OSError(0, str(error))
+            raise explain_start_error(
+                error, argv[0], name=name, cwd=cwd, what=what, failure=failure
+            ) from error
+        except subprocess.SubprocessError as error:
+            raise failure(f"{what} {name or argv[0]!r} can't be started: {error}") from error
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    program = Program(
+        child,
+        ours,
+        on_data=on_data,
+        on_exit=on_exit,
+        on_stderr=on_stderr,
+        on_writable=on_writable,
+        kills_before=kills_before,
+    )
+    assert child.stderr is not None
+    try:
+        await loop.create_unix_connection(lambda: program, sock=ours)
+        await program.watch(child.stderr)
+    except BaseException:
+        program.kill()
+        child.wait()
+        raise
+    return program
+
+
+class Program(Connection):
+    """A running child process; made by `start_program`."""
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        sock: socket.socket,
+        *,
+        on_data: Callable[[bytes], None],
+        on_exit: Callable[[ExitReason], None],
+        on_stderr: Callable[[bytes], None] | None,
+        on_writable: Callable[[], None] | None,
+        kills_before: int | None,
+    ) -> None:
+        super().__init__(sock, on_data=on_data, on_writable=on_writable)
+        self._loop = asyncio.get_running_loop()
+        self._child = child
+        self._on_exit = on_exit
+        self._stderr = _Stderr(on_stderr)
+        self._stderr_transport: asyncio.BaseTransport | None = None
+        self._kills_before = kills_before
+        self._reaped = False
+        self._signalled = False  # we sent SIGKILL or SIGTERM
+        self._why = ""
+        self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
+        self._finish_task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id, also that of its group and session."""
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended yet."""
+        return not self._reaped
+
+    async def wait(self) -> ExitReason:
+        """Wait until the program has ended and `on_exit` has been called."""
+        return await asyncio.shield(self._exited)
+
+    async def stop(
+        self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
+    ) -> ExitReason:
+        """End the program: ask, wait, terminate, wait, kill.
+
+        Args:
+            grace_s: How long after the end of its input it may go on.
+            terminate_s: How long after SIGTERM.
+            why: Stands in the `ExitReason`.
+        """
+        self._why = self._why or why
+        self.write_eof()
+        for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
+            done, _ = await asyncio.wait([self._exited], timeout=wait_s)
+            if done:
+                break
+            self._signal(then)
+        return await self.wait()
+
+    def kill(self, why: str = "killed") -> None:
+        """Kill the program and its whole group now; `on_exit` follows."""
+        self._why = self._why or why
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._reaped:
+            return  # Its process id may belong to somebody else by now.
+        self._signalled = True
+        _signal_group(self._child.pid, number)
+
+    # --- its end ---
+
+    async def watch(self, stderr: IO[bytes]) -> None:
+        """Listen to stderr and wait for the end; called once, by `start_program`."""
+        self._stderr_transport, _ = await self._loop.connect_read_pipe(
+            lambda: self._stderr, stderr
+        )
+        _watch_exit(self._loop, self._child.pid, self._ended)
+        self.closed.add_done_callback(lambda _: self._linger())
+
+    def _linger(self) -> None:
+        """The program closed its stdin and stdout: it is of no use any more."""
+        if not self._reaped:
+            self._loop.call_later(LINGER_S, self._kill_lingerer)
+
+    def _kill_lingerer(self) -> None:
+        if not self._reaped:
+            self.kill("it closed its stdin and stdout but went on running")
+
+    def _ended(self) -> None:
+        """The process is a zombie: kill its group, then reap it."""
+        # In this order: until it is reaped, its id names no other group.
+        _signal_group(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        self._reaped = True
+        self._finish_task = self._loop.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        self.resume_reading()  # What it still wrote fits the kernel's buffer.
+        await asyncio.wait([self.closed, self._stderr.closed], timeout=DRAIN_S)
+        self.close()
+        if self._stderr_transport is not None:
+            self._stderr_transport.close()
+        await asyncio.wait([self.closed, self._stderr.closed])
+        reason = self._reason()
+        self._exited.set_result(reason)
+        self._on_exit(reason)
+
+    def _reason(self) -> ExitReason:
+        returncode = self._child.returncode
+        tail = bytes(self._stderr.tail).decode(errors="replace")
+        last = tail.rstrip().rpartition("\n")[2]
+        out_of_memory: bool | None = False
+        if last == "MemoryError" or last.startswith("MemoryError:"):
+            out_of_memory = True
+        elif returncode == -signal.SIGKILL and not self._signalled:
+            kills = _out_of_memory_kills()
+            if kills is None or self._kills_before is None:
+                out_of_memory = None
+            else:
+                out_of_memory = kills > self._kills_before
+        return ExitReason(
+            code=returncode if returncode >= 0 else None,
+            signal=-returncode if returncode < 0 else None,
+            out_of_memory=out_of_memory,
+            stderr_tail=tail,
+            why=self._why,
+        )
+
+
+class _Stderr(asyncio.Protocol):
+    """Hands stderr on and keeps its tail."""
+
+    def __init__(self, on_stderr: Callable[[bytes], None] | None) -> None:
+        self._on_stderr = on_stderr
+        self.tail = bytearray()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.tail += data
+        if len(self.tail) > STDERR_TAIL_BYTES:
+            del self.tail[:-STDERR_TAIL_BYTES]
+        if self._on_stderr is not None:
+            self._on_stderr(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def _watch_exit(
+    loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]
+) -> None:
+    """Call `on_exit` in the loop when the child is a zombie; it is not reaped here."""
+    pidfd = -1
+    if sys.platform == "linux":
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            pass  # An old kernel, or a sandbox that forbids it: a thread does as well.
+    if pidfd >= 0:
+
+        def readable() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            on_exit()
+
+        loop.add_reader(pidfd, readable)
+        return
+
+    def wait() -> None:
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        else:  # macOS before Python 3.13
+            import select
+
+            event = select.kevent(  # type: ignore[attr-defined]
+                pid,
+                select.KQ_FILTER_PROC,  # type: ignore[attr-defined]
+                select.KQ_EV_ADD,  # type: ignore[attr-defined]
+                select.KQ_NOTE_EXIT,  # type: ignore[attr-defined]
+            )
+            queue = select.kqueue()  # type: ignore[attr-defined]
+            try:
+                queue.control([event], 1)
+            except OSError:
+                pass  # It has ended already, which is what we waited for.
+            finally:
+                queue.close()
+        try:
+            loop.call_soon_threadsafe(on_exit)
+        except RuntimeError:
+            pass  # The loop was closed: nobody waits any more.
+
+    threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass  # It has ended, and so has everybody in its group.
+    except PermissionError as error:
+        if sys.platform == "darwin":
+            return  # There a group of zombies answers EPERM.
+        raise LocalProtocolError(f"process group {pid} isn't ours to signal") from error
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Return what a child runs before exec so that it dies with us, or None where it can't.
+
+    The function does nothing but two system calls, prepared here: after a fork in a
+    process with threads any lock may be held for ever. `PyDLL` keeps the interpreter's
+    own lock during the call instead of letting go of it and taking it again.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return None
+    try:
+        prctl = ctypes.PyDLL(None).prctl
+    except (OSError, AttributeError):
+        return None  # A libc without it: children see the end of their input instead.
+    parent = os.getpid()
+    pr_set_pdeathsig, sigkill = ctypes.c_int(1), ctypes.c_ulong(signal.SIGKILL)
+    getppid, leave = os.getppid, os._exit
+
+    def die_with_parent() -> None:
+        prctl(pr_set_pdeathsig, sigkill)
+        if getppid() != parent:  # It died between the fork and the call above.
+            leave(127)
+
+    return die_with_parent
+
+
+def _out_of_memory_kills() -> int | None:
+    """Return how many processes the kernel has killed for want of memory, or None."""
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            with open(path, encoding="ascii") as file:
+                for line in file:
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+        except (OSError, ValueError):
+            continue  # Not on this system: the next place, or "unknown".
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
