@@ -1,0 +1,490 @@
+r"""What a client says to a node and hears from it, as bytes and as messages.
+
+A task is a line `{"id":…,"job":…,"task":…,"attempt":…,"name":…,"args":[…],"seed":…}`,
+an answer a line with the same id and `values` or `error`; bytes follow the line raw, if
+the node speaks frames. JSON values are carried as they came, in both directions.
+
+This module doesn't know which ids are under way, nor what a task is; it reads no
+file that a node names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring as _quote
+from typing import Any
+
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.protocol.lines import LineBuffer
+from tasksprint.protocol.spans import (
+    Member,
+    NotFiniteError,
+    cut_object,
+    decode_line,
+    excerpt,
+    is_text,
+    item_count,
+    show,
+    skip_space,
+)
+
+__all__ = [
+    "FilePath",
+    "NodeFailure",
+    "NodeMessage",
+    "NodeReader",
+    "NodeReady",
+    "NodeReply",
+    "NodeValue",
+    "encode_task",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """The value is the content of this file; the file stays the node's."""
+
+    path: str  # absolute
+
+
+# (key, kind, data): kind "json" with the text's bytes, or "bytes" with the bytes or a file.
+NodeValue = tuple[str, str, "bytes | FilePath"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """The node runs and takes tasks; always its first message."""
+
+    frames: bool  # it speaks raw frames
+    window: int  # tasks that it takes at once, at least 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReply:
+    """A task was done."""
+
+    id: int
+    values: tuple[NodeValue, ...]  # Invariant: sorted by key, no key twice.
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFailure:
+    """A task failed, and the node says why."""
+
+    id: int
+    error: str
+    traceback: str | None
+    retry: bool  # False: it would fail again
+
+
+NodeMessage = NodeReady | NodeReply | NodeFailure
+
+_STDERR = "print to stderr, stdout carries the protocol"
+_LONG_LINE = "send large results as frames or files"
+
+_REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
+_FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
+_READY_KEYS = frozenset(("ready", "frames", "window"))
+_VALUES = frozenset(("values",))
+
+# The replies that matter for speed: no value, or one that is a small number, a word or an
+# ASCII string without escapes, spelled without spaces. All others take the long way, to the same end.
+_SMALL_REPLY = re.compile(
+    rb'\{"id":(0|[1-9][0-9]{0,17})'
+    rb'(?:,"values":\{(?:"([ !#-\[\]-~]*)":'
+    rb"(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+    rb'|null|true|false|"[ !#-\[\]-~]*"))?\})?\}\n'
+)
+
+_NO_VALUES: tuple[NodeValue, ...] = ()
+
+
+def encode_task(
+    id: int,
+    job: int,
+    tid: int,
+    attempt: int,
+    name: str,
+    base: str,
+    inputs: Sequence[tuple[str, bytes]],
+    seed: int,
+    frames: bool,
+) -> list[bytes]:
+    """Return the line that gives a node a task, in buffers to be written one after the other.
+
+    Big values are not copied: a node that speaks frames gets them behind the line.
+
+    Args:
+        id: Number of the request, not in use at this node.
+        base: A JSON array, as the scheduler wrote it, without newlines.
+        inputs: (kind, data) of the values of the pretasks, in order; they become the
+            arguments behind those of `base`.
+        frames: The node said so in `NodeReady`.
+    """
+    head = (
+        f'{{"id":{id},"job":{job},"task":{tid},"attempt":{attempt},"name":{_quote(name)},"args":'
+    )
+    if not inputs:
+        return [f'{head}{base},"seed":{seed}}}\n'.encode()]
+    first = base.strip()[1:-1].strip()
+    buffers: list[bytes] = [(head + "[" + first).encode()]
+    # Where bytes stand among the arguments; counted only if there are some.
+    places: list[tuple[int, int]] = []
+    base_count = -1
+    raw: list[bytes] = []
+    separator = b"," if first else b""
+    for number, (kind, data) in enumerate(inputs):
+        if separator:
+            buffers.append(separator)
+        separator = b","
+        if kind == "json":
+            buffers.append(data)
+            continue
+        assert kind == "bytes"
+        if base_count < 0:
+            base_count = item_count(base)
+        places.append((base_count + number, len(data)))
+        if frames:
+            buffers.append(b"null")
+            raw.append(data)
+        else:
+            buffers.append(b'"')
+            buffers.append(binascii.b2a_base64(data, newline=False))
+            buffers.append(b'"')
+    tail = f'],"seed":{seed}'
+    if places and frames:
+        tail += ',"frames":[' + ",".join(f"[{place},{size}]" for place, size in places) + "]"
+    elif places:
+        tail += ',"base64":[' + ",".join(str(place) for place, _ in places) + "]"
+    buffers.append((tail + "}\n").encode())
+    buffers.extend(raw)
+    return buffers
+
+
+class NodeReader:
+    """Reads what one node says, from chunks of any size."""
+
+    def __init__(self, *, who: str, line_bytes_max: int, value_bytes_max: int) -> None:
+        """
+        Args:
+            who: The node, for messages: "node 3".
+            line_bytes_max: Limit of one line.
+            value_bytes_max: Limit of one value that follows raw.
+        """
+        self.ready: NodeReady | None = None  # Set by the first message.
+        self._who = who
+        self._value_bytes_max = value_bytes_max
+        self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
+        # A reply whose raw bytes are not all here: its id, its values so far, and
+        # (key, size) of the frames to come, the next one last.
+        self._id = 0
+        self._values: list[NodeValue] = []
+        self._frames: list[tuple[str, int]] | None = None
+
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether the node stopped in the middle of a message, if it stopped now."""
+        return self._frames is not None or self._buffer.pending_bytes > 0
+
+    def feed(self, data: bytes) -> list[NodeMessage]:
+        """Return the messages that are complete with this chunk.
+
+        Raises:
+            RemoteProtocolError: The node said what no node may say. The reader must
+                not be used any more.
+        """
+        messages: list[NodeMessage] = []
+        buffer = self._buffer
+        buffer.feed(data)
+        while True:
+            if self._frames is not None:
+                reply = self._take_frames()
+                if reply is None:
+                    return messages
+                messages.append(reply)
+                continue
+            if self.ready is not None:
+                small = buffer.match(_SMALL_REPLY)
+                if small is not None:
+                    number, key, value = small.groups()
+                    values: tuple[NodeValue, ...]
+                    values = _NO_VALUES if key is None else ((key.decode(), "json", value),)
+                    messages.append(NodeReply(int(number), values))
+                    continue
+            line = buffer.next_line()
+            if line is None:
+                return messages
+            message = self._read_line(line)
+            if message is not None:
+                messages.append(message)
+
+    def _take_frames(self) -> NodeReply | None:
+        frames = self._frames
+        assert frames is not None
+        while frames:
+            key, size = frames[-1]
+            raw = self._buffer.take(size)
+            if raw is None:
+                return None
+            self._values.append((key, "bytes", raw))
+            frames.pop()
+        self._frames = None
+        values, self._values = self._values, []
+        return _reply(self._id, values)
+
+    def _read_line(self, line: bytes) -> NodeMessage | None:
+        """Return the message of a line; `None` if raw bytes belong to it."""
+        who = self._who
+        if self.ready is None:
+            return self._read_ready(line)
+        text = decode_line(line, who=who)
+        try:
+            members, end = cut_object(text, 0, who=who, carried=_VALUES, opened="values")
+        except NotFiniteError as error:
+            return self._refuse_not_finite(text, error)
+        except RemoteProtocolError as error:
+            error.hint = error.hint or _STDERR
+            raise
+        if skip_space(text, end) != len(text):
+            raise RemoteProtocolError(
+                f"line from {who} goes on after its JSON object: {excerpt(text[end:])}",
+                hint=_STDERR,
+            )
+        id = self._read_id(members, line)
+        if "error" in members:
+            return self._read_failure(id, members)
+        return self._read_reply(id, members, text, line)
+
+    def _read_ready(self, line: bytes) -> NodeReady:
+        who = self._who
+        expected = 'expected {"ready":{}} as its first line'
+        try:
+            text = decode_line(line, who=who)
+            members, end = cut_object(text, 0, who=who)
+        except RemoteProtocolError:
+            members, end, text = {}, 0, ""
+        if "ready" not in members or skip_space(text, end) != len(text):
+            raise RemoteProtocolError(
+                f"{who} began with {excerpt(line)}, {expected}", hint=_STDERR
+            )
+        unknown = [key for key in members if key not in _READY_KEYS]
+        if unknown:
+            raise RemoteProtocolError(
+                f"{who} said ready with {unknown[0]!r}, expected only 'frames' and 'window' beside it"
+            )
+        frames = members["frames"][0] if "frames" in members else False
+        if not isinstance(frames, bool):
+            raise RemoteProtocolError(
+                f"{who} said ready with frames {show(frames)}, expected true or false"
+            )
+        window = members["window"][0] if "window" in members else 1
+        if type(window) is not int or not 1 <= window < 2**31:
+            raise RemoteProtocolError(
+                f"{who} said ready with window {show(window)}, "
+                "expected how many tasks it takes at once, at least 1"
+            )
+        self.ready = NodeReady(frames, window)
+        return self.ready
+
+    def _read_id(self, members: dict[str, Member], line: bytes) -> int:
+        if "id" not in members:
+            raise RemoteProtocolError(
+                f"{self._who} answered without 'id': {excerpt(line)}; "
+                "every answer carries the id of its task's line"
+            )
+        id = members["id"][0]
+        if type(id) is not int or not 0 <= id < 2**63:
+            raise RemoteProtocolError(
+                f"{self._who} answered with id {show(id)}, "
+                "expected the number that its task's line has"
+            )
+        return id
+
+    def _read_failure(self, id: int, members: dict[str, Member]) -> NodeFailure:
+        who = self._who
+        unknown = [key for key in members if key not in _FAILURE_KEYS]
+        if unknown:
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with 'error' and {unknown[0]!r}, "
+                "expected only 'traceback' and 'retry' beside it"
+            )
+        error = members["error"][0]
+        if not isinstance(error, str):
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with error {show(error)}, expected a string"
+            )
+        traceback = members["traceback"][0] if "traceback" in members else None
+        if traceback is not None and not isinstance(traceback, str):
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with traceback {show(traceback)}, expected a string"
+            )
+        retry = members["retry"][0] if "retry" in members else True
+        if not isinstance(retry, bool):
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with retry {show(retry)}, expected true or false"
+            )
+        return NodeFailure(
+            id, _clean(error), None if traceback is None else _clean(traceback), retry
+        )
+
+    def _read_reply(
+        self, id: int, members: dict[str, Member], text: str, line: bytes
+    ) -> NodeReply | None:
+        who = self._who
+        for key in members:
+            if key not in _REPLY_KEYS:
+                raise RemoteProtocolError(
+                    f"{who} answered id {id} with {key!r}, "
+                    "expected 'values', 'frames', 'base64' and 'files', or 'error'"
+                )
+        values: list[NodeValue] = []
+        if "values" in members:
+            spans, start, end = members["values"]
+            if text[start] != "{":
+                raise RemoteProtocolError(
+                    f"{who} answered id {id} with values {excerpt(text[start:end])}, "
+                    "expected an object of keys and values"
+                )
+            # Cutting the line itself saves encoding, where one character is one byte.
+            if len(text) == len(line):
+                values = [(key, "json", line[start:end]) for key, (_, start, end) in spans.items()]
+            else:
+                values = [
+                    (key, "json", text[start:end].encode())
+                    for key, (_, start, end) in spans.items()
+                ]
+        if len(members) <= 2 and "values" in members:
+            return _reply(id, values)
+        seen = {value[0] for value in values}
+        if "base64" in members:
+            for key, data in self._pairs(id, "base64", members["base64"][0], seen):
+                try:
+                    values.append((key, "bytes", base64.b64decode(data, validate=True)))
+                except ValueError as error:
+                    raise RemoteProtocolError(
+                        f"{who} answered id {id} with base64 under key {key!r} "
+                        f"that can't be decoded: {_lower(str(error))}"
+                    ) from None
+        if "files" in members:
+            for key, path in self._pairs(id, "files", members["files"][0], seen):
+                if not path.startswith("/") or "\0" in path:
+                    raise RemoteProtocolError(
+                        f"{who} answered id {id} with file {show(path)} under key {key!r}, "
+                        "expected an absolute path"
+                    )
+                values.append((key, "bytes", FilePath(path)))
+        if "frames" not in members:
+            return _reply(id, values)
+        self._frames = self._read_frames(id, members["frames"][0], seen)
+        self._id = id
+        self._values = values
+        return None
+
+    def _pairs(self, id: int, kind: str, found: Any, seen: set[str]) -> list[tuple[str, str]]:
+        """Return the members of `base64` or `files`, checked."""
+        if not isinstance(found, dict):
+            raise RemoteProtocolError(
+                f"{self._who} answered id {id} with {kind} {show(found)}, "
+                "expected an object of keys and strings"
+            )
+        for key, value in found.items():
+            self._check_key(id, key, seen)
+            if not is_text(value):
+                raise RemoteProtocolError(
+                    f"{self._who} answered id {id} with {kind} {show(value)} "
+                    f"under key {key!r}, expected a string"
+                )
+        return list(found.items())
+
+    def _read_frames(self, id: int, found: Any, seen: set[str]) -> list[tuple[str, int]]:
+        who = self._who
+        assert self.ready is not None
+        if not self.ready.frames:
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with 'frames', which it didn't announce; "
+                'begin with {"ready":{},"frames":true}'
+            )
+        if not isinstance(found, list):
+            raise RemoteProtocolError(
+                f"{who} answered id {id} with frames {show(found)}, "
+                "expected a list of [key, bytes]"
+            )
+        frames: list[tuple[str, int]] = []
+        for item in found:
+            if (
+                not isinstance(item, list)
+                or len(item) != 2
+                or not isinstance(item[0], str)
+                or type(item[1]) is not int
+                or item[1] < 0
+            ):
+                raise RemoteProtocolError(
+                    f"{who} answered id {id} with frame {show(item)}, expected [key, bytes]"
+                )
+            key, size = item
+            self._check_key(id, key, seen)
+            if size > self._value_bytes_max:
+                raise RemoteProtocolError(
+                    f"{who} answered id {id} with {size} bytes under key {key!r}, "
+                    f"expected at most {self._value_bytes_max} (value_bytes_max); "
+                    "split the value over several keys or tasks"
+                )
+            frames.append((key, size))
+        frames.reverse()
+        return frames
+
+    def _check_key(self, id: int, key: str, seen: set[str]) -> None:
+        if not is_text(key):
+            raise RemoteProtocolError(
+                f"{self._who} answered id {id} with key {key!r}, which isn't Unicode text"
+            )
+        if key in seen:
+            raise RemoteProtocolError(f"{self._who} answered id {id} with key {key!r} twice")
+        seen.add(key)
+
+    def _refuse_not_finite(self, text: str, error: NotFiniteError) -> NodeFailure:
+        """Fail the one task whose value holds NaN; the node itself did nothing worse.
+
+        Raises:
+            RemoteProtocolError: The line has no id to blame, or is no JSON elsewhere.
+        """
+        found = _ID_BEFORE_VALUES.match(text)
+        if found is None:
+            raise error
+        return NodeFailure(
+            int(found[1]),
+            f"value under key {error.key!r} holds {error.constant}, which JSON doesn't have; "
+            "return None or a string instead",
+            None,
+            False,
+        )
+
+
+# Enough to find the task of a reply that can't be read to its end.
+_ID_BEFORE_VALUES = re.compile(
+    r'[ \t\r\n]*\{[ \t\r\n]*"id"[ \t\r\n]*:[ \t\r\n]*(0|[1-9][0-9]{0,17})'
+    r'[ \t\r\n]*,[ \t\r\n]*"values"[ \t\r\n]*:[ \t\r\n]*\{'
+)
+
+
+def _reply(id: int, values: list[NodeValue]) -> NodeReply:
+    if len(values) > 1:
+        values.sort(key=_key_of)
+    return NodeReply(id, tuple(values))
+
+
+def _key_of(value: NodeValue) -> str:
+    return value[0]
+
+
+def _clean(text: str) -> str:
+    """Return text for people, with what UTF-8 can't carry replaced."""
+    return text if is_text(text) else text.encode("utf-8", "replace").decode()
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

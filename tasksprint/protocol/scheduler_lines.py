@@ -1,0 +1,484 @@
+"""What a coordinator says to a scheduler and hears from it, as bytes and as messages.
+
+Events come as bytes from the state machine, which made them once for all replicas;
+the control lines are made here. Answers are read into the commands of
+`tasksprint.tasks`, with the JSON that the scheduler wrote (arguments, the job's
+values, a checkpoint's state) kept as its text.
+
+The reader numbers along: answers must come in the order of events and parts, a task
+gets the next tid, and a command can name only tasks that were started before it. It
+doesn't know which events were sent, nor what became of a task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import TaskId
+from tasksprint.protocol.lines import LineBuffer
+from tasksprint.protocol.spans import (
+    Member,
+    NotFiniteError,
+    cut_object,
+    decode_line,
+    excerpt,
+    is_text,
+    show,
+    skip_space,
+)
+from tasksprint.tasks import (
+    FailJob,
+    FinishJob,
+    KillTask,
+    ReleaseTasks,
+    SchedulerCommand,
+    StartTask,
+    StartTimer,
+    WriteLog,
+)
+
+__all__ = [
+    "CheckpointState",
+    "SchedulerAnswer",
+    "SchedulerMessage",
+    "SchedulerReader",
+    "SchedulerReady",
+    "encode_checkpoint",
+    "encode_live",
+    "encode_replay",
+    "encode_restore",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerReady:
+    """The scheduler runs and takes events; always its first message."""
+
+    checkpoints: bool  # it can hand out its state and start from it
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerAnswer:
+    """One part of the answer to one event."""
+
+    event: int
+    part: int
+    last: bool
+    commands: tuple[SchedulerCommand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointState:
+    """The scheduler's state after an event."""
+
+    event: int
+    state: str  # any JSON, as the text that the scheduler wrote
+
+
+SchedulerMessage = SchedulerReady | SchedulerAnswer | CheckpointState
+
+_STDERR = "print to stderr, stdout carries the protocol"
+_LONG_LINE = "cut the answer into parts"
+
+_READY_KEYS = frozenset(("ready", "checkpoints"))
+_ANSWER_KEYS = frozenset(("event", "part", "last", "commands"))
+_CHECKPOINT_KEYS = frozenset(("checkpoint", "state"))
+_CARRIED = frozenset(("state", "commands"))
+
+# The answer that says nothing, as the SDK spells it.
+_EMPTY_ANSWER = re.compile(rb'\{"event":(0|[1-9][0-9]{0,17})\}\n')
+
+_COMMANDS_START = re.compile(r'"commands"[ \t\r\n]*:[ \t\r\n]*\[')
+
+_NUMBER_END = 2**63
+
+
+def encode_replay(end_event: int) -> bytes:
+    """Return the line that says: answers to events below `end_event` were chosen already."""
+    return b'{"control":"replay","end_event":%d}\n' % end_event
+
+
+def encode_live() -> bytes:
+    """Return the line that says: from here on, events are new."""
+    return b'{"control":"live"}\n'
+
+
+def encode_checkpoint(event: int) -> bytes:
+    """Return the line that asks for the state after `event`."""
+    return b'{"control":"checkpoint","event":%d}\n' % event
+
+
+def encode_restore(event: int, state: str) -> bytes:
+    """Return the line that stands for all events up to `event`."""
+    return f'{{"control":"restore","event":{event},"state":{state}}}\n'.encode()
+
+
+class SchedulerReader:
+    """Reads what one scheduler says, from chunks of any size."""
+
+    def __init__(
+        self, *, who: str, line_bytes_max: int, next_event: int = 0, next_tid: int = 0
+    ) -> None:
+        """
+        Args:
+            who: The scheduler, for messages: "scheduler of job 3".
+            line_bytes_max: Limit of one line.
+            next_event: First event that it will answer; not 0 only after a checkpoint.
+            next_tid: First tid that it will give; not 0 only after a checkpoint.
+        """
+        self.ready: SchedulerReady | None = None  # Set by the first message.
+        self.next_event = next_event
+        self.next_part = 0
+        self.next_tid = next_tid
+        self._who = who
+        self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
+
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether the scheduler stopped in the middle of a line, if it stopped now."""
+        return self._buffer.pending_bytes > 0
+
+    def feed(self, data: bytes) -> list[SchedulerMessage]:
+        """Return the messages that are complete with this chunk.
+
+        Raises:
+            RemoteProtocolError: The scheduler said what no scheduler may say. The
+                reader must not be used any more.
+        """
+        messages: list[SchedulerMessage] = []
+        buffer = self._buffer
+        buffer.feed(data)
+        while True:
+            if self.ready is not None and self.next_part == 0:
+                empty = buffer.match(_EMPTY_ANSWER)
+                if empty is not None:
+                    event = int(empty[1])
+                    if event != self.next_event:
+                        raise self._wrong_event(event)
+                    self.next_event = event + 1
+                    messages.append(SchedulerAnswer(event, 0, True, ()))
+                    continue
+            line = buffer.next_line()
+            if line is None:
+                return messages
+            messages.append(self._read_line(line))
+
+    def _read_line(self, line: bytes) -> SchedulerMessage:
+        if self.ready is None:
+            return self._read_ready(line)
+        who = self._who
+        try:
+            text = decode_line(line, who=who)
+            # `commands` is scanned here only to find its end; its members are cut below.
+            members, end = cut_object(text, 0, who=who, carried=_CARRIED)
+        except NotFiniteError as error:
+            raise self._where_not_finite(text, error) from None
+        except RemoteProtocolError as error:
+            error.hint = error.hint or _STDERR
+            raise
+        if skip_space(text, end) != len(text):
+            raise RemoteProtocolError(
+                f"line from {who} goes on after its JSON object: {excerpt(text[end:])}",
+                hint=_STDERR,
+            )
+        if "checkpoint" in members:
+            return self._read_checkpoint(members, text)
+        if "event" not in members:
+            raise RemoteProtocolError(
+                f"{who} said {excerpt(text)}, expected an answer with 'event'"
+            )
+        return self._read_answer(members, text)
+
+    def _where_not_finite(self, text: str, error: NotFiniteError) -> RemoteProtocolError:
+        """Return the error that names the command and its member, not just `commands`."""
+        found = _COMMANDS_START.search(text)
+        if error.key == "commands" and found is not None:
+            try:
+                self._read_commands(text, found.end() - 1, self.next_event)
+            except RemoteProtocolError as better:
+                return better
+        return error
+
+    def _read_ready(self, line: bytes) -> SchedulerReady:
+        who = self._who
+        try:
+            text = decode_line(line, who=who)
+            members, end = cut_object(text, 0, who=who)
+        except RemoteProtocolError:
+            members, end, text = {}, 0, ""
+        if "ready" not in members or skip_space(text, end) != len(text):
+            raise RemoteProtocolError(
+                f'{who} began with {excerpt(line)}, expected {{"ready":{{}}}} as its first line',
+                hint=_STDERR,
+            )
+        unknown = [key for key in members if key not in _READY_KEYS]
+        if unknown:
+            raise RemoteProtocolError(
+                f"{who} said ready with {unknown[0]!r}, expected only 'checkpoints' beside it"
+            )
+        checkpoints = members["checkpoints"][0] if "checkpoints" in members else False
+        if not isinstance(checkpoints, bool):
+            raise RemoteProtocolError(
+                f"{who} said ready with checkpoints {show(checkpoints)}, expected true or false"
+            )
+        self.ready = SchedulerReady(checkpoints)
+        return self.ready
+
+    def _read_checkpoint(self, members: dict[str, Member], text: str) -> CheckpointState:
+        who = self._who
+        event = members["checkpoint"][0]
+        unknown = [key for key in members if key not in _CHECKPOINT_KEYS]
+        if unknown or "state" not in members:
+            raise RemoteProtocolError(
+                f"{who} handed out a checkpoint with {sorted(members)}, "
+                "expected 'checkpoint' and 'state'"
+            )
+        if not _is_number(event):
+            raise RemoteProtocolError(
+                f"{who} handed out checkpoint {show(event)}, expected the number of an event"
+            )
+        _, start, end = members["state"]
+        return CheckpointState(event, text[start:end])
+
+    def _read_answer(self, members: dict[str, Member], text: str) -> SchedulerAnswer:
+        who = self._who
+        event = members["event"][0]
+        if not _is_number(event):
+            raise RemoteProtocolError(
+                f"{who} answered event {show(event)}, expected the number of an event"
+            )
+        for key in members:
+            if key not in _ANSWER_KEYS:
+                raise RemoteProtocolError(
+                    f"{who} answered event {event} with {key!r}, "
+                    "expected 'part', 'last' and 'commands'"
+                )
+        if event != self.next_event:
+            raise self._wrong_event(event)
+        part = members["part"][0] if "part" in members else 0
+        if not _is_number(part) or part != self.next_part:
+            raise RemoteProtocolError(
+                f"{who} answered event {event} with part {show(part)}, "
+                f"expected part {self.next_part}"
+            )
+        last = members["last"][0] if "last" in members else True
+        if not isinstance(last, bool):
+            raise RemoteProtocolError(
+                f"{who} answered event {event} with last {show(last)}, expected true or false"
+            )
+        commands: tuple[SchedulerCommand, ...] = ()
+        if "commands" in members:
+            _, start, end = members["commands"]
+            if text[start] != "[":
+                raise RemoteProtocolError(
+                    f"{who} answered event {event} with commands {excerpt(text[start:end])}, "
+                    "expected a list"
+                )
+            commands = self._read_commands(text, start, event)
+        if last:
+            self.next_event = event + 1
+            self.next_part = 0
+        else:
+            self.next_part += 1
+        return SchedulerAnswer(event, part, last, commands)
+
+    def _wrong_event(self, event: int) -> RemoteProtocolError:
+        if self.next_part:
+            expected = f"part {self.next_part} of event {self.next_event}"
+        else:
+            expected = f"event {self.next_event}"
+        return RemoteProtocolError(
+            f"{self._who} answered event {event}, expected its answer to {expected}; "
+            "every event is answered once, in order"
+        )
+
+    def _read_commands(self, text: str, start: int, event: int) -> tuple[SchedulerCommand, ...]:
+        """Read the JSON array at `start`, which is known to be valid JSON without NaN."""
+        commands: list[SchedulerCommand] = []
+        index = skip_space(text, start + 1)
+        while text[index] != "]":
+            where = f"{self._who}: event {event}, command {len(commands)}"
+            if text[index] != "{":
+                raise RemoteProtocolError(
+                    f"{where} is {excerpt(text[index:])}, expected a JSON object"
+                )
+            members, end = cut_object(text, index, who=self._who, carried=_CARRIED_IN_COMMAND)
+            commands.append(self._read_command(members, text, where))
+            index = skip_space(text, end)
+            if text[index] == ",":
+                index = skip_space(text, index + 1)
+        return tuple(commands)
+
+    def _read_command(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        for kind, (allowed, read) in _COMMANDS.items():
+            if kind in members:
+                for key in members:
+                    if key not in allowed:
+                        raise RemoteProtocolError(
+                            f"{where} has {key!r}, expected {_listed(allowed)} in {kind!r}"
+                        )
+                return read(self, members, text, where)
+        raise RemoteProtocolError(
+            f"{where} has {_listed(members) or 'no member'}, expected one of {_listed(_COMMANDS)}"
+        )
+
+    # --- one function for each command ---
+
+    def _read_start(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        name = members["start"][0]
+        if not is_text(name) or not name:
+            raise RemoteProtocolError(f"{where} starts {show(name)}, expected a task's name")
+        tid = self.next_tid
+        where = f"{where}, start {show(name)} (tid {tid})"
+        if "tid" in members:
+            given = members["tid"][0]
+            if not _is_number(given) or given != tid:
+                raise RemoteProtocolError(
+                    f"{where} names tid {show(given)}, expected {tid}, the job's next one"
+                )
+        base = "[]"
+        if "base" in members:
+            _, start, end = members["base"]
+            base = text[start:end]
+            if base[0] != "[":
+                raise RemoteProtocolError(
+                    f"{where} has base {excerpt(base)}, expected a list of arguments"
+                )
+        pretasks: tuple[TaskId, ...] = ()
+        prekeys: tuple[str, ...] = ()
+        keys: tuple[str, ...] = ()
+        if "pretasks" in members:
+            pretasks = self._tids(members["pretasks"][0], f"{where} has pretasks")
+        if "prekeys" in members:
+            prekeys = _strings(members["prekeys"][0], f"{where} has prekeys")
+        if len(pretasks) != len(prekeys):
+            raise RemoteProtocolError(
+                f"{where} has {len(pretasks)} pretasks and {len(prekeys)} prekeys, "
+                "expected one key for each pretask"
+            )
+        if "keys" in members:
+            keys = _strings(members["keys"][0], f"{where} has keys")
+        retries = members["retries"][0] if "retries" in members else None
+        if retries is not None and not _is_number(retries):
+            raise RemoteProtocolError(
+                f"{where} has retries {show(retries)}, expected how often it may be tried again"
+            )
+        timeout_ms = members["timeout_ms"][0] if "timeout_ms" in members else None
+        if timeout_ms is not None and (not _is_number(timeout_ms) or timeout_ms == 0):
+            raise RemoteProtocolError(
+                f"{where} has timeout_ms {show(timeout_ms)}, expected milliseconds above 0"
+            )
+        self.next_tid = tid + 1
+        return StartTask(name, base, pretasks, prekeys, keys, retries, timeout_ms)
+
+    def _read_kill(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        return KillTask(self._tid(members["kill"][0], f"{where} kills"))
+
+    def _read_finish(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        values = "{}"
+        if "values" in members:
+            _, start, end = members["values"]
+            values = text[start:end]
+        return FinishJob(self._tids(members["finish"][0], f"{where} finishes with"), values)
+
+    def _read_fail(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        error = members["fail"][0]
+        if not isinstance(error, str):
+            raise RemoteProtocolError(f"{where} fails with {show(error)}, expected a string")
+        return FailJob(_clean(error))
+
+    def _read_timer(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        timer = members["timer"][0]
+        if not _is_number(timer):
+            raise RemoteProtocolError(f"{where} starts timer {show(timer)}, expected a number")
+        after_ms: Any = members["after_ms"][0] if "after_ms" in members else None
+        if not _is_number(after_ms):
+            raise RemoteProtocolError(
+                f"{where} starts timer {timer} with after_ms {show(after_ms)}, "
+                "expected milliseconds"
+            )
+        return StartTimer(timer, after_ms)
+
+    def _read_release(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        return ReleaseTasks(self._tids(members["release"][0], f"{where} releases"))
+
+    def _read_log(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+        line = members["log"][0]
+        if not isinstance(line, str):
+            raise RemoteProtocolError(f"{where} logs {show(line)}, expected a string")
+        return WriteLog(_clean(line))
+
+    # --- checks ---
+
+    def _tid(self, value: Any, where: str) -> TaskId:
+        if not _is_number(value):
+            raise RemoteProtocolError(f"{where} {show(value)}, expected the tid of a task")
+        if value >= self.next_tid:
+            raise RemoteProtocolError(
+                f"{where} task {value}, which isn't known; expected {self._known_tids()}"
+            )
+        return TaskId(value)
+
+    def _tids(self, value: Any, where: str) -> tuple[TaskId, ...]:
+        if not isinstance(value, list):
+            raise RemoteProtocolError(f"{where} {show(value)}, expected a list of tids")
+        # Two checks of the whole list in C instead of one for each element.
+        if all(type(tid) is int for tid in value) and (
+            not value or (min(value) >= 0 and max(value) < self.next_tid)
+        ):
+            return tuple(value)
+        return tuple(self._tid(tid, where) for tid in value)
+
+    def _known_tids(self) -> str:
+        if self.next_tid == 0:
+            return "a task that was started before"
+        return f"a tid from 0 to {self.next_tid - 1}"
+
+
+_Read = Callable[[SchedulerReader, dict[str, Member], str, str], SchedulerCommand]
+
+_CARRIED_IN_COMMAND = frozenset(("base", "values"))
+
+# Every command: the member that names it, all members that it may have, and its reader.
+_COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
+    "start": (
+        frozenset(
+            ("start", "base", "pretasks", "prekeys", "keys", "tid", "retries", "timeout_ms")
+        ),
+        SchedulerReader._read_start,
+    ),
+    "kill": (frozenset(("kill",)), SchedulerReader._read_kill),
+    "finish": (frozenset(("finish", "values")), SchedulerReader._read_finish),
+    "fail": (frozenset(("fail",)), SchedulerReader._read_fail),
+    "timer": (frozenset(("timer", "after_ms")), SchedulerReader._read_timer),
+    "release": (frozenset(("release",)), SchedulerReader._read_release),
+    "log": (frozenset(("log",)), SchedulerReader._read_log),
+}
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether `value` is an integer that every part of the system can hold."""
+    return type(value) is int and 0 <= value < _NUMBER_END
+
+
+def _strings(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RemoteProtocolError(f"{where} {show(value)}, expected a list of strings")
+    for item in value:
+        if not is_text(item):
+            raise RemoteProtocolError(f"{where} with {show(item)}, expected strings")
+    return tuple(value)
+
+
+def _clean(text: str) -> str:
+    """Return text for people, with what UTF-8 can't carry replaced."""
+    return text if is_text(text) else text.encode("utf-8", "replace").decode()
+
+
+def _listed(words: object) -> str:
+    assert hasattr(words, "__iter__")
+    return ", ".join(repr(word) for word in sorted(words))

@@ -1,0 +1,273 @@
+"""Cuts a JSON object into the texts of its members, without decoding and encoding them again.
+
+Values that users' programs make are carried as the bytes they came in: a float
+that went through an object may come out with other digits, and 2**70 is no
+number for many readers. The scanner of the standard library, written in C, finds
+where each value ends; what lies between is handed on as it is.
+
+This module knows JSON and nothing of what the members mean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tasksprint.errors import RemoteProtocolError
+
+__all__ = [
+    "EXCERPT_CHARACTERS",
+    "Member",
+    "NotFiniteError",
+    "cut_object",
+    "decode_line",
+    "excerpt",
+    "is_text",
+    "item_count",
+    "show",
+    "skip_space",
+]
+
+# How much of somebody else's line an error message quotes.
+EXCERPT_CHARACTERS = 60
+
+# What `cut_object` says about a member: (decoded value, start, end) in the text.
+Member = tuple[Any, int, int]
+
+_Scan = Callable[[str, int], tuple[Any, int]]
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_OPEN = re.compile(r"[ \t\r\n]*\{[ \t\r\n]*")
+# A key without escapes, its colon, and the space around: one match instead of four steps.
+_PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
+_COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
+_NEXT = re.compile(r"[ \t\r\n]*([,}])[ \t\r\n]*")
+
+
+class NotFiniteError(RemoteProtocolError):
+    """NaN, Infinity or -Infinity stands where JSON has only numbers."""
+
+    def __init__(self, message: str, *, key: str, constant: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.constant = constant
+
+
+class _ConstantError(ValueError):
+    """Raised inside the scanner, which doesn't know the key."""
+
+
+class _DuplicateError(ValueError):
+    """Raised inside the scanner for an object that names a key twice."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _ConstantError(name)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateError(next(key for key in keys if keys.count(key) > 1))
+    return members
+
+
+def _scanner(decoder: json.JSONDecoder) -> _Scan:
+    scan: _Scan = decoder.scan_once  # type: ignore[attr-defined]
+    return scan
+
+
+# For members that this process reads itself: numbers become numbers.
+_scan_value = _scanner(
+    json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
+)
+# For members that are only carried: numbers stay text. An integer of a million digits
+# then costs what its length costs, and isn't refused for being long.
+_scan_span = _scanner(
+    json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
+)
+_scan_string: Callable[[str, int, bool], tuple[str, int]] = json.decoder.scanstring  # type: ignore[attr-defined]
+
+
+def excerpt(line: str | bytes) -> str:
+    """Return the beginning of somebody else's line, quoted, for an error message."""
+    if isinstance(line, bytes):
+        line = line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")
+    if len(line) > EXCERPT_CHARACTERS:
+        return repr(line[: EXCERPT_CHARACTERS - 1] + "…")
+    return repr(line)
+
+
+def show(value: object) -> str:
+    """Return what somebody else sent, as Python writes it, shortened for an error message."""
+    shown = repr(value)
+    if len(shown) > EXCERPT_CHARACTERS:
+        return shown[: EXCERPT_CHARACTERS - 1] + "…"
+    return shown
+
+
+def is_text(value: object) -> bool:
+    r"""Return whether `value` is a string that UTF-8 can carry.
+
+    JSON can spell half of a surrogate pair (`"\ud800"`); as a key or a name it would
+    break whoever encodes it next.
+    """
+    if not isinstance(value, str):
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def decode_line(line: bytes, *, who: str) -> str:
+    """Return a line as text.
+
+    Raises:
+        RemoteProtocolError: It isn't UTF-8.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(
+            f"line from {who} isn't UTF-8: byte {line[error.start]:#04x} at offset {error.start}"
+        ) from error
+
+
+def skip_space(text: str, index: int) -> int:
+    """Return the first index from `index` on where no JSON space stands."""
+    match = _SPACE.match(text, index)
+    assert match is not None
+    return match.end()
+
+
+def item_count(array: str) -> int:
+    """Return the number of elements of a JSON array that is known to be valid."""
+    values, _ = _scan_span(array, skip_space(array, 0))
+    assert isinstance(values, list)
+    return len(values)
+
+
+def cut_object(
+    text: str,
+    index: int,
+    *,
+    who: str,
+    carried: frozenset[str] = frozenset(),
+    opened: str | None = None,
+) -> tuple[dict[str, Member], int]:
+    """Cut the JSON object that begins at `index` into its members.
+
+    Args:
+        text: A line, decoded; a slice of it encodes to the bytes that it came in.
+        index: Where the object, or space before it, begins.
+        who: The sender, for messages: "node 3".
+        carried: Keys of members that are only carried: their decoded value means
+            nothing, their span counts.
+        opened: Key of a member that is cut in turn if it is an object; its value is
+            then a dict of members, all of them carried.
+
+    Returns:
+        The members in their order, each (decoded value, start, end), and the index
+        right behind the object.
+
+    Raises:
+        NotFiniteError: NaN, Infinity or -Infinity somewhere in a member.
+        RemoteProtocolError: It isn't a JSON object, names a key twice, or is nested
+            too deeply.
+    """
+    return _cut(text, index, who, carried, opened, False)
+
+
+def _cut(
+    text: str, index: int, who: str, carried: frozenset[str], opened: str | None, carry_all: bool
+) -> tuple[dict[str, Member], int]:
+    match = _OPEN.match(text, index)
+    if match is None:
+        raise RemoteProtocolError(f"line from {who} isn't a JSON object: {excerpt(text[index:])}")
+    members: dict[str, Member] = {}
+    index = match.end()
+    if text.startswith("}", index):
+        return members, index + 1
+    key = ""
+    value: Any
+    try:
+        while True:
+            match = _PLAIN_KEY.match(text, index)
+            if match is not None:
+                key = match[1]
+                start = match.end()
+            else:
+                key, start = _scan_key(text, index, who)
+            if key in members:
+                raise RemoteProtocolError(f"line from {who} names key {key!r} twice")
+            if carry_all or key in carried:
+                value, index = _scan_span(text, start)
+            elif key == opened and text.startswith("{", start):
+                value, index = _cut(text, start, who, carried, None, True)
+            else:
+                value, index = _scan_value(text, start)
+            members[key] = (value, start, index)
+            match = _NEXT.match(text, index)
+            if match is None:
+                raise _not_json(text, index, who, "expected ',' or '}'")
+            if match[1] == "}":
+                return members, match.end(1)
+            index = match.end()
+    except StopIteration as stop:
+        raise _not_json(text, stop.value, who, "expected a value") from None
+    except json.JSONDecodeError as error:
+        raise _not_json(text, error.pos, who, _lower(error.msg)) from None
+    except _ConstantError as error:
+        constant = str(error)
+        raise NotFiniteError(
+            f"line from {who} holds {constant} under key {key!r}; JSON has no {constant}, "
+            "send null or a string instead",
+            key=key,
+            constant=constant,
+        ) from None
+    except _DuplicateError as error:
+        raise RemoteProtocolError(
+            f"line from {who} names key {str(error)!r} twice under key {key!r}"
+        ) from None
+    except RecursionError:
+        raise RemoteProtocolError(
+            f"line from {who} is nested too deeply under key {key!r}; send it as bytes instead"
+        ) from None
+    except ValueError as error:
+        # An integer with more digits than Python converts; only members that we read.
+        raise RemoteProtocolError(
+            f"line from {who} has a number under key {key!r} that can't be read: {error}"
+        ) from None
+
+
+def _scan_key(text: str, index: int, who: str) -> tuple[str, int]:
+    """Return a key that holds escapes, and the index of its value."""
+    if not text.startswith('"', index):
+        raise _not_json(text, index, who, "expected a key in double quotes")
+    key, index = _scan_string(text, index + 1, True)
+    if not is_text(key):
+        raise RemoteProtocolError(f"line from {who} has key {key!r}, which isn't Unicode text")
+    match = _COLON.match(text, index)
+    if match is None:
+        raise _not_json(text, index, who, "expected ':'")
+    return key, match.end()
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _not_json(text: str, index: int | None, who: str, reason: str) -> RemoteProtocolError:
+    """Return the error for text that stops being JSON at `index`."""
+    at = min(len(text), 0 if index is None else index)
+    return RemoteProtocolError(
+        f"line from {who} isn't JSON: {reason} at character {at + 1} of {len(text)}, "
+        f"found {excerpt(text[at:])}"
+    )
