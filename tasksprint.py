@@ -12,7 +12,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 
 
-def run() -> int:
+def start() -> int:
     """Start the command line of the package that lies beside this file."""
     if not os.path.isfile(os.path.join(HERE, "tasksprint", "__init__.py")):
         print(
@@ -26,8 +26,8 @@ def run() -> int:
     sys.path.insert(0, HERE)
     from tasksprint.roles.main import main
 
-    return main()
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(start())

@@ -119,7 +119,8 @@ def _linked_directory() -> str:
     try:
         os.makedirs(parent, mode=0o700, exist_ok=True)
         state = os.lstat(parent)
-        if state.st_uid != os.geteuid() or state.st_mode & 0o022 or not stat.S_ISDIR(state.st_mode):
+        is_ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid()
+        if not is_ours or state.st_mode & 0o022:
             raise PermissionError(f"{parent!r} is not a folder that only this user may write")
         folder = os.path.join(parent, name)
         os.makedirs(folder, mode=0o700, exist_ok=True)
