@@ -21,24 +21,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.effects import LogEntry, Recovered
 from tasksprint.coordination.rows import TABLES, Row, Table
 from tasksprint.errors import SettingsError, StoreError
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tasksprint.store.database import Cell, Cursor, Database, Delete, DirectoryLock, Kind, Upsert
-from tasksprint.store.records import (
-    AppliedPoint,
-    BallotLike,
-    BallotPair,
-    Commit,
-    LogRow,
-    Recovery,
-)
+from tasksprint.store.records import AppliedPoint, Commit, Recovery
 
 __all__ = ["ReplicaStore"]
 
 _FILE = "replica.db"
 _LOCK = "replica.lock"
 _BLOB_CHUNK_BYTES = 1024 * 1024
+_SLOTS_END = 2**63 - 1  # beyond every slot
 
 _SCHEMA = """
 CREATE TABLE header (
@@ -127,17 +124,18 @@ class ReplicaStore:
         assert founding is None or isinstance(founding, bytes)
         if founding is not None and zlib.crc32(founding) != founding_checksum:
             raise self._damage("the founding entry in table 'header' fails its checksum")
-        self._incarnation, self._cluster, self._founding = incarnation, cluster, founding
+        self._incarnation = Incarnation(incarnation)
+        self._cluster, self._founding = cluster, founding
         *progress, checksum = with_progress[0]
         round_, replica, chosen_end, log_start, applied_slot, digest = progress
         if zlib.crc32(repr(tuple(progress)).encode()) != checksum:
             raise self._damage("the promise in table 'progress' fails its checksum")
         assert isinstance(chosen_end, int) and isinstance(log_start, int)
         assert isinstance(applied_slot, int) and isinstance(digest, str)
-        self._promised: BallotPair | None = None
+        self._promised: Ballot | None = None
         if round_ is not None:
             assert isinstance(round_, int) and isinstance(replica, int)
-            self._promised = BallotPair(round_, replica)
+            self._promised = Ballot(round_, ReplicaId(replica))
         self._chosen_end = chosen_end
         self._log_start = log_start
         self._applied = AppliedPoint(applied_slot, digest)
@@ -217,30 +215,33 @@ class ReplicaStore:
         Raises:
             StoreError: An accepted value fails its checksum.
         """
+        applied_end = self._applied.slot + 1
         return Recovery(
-            incarnation=self._incarnation,
+            consensus=Recovered(
+                incarnation=self._incarnation,
+                founding=self._founding,
+                promised=self._promised,
+                accepted=tuple(self._log(after_slot + 1, _SLOTS_END)),
+                chosen_end=Slot(max(self._chosen_end, applied_end)),
+                applied_end=Slot(applied_end),
+                log_start=Slot(self._log_start),
+            ),
             cluster=self._cluster,
-            founding=self._founding,
-            promised=self._promised,
-            accepted=tuple(self._log("slot > ?", (after_slot,))),
-            log_start=self._log_start,
-            # What was applied was chosen, whoever told so first.
-            chosen_end=max(self._chosen_end, self._applied.slot + 1),
             applied=self._applied,
             rows=self._all_rows(),
         )
 
-    def _log(self, condition: str, bindings: Sequence[Cell]) -> Iterator[LogRow]:
+    def _log(self, first_slot: int, end_slot: int) -> Iterator[LogEntry]:
         for slot, round_, replica, value, checksum in self._database.iterate(
-            f"SELECT slot, round, replica, value, checksum FROM log WHERE {condition}"
-            " ORDER BY slot",
-            bindings,
+            "SELECT slot, round, replica, value, checksum FROM log"
+            " WHERE slot >= ? AND slot < ? ORDER BY slot",
+            (max(first_slot, self._log_start), end_slot),
         ):
             assert isinstance(slot, int) and isinstance(value, bytes)
             assert isinstance(round_, int) and isinstance(replica, int)
             if _log_checksum(slot, round_, replica, value) != checksum:
                 raise self._damage(f"slot {slot} of table 'log' fails its checksum")
-            yield LogRow(slot, BallotPair(round_, replica), value)
+            yield LogEntry(Slot(slot), Ballot(round_, ReplicaId(replica)), value)
 
     def _all_rows(self) -> Iterator[Row]:
         for name in TABLES:
@@ -274,7 +275,7 @@ class ReplicaStore:
         bindings = (*key_prefix, -1 if limit is None else limit, offset)
         return list(self._rows(table, where, bindings))
 
-    def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogRow, ...]:
+    def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogEntry, ...]:
         """Return accepted values of `first_slot <= slot < end_slot`, in order.
 
         Returns:
@@ -283,9 +284,9 @@ class ReplicaStore:
         Raises:
             StoreError: One fails its checksum.
         """
-        found: list[LogRow] = []
+        found: list[LogEntry] = []
         size = 0
-        for row in self._log("slot >= ? AND slot < ?", (first_slot, end_slot)):
+        for row in self._log(first_slot, end_slot):
             size += len(row.value)
             if found and size > bytes_max:
                 break
@@ -307,15 +308,15 @@ class ReplicaStore:
         assert not self._has_failed, "a store that failed is not written again"
         promised, founding, cluster = self._promised, self._founding, self._cluster
         chosen_end, log_start, applied = self._chosen_end, self._log_start, self._applied
-        accepted: dict[int, tuple[BallotLike, bytes]] = {}
+        accepted: dict[int, tuple[Ballot, bytes]] = {}
         changes: dict[str, dict[tuple[int | str, ...], tuple[Cell, ...] | None]] = {}
         blobs: list[tuple[str, bytes]] = []
         for commit in commits:
             for persist in commit.persists:
                 if persist.promised is not None:
-                    ballot = BallotPair(persist.promised.round, persist.promised.replica)
-                    assert promised is None or ballot >= promised, "a promise never goes back"
-                    promised = ballot
+                    is_later = promised is None or persist.promised >= promised
+                    assert is_later, "a promise never goes back"
+                    promised = persist.promised
                 for entry in persist.accepted:
                     accepted[entry.slot] = (entry.ballot, entry.value)
                 if persist.chosen_end is not None:

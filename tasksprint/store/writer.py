@@ -1,0 +1,284 @@
+"""The thread that owns one store, and group commit.
+
+A role has one event loop; a store waits for disks. Between them stands one thread: the
+loop hands over commits and reads, the thread does them in order. While it writes, more
+commits gather, and all that gathered share the next transaction. The loop hears of a
+transaction once, however many commits were in it.
+
+Knows loops and threads, not what is stored. A store is anything with `commit_all` and
+upkeep (`GroupStore`).
+
+A failed write is the end: what was promised can't be kept. All that waits fails with
+the same error, `on_failure` is told once, and nothing more is accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from tasksprint.errors import StoreError
+
+__all__ = ["GroupStore", "WriterThread"]
+
+# A transaction takes at most so many commits, so that the first one in it doesn't wait
+# for ever: beyond this, a transaction's fixed costs don't count any more.
+_COMMITS_MAX = 500
+# A store may do its upkeep after this much silence.
+_QUIET_S = 0.05
+
+CommitT = TypeVar("CommitT")
+CommitT_contra = TypeVar("CommitT_contra", contravariant=True)
+StoreT = TypeVar("StoreT", bound="GroupStore[Any]")
+ResultT = TypeVar("ResultT")
+
+
+class GroupStore(Protocol[CommitT_contra]):
+    """What a writer thread needs of a store."""
+
+    def commit_all(self, commits: Sequence[CommitT_contra], /) -> None:
+        """Make all of them durable, in order, in one transaction."""
+
+    def checkpoint_if_due(self) -> bool:
+        """Do what can't be put off any longer, after a commit."""
+
+    @property
+    def idle_work_is_due(self) -> bool:
+        """Whether a quiet moment should be used for `do_idle_work`."""
+
+    def do_idle_work(self) -> None:
+        """Do a piece of upkeep, some milliseconds long."""
+
+    def close(self) -> None:
+        """Give back the file."""
+
+
+class _Commit:
+    """A commit that waits, and whom to tell: a callback or a future."""
+
+    __slots__ = ("commit", "done", "future")
+
+    def __init__(
+        self,
+        commit: Any,
+        done: Callable[[], None] | None,
+        future: asyncio.Future[None] | None,
+    ) -> None:
+        self.commit = commit
+        self.done = done
+        self.future = future
+
+
+class _Call:
+    """A call of a function on the thread that waits."""
+
+    __slots__ = ("arguments", "function", "future")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.future = future
+
+
+class _Close:
+    """The last item: close the store and end."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+
+class WriterThread(Generic[StoreT, CommitT]):
+    """One thread that owns one store; to be used from one event loop.
+
+    Args:
+        store: Used by nobody else from now on.
+        on_failure: Called once, on the loop, when a write failed. The role must stop:
+            its core has counted on that write.
+        name: Of the thread, for people who look at it.
+    """
+
+    def __init__(
+        self,
+        store: StoreT,
+        *,
+        on_failure: Callable[[BaseException], None],
+        name: str = "store",
+    ) -> None:
+        self._store = store
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Commit | _Call | _Close] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    # --- on the loop ---
+
+    @property
+    def waiting(self) -> int:
+        """Commits and calls that the thread has not taken up yet."""
+        return self._queue.qsize()
+
+    def commit(self, commit: CommitT) -> asyncio.Future[None]:
+        """Hand over a commit.
+
+        Returns:
+            A future that is done when the commit is durable, or has the failure. It
+            needn't be awaited: `on_failure` is told as well.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._put(_Commit(commit, None, future))
+        return future
+
+    def post(self, commit: CommitT, done: Callable[[], None]) -> None:
+        """Hand over a commit and call `done` on the loop once it is durable.
+
+        Cheaper than `commit`, and one turn of the loop sooner. After a failure `done`
+        is never called; `on_failure` is.
+        """
+        self._put(_Commit(commit, done, None))
+
+    def run(
+        self, function: Callable[..., ResultT], *arguments: Any
+    ) -> asyncio.Future[ResultT]:
+        """Call `function(store, *arguments)` on the thread, after all earlier commits.
+
+        For reads, and for the rare writes that aren't commits. What it raises, the
+        future raises; that alone doesn't end the writer.
+        """
+        future: asyncio.Future[ResultT] = self._loop.create_future()
+        self._put(_Call(function, arguments, future))
+        return future
+
+    def _put(self, item: _Commit | _Call) -> None:
+        assert not self._is_closing, "a writer that is being closed takes nothing more"
+        self._queue.put(item)
+
+    async def close(self) -> None:
+        """Finish what was handed over, close the store, and end the thread.
+
+        Raises:
+            StoreError: Closing failed. Failed writes were told before.
+        """
+        assert not self._is_closing, "a writer is closed once"
+        self._is_closing = True
+        ended: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put(_Close(ended))
+        try:
+            await ended
+        finally:
+            # The thread ends right after it has told; joining waits for microseconds.
+            self._thread.join()
+
+    # --- on the thread ---
+
+    def _work(self) -> None:
+        while True:
+            for item in self._gather():
+                if isinstance(item, _Close):
+                    self._call(self._store.close, (), item.future)
+                    return
+                self._do(item)
+            self._keep_up(self._store.checkpoint_if_due)
+
+    def _gather(self) -> list[list[_Commit] | _Call | _Close]:
+        """Wait for something to do, and return all that there is, commits in groups."""
+        item = self._wait()
+        found: list[list[_Commit] | _Call | _Close] = []
+        while True:
+            if not isinstance(item, _Commit):
+                found.append(item)
+            elif found and isinstance(found[-1], list) and len(found[-1]) < _COMMITS_MAX:
+                found[-1].append(item)
+            else:
+                found.append([item])
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return found
+
+    def _wait(self) -> _Commit | _Call | _Close:
+        while self._failure is None and self._store.idle_work_is_due:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_QUIET_S)
+            self._keep_up(self._store.do_idle_work)
+        return self._queue.get()
+
+    def _do(self, item: list[_Commit] | _Call) -> None:
+        if isinstance(item, list):
+            if self._failure is None:
+                try:
+                    self._store.commit_all([waiting.commit for waiting in item])
+                except BaseException as error:
+                    self._fail(error)
+            self._tell(_tell_committed, item, self._failure)
+        elif self._failure is not None:
+            self._tell(_tell_called, item.future, None, self._failure)
+        else:
+            self._call(item.function, (self._store, *item.arguments), item.future)
+
+    def _call(
+        self,
+        function: Callable[..., object],
+        arguments: tuple[Any, ...],
+        future: asyncio.Future[Any],
+    ) -> None:
+        try:
+            result = function(*arguments)
+        except BaseException as error:
+            self._tell(_tell_called, future, None, error)
+        else:
+            self._tell(_tell_called, future, result, None)
+
+    def _keep_up(self, work: Callable[[], object]) -> None:
+        if self._failure is None:
+            try:
+                work()
+            except StoreError as error:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._tell(self._on_failure, error)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        # A loop that is closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _tell_committed(group: list[_Commit], error: BaseException | None) -> None:
+    for waiting in group:
+        if waiting.future is not None:
+            if waiting.future.done():  # its owner doesn't wait any more
+                continue
+            if error is None:
+                waiting.future.set_result(None)
+            else:
+                waiting.future.set_exception(error)
+                waiting.future.exception()  # `on_failure` was told; no second complaint
+        elif error is None and waiting.done is not None:
+            waiting.done()
+
+
+def _tell_called(
+    future: asyncio.Future[Any], result: object, error: BaseException | None
+) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
