@@ -1,0 +1,53 @@
+"""What applying one entry of the log yields, as plain types.
+
+The coordinator's shell and the scheduler host read these. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasksprint.coordination.rows import Row
+from tasksprint.ids import ClientId, JobId
+
+__all__ = ["Applied", "ChosenAnswer", "EmptyAnswers", "Event"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One numbered event of a job, for its scheduler."""
+
+    number: int
+    line: bytes  # the JSON line as the scheduler gets it, without the newline
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenAnswer:
+    """One part of an answer that counts; every replica's scheduler must give the same."""
+
+    event: int
+    part: int
+    last: bool
+    digest: str  # commands.answer_digest
+    summary: str  # for messages: the first commands in words
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyAnswers:
+    """Events whose chosen answer is: nothing to say (first_event <= event < end_event)."""
+
+    first_event: int
+    end_event: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The outcome of one entry."""
+
+    replies: tuple[bytes | None, ...]  # one for each command, JSON
+    events: tuple[tuple[JobId, Event], ...]
+    answers: tuple[tuple[JobId, ChosenAnswer | EmptyAnswers], ...]
+    rows: tuple[Row, ...]  # at most one for each (table, key)
+    clients: tuple[ClientId, ...]  # whose view changed
+    jobs: tuple[JobId, ...]  # started, ended, or with changed counts
+    notes: tuple[str, ...]  # for the log of the process

@@ -1,0 +1,585 @@
+"""The commands that stand in the log, and their encoding.
+
+A command is a JSON array `[kind, …]`; JSON that users wrote stands in it as strings.
+Decoding checks every type and range, so that applying needs no doubts about shapes;
+whether a command makes sense (does this task exist?) only the state machine knows.
+The commands of a scheduler, inside `Answer`, are the types of tasksprint.tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, TaskId
+from tasksprint.tasks import (
+    FailJob,
+    FinishJob,
+    KillTask,
+    ReleaseTasks,
+    SchedulerCommand,
+    StartTask,
+    StartTimer,
+    WriteLog,
+)
+
+__all__ = [
+    "Answer",
+    "AnswerPart",
+    "CancelJob",
+    "Command",
+    "Completion",
+    "Failure",
+    "Held",
+    "JoinClient",
+    "LeaveClient",
+    "Lost",
+    "Report",
+    "SchedulerOut",
+    "SilentClient",
+    "SubmitJob",
+    "Tick",
+    "answer_digest",
+    "decode_command",
+    "encode_command",
+    "inputs_digest",
+]
+
+INTEGER_MAX = 2**63 - 1  # SQLite's and JSON parsers' limit
+
+
+@dataclass(frozen=True, slots=True)
+class SilentClient:
+    """A client that the leader hasn't heard since its request `request`."""
+
+    cid: ClientId
+    incarnation: Incarnation
+    request: int  # the last request of it that the leader knows applied; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Log time advances; proposed by the leader."""
+
+    elapsed_ms: int  # since the leader's last tick
+    wall_ms: int  # for display
+    silent: tuple[SilentClient, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A result that a joining client still has on its disk."""
+
+    job: JobId
+    tid: TaskId
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinClient:
+    """A client starts, or comes back."""
+
+    identity: str  # hex, of its data directory
+    incarnation: Incarnation  # hex, of this start
+    address: str | None  # where other clients reach it; None: they can't
+    hostname: str
+    slots: int  # its nodes
+    held: tuple[Held, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveClient:
+    """A client stops in good order."""
+
+    cid: ClientId
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One attempt ended with values; they stay on the client, durable."""
+
+    job: JobId
+    tid: TaskId
+    attempt: int
+    result_digest: str  # encoding.result_digest of all values
+    size_bytes: int  # of all values
+    inputs_digest: str | None  # of what it consumed (`inputs_digest`); None: no pretasks
+    run_us: int
+    inline: dict[str, tuple[str, str]] = field(default_factory=dict)  # key: (kind, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One attempt ended without values."""
+
+    job: JobId
+    tid: TaskId
+    attempt: int
+    error: str
+    fatal: bool  # True: trying again is useless
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A result that a client had and has no more."""
+
+    job: JobId
+    tid: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a client's nodes did since its last report."""
+
+    cid: ClientId
+    incarnation: Incarnation
+    request: int  # 1, 2, 3 … in this incarnation
+    acknowledged: int  # requests below this one won't be repeated
+    completions: tuple[Completion, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    lost: tuple[Lost, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJob:
+    """A job starts."""
+
+    sender: str
+    request: int
+    name: str
+    seed: int
+    params: str  # JSON text
+    program: str  # digest of the archive
+    manifest: str  # JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """A part of a scheduler's answer to one event."""
+
+    event: int
+    part: int
+    last: bool
+    first_tid: TaskId  # the next tid that the scheduler counts on
+    commands: tuple[SchedulerCommand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a job's scheduler says to some events, in order."""
+
+    job: JobId
+    parts: tuple[AnswerPart, ...] = ()
+    empty: tuple[tuple[int, int], ...] = ()  # (first_event, end_event): nothing to say
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """Somebody wants a job to end."""
+
+    sender: str
+    request: int
+    job: JobId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOut:
+    """A replica's scheduler of a job is gone for good."""
+
+    replica: ReplicaId
+    job: JobId
+    kind: str  # "crashed" or "diverged"
+    error: str
+
+
+Command = (
+    Tick
+    | JoinClient
+    | LeaveClient
+    | Report
+    | SubmitJob
+    | Answer
+    | CancelJob
+    | SchedulerOut
+)
+
+
+def inputs_digest(result_digests: Sequence[str]) -> str:
+    """Return the digest of what an attempt consumed: result digests of all pretasks, in order."""
+    return hashlib.sha256("".join(result_digests).encode()).hexdigest()
+
+
+def answer_digest(first_tid: TaskId, last: bool, commands: Sequence[SchedulerCommand]) -> str:
+    """Return the digest by which replicas compare an answer's part with the chosen one."""
+    listed = [_scheduler_command_list(command) for command in commands]
+    return hashlib.sha256(encode_json([first_tid, last, listed])).hexdigest()
+
+
+# --- encoding ---
+
+
+def encode_command(command: Command) -> bytes:
+    """Return the command as it stands in the log."""
+    return encode_json(_command_list(command))
+
+
+def _command_list(command: Command) -> list[Any]:
+    match command:
+        case Report():
+            return [
+                "report",
+                command.cid,
+                command.incarnation,
+                command.request,
+                command.acknowledged,
+                [
+                    [
+                        one.job,
+                        one.tid,
+                        one.attempt,
+                        one.result_digest,
+                        one.size_bytes,
+                        one.inputs_digest,
+                        one.run_us,
+                        one.inline,
+                    ]
+                    for one in command.completions
+                ],
+                [
+                    [one.job, one.tid, one.attempt, one.error, one.fatal, one.detail]
+                    for one in command.failures
+                ],
+                [[one.job, one.tid] for one in command.lost],
+            ]
+        case Answer():
+            return [
+                "answer",
+                command.job,
+                [
+                    [
+                        part.event,
+                        part.part,
+                        part.last,
+                        part.first_tid,
+                        [_scheduler_command_list(one) for one in part.commands],
+                    ]
+                    for part in command.parts
+                ],
+                command.empty,
+            ]
+        case Tick():
+            silent = [[one.cid, one.incarnation, one.request] for one in command.silent]
+            return ["tick", command.elapsed_ms, command.wall_ms, silent]
+        case JoinClient():
+            return [
+                "join",
+                command.identity,
+                command.incarnation,
+                command.address,
+                command.hostname,
+                command.slots,
+                [[one.job, one.tid, one.digest] for one in command.held],
+            ]
+        case LeaveClient():
+            return ["leave", command.cid, command.incarnation]
+        case SubmitJob():
+            return [
+                "submit",
+                command.sender,
+                command.request,
+                command.name,
+                command.seed,
+                command.params,
+                command.program,
+                command.manifest,
+            ]
+        case CancelJob():
+            return ["cancel", command.sender, command.request, command.job, command.reason]
+        case SchedulerOut():
+            return ["out", command.replica, command.job, command.kind, command.error]
+        case _:
+            raise AssertionError(f"not a command: {command!r}")
+
+
+def _scheduler_command_list(command: SchedulerCommand) -> list[Any]:
+    match command:
+        case StartTask():
+            return [
+                "s",
+                command.name,
+                command.base,
+                command.pretasks,
+                command.prekeys,
+                command.keys,
+                command.retries,
+                command.timeout_ms,
+            ]
+        case KillTask():
+            return ["k", command.tid]
+        case FinishJob():
+            return ["f", command.taskids, command.values]
+        case FailJob():
+            return ["x", command.error]
+        case StartTimer():
+            return ["t", command.timer, command.after_ms]
+        case ReleaseTasks():
+            return ["r", command.tids]
+        case WriteLog():
+            return ["l", command.text]
+        case _:
+            raise AssertionError(f"not a scheduler's command: {command!r}")
+
+
+# --- decoding ---
+
+
+def decode_command(data: bytes | memoryview) -> Command:
+    """Return the command that `data` encodes.
+
+    Raises:
+        RemoteProtocolError: It isn't one.
+    """
+    value: Any = decode_json(data)
+    try:
+        kind, *fields = value
+        decoded: Command = _DECODERS[kind](*fields)
+        return decoded
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RemoteProtocolError(f"not a command: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    if type(value) is not int or not 0 <= value <= INTEGER_MAX:
+        raise ValueError(f"expected a number from 0 to 2**63 - 1, found {value!r:.50}")
+    return value
+
+
+def _text(value: Any) -> Any:
+    if type(value) is not str:
+        raise ValueError(f"expected text, found {value!r:.50}")
+    return value
+
+
+def _bool(value: Any) -> Any:
+    if type(value) is not bool:
+        raise ValueError(f"expected true or false, found {value!r:.50}")
+    return value
+
+
+def _list(value: Any) -> Any:
+    if type(value) is not list:
+        raise ValueError(f"expected a list, found {value!r:.50}")
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if not value:
+        _list(value)
+        return ()
+    for item in _list(value):
+        if type(item) is not int or not 0 <= item <= INTEGER_MAX:
+            _number(item)
+    return tuple(value)
+
+
+def _texts(value: Any) -> Any:
+    if not value:
+        _list(value)
+        return ()
+    for item in _list(value):
+        if type(item) is not str:
+            _text(item)
+    return tuple(value)
+
+
+def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any) -> Tick:
+    return Tick(
+        _number(elapsed_ms),
+        _number(wall_ms),
+        tuple(
+            [
+                SilentClient(_number(cid), _text(incarnation), _number(request))
+                for cid, incarnation, request in _list(silent)
+            ]
+        ),
+    )
+
+
+def _join(
+    identity: Any, incarnation: Any, address: Any, hostname: Any, slots: Any, held: Any
+) -> JoinClient:
+    return JoinClient(
+        _text(identity),
+        _text(incarnation),
+        None if address is None else _text(address),
+        _text(hostname),
+        _number(slots),
+        tuple(
+            [
+                Held(_number(job), _number(tid), _text(digest))
+                for job, tid, digest in _list(held)
+            ]
+        ),
+    )
+
+
+def _leave(cid: Any, incarnation: Any) -> LeaveClient:
+    return LeaveClient(_number(cid), _text(incarnation))
+
+
+def _completion(
+    job: Any,
+    tid: Any,
+    attempt: Any,
+    result: Any,
+    size_bytes: Any,
+    inputs: Any,
+    run_us: Any,
+    inline: Any,
+) -> Completion:
+    # One condition for all numbers: this runs once for each task of the cluster.
+    is_well_formed = (
+        type(job) is type(tid) is type(attempt) is type(size_bytes) is type(run_us) is int
+        and 0 <= job <= INTEGER_MAX
+        and 0 <= tid <= INTEGER_MAX
+        and 0 <= attempt <= INTEGER_MAX
+        and 0 <= size_bytes <= INTEGER_MAX
+        and 0 <= run_us <= INTEGER_MAX
+        and type(result) is str
+        and (inputs is None or type(inputs) is str)
+        and type(inline) is dict
+    )
+    if not is_well_formed:
+        raise ValueError(f"expected a completion, found one of job {job!r:.20} task {tid!r:.20}")
+    if inline:
+        inline = {key: _inline_value(*value) for key, value in inline.items()}
+    return Completion(job, tid, attempt, result, size_bytes, inputs, run_us, inline)
+
+
+def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
+    if (kind != "json" and kind != "bytes") or type(text) is not str:
+        raise ValueError(f"expected a kind and a text, found {kind!r:.50}")
+    return kind, text
+
+
+def _failure(
+    job: Any, tid: Any, attempt: Any, error: Any, fatal: Any, detail: Any
+) -> Failure:
+    if type(detail) is not dict:
+        raise ValueError(f"expected an object, found {detail!r:.50}")
+    return Failure(
+        _number(job), _number(tid), _number(attempt), _text(error), _bool(fatal), detail
+    )
+
+
+def _report(
+    cid: Any,
+    incarnation: Any,
+    request: Any,
+    acknowledged: Any,
+    completions: Any,
+    failures: Any,
+    lost: Any,
+) -> Report:
+    return Report(
+        _number(cid),
+        _text(incarnation),
+        _number(request),
+        _number(acknowledged),
+        tuple([_completion(*one) for one in _list(completions)]),
+        tuple([_failure(*one) for one in _list(failures)]),
+        tuple([Lost(_number(job), _number(tid)) for job, tid in _list(lost)]),
+    )
+
+
+def _submit(
+    sender: Any, request: Any, name: Any, seed: Any, params: Any, program: Any, manifest: Any
+) -> SubmitJob:
+    return SubmitJob(
+        _text(sender),
+        _number(request),
+        _text(name),
+        _number(seed),
+        _text(params),
+        _text(program),
+        _text(manifest),
+    )
+
+
+def _answer(job: Any, parts: Any, empty: Any) -> Answer:
+    return Answer(
+        _number(job),
+        tuple(
+            [
+                AnswerPart(
+                    _number(event),
+                    _number(part),
+                    _bool(last),
+                    _number(first_tid),
+                    tuple([_scheduler_command(*one) for one in _list(commands)]),
+                )
+                for event, part, last, first_tid, commands in _list(parts)
+            ]
+        ),
+        tuple([(_number(first), _number(end)) for first, end in _list(empty)]),
+    )
+
+
+def _scheduler_command(kind: Any, *fields: Any) -> SchedulerCommand:
+    if kind == "s":
+        name, base, pretasks, prekeys, keys, retries, timeout_ms = fields
+        return StartTask(
+            _text(name),
+            _text(base),
+            _numbers(pretasks),
+            _texts(prekeys),
+            _texts(keys),
+            None if retries is None else _number(retries),
+            None if timeout_ms is None else _number(timeout_ms),
+        )
+    if kind == "k":
+        (tid,) = fields
+        return KillTask(_number(tid))
+    if kind == "f":
+        taskids, values = fields
+        return FinishJob(_numbers(taskids), _text(values))
+    if kind == "x":
+        (error,) = fields
+        return FailJob(_text(error))
+    if kind == "t":
+        timer, after_ms = fields
+        return StartTimer(_number(timer), _number(after_ms))
+    if kind == "r":
+        (tids,) = fields
+        return ReleaseTasks(_numbers(tids))
+    if kind == "l":
+        (text,) = fields
+        return WriteLog(_text(text))
+    raise ValueError(f"expected a scheduler's command, found {kind!r:.50}")
+
+
+def _cancel(sender: Any, request: Any, job: Any, reason: Any) -> CancelJob:
+    return CancelJob(_text(sender), _number(request), _number(job), _text(reason))
+
+
+def _out(replica: Any, job: Any, kind: Any, error: Any) -> SchedulerOut:
+    return SchedulerOut(_number(replica), _number(job), _text(kind), _text(error))
+
+
+_DECODERS: dict[str, Any] = {
+    "answer": _answer,
+    "cancel": _cancel,
+    "join": _join,
+    "leave": _leave,
+    "out": _out,
+    "report": _report,
+    "submit": _submit,
+    "tick": _tick,
+}
