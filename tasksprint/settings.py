@@ -66,6 +66,25 @@ class Settings:
     # A node must say that it is ready within this; slow interpreters on busy machines
     # need seconds.
     node_ready_timeout_ms: int = 30_000
+    # Short tasks are written into a node's pipe ahead of need, up to this much measured
+    # run time. Smaller: a node waits for the client between tasks. Larger: tasks are
+    # stuck behind one that takes unexpectedly long.
+    node_ahead_us: int = 10_000
+    # A task that has run for so long gives up those behind it in the pipe to other nodes.
+    node_stall_ms: int = 100
+    # A short task that is no longer wanted may end by itself within this; then its node
+    # is killed. Smaller: a cancelled job of no-op tasks costs a node's restart.
+    node_stop_grace_ms: int = 200
+    # A node that dies again and again is restarted after a pause that doubles.
+    node_restart_pause_min_ms: int = 100
+    node_restart_pause_max_ms: int = 5_000
+    # Nodes of a program that end before they are ready, in a row, before its tasks fail.
+    node_start_tries_max: int = 3
+    # A program whose tasks have waited for so long without any node takes a slot from
+    # another. Smaller: two jobs on one slot restart nodes all the time.
+    node_switch_wait_ms: int = 500
+    # A node whose program has had no task for so long is stopped.
+    node_idle_max_ms: int = 60_000
     # Bytes of values that a client keeps in memory beside the copies on disk.
     value_cache_bytes_max: int = 256 * MIB
     # Below this much free disk a client takes no more work.
@@ -73,6 +92,15 @@ class Settings:
     # Fetches under way at once from one peer, and in all.
     fetches_per_peer_max: int = 4
     fetches_max: int = 16
+    # Results asked for in one request. Larger: a lost connection repeats more.
+    fetch_batch_max: int = 256
+    # A fetch that failed at every holder is repeated after a pause that doubles.
+    fetch_pause_min_ms: int = 100
+    fetch_pause_max_ms: int = 5_000
+    # Completions and failures in one report, and bytes of values that stand in it; a
+    # report is one command, and should fit into one entry (entry_bytes_max) of the log.
+    report_tasks_max: int = 1_000
+    report_inline_bytes_max: int = 1 * MIB
     # Output of one attempt that is kept: the first half and the last half of it.
     log_bytes_per_attempt_max: int = 64 * KIB
 
