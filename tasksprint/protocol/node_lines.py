@@ -28,6 +28,7 @@ from tasksprint.protocol.spans import (
     excerpt,
     is_text,
     item_count,
+    scan_carried,
     show,
     skip_space,
 )
@@ -89,15 +90,20 @@ _LONG_LINE = "send large results as frames or files"
 _REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
 _FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
 _READY_KEYS = frozenset(("ready", "frames", "window"))
-_VALUES = frozenset(("values",))
 
-# The replies that matter for speed: no value, or one that is a small number, a word or an
-# ASCII string without escapes, spelled without spaces. All others take the long way, to the same end.
+# The replies that matter for speed: no value, or one that is a number, a word or an
+# ASCII string without escapes, spelled without spaces. All others take the long way, to the
+# same end.
 _SMALL_REPLY = re.compile(
     rb'\{"id":(0|[1-9][0-9]{0,17})'
     rb'(?:,"values":\{(?:"([ !#-\[\]-~]*)":'
     rb"(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
     rb'|null|true|false|"[ !#-\[\]-~]*"))?\})?\}\n'
+)
+
+# The beginning of a reply with one value of any form, spelled as above.
+_ONE_VALUE = re.compile(
+    rb'\{"id":(0|[1-9][0-9]{0,17}),"values":\{"([ !#-\[\]-~]*)":(?=[^ \t\r\n])'
 )
 
 _NO_VALUES: tuple[NodeValue, ...] = ()
@@ -242,8 +248,15 @@ class NodeReader:
         if self.ready is None:
             return self._read_ready(line)
         text = decode_line(line, who=who)
+        one = _ONE_VALUE.match(line)
+        if one is not None:
+            # So far every character is one byte, so the index in the text is the same.
+            start = one.end()
+            end = scan_carried(text, start)
+            if end > 0 and text[end:] == "}}":
+                return NodeReply(int(one[1]), ((one[2].decode(), "json", line[start:-2]),))
         try:
-            members, end = cut_object(text, 0, who=who, carried=_VALUES, opened="values")
+            members, end = cut_object(text, 0, who=who, opened="values")
         except NotFiniteError as error:
             return self._refuse_not_finite(text, error)
         except RemoteProtocolError as error:
@@ -274,7 +287,8 @@ class NodeReader:
         unknown = [key for key in members if key not in _READY_KEYS]
         if unknown:
             raise RemoteProtocolError(
-                f"{who} said ready with {unknown[0]!r}, expected only 'frames' and 'window' beside it"
+                f"{who} said ready with {unknown[0]!r}, "
+                "expected only 'frames' and 'window' beside it"
             )
         frames = members["frames"][0] if "frames" in members else False
         if not isinstance(frames, bool):

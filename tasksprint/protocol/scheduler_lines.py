@@ -135,6 +135,10 @@ class SchedulerReader:
         self.next_part = 0
         self.next_tid = next_tid
         self._who = who
+        # The command that is being read, for messages.
+        self._event = 0
+        self._command = 0
+        self._start: str | None = None  # the task's name, once known
         self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
 
     @property
@@ -297,141 +301,147 @@ class SchedulerReader:
         )
 
     def _read_commands(self, text: str, start: int, event: int) -> tuple[SchedulerCommand, ...]:
-        """Read the JSON array at `start`, which is known to be valid JSON without NaN."""
+        """Read the JSON array at `start`, which is known to be valid JSON."""
         commands: list[SchedulerCommand] = []
+        self._event = event
         index = skip_space(text, start + 1)
         while text[index] != "]":
-            where = f"{self._who}: event {event}, command {len(commands)}"
+            self._command = len(commands)
+            self._start = None
             if text[index] != "{":
-                raise RemoteProtocolError(
-                    f"{where} is {excerpt(text[index:])}, expected a JSON object"
-                )
+                raise self._error(f"is {excerpt(text[index:])}, expected a JSON object")
             members, end = cut_object(text, index, who=self._who, carried=_CARRIED_IN_COMMAND)
-            commands.append(self._read_command(members, text, where))
+            commands.append(self._read_command(members, text))
             index = skip_space(text, end)
             if text[index] == ",":
                 index = skip_space(text, index + 1)
         return tuple(commands)
 
-    def _read_command(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_command(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         for kind, (allowed, read) in _COMMANDS.items():
             if kind in members:
-                for key in members:
-                    if key not in allowed:
-                        raise RemoteProtocolError(
-                            f"{where} has {key!r}, expected {_listed(allowed)} in {kind!r}"
-                        )
-                return read(self, members, text, where)
-        raise RemoteProtocolError(
-            f"{where} has {_listed(members) or 'no member'}, expected one of {_listed(_COMMANDS)}"
+                if not members.keys() <= allowed:
+                    unknown = next(key for key in members if key not in allowed)
+                    raise self._error(f"has {unknown!r}, expected {_listed(allowed)} in {kind!r}")
+                return read(self, members, text)
+        raise self._error(
+            f"has {_listed(members) or 'no member'}, expected one of {_listed(_COMMANDS)}"
         )
+
+    def _error(self, what: str) -> RemoteProtocolError:
+        """Return an error that says which command of which event is wrong."""
+        where = f"{self._who}: event {self._event}, command {self._command}"
+        if self._start is not None:
+            where += f", start {show(self._start)} (tid {self.next_tid})"
+        return RemoteProtocolError(f"{where} {what}")
 
     # --- one function for each command ---
 
-    def _read_start(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_start(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         name = members["start"][0]
         if not is_text(name) or not name:
-            raise RemoteProtocolError(f"{where} starts {show(name)}, expected a task's name")
+            raise self._error(f"starts {show(name)}, expected a task's name")
+        self._start = name
         tid = self.next_tid
-        where = f"{where}, start {show(name)} (tid {tid})"
         if "tid" in members:
             given = members["tid"][0]
-            if not _is_number(given) or given != tid:
-                raise RemoteProtocolError(
-                    f"{where} names tid {show(given)}, expected {tid}, the job's next one"
-                )
+            if given != tid or not _is_number(given):
+                raise self._error(f"names tid {show(given)}, expected {tid}, the job's next one")
         base = "[]"
         if "base" in members:
             _, start, end = members["base"]
             base = text[start:end]
             if base[0] != "[":
-                raise RemoteProtocolError(
-                    f"{where} has base {excerpt(base)}, expected a list of arguments"
-                )
+                raise self._error(f"has base {excerpt(base)}, expected a list of arguments")
         pretasks: tuple[TaskId, ...] = ()
         prekeys: tuple[str, ...] = ()
         keys: tuple[str, ...] = ()
         if "pretasks" in members:
-            pretasks = self._tids(members["pretasks"][0], f"{where} has pretasks")
+            pretasks = self._tids(members["pretasks"][0], "has pretasks")
         if "prekeys" in members:
-            prekeys = _strings(members["prekeys"][0], f"{where} has prekeys")
+            prekeys = self._strings(members["prekeys"][0], "has prekeys")
         if len(pretasks) != len(prekeys):
-            raise RemoteProtocolError(
-                f"{where} has {len(pretasks)} pretasks and {len(prekeys)} prekeys, "
+            raise self._error(
+                f"has {len(pretasks)} pretasks and {len(prekeys)} prekeys, "
                 "expected one key for each pretask"
             )
         if "keys" in members:
-            keys = _strings(members["keys"][0], f"{where} has keys")
+            keys = self._strings(members["keys"][0], "has keys")
         retries = members["retries"][0] if "retries" in members else None
         if retries is not None and not _is_number(retries):
-            raise RemoteProtocolError(
-                f"{where} has retries {show(retries)}, expected how often it may be tried again"
+            raise self._error(
+                f"has retries {show(retries)}, expected how often it may be tried again"
             )
         timeout_ms = members["timeout_ms"][0] if "timeout_ms" in members else None
         if timeout_ms is not None and (not _is_number(timeout_ms) or timeout_ms == 0):
-            raise RemoteProtocolError(
-                f"{where} has timeout_ms {show(timeout_ms)}, expected milliseconds above 0"
-            )
+            raise self._error(f"has timeout_ms {show(timeout_ms)}, expected milliseconds above 0")
         self.next_tid = tid + 1
         return StartTask(name, base, pretasks, prekeys, keys, retries, timeout_ms)
 
-    def _read_kill(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
-        return KillTask(self._tid(members["kill"][0], f"{where} kills"))
+    def _read_kill(self, members: dict[str, Member], text: str) -> SchedulerCommand:
+        return KillTask(self._tid(members["kill"][0], "kills"))
 
-    def _read_finish(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_finish(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         values = "{}"
         if "values" in members:
             _, start, end = members["values"]
             values = text[start:end]
-        return FinishJob(self._tids(members["finish"][0], f"{where} finishes with"), values)
+        return FinishJob(self._tids(members["finish"][0], "finishes with"), values)
 
-    def _read_fail(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_fail(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         error = members["fail"][0]
         if not isinstance(error, str):
-            raise RemoteProtocolError(f"{where} fails with {show(error)}, expected a string")
+            raise self._error(f"fails with {show(error)}, expected a string")
         return FailJob(_clean(error))
 
-    def _read_timer(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_timer(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         timer = members["timer"][0]
         if not _is_number(timer):
-            raise RemoteProtocolError(f"{where} starts timer {show(timer)}, expected a number")
+            raise self._error(f"starts timer {show(timer)}, expected a number")
         after_ms: Any = members["after_ms"][0] if "after_ms" in members else None
         if not _is_number(after_ms):
-            raise RemoteProtocolError(
-                f"{where} starts timer {timer} with after_ms {show(after_ms)}, "
-                "expected milliseconds"
+            raise self._error(
+                f"starts timer {timer} with after_ms {show(after_ms)}, expected milliseconds"
             )
         return StartTimer(timer, after_ms)
 
-    def _read_release(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
-        return ReleaseTasks(self._tids(members["release"][0], f"{where} releases"))
+    def _read_release(self, members: dict[str, Member], text: str) -> SchedulerCommand:
+        return ReleaseTasks(self._tids(members["release"][0], "releases"))
 
-    def _read_log(self, members: dict[str, Member], text: str, where: str) -> SchedulerCommand:
+    def _read_log(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         line = members["log"][0]
         if not isinstance(line, str):
-            raise RemoteProtocolError(f"{where} logs {show(line)}, expected a string")
+            raise self._error(f"logs {show(line)}, expected a string")
         return WriteLog(_clean(line))
 
     # --- checks ---
 
-    def _tid(self, value: Any, where: str) -> TaskId:
+    def _tid(self, value: Any, what: str) -> TaskId:
         if not _is_number(value):
-            raise RemoteProtocolError(f"{where} {show(value)}, expected the tid of a task")
+            raise self._error(f"{what} {show(value)}, expected the tid of a task")
         if value >= self.next_tid:
-            raise RemoteProtocolError(
-                f"{where} task {value}, which isn't known; expected {self._known_tids()}"
+            raise self._error(
+                f"{what} task {value}, which isn't known; expected {self._known_tids()}"
             )
         return TaskId(value)
 
-    def _tids(self, value: Any, where: str) -> tuple[TaskId, ...]:
+    def _tids(self, value: Any, what: str) -> tuple[TaskId, ...]:
         if not isinstance(value, list):
-            raise RemoteProtocolError(f"{where} {show(value)}, expected a list of tids")
-        # Two checks of the whole list in C instead of one for each element.
-        if all(type(tid) is int for tid in value) and (
-            not value or (min(value) >= 0 and max(value) < self.next_tid)
+            raise self._error(f"{what} {show(value)}, expected a list of tids")
+        # Checks of the whole list at once, instead of several steps for each element.
+        if not value or (
+            set(map(type, value)) == {int} and min(value) >= 0 and max(value) < self.next_tid
         ):
             return tuple(value)
-        return tuple(self._tid(tid, where) for tid in value)
+        return tuple([self._tid(tid, what) for tid in value])
+
+    def _strings(self, value: Any, what: str) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise self._error(f"{what} {show(value)}, expected a list of strings")
+        for item in value:
+            if not is_text(item):
+                raise self._error(f"{what} with {show(item)}, expected strings")
+        return tuple(value)
 
     def _known_tids(self) -> str:
         if self.next_tid == 0:
@@ -439,7 +449,7 @@ class SchedulerReader:
         return f"a tid from 0 to {self.next_tid - 1}"
 
 
-_Read = Callable[[SchedulerReader, dict[str, Member], str, str], SchedulerCommand]
+_Read = Callable[[SchedulerReader, dict[str, Member], str], SchedulerCommand]
 
 _CARRIED_IN_COMMAND = frozenset(("base", "values"))
 
@@ -463,15 +473,6 @@ _COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
 def _is_number(value: Any) -> bool:
     """Return whether `value` is an integer that every part of the system can hold."""
     return type(value) is int and 0 <= value < _NUMBER_END
-
-
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise RemoteProtocolError(f"{where} {show(value)}, expected a list of strings")
-    for item in value:
-        if not is_text(item):
-            raise RemoteProtocolError(f"{where} with {show(item)}, expected strings")
-    return tuple(value)
 
 
 def _clean(text: str) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "excerpt",
     "is_text",
     "item_count",
+    "scan_carried",
     "show",
     "skip_space",
 ]
@@ -152,6 +153,18 @@ def item_count(array: str) -> int:
     values, _ = _scan_span(array, skip_space(array, 0))
     assert isinstance(values, list)
     return len(values)
+
+
+def scan_carried(text: str, index: int) -> int:
+    """Return the index right behind the JSON value at `index`, or -1 if there is none.
+
+    For short cuts: whoever gets -1 goes the long way, which names the error.
+    """
+    try:
+        _, end = _scan_span(text, index)
+    except (StopIteration, ValueError, RecursionError):
+        return -1
+    return end
 
 
 def cut_object(
