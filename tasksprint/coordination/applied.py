@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tasksprint.coordination.rows import Row
 from tasksprint.ids import ClientId, JobId
+from tasksprint.tasks import SchedulerCommand
 
 __all__ = ["Applied", "ChosenAnswer", "EmptyAnswers", "Event"]
 
@@ -29,7 +30,8 @@ class ChosenAnswer:
     part: int
     last: bool
     digest: str  # commands.answer_digest
-    summary: str  # for messages: the first commands in words
+    tasks_started: int  # StartTask commands among `commands`
+    commands: tuple[SchedulerCommand, ...]  # for the words of a difference
 
 
 @dataclass(frozen=True, slots=True)
