@@ -404,9 +404,8 @@ class Upsert(_ManyRows):
         super().__init__(len(keys) + len(values))
         self._head = f"INSERT INTO {table} ({','.join(keys + values)}) SELECT * FROM (VALUES "
         change = ",".join(f"{name}=excluded.{name}" for name in values)
-        self._tail = (
-            f") WHERE column1 IS NOT NULL ON CONFLICT ({','.join(keys)}) DO "
-            + (f"UPDATE SET {change}" if change else "NOTHING")
+        self._tail = f") WHERE column1 IS NOT NULL ON CONFLICT ({','.join(keys)}) DO " + (
+            f"UPDATE SET {change}" if change else "NOTHING"
         )
 
     def _text(self, count: int) -> str:

@@ -184,8 +184,7 @@ class MemoryReplicaStore:
             if self._directory.is_full:
                 raise StoreError(
                     f"cannot write replica store {self._directory.name!r}: the disk is full",
-                    hint="free some space and start again; "
-                    "nothing that was acknowledged is lost",
+                    hint="free some space and start again; nothing that was acknowledged is lost",
                 )
         except BaseException:
             self._has_failed = True

@@ -150,9 +150,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         """
         self._put(_Commit(commit, done, None))
 
-    def run(
-        self, function: Callable[..., ResultT], *arguments: Any
-    ) -> asyncio.Future[ResultT]:
+    def run(self, function: Callable[..., ResultT], *arguments: Any) -> asyncio.Future[ResultT]:
         """Call `function(store, *arguments)` on the thread, after all earlier commits.
 
         For reads, and for the rare writes that aren't commits. What it raises, the
@@ -273,9 +271,7 @@ def _tell_committed(group: list[_Commit], error: BaseException | None) -> None:
             waiting.done()
 
 
-def _tell_called(
-    future: asyncio.Future[Any], result: object, error: BaseException | None
-) -> None:
+def _tell_called(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

@@ -1,0 +1,107 @@
+"""What a client's store is handed and gives back: plain data for both twins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "CHUNK_BYTES",
+    "ROW_VALUE_BYTES_MAX",
+    "BoundedText",
+    "LogText",
+    "Result",
+    "ResultCommit",
+    "StagedValue",
+    "Value",
+    "ValueInfo",
+]
+
+# Values up to this size stand in the row with their names; larger ones in chunks, so
+# that a look at a row never reads megabytes. Part of the file's format, as is the next.
+ROW_VALUE_BYTES_MAX = 64 * 1024
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StagedValue:
+    """The content of a value that was brought into the store before its result."""
+
+    blob: int
+    size: int
+    digest: str  # SHA-256 of the content, in hex
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a result that is to be kept."""
+
+    key: str
+    kind: str  # "json" or "bytes"
+    content: bytes | StagedValue
+    digest: str  # SHA-256 of the content, in hex
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.size
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All values of one task."""
+
+    job: int
+    tid: int
+    digest: str  # the result digest, which names all values
+    manifest: bytes  # JSON: the list that the digest is made of
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """What a node printed during one attempt, or a piece of it."""
+
+    job: int
+    tid: int
+    attempt: int
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCommit:
+    """What is kept together, or not at all."""
+
+    results: tuple[Result, ...] = ()
+    logs: tuple[LogText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """What is known of a value without reading it."""
+
+    kind: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedText:
+    """The first and the last part of a text that may be long."""
+
+    head: bytes = b""
+    tail: bytes = b""
+    left_out: int = 0  # bytes between them
+
+    def add(self, text: bytes, bytes_max: int) -> BoundedText:
+        """Return this text with more of it: half of the limit for each part."""
+        room = bytes_max // 2 - len(self.head)
+        head = self.head + text[:room] if room > 0 else self.head
+        tail = self.tail + (text[room:] if room > 0 else text)
+        excess = max(0, len(tail) - (bytes_max - bytes_max // 2))
+        return BoundedText(head, tail[excess:], self.left_out + excess)
+
+    def render(self) -> bytes:
+        """Return the text, with a line of its own where something is left out."""
+        if not self.left_out:
+            return self.head + self.tail
+        return self.head + b"\n[%d bytes left out]\n" % self.left_out + self.tail
