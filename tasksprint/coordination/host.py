@@ -1,0 +1,767 @@
+"""The decisions about one job's scheduler on one replica: feed it, compare it, propose for it.
+
+Every replica runs every job's scheduler and feeds it the same numbered events. This
+core decides what the process is sent, what its answers are good for, and when it is
+restarted or given up. It knows the chosen history of the job (event lines, a
+digest of each chosen answer) and nothing of tasks, processes, or how a proposal
+becomes an entry of the log.
+
+The history itself belongs to the state machine: the host reads the job's own list of
+events and dictionary of digests, and is told when they have grown. Nothing is copied,
+so a host costs no memory per event.
+
+**Two positions** carry everything. A position is (event, part): the next part to come.
+
+    chosen   the job's first part without a chosen answer: the *frontier*
+    own      the next part that this replica's process will answer, in this run
+
+While own < chosen, the process repeats history (a replay, or just a slow replica): its
+answers are compared with the digests of the chosen ones, and never proposed. Once
+own == chosen it may run ahead: what it answers waits in two queues that together
+cover exactly [chosen, own), `_proposed` before `_fresh`. When an answer is chosen,
+it is compared with the head of them. So each answer is compared once, whichever
+side was first.
+
+**Who proposes.** The leader, at once. Another replica, when an answer of its own has
+waited at the frontier for `answer_grace_ms`: then the leader's scheduler is stuck,
+differs, or is out. It then stands in for a while, proposing at once as a leader does,
+until somebody else's answers are chosen first again. The waits are staggered by
+replica so that only one stands in. Duplicate proposals are harmless: the state
+machine takes exactly the job's next part and ignores any other.
+
+**States of the process** (`HostStatus.state`):
+
+    waiting --(its pause is over: start)--> starting --ready--> replaying --> live
+       ^                                       |                   |           |
+       |                                       v                   v           v
+       +---(exited, pause)---- stopping <---- crash or difference: kill -------+
+                                  |
+                                  +---(once too often)---> out
+    any --job_ended--> ended          live --(exits after finish or fail)--> finished
+
+Most answers say nothing, so runs of them are kept and proposed as ranges, and no
+object is made for one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
+from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
+from tasksprint.coordination.host_words import describe_difference, describe_event
+from tasksprint.errors import LocalProtocolError
+from tasksprint.ids import JobId, ReplicaId, TaskId
+from tasksprint.settings import RULES, Rules, Settings
+from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand, StartTask
+
+__all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
+
+MIB = 1024 * 1024
+# Bytes of events in the pipe unanswered; events with large values are few then.
+WINDOW_BYTES = 16 * MIB
+# The pause before a restart, doubled with each one: what broke it may pass (memory, a
+# full disk).
+RESTART_PAUSE_MS = 200
+RESTART_PAUSE_MAX_MS = 10_000
+# Restarts of one job's scheduler on one replica, however much progress lies between.
+RESTARTS_MAX = 10
+# How long a replica stands in, in graces.
+STAND_IN_GRACES = 5
+# A proposal that isn't chosen is repeated after a grace, then after two, four … of them.
+REPEAT_GRACES_MAX = 16
+# A deadline noticed this late says that *we* didn't run (a suspended machine), and so
+# neither did the scheduler.
+LATE_MS = 5_000
+# Chosen answers that are kept, to say what a difference is.
+RECENT_MAX = 64
+REPLAY_LINE = b'{"control":"replay","end_event":%d}\n'
+LIVE_LINE = b'{"control":"live"}\n'
+
+State = Literal[
+    "waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"
+]
+
+
+class DecodedAnswer(Protocol):
+    """One part of an answer as the protocol decodes it: in order, with the right tids."""
+
+    @property
+    def event(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    @property
+    def last(self) -> bool: ...
+    @property
+    def commands(self) -> tuple[SchedulerCommand, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostEffects:
+    """What the shell does now, in the order of the fields."""
+
+    # "ask": end its input, then as `Program.stop`; "kill": at once. `exited` follows.
+    stop: Literal["", "ask", "kill"]
+    start: bool  # start the process; `start_failed`, or `ready` and so on, follow
+    write: bytes  # whole lines for its stdin
+    propose: tuple[Answer, ...]  # in order; each is small enough for one entry
+    forward: bool  # this replica isn't the leader: send `propose` there
+    out: SchedulerOut | None  # to be proposed as well
+    notes: tuple[str, ...]  # for the log, `status` and the job's owner
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """How this replica's scheduler is doing, for `status`."""
+
+    state: State
+    answered_end: int  # first event that the process hasn't answered in this run
+    event_count: int
+    restarts: int
+    text: str  # all of that in words
+
+
+class _Own:
+    """An answer of our process that isn't chosen yet, and says something."""
+
+    __slots__ = ("bytes", "commands", "event", "first_tid", "last", "part")
+
+    def __init__(
+        self,
+        event: int,
+        part: int,
+        last: bool,
+        first_tid: int,
+        commands: tuple[SchedulerCommand, ...],
+        size: int,
+    ) -> None:
+        self.event = event
+        self.part = part
+        self.last = last
+        self.first_tid = first_tid
+        self.commands = commands
+        self.bytes = size
+
+
+# An entry of a queue: an answer, or [first_event, end_event] of answers that say nothing.
+_Entry = _Own | list[int]
+
+
+class SchedulerHost:
+    """One job's scheduler on one replica.
+
+    Args:
+        job: The job.
+        replica: This replica.
+        settings: Tunables.
+        events: Lines of all events so far, from event 0, without newlines. Read here,
+            and extended by its owner, who then calls `events_chosen`.
+        answers: (event, part) -> `answer_digest` of the chosen answers that say
+            something. The same: extended by its owner, who then calls `answers_chosen`.
+        answered_end: (event, part), the first without a chosen answer.
+        now_ms: Elapsed time; also with every call below.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: JobId,
+        replica: ReplicaId,
+        settings: Settings,
+        events: Sequence[bytes],
+        answers: Mapping[tuple[int, int], str],
+        answered_end: tuple[int, int],
+        now_ms: int,
+        rules: Rules = RULES,
+    ) -> None:
+        self.job = job
+        self.replica = replica
+        self._settings = settings
+        self._rules = rules
+        self._events = events
+        self._answers = answers
+        self._recent: deque[ChosenAnswer] = deque(maxlen=RECENT_MAX)
+        self._chosen_event, self._chosen_part = answered_end
+
+        # This run of the process.
+        self._state: State = "waiting"
+        self._own_event = 0
+        self._own_part = 0
+        self._own_tid = 0  # tasks that it has started: the tid of the next one
+        self._own_ends = False  # its last answer finished or failed the job
+        self._proposed: deque[_Entry] = deque()
+        self._fresh: deque[_Entry] = deque()
+        self._sent_end = 0  # first event that was not written
+        self._replay_end = 0  # first event that is no replay in this run
+        self._sent: deque[tuple[int, int]] = deque()  # (end event, bytes) of each write
+        self._sent_bytes = 0  # of the events in `_sent`
+
+        # Clocks.
+        self._now_ms = now_ms
+        self._start_at_ms = now_ms
+        self._progress_ms = now_ms  # when the process last answered or became busy
+        self._frontier_ms = now_ms  # since when the head of the queues has been waiting
+        self._repeat_graces = 1
+        self._stand_in_end_ms = now_ms
+        self._out_at_ms = now_ms  # when to propose `_out` (again)
+        self._late_once = False
+
+        # Faults.
+        self._is_leader = False
+        self._failure = ""  # why the process is being stopped
+        self._failed_at: tuple[int, int] | None = None
+        self._failures = 0  # crashes without progress between them
+        self._restarts = 0
+        self._differences = 0
+        self._out: SchedulerOut | None = None
+        self._last_error = ""
+
+        # Effects not handed out yet.
+        self._stop: Literal["", "ask", "kill"] = ""
+        self._notes: list[str] = []
+        self._has_process = False
+
+    # --- what the log says ---
+
+    def events_chosen(self, now_ms: int) -> None:
+        """The list of events has grown."""
+        self._now_ms = now_ms
+
+    def answers_chosen(
+        self, answers: Iterable[ChosenAnswer | EmptyAnswers], now_ms: int
+    ) -> None:
+        """Take the job's next chosen answers, in order."""
+        self._now_ms = now_ms
+        for answer in answers:
+            if isinstance(answer, EmptyAnswers):
+                self._empty_chosen(answer.first_event, answer.end_event)
+            else:
+                self._answer_chosen(answer)
+
+    def _answer_chosen(self, answer: ChosenAnswer) -> None:
+        event, part = answer.event, answer.part
+        assert (event, part) == (self._chosen_event, self._chosen_part)
+        self._recent.append(answer)
+        if answer.last:
+            self._move_frontier(event + 1, 0)
+        else:
+            self._move_frontier(event, part + 1)
+        queue = self._proposed or self._fresh
+        if not queue:
+            return  # Our process is behind, or not running.
+        if queue is self._fresh:
+            self._stand_in_end_ms = self._now_ms  # Somebody else was first.
+        head = queue[0]
+        if isinstance(head, list):
+            self._differs(event, part, True, ())
+        elif answer.commands != head.commands or answer.last != head.last:
+            self._differs(event, part, head.last, head.commands)
+        else:
+            queue.popleft()
+
+    def _empty_chosen(self, first_event: int, end_event: int) -> None:
+        assert (first_event, 0) == (self._chosen_event, self._chosen_part)
+        assert first_event < end_event
+        self._move_frontier(end_event, 0)
+        event = first_event
+        while event < end_event:
+            queue = self._proposed or self._fresh
+            if not queue:
+                return  # Our process is behind, or not running.
+            if queue is self._fresh:
+                self._stand_in_end_ms = self._now_ms
+            head = queue[0]
+            if not isinstance(head, list):
+                self._differs(event, 0, head.last, head.commands)
+                return
+            assert head[0] == event
+            if head[1] <= end_event:
+                event = head[1]
+                queue.popleft()
+            else:
+                event = head[0] = end_event
+
+    def out_chosen(self) -> None:
+        """The log says that this replica's scheduler is out; proposing it ends."""
+        self._out = None
+
+    def job_ended(self, now_ms: int) -> None:
+        """The job has finished, failed or was cancelled: stop the process kindly."""
+        self._now_ms = now_ms
+        self._out = None
+        self._clear_run()
+        if self._has_process and self._state not in ("stopping", "out", "ended"):
+            self._stop = "ask"
+        self._state = "ended"
+
+    def lead(self, now_ms: int, *, is_leader: bool) -> None:
+        """Say whether this replica is to propose at once: the leader, usually.
+
+        Where the leader's scheduler is out for this job (the state machine knows), the
+        caller may say so of another replica, which saves the wait for a grace.
+
+        Becoming it proposes everything that isn't chosen, since what was proposed before
+        may be lost with the last leader.
+        """
+        self._now_ms = now_ms
+        if is_leader != self._is_leader:
+            self._is_leader = is_leader
+            self._propose_again()
+            self._frontier_ms = now_ms
+            self._stand_in_end_ms = now_ms
+
+    # --- what the process does ---
+
+    def start_failed(self, error: str, now_ms: int) -> None:
+        """The process couldn't be started."""
+        self._now_ms = now_ms
+        self._has_process = False
+        if self._state == "starting":
+            self._crash(error)
+
+    def ready(self, now_ms: int) -> None:
+        """The process said that it is ready."""
+        self._now_ms = now_ms
+        if self._state != "starting":
+            return
+        self._replay_end = self._chosen_event
+        self._state = "replaying" if self._replay_end else "live"
+        self._progress_ms = now_ms
+        self._late_once = False
+
+    def answered(self, answers: Sequence[DecodedAnswer], now_ms: int) -> None:
+        """Take the process's next answers."""
+        self._now_ms = now_ms
+        if self._state not in ("replaying", "live"):
+            return  # It is being stopped.
+        self._progress_ms = now_ms
+        self._late_once = False
+        sent_end, chosen_answers = self._sent_end, self._answers
+        chosen_event, chosen_part = self._chosen_event, self._chosen_part
+        for answer in answers:
+            event = answer.event
+            if event >= sent_end:
+                self._fail(f"it answered event {event}, which it hasn't been sent")
+                return
+            # The protocol's reader has checked the order.
+            assert event == self._own_event and answer.part == self._own_part
+            if not answer.commands and not answer.part and answer.last:
+                if event > chosen_event or (event == chosen_event and not chosen_part):
+                    self._enqueue_empty(event)
+                elif (event, 0) in chosen_answers:
+                    self._differs(event, 0, True, ())
+                    return
+                self._own_event = event + 1
+            elif not self._take(answer):
+                return
+        self._settle_sent()
+
+    def garbage(self, error: str, now_ms: int) -> None:
+        """The process said something that no scheduler may say."""
+        self._now_ms = now_ms
+        if self._state in ("starting", "replaying", "live"):
+            self._fail(error)
+
+    def exited(self, reason: str, stderr_tail: str, now_ms: int) -> None:
+        """The process has ended, and nothing of it will follow.
+
+        Args:
+            reason: Exit code or signal, in words.
+            stderr_tail: The end of what it wrote to stderr.
+        """
+        self._now_ms = now_ms
+        self._has_process = False
+        tail = stderr_tail.strip()
+        tail = f"; its stderr ended with:\n{tail}" if tail else ""
+        match self._state:
+            case "stopping":
+                failure, self._failure = self._failure, ""
+                if failure:
+                    self._crash(failure + tail)
+                else:
+                    self._pause()
+            case "starting" | "replaying" | "live":
+                if self._own_ends:
+                    # It has said all that it will; its answers may still be to be chosen.
+                    self._state = "finished"
+                elif self._state == "starting":
+                    self._crash(f"it ended before it was ready: {reason}{tail}")
+                else:
+                    self._crash(f"it ended: {reason}{tail}")
+            case _:
+                pass
+
+    def tick(self, now_ms: int) -> None:
+        """Let time pass; call it at or after `deadline_ms`."""
+        self._now_ms = now_ms
+        deadline = self._process_deadline_ms()
+        if deadline is not None and now_ms >= deadline:
+            if now_ms - deadline > LATE_MS and not self._late_once:
+                self._late_once = True
+                self._progress_ms = now_ms
+            elif self._state == "starting":
+                self._fail(
+                    f"it isn't ready after {self._settings.node_ready_timeout_ms} ms "
+                    "(node_ready_timeout_ms)"
+                )
+            else:
+                what = self._describe(self._own_event)
+                self._fail(
+                    f"it hasn't answered {what} for "
+                    f"{self._settings.scheduler_answer_timeout_ms} ms "
+                    "(scheduler_answer_timeout_ms)"
+                )
+        repeat_at = self._repeat_deadline_ms()
+        if repeat_at is not None and now_ms >= repeat_at:
+            self._propose_again()
+            self._frontier_ms = now_ms
+            self._repeat_graces = min(2 * self._repeat_graces, REPEAT_GRACES_MAX)
+            if not self._is_leader:
+                grace = self._settings.answer_grace_ms
+                self._stand_in_end_ms = now_ms + STAND_IN_GRACES * grace
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When `tick` has something to do, unless something happens before."""
+        deadlines = [self._process_deadline_ms(), self._repeat_deadline_ms()]
+        if self._state == "waiting":
+            deadlines.append(self._start_at_ms)
+        if self._out is not None:
+            deadlines.append(self._out_at_ms)
+        return min((each for each in deadlines if each is not None), default=None)
+
+    @property
+    def status(self) -> HostStatus:
+        """How the scheduler is doing here."""
+        count = len(self._events)
+        match self._state:
+            case "replaying":
+                text = f"replaying, {self._own_event} of {self._replay_end} events"
+            case "live":
+                text = f"live, {self._own_event} of {count} events answered"
+            case "waiting" | "starting" if self._restarts:
+                text = f"restarting ({self._restarts} of at most {RESTARTS_MAX} restarts)"
+            case "out":
+                text = f"out: {self._last_error}"
+            case _:
+                text = self._state
+        return HostStatus(self._state, self._own_event, count, self._restarts, text)
+
+    # --- effects ---
+
+    def effects(self) -> HostEffects | None:
+        """Return what is to be done now; None: nothing."""
+        stop, self._stop = self._stop, ""
+        start = False
+        if self._state == "waiting" and self._now_ms >= self._start_at_ms:
+            assert not self._has_process
+            self._state = "starting"
+            self._has_process = start = True
+            self._progress_ms = self._now_ms
+            self._late_once = False
+        write = self._next_lines() if self._state in ("replaying", "live") else b""
+        propose: tuple[Answer, ...] = ()
+        if self._fresh and (self._is_leader or self._now_ms < self._stand_in_end_ms):
+            propose = self._proposal(self._fresh)
+            self._proposed.extend(self._fresh)
+            self._fresh.clear()
+        out = None
+        if self._out is not None and self._now_ms >= self._out_at_ms:
+            out = self._out
+            self._out_at_ms = self._now_ms + self._settings.answer_grace_ms
+        if not (stop or start or write or propose or out or self._notes):
+            return None
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return HostEffects(
+            stop, start, write, propose, bool(propose) and not self._is_leader, out, notes
+        )
+
+    def _next_lines(self) -> bytes:
+        """Return the lines that fit into the pipe now."""
+        events, first = self._events, self._sent_end
+        end = min(len(events), self._own_event + self._settings.scheduler_window_events)
+        head = b""
+        if first == 0 and self._replay_end:
+            head = REPLAY_LINE % self._replay_end
+        if first < self._replay_end:
+            end = min(end, self._replay_end)  # The line "live" comes between.
+        if end <= first:
+            return b""
+        lines = events[first:end]
+        size = sum(map(len, lines))
+        room = WINDOW_BYTES - self._sent_bytes
+        if size > room:
+            # Rare: large values. As many as fit, but one if the pipe is empty.
+            count = size = 0
+            for line in lines:
+                if size + len(line) > room and (count or self._sent_bytes):
+                    break
+                count, size = count + 1, size + len(line)
+            if not count:
+                return b""
+            lines = lines[:count]
+            end = first + count
+        if not self._sent:
+            self._progress_ms = self._now_ms
+        self._sent.append((end, size))
+        self._sent_bytes += size
+        self._sent_end = end
+        text = b"\n".join(lines) + b"\n"
+        if first < self._replay_end == end:
+            return head + text + LIVE_LINE + self._next_lines()
+        return head + text
+
+    def _proposal(self, entries: Iterable[_Entry]) -> tuple[Answer, ...]:
+        """Return the commands that propose `entries`, cut so that each fits into an entry."""
+        result: list[Answer] = []
+        parts: list[AnswerPart] = []
+        runs: list[tuple[int, int]] = []
+        size = 0
+        bytes_max = self._settings.entry_bytes_max // 2
+        for entry in entries:
+            if isinstance(entry, list):
+                runs.append((entry[0], entry[1]))
+                continue
+            if parts and size + entry.bytes > bytes_max:
+                result.append(Answer(self.job, tuple(parts), tuple(runs)))
+                parts, runs, size = [], [], 0
+            parts.append(
+                AnswerPart(
+                    entry.event, entry.part, entry.last, TaskId(entry.first_tid), entry.commands
+                )
+            )
+            size += entry.bytes
+        if parts or runs:
+            result.append(Answer(self.job, tuple(parts), tuple(runs)))
+        return tuple(result)
+
+    # --- answers of the process ---
+
+    def _enqueue_empty(self, event: int) -> None:
+        fresh = self._fresh
+        if fresh:
+            tail = fresh[-1]
+            if isinstance(tail, list):
+                tail[1] = event + 1
+                return
+        elif not self._proposed:
+            self._queue_begins()
+        fresh.append([event, event + 1])
+
+    def _take(self, answer: DecodedAnswer) -> bool:
+        """Compare or enqueue an answer that says something; False: it is refused."""
+        event, part, last, commands = answer.event, answer.part, answer.last, answer.commands
+        if len(commands) > self._rules.commands_per_part_max:
+            self._fail(
+                f"it answered event {event} with {len(commands)} commands in one part, "
+                f"expected at most {self._rules.commands_per_part_max} "
+                "(commands_per_part_max); cut the answer into parts"
+            )
+            return False
+        tasks, size = _measure(commands)
+        if (event, part) < (self._chosen_event, self._chosen_part):
+            digest = answer_digest(TaskId(self._own_tid), last, commands)
+            if self._answers.get((event, part)) != digest:
+                self._differs(event, part, last, commands)
+                return False
+        else:
+            if not self._proposed and not self._fresh:
+                self._queue_begins()
+            self._fresh.append(_Own(event, part, last, self._own_tid, commands, size))
+        self._own_tid += tasks
+        if last:
+            self._own_event, self._own_part = event + 1, 0
+            if commands and isinstance(commands[-1], FinishJob | FailJob):
+                self._own_ends = True
+        else:
+            self._own_part = part + 1
+        return True
+
+    def _queue_begins(self) -> None:
+        """The process has reached the frontier."""
+        assert (self._own_event, self._own_part) == (self._chosen_event, self._chosen_part)
+        self._frontier_ms = self._now_ms
+        self._repeat_graces = 1
+
+    def _settle_sent(self) -> None:
+        sent, own_event = self._sent, self._own_event
+        while sent and sent[0][0] <= own_event:
+            self._sent_bytes -= sent.popleft()[1]
+        if self._state == "replaying" and own_event >= self._replay_end:
+            self._state = "live"
+
+    def _move_frontier(self, event: int, part: int) -> None:
+        self._chosen_event, self._chosen_part = event, part
+        self._frontier_ms = self._now_ms
+        self._repeat_graces = 1
+
+    # --- proposing again ---
+
+    def _propose_again(self) -> None:
+        """What was proposed may be lost: count it as not proposed."""
+        if self._proposed:
+            self._proposed.extend(self._fresh)
+            self._fresh = self._proposed
+            self._proposed = deque()
+
+    def _repeat_deadline_ms(self) -> int | None:
+        """When the head of the queues has waited for too long."""
+        if not self._proposed and (not self._fresh or self._is_leader):
+            return None
+        grace = self._settings.answer_grace_ms
+        wait_ms = grace * self._repeat_graces
+        if not self._is_leader:
+            wait_ms += self.replica % 8 * grace // 8  # One of them comes first.
+        return self._frontier_ms + wait_ms
+
+    # --- faults ---
+
+    def _process_deadline_ms(self) -> int | None:
+        if self._state == "starting":
+            return self._progress_ms + self._settings.node_ready_timeout_ms
+        is_busy = self._own_event < self._sent_end and not self._own_ends
+        if is_busy and self._state in ("replaying", "live"):
+            return self._progress_ms + self._settings.scheduler_answer_timeout_ms
+        return None
+
+    def _differs(
+        self, event: int, part: int, last: bool, own: tuple[SchedulerCommand, ...]
+    ) -> None:
+        """The process's answer isn't the chosen one: replay once, then give up."""
+        what = self._describe(event)
+        if part:
+            what += f" part {part}"
+        known = [each for each in self._recent if (each.event, each.part) == (event, part)]
+        if known:
+            said, this = describe_difference(
+                known[0].commands, own, log_last=known[0].last, own_last=last
+            )
+        elif (event, part) in self._answers:  # Long ago: only its digest is at hand.
+            said, this = "something else", describe_difference((), own)[1]
+        else:
+            said, this = describe_difference((), own)
+        note = (
+            f"replica {self.replica}: {what}: the log says {said}, this replica says {this}"
+        )
+        self._differences += 1
+        if self._differences > 1:
+            self._notes.append(note)
+            self._give_up(
+                "diverged",
+                f"{note}; a scheduler must depend on nothing but its events, its parameters "
+                "and its seed",
+            )
+        else:
+            self._notes.append(f"{note}; it is started anew and replays")
+            if self._has_process:
+                self._stop_process()
+            else:  # It had said all that it wanted, and left.
+                self._pause()
+
+    def _describe(self, event: int) -> str:
+        # The state machine forgets the lines when the job ends.
+        return describe_event(event, self._events[event] if event < len(self._events) else b"")
+
+    def _fail(self, error: str) -> None:
+        """The process must be killed; what it is counted as follows once it has ended."""
+        self._failure = error
+        self._stop_process()
+
+    def _crash(self, error: str) -> None:
+        """The process has ended where it shouldn't: restart it, or give up."""
+        point = self._own_event, self._own_part
+        if self._failed_at is None or point > self._failed_at:
+            self._failed_at, self._failures = point, 1
+        else:
+            self._failures += 1
+        if self._own_event < self._sent_end:
+            where = f"at {self._describe(self._own_event)}"
+        elif self._own_event:
+            where = f"after {self._describe(self._own_event - 1)}"
+        else:
+            where = "at its start"
+        text = f"replica {self.replica}: the scheduler failed {where}: {error}"
+        self._notes.append(text)
+        if self._failures > 1 or self._restarts >= RESTARTS_MAX:
+            self._give_up("crashed", text)
+        else:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._clear_run()
+        self._state = "waiting"
+        pause_ms = min(RESTART_PAUSE_MS << self._restarts, RESTART_PAUSE_MAX_MS)
+        self._start_at_ms = self._now_ms + pause_ms
+        self._restarts += 1
+
+    def _stop_process(self) -> None:
+        self._state = "stopping"
+        self._stop = "kill"
+        # Nothing more of this run is proposed or compared.
+        self._proposed.clear()
+        self._fresh.clear()
+
+    def _give_up(self, kind: Literal["crashed", "diverged"], error: str) -> None:
+        if self._has_process:
+            self._stop = "kill"
+        self._clear_run()
+        self._state = "out"
+        self._last_error = error
+        self._out = SchedulerOut(self.replica, self.job, kind, error)
+        self._out_at_ms = self._now_ms
+
+    def _clear_run(self) -> None:
+        """Forget this run of the process: the next one answers everything anew."""
+        self._own_event = self._own_part = self._own_tid = 0
+        self._own_ends = False
+        self._proposed.clear()
+        self._fresh.clear()
+        self._sent_end = self._replay_end = 0
+        self._sent.clear()
+        self._sent_bytes = 0
+
+    def check(self) -> None:
+        """Assert the invariants, for tests.
+
+        Raises:
+            LocalProtocolError: The queues don't cover exactly what they must.
+        """
+        position = self._chosen_event, self._chosen_part
+        for entry in [*self._proposed, *self._fresh]:
+            if isinstance(entry, list):
+                first, position = (entry[0], 0), (entry[1], 0)
+                assert entry[0] < entry[1]
+            else:
+                first = entry.event, entry.part
+            if isinstance(entry, _Own):
+                start, position = position, (
+                    (entry.event + 1, 0) if entry.last else (entry.event, entry.part + 1)
+                )
+                if start != first:
+                    raise LocalProtocolError(f"queue has {first}, expected {start}")
+        own = self._own_event, self._own_part
+        if (self._proposed or self._fresh) and position != own:
+            raise LocalProtocolError(f"queue ends at {position}, expected {own}")
+        if self._state == "live" and own > position:
+            raise LocalProtocolError(f"answers up to {own} are lost, frontier {position}")
+        assert self._own_event <= self._sent_end <= len(self._events)
+        assert self._sent_bytes == sum(size for _, size in self._sent)
+
+
+def _measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
+    """Return how many tasks the commands start, and about how many bytes they are."""
+    tasks = 0
+    size = 64
+    for command in commands:
+        if isinstance(command, StartTask):
+            tasks += 1
+            size += 80 + len(command.base) + 16 * len(command.pretasks)
+        elif isinstance(command, FinishJob):
+            size += 32 + len(command.values) + 8 * len(command.taskids)
+        else:
+            size += 512
+    return tasks, size

@@ -1,0 +1,112 @@
+"""What a scheduler was told and what it answered, in a few words for its author.
+
+Pure text: knows the commands of `tasksprint.tasks` and the form of event lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from tasksprint.encoding import decode_json
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.tasks import (
+    FailJob,
+    FinishJob,
+    KillTask,
+    ReleaseTasks,
+    SchedulerCommand,
+    StartTask,
+    StartTimer,
+    WriteLog,
+)
+
+__all__ = ["describe_command", "describe_difference", "describe_event"]
+
+# What an event is about, of the members of its line.
+_SUBJECTS = ("tid", "cid", "timer")
+_SHOWN_MAX = 80
+
+
+def describe_event(number: int, line: bytes) -> str:
+    """Return e.g. "event 17 task_done(4)"."""
+    try:
+        event = decode_json(line)
+        subject = next((str(event[name]) for name in _SUBJECTS if name in event), "")
+        return f"event {number} {event['kind']}({subject})"
+    except (RemoteProtocolError, KeyError, TypeError):
+        return f"event {number}"
+
+
+def describe_command(command: SchedulerCommand) -> str:
+    """Return a command in a few words, e.g. "start montecarlo"."""
+    match command:
+        case StartTask():
+            return f"start {command.name}"
+        case KillTask():
+            return f"kill {command.tid}"
+        case FinishJob():
+            return f"finish {_shorten(str(list(command.taskids)))}"
+        case FailJob():
+            return f"fail {_shorten(repr(command.error))}"
+        case StartTimer():
+            return f"timer {command.timer} after {command.after_ms} ms"
+        case ReleaseTasks():
+            return f"release {_shorten(str(list(command.tids)))}"
+        case WriteLog():
+            return f"log {_shorten(repr(command.text))}"
+        case _:
+            raise TypeError(f"not a scheduler's command: {command!r}")
+
+
+def describe_difference(
+    log: Sequence[SchedulerCommand],
+    own: Sequence[SchedulerCommand],
+    *,
+    log_last: bool = True,
+    own_last: bool = True,
+) -> tuple[str, str]:
+    """Return what each of two parts of an answer says at the first place where they differ.
+
+    Args:
+        log_last, own_last: Whether the answer ends with this part.
+    """
+    for log_command, own_command in zip(log, own, strict=False):
+        if log_command != own_command:
+            texts = describe_command(log_command), describe_command(own_command)
+            if texts[0] != texts[1]:
+                return texts
+            # The same in a few words: name the member that differs.
+            for member in fields(log_command):
+                values = getattr(log_command, member.name), getattr(own_command, member.name)
+                if values[0] != values[1]:
+                    return _detail(texts[0], member.name, *values)
+    if len(log) != len(own):
+        common = min(len(log), len(own))
+        return _at(log, common), _at(own, common)
+    if log_last != own_last:
+        words = "that the answer goes on", "that it ends"
+        return (words[1], words[0]) if log_last else words
+    return "the same", "the same"
+
+
+def _at(commands: Sequence[SchedulerCommand], index: int) -> str:
+    if index < len(commands):
+        return describe_command(commands[index])
+    return "nothing more" if index else "nothing"
+
+
+def _detail(text: str, name: str, log: object, own: object) -> tuple[str, str]:
+    shown = [value if isinstance(value, str) else repr(value) for value in (log, own)]
+    # Long values may agree for a while: show them from a little before they part.
+    pairs = enumerate(zip(*shown, strict=False))
+    agreed = next((index for index, (one, other) in pairs if one != other), 0)
+    start = agreed - _SHOWN_MAX // 2
+    if start > 0:
+        shown = ["..." + value[start:] for value in shown]
+    first, second = (f"{text} with {name} {_shorten(value)}" for value in shown)
+    return first, second
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 3] + "..."
