@@ -7,7 +7,9 @@ that a user's program starts in milliseconds.
 
 from __future__ import annotations
 
-import typing
+TYPE_CHECKING = False  # known to type checkers; `typing` itself takes milliseconds to load
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,7 +23,7 @@ _SDK_NAMES = (
 __all__ = ["__version__", *_SDK_NAMES]
 
 
-def __getattr__(name: str) -> typing.Any:
+def __getattr__(name: str) -> Any:
     """Return an SDK name, importing the SDK only now."""
     if name in _SDK_NAMES:
         from tasksprint import sdk

@@ -1,0 +1,248 @@
+"""Takes stdin and stdout for the protocol, so that user code can't disturb it.
+
+File descriptors 0 and 1 are moved away; in their place stand /dev/null and stderr. So a
+`print`, a C library's `printf` and a subprocess that echoes all end up in the log. Where
+the cluster started the program (stdin and stdout are one socket then), this happens as soon
+as the SDK is imported; otherwise when `start()` is called.
+
+What is written is collected and goes out when there is nothing more to read, when it
+is old or when it is big: a round trip costs more than a short task. While user code
+runs, a thread looks after what waits, so that a long task doesn't hold up the
+answers of the short ones before it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import allocate_lock, start_new_thread
+from time import monotonic, sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["WAITING_BYTES_MAX", "Channel", "open_channel", "take_over_early"]
+
+# How much is read at once.
+_READ_BYTES = 256 * 1024
+# What waits to be written goes out once there is so much of it …
+WAITING_BYTES_MAX = 64 * 1024
+# … or once the oldest of it is so old.
+_WAITING_SECONDS_MAX = 0.005
+# How often the thread looks, and how often in vain before it ends.
+_WATCH_SECONDS = 0.01
+_WATCH_ROUNDS = 100
+
+_channel: Channel | None = None
+
+
+def open_channel() -> Channel:
+    """Return the process's channel, taking stdin and stdout if they weren't taken yet."""
+    global _channel
+    if _channel is None:
+        _channel = Channel()
+    return _channel
+
+
+def take_over_early() -> None:
+    """Take stdin and stdout already, if they can only be the cluster's."""
+    try:
+        stdin, stdout = os.fstat(0), os.fstat(1)
+    except OSError:
+        return
+    is_socket = stdin.st_mode & 0o170000 == 0o140000
+    if is_socket and (stdin.st_dev, stdin.st_ino) == (stdout.st_dev, stdout.st_ino):
+        open_channel()
+
+
+class Channel:
+    """The two streams of the protocol: lines and raw bytes in, buffers out."""
+
+    def __init__(self) -> None:
+        self.printed = False  # User code wrote to stdout or stderr; the owner resets it.
+        self.mark = ""  # Put before each line that user code prints.
+        self._source = os.dup(0)
+        self._target = os.dup(1)
+        os.set_blocking(self._source, True)
+        os.set_blocking(self._target, True)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        if null != 0:
+            os.close(null)
+        os.dup2(2, 1)
+        for stream in (sys.stdout, sys.stderr):
+            self._prepare(stream)
+
+        # What was read: pieces of an unfinished line, and a chunk from `_at` on.
+        self._pieces: list[bytes] = []
+        self._chunk = b""
+        self._at = 0
+
+        # What waits to be written. Only under the lock, because of the thread.
+        self._lock = allocate_lock()
+        self._waiting: list[Any] = []
+        self._waiting_bytes = 0
+        self._waiting_since = 0.0
+        self._is_watched = False
+
+    def _prepare(self, stream: Any) -> None:
+        """Make a text stream show lines at once, take any text, and note that it was used."""
+        try:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        except (AttributeError, ValueError, OSError):
+            pass  # Replaced by the user with something else: left as it is.
+        try:
+            really_write = stream.write
+            at_line_start = True
+
+            def write(text: str) -> int:
+                nonlocal at_line_start
+                if not self.printed:
+                    self.printed = True
+                    self._flush_if_free()
+                if not self.mark:
+                    really_write(text)
+                    return len(text)
+                marked = []
+                for line in text.splitlines(True):
+                    marked.append(self.mark + line if at_line_start else line)
+                    at_line_start = line.endswith("\n")
+                really_write("".join(marked))
+                return len(text)
+
+            stream.write = write
+        except AttributeError:
+            pass  # None, or an object that can't be watched.
+
+    def flush_prints(self) -> None:
+        """Write out what user code printed, so that it lies before what follows."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, ValueError, OSError):
+                pass  # Closed or replaced by the user.
+
+    # --- reading ---
+
+    @property
+    def has_line(self) -> bool:
+        """Whether `next_line` wouldn't wait."""
+        return self._chunk.find(b"\n", self._at) >= 0
+
+    def next_line(self) -> bytes | None:
+        """Return the next line, without its newline; `None` at the end of input.
+
+        Before it waits, everything that waits to be written goes out.
+        """
+        end = self._chunk.find(b"\n", self._at)
+        while end < 0:
+            if not self._read_chunk():
+                return None
+            end = self._chunk.find(b"\n")
+        line = self._chunk[self._at : end]
+        self._at = end + 1
+        if self._pieces:
+            self._pieces.append(line)
+            line = b"".join(self._pieces)
+            self._pieces = []
+        return line
+
+    def take(self, count: int) -> bytes | None:
+        """Return so many raw bytes; `None` if the input ends before."""
+        pieces: list[bytes] = []
+        while len(self._chunk) - self._at < count:
+            count -= len(self._chunk) - self._at
+            if not self._read_chunk():
+                return None
+            pieces, self._pieces = pieces + self._pieces, []
+        piece = self._chunk[self._at : self._at + count]
+        self._at += count
+        if pieces:
+            pieces.append(piece)
+            piece = b"".join(pieces)
+        return piece
+
+    def _read_chunk(self) -> bool:
+        """Move the rest of the chunk to the pieces and wait for another one."""
+        if self._at < len(self._chunk):
+            self._pieces.append(self._chunk[self._at :] if self._at else self._chunk)
+        self._chunk = b""
+        self._at = 0
+        self.flush()
+        try:
+            self._chunk = os.read(self._source, _READ_BYTES)
+        except ConnectionResetError:
+            pass
+        return bool(self._chunk)
+
+    # --- writing ---
+
+    def put(self, *buffers: Any) -> None:
+        """Let bytes go out soon."""
+        with self._lock:
+            if not self._waiting:
+                self._waiting_since = monotonic()
+            for buffer in buffers:
+                self._waiting.append(buffer)
+                self._waiting_bytes += len(buffer)
+            if self._waiting_bytes >= WAITING_BYTES_MAX:
+                self._write_waiting()
+
+    def flush(self) -> None:
+        """Write everything that waits."""
+        if self._waiting:
+            with self._lock:
+                self._write_waiting()
+
+    def _flush_if_free(self) -> None:
+        """Write what waits before user code's first line, so that the log shows whose it is."""
+        if self._waiting and self._lock.acquire(False):
+            try:
+                self._write_waiting()
+            finally:
+                self._lock.release()
+
+    def flush_old(self) -> None:
+        """Write everything that waits, if some of it waited long enough."""
+        if self._waiting and monotonic() - self._waiting_since > _WAITING_SECONDS_MAX:
+            self.flush()
+
+    def watch(self) -> None:
+        """See to it that what waits goes out even if user code runs for long now."""
+        if self._waiting and not self._is_watched:
+            self._is_watched = True
+            start_new_thread(self._watch, ())
+
+    def _watch(self) -> None:
+        idle_rounds = 0
+        while idle_rounds < _WATCH_ROUNDS:
+            sleep(_WATCH_SECONDS)
+            idle_rounds = 0 if self._waiting else idle_rounds + 1
+            try:
+                self.flush_old()
+            except OSError:
+                break  # The main thread meets the same error and ends the program.
+        self._is_watched = False
+
+    def _write_waiting(self) -> None:
+        """Write what waits; the caller holds the lock."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        small: list[bytes] = []
+        for buffer in waiting:
+            if len(buffer) < WAITING_BYTES_MAX:
+                small.append(buffer)
+                continue
+            self._write(b"".join(small))
+            small = []
+            self._write(buffer)
+        self._write(b"".join(small))
+
+    def _write(self, data: Any) -> None:
+        if not data:
+            return
+        written = os.write(self._target, data)
+        if written < len(data):
+            rest = memoryview(data)
+            while written < len(data):
+                written += os.write(self._target, rest[written:])

@@ -1,0 +1,160 @@
+"""JSON for the SDK: strict, compact, and without loading the `json` package.
+
+`import json` costs several milliseconds at every start, most of it for regular
+expressions that the C scanner and encoder don't need; so these are used directly
+where the interpreter has them, and `json` where it hasn't.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["UnencodableError", "decode", "encode", "quote", "why_not_encoded"]
+
+
+class UnencodableError(TypeError):
+    """JSON has no form for an object of this type."""
+
+    def __init__(self, type_name: str) -> None:
+        super().__init__(f"JSON can't carry a {type_name}")
+        self.type_name = type_name
+
+
+def _refuse(value: Any) -> Any:
+    kind = type(value)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    raise UnencodableError(name)
+
+
+class _Context:
+    """What the C scanner reads its options from."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    array_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+
+
+def _use_json_package() -> Any:
+    """Return (scan, quote, make) for interpreters without the C parts."""
+    from json import JSONDecoder, JSONEncoder
+    from json.encoder import encode_basestring
+
+    def make(ascii_only: bool) -> Callable[[Any, int], Any]:
+        encoder = JSONEncoder(
+            ensure_ascii=ascii_only,
+            allow_nan=False,
+            separators=(",", ":"),
+            default=_refuse,
+        )
+        return lambda value, _level: (encoder.encode(value),)
+
+    return JSONDecoder().scan_once, encode_basestring, make  # type: ignore[attr-defined]
+
+
+def _use_c_parts() -> Any:
+    from _json import (
+        encode_basestring,
+        encode_basestring_ascii,
+        make_encoder,
+        make_scanner,
+    )
+
+    def make(ascii_only: bool) -> Callable[[Any, int], Any]:
+        string = encode_basestring_ascii if ascii_only else encode_basestring
+        # (markers, default, encoder, indent, key and item separator, sort_keys,
+        # skipkeys, allow_nan)
+        encoder: Callable[[Any, int], Any] = make_encoder(
+            {}, _refuse, string, None, ":", ",", False, False, False
+        )
+        return encoder
+
+    if "".join(make(False)({"k": [1, 2.5, "s", None]}, 0)) != '{"k":[1,2.5,"s",null]}':
+        raise ImportError("the C encoder works differently here")
+    context: Any = _Context
+    return make_scanner(context), encode_basestring, make
+
+
+try:
+    _scan, _quote, _make = _use_c_parts()
+except (ImportError, TypeError, AttributeError):
+    _scan, _quote, _make = _use_json_package()
+
+_encoder = _make(False)
+
+
+def decode(text: str) -> Any:
+    """Return the value that a line, made by a coordinator or a client, holds."""
+    return _scan(text, 0)[0]
+
+
+def encode(value: Any) -> str:
+    """Return compact JSON that UTF-8 can carry.
+
+    Raises:
+        UnencodableError: An object inside has a type that JSON doesn't know.
+        ValueError: NaN, Infinity, or a structure that contains itself.
+        RecursionError: It is nested too deeply.
+    """
+    global _encoder
+    try:
+        text = "".join(_encoder(value, 0))
+    except BaseException:
+        # The encoder keeps track of what it is inside of, and an error leaves that behind.
+        _encoder = _make(False)
+        raise
+    return text if text.isascii() or _is_unicode(text) else "".join(_make(True)(value, 0))
+
+
+def quote(text: str) -> str:
+    """Return a string as JSON.
+
+    Raises:
+        ValueError: It holds half of a surrogate pair; for names and keys.
+    """
+    if not text.isascii() and not _is_unicode(text):
+        raise ValueError(f"{text!r} isn't Unicode text")
+    quoted: str = _quote(text)
+    return quoted
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def why_not_encoded(value: Any) -> str | None:
+    """Return what is wrong with a value, as the end of a sentence; `None` if nothing is."""
+    try:
+        encode(value)
+    except UnencodableError as error:
+        if error.type_name in ("bytes", "bytearray", "memoryview"):
+            return (
+                f"holds {error.type_name} inside, which JSON can't carry; "
+                "put them under a key of their own"
+            )
+        return (
+            f"holds a {error.type_name}, which JSON can't carry; make it of "
+            "str, int, float, bool, None, list and dict, or return bytes"
+        )
+    except ValueError as error:
+        if str(error).startswith("Out of range float"):
+            return "holds NaN or Infinity, which JSON doesn't have; use None or a string"
+        return f"can't be written as JSON: {str(error)[:1].lower()}{str(error)[1:]}"
+    except TypeError as error:
+        # A key inside that JSON has no form for, like a tuple.
+        return f"can't be written as JSON: {error}"
+    except RecursionError:
+        return "is nested too deeply for JSON"
+    return None

@@ -1,0 +1,142 @@
+"""`@timeout(seconds)`: a method that runs for longer is interrupted by `TimeoutError`.
+
+It rests on the alarm timer of the process, so it works in the main thread only, and
+interrupts Python code and system calls, not a long computation inside a C library. Limits
+may be nested. An outer limit that ends while an inner method runs is not taken for the
+inner one's: it goes through that method's `except TimeoutError` up to its own.
+
+Who used the alarm before gets it back afterwards.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
+__all__ = ["forget_limits", "timeout"]
+
+
+class _Limit:
+    """One run of a method with a limit."""
+
+    __slots__ = ("deadline", "name", "reached", "seconds")
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.deadline = monotonic() + seconds
+        self.reached = False  # it raised its error, and raises no other
+
+    def error(self) -> TimeoutError:
+        return TimeoutError(f"{self.name} ran for more than {self.seconds:g} s")
+
+
+class _OuterLimitReached(BaseException):
+    """An outer method's time is over while an inner one with a limit of its own runs."""
+
+    def __init__(self, limit: _Limit) -> None:
+        super().__init__(f"{limit.name} ran for more than {limit.seconds:g} s")
+        self.limit = limit
+
+
+# The limits of the methods that run now, the innermost last.
+_active: list[_Limit] = []
+
+
+def _on_alarm(signum: int, frame: Any) -> None:
+    now = monotonic()
+    for limit in _active:
+        if not limit.reached and limit.deadline <= now:
+            limit.reached = True
+            _set_alarm()
+            if limit is _active[-1]:
+                raise limit.error()
+            raise _OuterLimitReached(limit)
+    _set_alarm()
+
+
+def _set_alarm() -> None:
+    """Ring at the earliest deadline that wasn't reached, or never."""
+    import signal
+
+    waiting = [limit.deadline for limit in _active if not limit.reached]
+    if waiting:
+        left = min(waiting) - monotonic()
+        # Not 0, which would mean never, and not what no timer can hold.
+        signal.setitimer(signal.ITIMER_REAL, min(max(left, 1e-6), 1e6))
+    else:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def forget_limits() -> None:
+    """Drop limits that an interrupted clean-up left behind; for use between tasks."""
+    if _active:
+        del _active[:]
+        _set_alarm()
+
+
+def timeout(seconds: float) -> Callable[[Function], Function]:
+    """Return a decorator: the method gets a `TimeoutError` once it has run for so long.
+
+    Args:
+        seconds: Above 0; fractions count.
+
+    Raises:
+        ValueError: It isn't a number above 0.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ValueError(f"timeout({seconds!r}): expected seconds above 0, as in @timeout(5)")
+
+    def decorate(function: Function) -> Function:
+        name = getattr(function, "__name__", "the method")
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            import signal
+
+            limit = _Limit(name, seconds)
+            depth = len(_active)
+            began = monotonic()
+            try:
+                old_handler = signal.signal(signal.SIGALRM, _on_alarm)
+            except ValueError:
+                raise RuntimeError(
+                    f"@timeout({seconds:g}) of {name} works only in the main thread"
+                ) from None
+            old_delay, old_interval = signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                _active.append(limit)
+                _set_alarm()
+                return function(*args, **kwargs)
+            except _OuterLimitReached as error:
+                if error.limit is limit:
+                    raise limit.error() from None
+                raise
+            finally:
+                # First of all: an alarm that rings from here on finds nothing to raise.
+                limit.reached = True
+                del _active[depth:]
+                if _active:
+                    _set_alarm()
+                else:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.signal(
+                        signal.SIGALRM, signal.SIG_DFL if old_handler is None else old_handler
+                    )
+                    if old_delay:
+                        left = max(old_delay - (monotonic() - began), 1e-6)
+                        signal.setitimer(signal.ITIMER_REAL, left, old_interval)
+
+        limited.__name__ = name
+        limited.__qualname__ = getattr(function, "__qualname__", name)
+        limited.__doc__ = function.__doc__
+        limited.__module__ = getattr(function, "__module__", __name__)
+        limited.__wrapped__ = function  # type: ignore[attr-defined]
+        return limited  # type: ignore[return-value]
+
+    return decorate

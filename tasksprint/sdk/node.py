@@ -1,0 +1,264 @@
+"""`TaskSprintNode`: the user's methods as a node of the cluster.
+
+    from TaskSprintNode import *
+
+    class Adder(TaskSprintNode):
+        def add(self, *numbers):
+            return {"sum": sum(numbers)}
+
+    Adder().start()
+
+A task names a method and gets its arguments; what the method returns, a dictionary of
+keys and values, is the task's result. Lines and errors are those of docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from tasksprint.sdk import channel as channels
+from tasksprint.sdk.chance import seed_generators, watch_imports
+from tasksprint.sdk.codec import decode, encode, quote, why_not_encoded
+from tasksprint.sdk.limits import forget_limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from tasksprint.sdk.channel import Channel
+
+__all__ = ["Task", "TaskFailed", "TaskSprintNode"]
+
+# Tasks that a client may send ahead, so that short ones cost no round trip each.
+_WINDOW = 64
+# Longer texts of errors are cut in the middle: they stand in the cluster's log.
+_ERROR_CHARACTERS_MAX = 2_000
+_TRACEBACK_CHARACTERS_MAX = 16_000
+
+_BYTES = (bytes, bytearray, memoryview)
+
+channels.take_over_early()
+
+
+class TaskFailed(Exception):
+    """Raised by a node's method: this task can't be done.
+
+    Other exceptions count as accidents, and the task is tried again. This one says that
+    trying again is in vain, unless `retry` is true.
+    """
+
+    def __init__(self, message: str = "", *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class Task:
+    """What a node's method may know about the task that it runs."""
+
+    __slots__ = ("attempt", "job", "seed", "tid")
+
+    def __init__(self, job: int, tid: int, attempt: int, seed: int) -> None:
+        self.job = job
+        self.tid = tid
+        self.attempt = attempt  # 1 for the first one
+        self.seed = seed  # the same for every attempt
+
+    def __repr__(self) -> str:
+        return f"Task(job={self.job}, tid={self.tid}, attempt={self.attempt}, seed={self.seed})"
+
+
+class TaskSprintNode:
+    """Base class of nodes; every public method of a subclass can be run as a task.
+
+    A method returns a dictionary: keys are strings, values are anything that JSON
+    carries, or bytes. Before each task `random` is seeded with the task's seed (and so is
+    NumPy's global generator where it is imported), so that a task that runs again gives
+    the same result. `self.task` says which task runs.
+    """
+
+    # Nothing but `start` and `task` is taken of the names that a subclass can use, and a
+    # subclass that has a `task` of its own keeps it.
+    task: Task
+
+    def start(self) -> None:
+        """Run tasks until the client has no more; returns at the end of input."""
+        try:
+            _Runner(self, channels.open_channel()).run()
+        except KeyboardInterrupt:
+            # Ctrl-C at a node attached by hand is a way to stop it, not an error.
+            raise SystemExit(130) from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise SystemExit(0) from None  # The client is gone, and nobody reads what is left.
+
+
+class _Error(Exception):
+    """The task can't give a result; running it again would end the same way."""
+
+
+class _Runner:
+    """Runs one node's tasks, one after the other."""
+
+    def __init__(self, node: TaskSprintNode, channel: Channel) -> None:
+        self._node = node
+        self._channel = channel
+        self._methods: dict[str, Callable[..., Any]] = {}  # those that were asked for
+        self._has_own_task = any("task" in vars(cls) for cls in _user_classes(type(node)))
+
+    def run(self) -> None:
+        channel = self._channel
+        watch_imports()
+        channel.put(b'{"ready":{},"frames":true,"window":%d}\n' % _WINDOW)
+        while True:
+            line = channel.next_line()
+            if line is None:
+                return
+            task = decode(line.decode())
+            args = task["args"]
+            if "frames" in task:
+                for place, size in task["frames"]:
+                    raw = channel.take(size)
+                    if raw is None:
+                        return
+                    args[place] = raw
+            channel.watch()
+            self._run_task(task, args)
+            if channel.printed:
+                # The log says whose lines these are by what was answered before them.
+                channel.printed = False
+                channel.flush_prints()
+                channel.flush()
+            else:
+                channel.flush_old()
+
+    def _run_task(self, task: dict[str, Any], args: list[Any]) -> None:
+        number = task["id"]
+        name = task["name"]
+        answer: tuple[Any, ...]
+        try:
+            method = self._methods.get(name)
+            if method is None:
+                method = self._find_method(name)
+            seed = task["seed"]
+            seed_generators(seed)
+            if not self._has_own_task:
+                self._node.task = Task(task["job"], task["task"], task["attempt"], seed)
+            answer = _encode_result(number, method(*args), name)
+        except KeyboardInterrupt:
+            raise
+        except _Error as error:
+            answer = (_encode_failure(number, str(error), None, False),)
+        except BaseException as error:
+            # Also SystemExit: it ends the task, not the node that others wait for.
+            answer = (_describe_failure(number, error),)
+        forget_limits()
+        self._channel.put(*answer)
+
+    def _find_method(self, name: str) -> Callable[..., Any]:
+        for cls in _user_classes(type(self._node)):
+            if name in vars(cls) and not name.startswith("_"):
+                method = getattr(self._node, name)
+                if callable(method):
+                    self._methods[name] = method
+                    return method  # type: ignore[no-any-return]
+                break
+        names = sorted(
+            {
+                found
+                for cls in _user_classes(type(self._node))
+                for found, member in vars(cls).items()
+                if not found.startswith("_") and callable(getattr(self._node, found, None))
+            }
+        )
+        raise _Error(
+            f"node {type(self._node).__name__} has no method {name!r}, "
+            f"expected one of {', '.join(map(repr, names)) or '(it has none)'}"
+        )
+
+
+def _user_classes(cls: type) -> list[type]:
+    """Return the classes that can hold the user's methods: not ours, not Python's."""
+    return [each for each in cls.__mro__ if each is not TaskSprintNode and each is not object]
+
+
+def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
+    """Return the buffers of the answer that hands out a method's result.
+
+    Raises:
+        _Error: It can't be sent.
+    """
+    if type(result) is not dict:
+        if result is None:
+            return (b'{"id":%d}\n' % number,)
+        if not isinstance(result, dict):
+            raise _Error(
+                f"{name} returned a {type(result).__name__}, "
+                "expected a dictionary of keys and values, such as {'result': 1}"
+            )
+        result = dict(result)
+    frames: dict[str, Any] | None = None
+    for key, value in result.items():
+        if not isinstance(key, str):
+            raise _Error(
+                f"{name} returned key {key!r} of type {type(key).__name__}, expected strings"
+            )
+        if isinstance(value, _BYTES):
+            frames = frames or {}
+            frames[key] = _as_buffer(value)
+    try:
+        if frames is None:
+            return (f'{{"id":{number},"values":{encode(result)}}}\n'.encode(),)
+        values = {key: value for key, value in result.items() if key not in frames}
+        places = ",".join([f"[{quote(key)},{len(raw)}]" for key, raw in frames.items()])
+        head = f'{{"id":{number},"values":{encode(values)},"frames":[{places}]}}\n'
+        return (head.encode(), *frames.values())
+    except Exception:
+        for key, value in result.items():
+            why = why_not_encoded(value) if frames is None or key not in frames else None
+            if why is not None:
+                raise _Error(f"value under key {key!r} of {name} {why}") from None
+        raise
+
+
+def _as_buffer(value: Any) -> Any:
+    """Return bytes-like data whose length is its size, and that no later task changes."""
+    if isinstance(value, bytes):
+        return value
+    view = memoryview(value)
+    if view.nbytes < channels.WAITING_BYTES_MAX or not view.c_contiguous:
+        return view.tobytes()
+    # So big that it is written before the next task runs.
+    return view.cast("B")
+
+
+def _describe_failure(number: int, error: BaseException) -> bytes:
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text can't be shown)"
+    if isinstance(error, TaskFailed):
+        return _encode_failure(number, text or name, None, error.retry)
+    try:
+        import traceback
+
+        # The first frame is this module's.
+        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        shown = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:
+        shown = ""
+    return _encode_failure(number, f"{name}: {text}" if text else name, shown, True)
+
+
+def _encode_failure(number: int, error: str, traceback: str | None, retry: bool) -> bytes:
+    line = f'{{"id":{number},"error":{encode(_shorten(error, _ERROR_CHARACTERS_MAX))}'
+    if traceback:
+        line += f',"traceback":{encode(_shorten(traceback, _TRACEBACK_CHARACTERS_MAX))}'
+    if not retry:
+        line += ',"retry":false'
+    return (line + "}\n").encode()
+
+
+def _shorten(text: str, characters_max: int) -> str:
+    if len(text) <= characters_max:
+        return text
+    half = characters_max // 2 - 10
+    return f"{text[:half]} … {text[-half:]}"
