@@ -1,0 +1,592 @@
+"""Programs, their nodes, and which task goes into the pipe of which node when.
+
+Knows ready tasks, slots, pipes and measured run times. Doesn't know where inputs come
+from, nor what becomes of an attempt: it says which task failed or must run again.
+
+Slots. A slot is a process that the client started; it is taken until that process has
+ended. Nodes are started when a ready task finds none, and kept. A program without any node
+takes the slot of an idle one of another program at once, and of a busy one once its
+oldest task has waited for a while and is older than whatever the other would run next.
+Attached nodes are beyond the slots.
+
+Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A
+task goes behind another only if the node takes several, both are of names that were
+measured as short, and it has no time limit. If the head then takes long after all,
+those behind it are given to other nodes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from tasksprint.execution.effects import (
+    Effect,
+    KillNode,
+    NodeId,
+    Note,
+    RunTask,
+    StartNode,
+    StopNode,
+)
+from tasksprint.execution.records import (
+    Entry,
+    Node,
+    NodeState,
+    Program,
+    ProgramState,
+    Task,
+    TaskState,
+)
+from tasksprint.execution.timers import Timers
+from tasksprint.ids import TaskId
+from tasksprint.settings import Settings
+
+__all__ = ["Nodes"]
+
+# Names whose run time is remembered; a program may make up a name for each task.
+_ESTIMATES_MAX = 1_000
+
+_READY = TaskState.READY
+_RUNNING = TaskState.RUNNING
+_SERVING = NodeState.SERVING
+
+Arguments = tuple[tuple[TaskId, str, str], ...]
+
+
+class Nodes:
+    """All nodes of this client, by program."""
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        settings: Settings,
+        timers: Timers,
+        outbox: list[Effect],
+        arguments: Callable[[Task], Arguments | None],
+        again: Callable[[Task], None],
+        fail: Callable[[Task, str, Mapping[str, Any]], None],
+    ) -> None:
+        """Begin without nodes.
+
+        Args:
+            slots: Processes at once.
+            arguments: Returns what `RunTask.inputs` says, or None if an input is gone.
+            again: Called with a task that must run again; no failure.
+            fail: Called with a task whose attempt failed, the error, and details.
+        """
+        self.slots = slots
+        self.nodes: dict[NodeId, Node] = {}  # until the process has ended
+        self.is_disk_low = False
+        self._settings = settings
+        self._timers = timers
+        self._outbox = outbox
+        self._arguments = arguments
+        self._again = again
+        self._fail = fail
+        self._last_node = 0
+        self._offers = 0
+        self._own_count = 0  # Invariant: nodes that aren't attached; at most `slots`.
+        self._hungry: dict[Program, None] = {}  # programs with ready tasks
+        # One more than may stand before another task: nothing goes behind such a task.
+        self._unknown_us = settings.node_ahead_us + 1
+
+    # --- tasks -----------------------------------------------------------------------
+
+    def offer(self, task: Task) -> None:
+        """Take a task whose inputs are all here; it is READY from now on."""
+        task.state = _READY
+        program = task.program
+        self._offers += 1
+        heapq.heappush(program.ready, (task.arrival, self._offers, task))
+        self._hungry[program] = None
+
+    def abandon(self, entry: Entry, now_ms: int) -> None:
+        """Give up a running task: its answer isn't wanted any more.
+
+        A node that runs it is killed, unless the task is a short one, which may end by
+        itself. One that waits in the pipe is short, too.
+        """
+        task, node = entry.task, entry.node
+        task.entry = None
+        if node.state is not _SERVING or node.head is not entry:
+            return
+        if entry.estimate_us <= self._settings.node_ahead_us:
+            self._expire_head(node, now_ms)
+        else:
+            self.kill(node, f"{task} was stopped")
+
+    def feed(self, now_us: int) -> None:
+        """Give ready tasks to nodes; start and stop nodes as needed."""
+        if not self._hungry or self.is_disk_low:
+            return
+        programs = list(self._hungry)
+        if len(programs) > 1:
+            for program in programs:
+                self._skip_stale(program)
+            programs.sort(key=_age_of_oldest)
+        now_ms = now_us // 1_000
+        for program in programs:
+            self._fill(program, now_us)
+            if not program.ready:
+                del self._hungry[program]
+                program.short_since_ms = None
+            elif not self._find_nodes(program, now_ms):
+                return  # Those with younger tasks must leave it a node.
+
+    # --- events of programs ----------------------------------------------------------
+
+    def fail_ready(self, program: Program, error: str, detail: Mapping[str, Any]) -> None:
+        """Fail all tasks that wait for a node of this program."""
+        ready, program.ready = program.ready, []
+        self._hungry.pop(program, None)
+        for _, _, task in sorted(ready, key=lambda item: item[:2]):
+            if task.state is _READY:
+                self._fail(task, error, detail)
+
+    # --- events of nodes -------------------------------------------------------------
+
+    def next_node(self) -> NodeId:
+        """Return a number for a new node; never the same twice."""
+        self._last_node += 1
+        return NodeId(self._last_node)
+
+    def is_past(self, node_id: NodeId) -> bool:
+        """Whether this node existed and has ended."""
+        return node_id not in self.nodes and node_id <= self._last_node
+
+    def attached(self, node_id: NodeId, program: Program, now_ms: int) -> Node:
+        """Add a node that somebody else started."""
+        node = Node(node_id, program, now_ms, attached=True)
+        self.nodes[node_id] = program.nodes[node_id] = node
+        program.told_absent = False
+        return node
+
+    def ready(self, node: Node, window: int, now_ms: int) -> None:
+        """Note that a node takes tasks."""
+        if node.state is not NodeState.STARTING:
+            return  # It was killed meanwhile.
+        node.state = _SERVING
+        node.was_ready = True
+        node.window = max(1, window)
+        node.idle_since_ms = now_ms
+        self._arm(node, now_ms + self._settings.node_idle_max_ms)
+        node.program.start_failures = 0
+
+    def take(self, node: Node, id: int) -> Entry | None:
+        """Take the entry that a node answered out of its pipe.
+
+        Returns:
+            None if nothing has that id: the node was killed for it.
+        """
+        entry = node.pipe.pop(id, None)
+        if entry is None:
+            found = f"node answered id {id}, expected {_describe_ids(node)}"
+            self.kill(node, found, error=found)
+            return None
+        node.work_us -= entry.estimate_us
+        return entry
+
+    def is_wanted(self, entry: Entry) -> bool:
+        """Whether the answer to this entry counts: its task wasn't stopped or run elsewhere."""
+        task = entry.task
+        # A task that was moved, and is still in the queue, is done by the first answer.
+        return task.entry is entry or task.state is _READY
+
+    def answered(self, node: Node, now_us: int) -> None:
+        """Note that a batch of answers was taken: the next head runs from now on."""
+        node.head_since_us = now_us
+        node.is_stalled = False
+        node.program.deaths = 0
+        now_ms = now_us // 1_000
+        head = node.head
+        if head is None:
+            node.idle_since_ms = now_ms
+            self._arm(node, now_ms + self._settings.node_idle_max_ms)
+        elif head.task.entry is not head:
+            self._expire_head(node, now_ms)
+
+    def measured(self, task: Task, run_us: int) -> None:
+        """Learn from a run time."""
+        estimates = task.program.estimates
+        name = task.assignment.name
+        estimate = estimates.get(name)
+        if estimate is None:
+            if len(estimates) >= _ESTIMATES_MAX:
+                estimates.clear()
+            estimates[name] = run_us
+        elif run_us > estimate:
+            # Up fast, down slowly: a task behind a long one waits, a node that gets one
+            # task less ahead only costs a little.
+            estimates[name] = (estimate + run_us) // 2
+        else:
+            estimates[name] = max(1, (7 * estimate + run_us) // 8)
+
+    def kill(self, node: Node, why: str, *, error: str | None = None) -> None:
+        """Kill a node; what waits in its pipe runs again.
+
+        Args:
+            error: Why the running task fails. None: it doesn't, it runs again (if it
+                wasn't stopped).
+        """
+        if node.state is NodeState.KILLED:
+            return
+        node.state = NodeState.KILLED
+        node.kill_error = error
+        self._outbox.append(KillNode(node.id, why))
+        self._empty_pipe(node, keep_head=error is not None)
+
+    def exited(self, node: Node, reason: str, detail: Mapping[str, Any], now_ms: int) -> None:
+        """Forget a node whose process has ended."""
+        del self.nodes[node.id]
+        program = node.program
+        del program.nodes[node.id]
+        if not node.attached:
+            self._own_count -= 1
+        state = node.state
+        head = node.head
+        self._empty_pipe(node, keep_head=True)
+        if state is _SERVING or (state is NodeState.KILLED and node.kill_error is not None):
+            found = node.kill_error
+            if head is not None and head.task.entry is head:
+                task = head.task
+                run_ms = max(0, now_ms - node.head_since_us // 1_000)
+                known = {"node": node.id, "run_ms": run_ms, **detail}
+                self._fail(task, found or f"node died while it ran {task}: {reason}", known)
+        if not node.was_ready and state is not NodeState.STOPPING and not node.attached:
+            self._failed_start(program, node.kill_error or reason, detail, now_ms)
+        elif state is _SERVING and not node.attached:
+            program.deaths += 1
+            if program.deaths > 1:
+                self._pause(program, program.deaths - 2, now_ms)
+
+    # --- for tests and people --------------------------------------------------------
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return what each node does, for people."""
+        return [
+            {
+                "node": node.id,
+                "program": str(node.program),
+                "attached": node.attached,
+                "state": node.state.value,
+                "tasks": len(node.pipe),
+                "running": None if node.head is None else str(node.head.task),
+            }
+            for node in self.nodes.values()
+        ]
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        own = [node for node in self.nodes.values() if not node.attached]
+        assert len(own) == self._own_count
+        assert self._own_count <= self.slots
+        for node_id, node in self.nodes.items():
+            assert node.id == node_id
+            assert node.program.nodes[node_id] is node
+            assert len(node.pipe) <= node.window, f"{len(node.pipe)} tasks in node {node_id}"
+            assert node.work_us == sum(entry.estimate_us for entry in node.pipe.values())
+            if node.state in (NodeState.STARTING, NodeState.STOPPING):
+                assert not node.pipe
+            if node.state is NodeState.KILLED:
+                assert len(node.pipe) <= 1
+            head = node.head if node.state is _SERVING else None
+            if head is not None and head.deadline_ms is not None:
+                assert node.armed_ms is not None
+                assert node.armed_ms <= head.deadline_ms
+            for number, (id, entry) in enumerate(node.pipe.items()):
+                assert entry.id == id
+                assert entry.node is node
+                if entry.task.entry is not entry:
+                    continue
+                assert entry.task.state is _RUNNING
+                assert entry.task.program is node.program
+                if number:
+                    assert entry.task.assignment.timeout_ms is None
+        for program in self._hungry:
+            for node in program.nodes.values():
+                assert program.nodes[node.id] is self.nodes[node.id]
+
+    # --- private: pipes --------------------------------------------------------------
+
+    def _skip_stale(self, program: Program) -> None:
+        ready = program.ready
+        while ready and ready[0][2].state is not _READY:
+            heapq.heappop(ready)
+
+    def _fill(self, program: Program, now_us: int) -> None:
+        """Give the program's nodes what they can take, the oldest task first."""
+        ready = program.ready
+        serving = [
+            node
+            for node in program.nodes.values()
+            if node.state is _SERVING and not node.is_stalled
+        ]
+        estimates = program.estimates
+        ahead_us = self._settings.node_ahead_us
+        while ready:
+            task = ready[0][2]
+            if task.state is not _READY:
+                heapq.heappop(ready)
+                continue
+            assignment = task.assignment
+            estimate = estimates.get(assignment.name, self._unknown_us)
+            behind_us = -1 if assignment.timeout_ms is not None else ahead_us - estimate
+            best: Node | None = None
+            best_us = 0
+            for node in serving:
+                if not node.pipe:
+                    best = node
+                    break
+                work_us = node.work_us
+                if work_us > behind_us or len(node.pipe) >= node.window:
+                    continue
+                if best is None or work_us < best_us:
+                    best, best_us = node, work_us
+            if best is None:
+                return
+            heapq.heappop(ready)
+            inputs = self._arguments(task) if assignment.inputs else ()
+            if inputs is None:
+                self._again(task)
+                ready = program.ready
+                continue
+            self._send(best, task, inputs, estimate, now_us)
+
+    def _send(
+        self, node: Node, task: Task, inputs: Arguments, estimate_us: int, now_us: int
+    ) -> None:
+        node.last_id = id = node.last_id + 1
+        entry = Entry(id, task, node, estimate_us)
+        if inputs:
+            entry.digests = tuple([digest for _, _, digest in inputs])
+        if not node.pipe:
+            node.head_since_us = now_us
+        else:
+            self._arm(node, now_us // 1_000 + self._settings.node_stall_ms)
+        timeout_ms = task.assignment.timeout_ms
+        if timeout_ms is not None:
+            # Rounded up: a task gets its time in full.
+            entry.deadline_ms = now_us // 1_000 + timeout_ms + 1
+            self._arm(node, entry.deadline_ms)
+        node.pipe[id] = entry
+        node.work_us += estimate_us
+        task.entry = entry
+        task.state = _RUNNING
+        self._outbox.append(RunTask(node.id, id, task.assignment, inputs))
+
+    def _empty_pipe(self, node: Node, *, keep_head: bool) -> None:
+        """Have what is in the pipe run again; its head may stay, for the end of the process."""
+        pipe = node.pipe
+        node.pipe = {}
+        node.work_us = 0
+        for entry in pipe.values():
+            if keep_head:
+                keep_head = False
+                node.pipe[entry.id] = entry
+                node.work_us = entry.estimate_us
+            elif entry.task.entry is entry:
+                entry.task.entry = None
+                self._again(entry.task)
+
+    def _unload(self, node: Node) -> None:
+        """Give what waits behind a head that takes long to other nodes."""
+        node.is_stalled = True
+        for entry in list(node.pipe.values())[1:]:
+            if entry.task.entry is entry:
+                entry.task.entry = None
+                self._again(entry.task)
+
+    def _expire_head(self, node: Node, now_ms: int) -> None:
+        """Kill the node unless its head, which nobody wants, ends soon."""
+        head = node.head
+        assert head is not None
+        head.deadline_ms = now_ms + self._settings.node_stop_grace_ms
+        self._arm(node, head.deadline_ms)
+
+    # --- private: time ---------------------------------------------------------------
+
+    def _arm(self, node: Node, at_ms: int) -> None:
+        """Have `_due` called for this node; one timer is enough, the earliest."""
+        if node.armed_ms is None or at_ms < node.armed_ms:
+            node.armed_ms = at_ms
+            self._timers.start(at_ms, partial(self._due, node, at_ms))
+
+    def _due(self, node: Node, at_ms: int, now_ms: int) -> None:
+        if node.armed_ms != at_ms or self.nodes.get(node.id) is not node:
+            return
+        node.armed_ms = None
+        settings = self._settings
+        if node.state is NodeState.STARTING:
+            until_ms = node.started_ms + settings.node_ready_timeout_ms
+            if now_ms < until_ms:
+                self._arm(node, until_ms)
+            else:
+                late = (
+                    f"node of {node.program} didn't say that it is ready within "
+                    f"{settings.node_ready_timeout_ms} ms (node_ready_timeout_ms)"
+                )
+                self.kill(node, late, error=late)
+            return
+        if node.state is not _SERVING:
+            return
+        head = node.head
+        if head is None:
+            self._due_idle(node, now_ms)
+            return
+        if head.deadline_ms is not None:
+            if now_ms >= head.deadline_ms:
+                task = head.task
+                if task.entry is head:
+                    late = f"{task} ran longer than timeout_ms={task.assignment.timeout_ms}"
+                    self.kill(node, late, error=late)
+                else:
+                    self.kill(node, f"{task} was stopped and doesn't end")
+                return
+            self._arm(node, head.deadline_ms)
+        if len(node.pipe) > 1 and not node.is_stalled:
+            stalled_ms = node.head_since_us // 1_000 + settings.node_stall_ms
+            if now_ms >= stalled_ms:
+                self._unload(node)
+            else:
+                self._arm(node, stalled_ms)
+
+    def _due_idle(self, node: Node, now_ms: int) -> None:
+        """Stop a node whose program has had nothing to do for long."""
+        if node.attached:
+            return
+        idle_ms = self._settings.node_idle_max_ms
+        until_ms = node.idle_since_ms + idle_ms
+        if node.program.tasks:
+            self._arm(node, now_ms + idle_ms)
+        elif now_ms >= until_ms:
+            self._stop(node)
+        else:
+            self._arm(node, until_ms)
+
+    # --- private: processes ----------------------------------------------------------
+
+    def _find_nodes(self, program: Program, now_ms: int) -> bool:
+        """Start nodes for ready tasks that found none.
+
+        Returns:
+            False if the program has waited too long without any node: programs whose
+            tasks are younger may use no node until one became idle for it.
+        """
+        if program.is_attached:
+            if not program.nodes and not program.told_absent:
+                program.told_absent = True
+                name = program.command.partition(":")[2]
+                self._outbox.append(
+                    Note(
+                        f"tasks wait for a node attached as {name!r}; "
+                        f"start one with: node --exec PROG --name {name}"
+                    )
+                )
+            return True
+        if program.state is not ProgramState.PREPARED:
+            return True
+        if now_ms < program.paused_until_ms:
+            return True
+        states = [node.state for node in program.nodes.values()]
+        wanted = len(program.ready) - states.count(NodeState.STARTING)
+        while wanted > 0 and self._own_count < self.slots:
+            self._start(program, now_ms)
+            states.append(NodeState.STARTING)
+            wanted -= 1
+        if wanted <= 0:
+            return True
+        if any(
+            node.state in (NodeState.STOPPING, NodeState.KILLED)
+            for node in self.nodes.values()
+            if not node.attached
+        ):
+            return True  # A slot will be free; who gets it is seen then.
+        has_nodes = _SERVING in states or NodeState.STARTING in states
+        switch_ms = self._settings.node_switch_wait_ms
+        starves = False
+        if not has_nodes:
+            if program.short_since_ms is None:
+                program.short_since_ms = now_ms
+                self._timers.start(now_ms + switch_ms, _do_nothing)
+            starves = now_ms - program.short_since_ms >= switch_ms
+        idle = self._find_idle(program, starving=starves)
+        if idle is not None:
+            if not has_nodes or now_ms - idle.idle_since_ms >= switch_ms:
+                self._stop(idle)
+            else:
+                self._arm(idle, idle.idle_since_ms + switch_ms)
+            return True
+        return not starves
+
+    def _find_idle(self, program: Program, *, starving: bool) -> Node | None:
+        """Return the node of another program that has been idle for longest, or None."""
+        best: Node | None = None
+        for node in self.nodes.values():
+            other = node.program
+            if other is program or node.attached or node.state is not _SERVING or node.pipe:
+                continue
+            if other.ready and not (
+                starving and _age_of_oldest(other) > _age_of_oldest(program)
+            ):
+                continue
+            if best is None or node.idle_since_ms < best.idle_since_ms:
+                best = node
+        return best
+
+    def _start(self, program: Program, now_ms: int) -> None:
+        node = Node(self.next_node(), program, now_ms, attached=False)
+        self.nodes[node.id] = program.nodes[node.id] = node
+        self._own_count += 1
+        program.short_since_ms = None
+        self._outbox.append(StartNode(node.id, program.digest, program.command))
+        self._arm(node, now_ms + self._settings.node_ready_timeout_ms)
+
+    def _stop(self, node: Node) -> None:
+        assert not node.pipe
+        node.state = NodeState.STOPPING
+        self._outbox.append(StopNode(node.id))
+
+    def _failed_start(
+        self, program: Program, reason: str, detail: Mapping[str, Any], now_ms: int
+    ) -> None:
+        program.start_failures += 1
+        self._pause(program, program.start_failures - 1, now_ms)
+        tries = program.start_failures
+        if tries < self._settings.node_start_tries_max:
+            return
+        if any(node.state is _SERVING for node in program.nodes.values()):
+            return  # Those that did start will run the tasks.
+        error = f"node program {program} ended {tries} times before it was ready: {reason}"
+        self.fail_ready(program, error, {"starts": tries, **detail})
+
+    def _pause(self, program: Program, doublings: int, now_ms: int) -> None:
+        """Start no node of this program for a while."""
+        settings = self._settings
+        # The exponent is limited, or a program that fails for a year makes huge numbers.
+        pause_ms = settings.node_restart_pause_min_ms << min(doublings, 16)
+        until_ms = now_ms + min(pause_ms, settings.node_restart_pause_max_ms)
+        if until_ms > program.paused_until_ms:
+            program.paused_until_ms = until_ms
+            self._timers.start(until_ms, _do_nothing)
+
+
+def _age_of_oldest(program: Program) -> int:
+    """The arrival of the program's oldest ready task; programs are served in this order."""
+    return program.ready[0][0] if program.ready else 0
+
+
+def _describe_ids(node: Node) -> str:
+    ids = list(node.pipe)
+    if not ids:
+        return "no answer"
+    if len(ids) == 1:
+        return str(ids[0])
+    return f"one of {ids[0]} to {ids[-1]}"
+
+
+def _do_nothing(_now_ms: int) -> None:
+    """For a timer that is there so that `feed` is called again."""

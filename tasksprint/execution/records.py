@@ -1,0 +1,276 @@
+"""The workbench's records: tasks, nodes, programs, results and copies.
+
+Plain mutable objects, each owned by one module (said at each class). They hold
+digests and sizes, never values.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tasksprint.coordination.view import Assignment
+from tasksprint.execution.effects import Manifest, NodeId
+from tasksprint.ids import ClientId, JobId, TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Copy",
+    "CopyKey",
+    "Entry",
+    "Held",
+    "Key",
+    "Node",
+    "NodeState",
+    "Program",
+    "ProgramState",
+    "Task",
+    "TaskState",
+    "describe_keys",
+    "describe_task",
+]
+
+Key = tuple[JobId, TaskId]
+CopyKey = tuple[JobId, TaskId, str]  # with the result digest
+
+_KEYS_SHOWN_MAX = 10
+_KEY_CHARACTERS_MAX = 100
+
+
+class TaskState(enum.Enum):
+    """Where an assignment stands; the drawing is in `workbench`."""
+
+    WAITING = "waiting"  # some input isn't here
+    READY = "ready"  # in its program's queue
+    RUNNING = "running"  # in the pipe of a node
+    GONE = "gone"  # done, failed, stopped or forgotten; no longer in the table
+
+
+class NodeState(enum.Enum):
+    """STARTING -> SERVING -> STOPPING or KILLED; the record goes when the process has ended."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+    KILLED = "killed"
+
+
+class ProgramState(enum.Enum):
+    """UNKNOWN -> PREPARING -> PREPARED, or back to UNKNOWN when that failed."""
+
+    UNKNOWN = "unknown"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+
+
+class Task:
+    """One assignment: an attempt at a task (owned by the workbench)."""
+
+    __slots__ = (
+        "arrival",
+        "assignment",
+        "copies",
+        "digests",
+        "entry",
+        "key",
+        "pending",
+        "program",
+        "state",
+    )
+
+    def __init__(self, assignment: Assignment, program: Program, arrival: int) -> None:
+        self.assignment = assignment
+        self.key: Key = (assignment.job, assignment.tid)
+        self.program = program
+        self.arrival = arrival  # tasks are run in this order
+        self.state = TaskState.WAITING
+        self.entry: Entry | None = None  # Invariant: set exactly while RUNNING.
+        # Pretasks that aren't here, with the digest wanted (None: whatever is made here).
+        # Invariant: empty unless WAITING.
+        self.pending: dict[TaskId, str | None] = {}
+        # Pretasks that are here, with the digest of what will be consumed.
+        self.digests: dict[TaskId, str] = {}
+        self.copies: dict[TaskId, Copy] = {}  # those of them that are or will be fetched
+
+    def __str__(self) -> str:
+        return describe_task(self.assignment)
+
+
+class Entry:
+    """A task in a node's pipe (owned by nodes)."""
+
+    __slots__ = ("deadline_ms", "digests", "estimate_us", "id", "node", "task")
+
+    def __init__(self, id: int, task: Task, node: Node, estimate_us: int) -> None:
+        self.id = id
+        # The entry is live while `task.entry is self`; if not, the task was stopped, or
+        # moved because the node stalled, and the answer isn't wanted.
+        self.task = task
+        self.node = node
+        self.estimate_us = estimate_us
+        self.digests: tuple[str, ...] = ()  # of what it consumes, in the order of arguments
+        self.deadline_ms: int | None = None  # when it will have run for too long
+
+
+class Node:
+    """A process that runs tasks (owned by nodes)."""
+
+    __slots__ = (
+        "armed_ms",
+        "attached",
+        "frames",
+        "head_since_us",
+        "id",
+        "idle_since_ms",
+        "is_stalled",
+        "kill_error",
+        "last_id",
+        "pipe",
+        "program",
+        "started_ms",
+        "state",
+        "was_ready",
+        "window",
+        "work_us",
+    )
+
+    def __init__(self, id: NodeId, program: Program, started_ms: int, *, attached: bool) -> None:
+        self.id = id
+        self.program = program
+        self.attached = attached  # True: beyond the slots, started by somebody else
+        self.state = NodeState.STARTING
+        self.started_ms = started_ms
+        self.window = 1  # tasks that it takes into its pipe
+        self.frames = False
+        self.pipe: dict[int, Entry] = {}  # in order of sending; the first is running
+        self.work_us = 0  # Invariant: the sum of the estimates in the pipe.
+        self.last_id = 0
+        self.head_since_us = 0  # when the first entry began to run
+        self.idle_since_ms = 0  # meaningful while the pipe is empty
+        self.was_ready = False
+        # It gave up what was behind its head, and gets nothing more until it answers.
+        self.is_stalled = False
+        # Why its running task fails, if it was KILLED for that; None: for another reason.
+        self.kill_error: str | None = None
+        self.armed_ms: int | None = None  # the earliest timer started for this node
+
+    @property
+    def head(self) -> Entry | None:
+        """The entry that is running, or None."""
+        for entry in self.pipe.values():
+            return entry
+        return None
+
+
+class Program:
+    """What nodes run: a file of an archive, or whatever attaches by a name (owned by nodes)."""
+
+    __slots__ = (
+        "command",
+        "deaths",
+        "digest",
+        "estimates",
+        "is_attached",
+        "nodes",
+        "paused_until_ms",
+        "ready",
+        "short_since_ms",
+        "start_failures",
+        "state",
+        "tasks",
+        "told_absent",
+    )
+
+    def __init__(self, digest: str, command: str) -> None:
+        self.digest = digest
+        self.command = command
+        self.is_attached = command.startswith("attached:")
+        self.state = ProgramState.PREPARED if self.is_attached else ProgramState.UNKNOWN
+        self.nodes: dict[NodeId, Node] = {}
+        # Heap of (arrival, number, task); an entry whose task isn't READY is skipped.
+        self.ready: list[tuple[int, int, Task]] = []
+        self.tasks = 0  # assignments in the table
+        self.estimates: dict[str, int] = {}  # name -> run time in microseconds
+        self.deaths = 0  # nodes that died since the last answer of one
+        self.start_failures = 0  # nodes that died before they were ready, in a row
+        self.paused_until_ms = 0  # no node is started before
+        self.short_since_ms: int | None = None  # since when tasks have no node at all
+        self.told_absent = False
+
+    def __str__(self) -> str:
+        return self.command if self.is_attached else f"{self.command} of {self.digest[:12]}"
+
+
+class Held:
+    """A result that this client made and keeps (owned by inputs)."""
+
+    __slots__ = ("_keys", "attempt", "digest", "is_stored", "manifest")
+
+    def __init__(self, attempt: int, digest: str, manifest: Manifest, *, is_stored: bool) -> None:
+        self.attempt = attempt
+        self.digest = digest
+        self.manifest = manifest
+        self.is_stored = is_stored
+        self._keys: frozenset[str] | None = None
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of its values; made at first use: most results have no reader here."""
+        if self._keys is None:
+            self._keys = frozenset([item[0] for item in self.manifest])
+        return self._keys
+
+
+class Copy:
+    """A result of another client, of which values are or will be fetched (owned by inputs)."""
+
+    __slots__ = (
+        "copy_key",
+        "fetch",
+        "holders",
+        "is_paused",
+        "keys",
+        "pause_ms",
+        "present",
+        "queued_at",
+        "requested",
+        "size_bytes",
+        "sizes",
+        "tried",
+        "users",
+        "wanted",
+    )
+
+    def __init__(self, copy_key: CopyKey) -> None:
+        self.copy_key = copy_key
+        self.holders: tuple[ClientId, ...] = ()
+        self.users: dict[Key, Task] = {}  # tasks that need it
+        self.keys: frozenset[str] | None = None  # of all its values, once the manifest is here
+        self.sizes: dict[str, int] = {}
+        self.wanted: dict[str, None] = {}  # keys still to be asked for, in order
+        self.requested: tuple[str, ...] = ()  # keys in the request under way
+        self.present: set[str] = set()  # keys whose values are here
+        self.size_bytes = 0  # of those
+        self.queued_at: ClientId | None = None  # the holder in whose queue it waits
+        self.fetch: int | None = None  # number of the FetchInputs under way
+        self.tried: set[ClientId] = set()  # holders that failed since the last pause
+        self.is_paused = False  # a timer will clear `tried`
+        self.pause_ms = 0  # the last pause, after all of them failed
+
+
+def describe_task(assignment: Assignment) -> str:
+    """Return how errors name a task."""
+    return f"task {assignment.tid} {assignment.name!r}"
+
+
+def describe_keys(keys: Iterable[str]) -> str:
+    """Return how errors list the keys of a result."""
+    shown: Sequence[str] = list(keys)
+    if not shown:
+        return "nothing"
+    text = ", ".join([repr(key[:_KEY_CHARACTERS_MAX]) for key in shown[:_KEYS_SHOWN_MAX]])
+    more = len(shown) - _KEYS_SHOWN_MAX
+    return f"{text} and {more} more" if more > 0 else text

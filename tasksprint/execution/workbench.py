@@ -1,0 +1,693 @@
+"""The client's state machine: from a view to results that are stored and reported.
+
+Knows the assignments of this client and joins three parts that don't know each
+other: inputs (where the bytes are), nodes (who runs what) and reports (what was
+said). It holds no data, reads no clock and waits for nothing. Events are methods;
+each says what happened. `effects` says what is to be done about it.
+
+The life of an assignment:
+
+    view ──> WAITING ──all inputs here──> READY ──room in a pipe──> RUNNING ──answer──> GONE
+                ^                          │  ^                        │
+                └──input changed or gone───┘  └──node died or stalled──┘
+
+Its outcome goes on by itself: values are stored, then reported; a failure is
+reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tasksprint.coordination.view import Assignment, View
+from tasksprint.encoding import result_digest
+from tasksprint.errors import LocalProtocolError, RemoteProtocolError
+from tasksprint.execution.effects import (
+    Completion,
+    DropJobResults,
+    DropResults,
+    Effect,
+    Failure,
+    HeldResult,
+    Manifest,
+    NodeId,
+    Note,
+    PrepareProgram,
+    Reply,
+    StoreResult,
+    TaskError,
+)
+from tasksprint.execution.inputs import Inputs
+from tasksprint.execution.nodes import Nodes
+from tasksprint.execution.records import (
+    Entry,
+    Held,
+    Key,
+    Node,
+    NodeState,
+    Program,
+    ProgramState,
+    Task,
+    TaskState,
+    describe_keys,
+)
+from tasksprint.execution.reports import Reports
+from tasksprint.execution.timers import Timers
+from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
+from tasksprint.settings import RULES, Rules, Settings
+
+__all__ = ["Workbench"]
+
+# Programs without tasks and nodes that are remembered, for what was measured of them.
+_IDLE_PROGRAMS_MAX = 100
+
+
+class Workbench:
+    """The core of a client."""
+
+    def __init__(
+        self,
+        *,
+        cid: ClientId,
+        incarnation: Incarnation,
+        slots: int,
+        settings: Settings,
+        now_ms: int,
+        held: Iterable[HeldResult] = (),
+        rules: Rules = RULES,
+    ) -> None:
+        """Begin without assignments.
+
+        Args:
+            cid: This client's number, from the reply to its join.
+            incarnation: Of this start of the client.
+            slots: Node processes at once.
+            held: The results that the store holds.
+            rules: The limits of what a report may carry.
+        """
+        assert slots > 0
+        self.cid = cid
+        self.incarnation = incarnation
+        self.version = Slot(0)  # of the last view: `since` of the next poll
+        self._settings = settings
+        self._rules = rules
+        self._outbox: list[Effect] = []
+        self._timers = Timers()
+        self._tasks: dict[Key, Task] = {}
+        self._arrivals = 0
+        # The last attempt at each task that ended here, so that a view made before its
+        # report was applied doesn't start it again.
+        self._ended: dict[JobId, dict[TaskId, int]] = {}
+        self._programs: dict[tuple[str, str], Program] = {}
+        self._jobs: dict[JobId, Program] = {}
+        self._reports = Reports(settings, self._outbox, incarnation)
+        self._inputs = Inputs(
+            cid=cid,
+            settings=settings,
+            timers=self._timers,
+            outbox=self._outbox,
+            tasks=self._tasks,
+            held=held,
+            lost=self._reports.add_lost,
+        )
+        self._nodes = Nodes(
+            slots=slots,
+            settings=settings,
+            timers=self._timers,
+            outbox=self._outbox,
+            arguments=self._inputs.arguments,
+            again=self._again,
+            fail=self._fail_attempt,
+        )
+        self._now(now_ms)
+
+    # --- what the shell asks ---------------------------------------------------------
+
+    def effects(self, now_us: int) -> list[Effect]:
+        """Return what is to be done, in this order; call it after each batch of events.
+
+        Args:
+            now_us: The time of `now_ms`, in microseconds: run times are measured by it.
+        """
+        self._now(now_us // 1_000)
+        self._nodes.feed(now_us)
+        self._inputs.plan()
+        self._reports.flush()
+        effects = self._outbox[:]
+        self._outbox.clear()
+        return effects
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When `tick` must be called next; None: not before something else happens."""
+        return self._timers.deadline_ms
+
+    def next_node(self) -> NodeId:
+        """Return a number for a node that is about to attach."""
+        return self._nodes.next_node()
+
+    def held_results(self) -> list[tuple[JobId, TaskId, str]]:
+        """Return (job, tid, result digest) of the stored results, for `JoinClient`."""
+        return self._inputs.held_results()
+
+    # --- events: the coordinator -----------------------------------------------------
+
+    def view_changed(self, view: View, now_ms: int) -> None:
+        """Follow a view.
+
+        Raises:
+            RemoteProtocolError: It names a job without saying what runs it.
+        """
+        self._now(now_ms)
+        if view.version < self.version and not view.whole:
+            return  # Overtaken: what it says is known, or no longer true.
+        self.version = view.version
+        for entry in view.jobs:
+            self._jobs[entry.job] = self._program(entry.program, entry.node)
+        if view.whole:
+            named = {(one.job, one.tid) for one in view.run}
+            for task in [task for key, task in self._tasks.items() if key not in named]:
+                self._stop(task)
+            described = {entry.job for entry in view.jobs}
+            for job in [job for job in self._jobs if job not in described]:
+                del self._jobs[job]
+                self._ended.pop(job, None)
+        for stop in view.stop:
+            stopped = self._tasks.get((stop.job, stop.tid))
+            if stopped is not None and stopped.assignment.attempt <= stop.attempt:
+                self._stop(stopped)
+        for drop in view.drop:
+            self._drop(drop.job, drop.tid, drop.digest)
+        for drop_job in view.drop_jobs:
+            self._drop_job(drop_job.job, drop_job.keep)
+        for assignment in view.run:
+            self._assign(assignment)
+
+    def report_acknowledged(self, incarnation: Incarnation, request: int) -> None:
+        """Note that a report was applied; others than the one under way are ignored."""
+        if incarnation == self.incarnation:
+            self._reports.acknowledged(request)
+
+    def reset(self, cid: ClientId, incarnation: Incarnation, now_ms: int) -> None:
+        """Begin anew after the coordinator refused the incarnation.
+
+        Everything assigned is forgotten, whatever ran is killed; results are kept.
+        """
+        self._now(now_ms)
+        for node in list(self._nodes.nodes.values()):
+            if node.pipe:
+                self._nodes.kill(node, "the client joined anew")
+        for task in list(self._tasks.values()):
+            self._stop(task)
+        self.cid = self._inputs.cid = cid
+        self.incarnation = incarnation
+        self.version = Slot(0)
+        self._jobs.clear()
+        self._ended.clear()
+        self._reports.reset(incarnation)
+        self._outbox.append(Note(f"cid={cid} incarnation={incarnation} began anew"))
+
+    # --- events: programs and nodes --------------------------------------------------
+
+    def program_ready(self, digest: str) -> None:
+        """Note that nodes of this archive can be started."""
+        for program in self._programs.values():
+            if program.digest == digest and program.state is ProgramState.PREPARING:
+                program.state = ProgramState.PREPARED
+
+    def program_failed(self, digest: str, error: str, now_ms: int) -> None:
+        """Fail the tasks that wait for this archive; the next one tries again."""
+        self._now(now_ms)
+        for program in list(self._programs.values()):
+            if program.digest == digest and program.state is ProgramState.PREPARING:
+                program.state = ProgramState.UNKNOWN
+                self._nodes.fail_ready(program, f"cannot prepare {program}: {error}", {})
+                # For the tasks that still wait for inputs.
+                pause_ms = self._settings.node_restart_pause_max_ms
+                self._timers.start(now_ms + pause_ms, partial(self._prepare_late, program))
+
+    def node_ready(self, node: NodeId, frames: bool, window: int, now_ms: int) -> None:
+        """Note that a node that was started takes tasks."""
+        self._now(now_ms)
+        found = self._node(node)
+        if found is not None:
+            found.frames = frames
+            self._nodes.ready(found, window, now_ms)
+
+    def node_attached(
+        self, node: NodeId, name: str, frames: bool, window: int, now_ms: int
+    ) -> None:
+        """Add a node that somebody else started and that said that it is ready.
+
+        Args:
+            node: From `next_node`.
+            name: What jobs call it, without "attached:".
+        """
+        self._now(now_ms)
+        if node in self._nodes.nodes or not self._nodes.is_past(node):
+            raise LocalProtocolError(f"node {node} attached with a number not from next_node")
+        added = self._nodes.attached(node, self._program("", f"attached:{name}"), now_ms)
+        added.frames = frames
+        self._nodes.ready(added, window, now_ms)
+
+    def node_detached(self, node: NodeId, reason: str, now_ms: int) -> None:
+        """Note that an attached node is gone."""
+        self.node_exited(node, reason, {}, now_ms)
+
+    def node_exited(
+        self, node: NodeId, reason: str, detail: Mapping[str, Any], now_ms: int
+    ) -> None:
+        """Note that a node's process has ended, asked for or not, or answered garbage.
+
+        The running task fails; what waited behind it runs again elsewhere.
+
+        Args:
+            reason: For people: "exit code 1", "killed by SIGSEGV", "line 7 is not JSON".
+            detail: JSON for the failure: exit code, signal, whether memory ran out, the
+                tail of stderr.
+        """
+        self._now(now_ms)
+        found = self._node(node)
+        if found is not None:
+            self._nodes.exited(found, reason, detail, now_ms)
+
+    def node_replied(self, node: NodeId, replies: Sequence[Reply], now_us: int) -> None:
+        """Take answers of a node, all that were read at once.
+
+        Their values are to be kept by the shell until it has carried out the next
+        `effects`: those that count are named there by `StoreResult`.
+        """
+        self._now(now_us // 1_000)
+        found = self._node(node)
+        if found is None or found.state is not NodeState.SERVING or not replies:
+            return
+        nodes = self._nodes
+        # The node ran them one after the other; nobody knows better when each began.
+        run_us = max(1, (now_us - found.head_since_us) // len(replies))
+        for reply in replies:
+            entry = nodes.take(found, reply.id)
+            if entry is None:
+                return
+            task = entry.task
+            if not nodes.is_wanted(entry):
+                continue
+            outcome = reply.outcome
+            nodes.measured(task, run_us)
+            if isinstance(outcome, TaskError):
+                self._take_error(task, outcome, found, run_us)
+            else:
+                self._take_values(task, entry, outcome, run_us)
+        nodes.answered(found, now_us)
+
+    def run_refused(self, node: NodeId, id: int, missing: Iterable[TaskId], now_ms: int) -> None:
+        """Take back a `RunTask` that wasn't written, since these inputs couldn't be found.
+
+        A result of this client that can't be read is reported as lost; a copy is
+        fetched again.
+        """
+        self._now(now_ms)
+        found = self._node(node)
+        if found is None or id not in found.pipe:
+            return
+        entry = self._nodes.take(found, id)
+        assert entry is not None
+        task = entry.task
+        if task.entry is entry:
+            task.entry = None
+            affected = {task.key: task}
+            for tid in missing:
+                for other in self._inputs.discredit(task, tid):
+                    if other.state is not TaskState.RUNNING:
+                        affected[other.key] = other
+            for other in affected.values():
+                self._again(other)
+
+    # --- events: values --------------------------------------------------------------
+
+    def results_stored(self, stored: Iterable[tuple[JobId, TaskId, int]]) -> None:
+        """Note that the values of these (job, tid, attempt) survive a crash."""
+        for job, tid, attempt in stored:
+            held = self._inputs.held(job, tid)
+            if held is not None and held.attempt == attempt:
+                held.is_stored = True
+            self._reports.stored((job, tid), attempt)
+
+    def store_failed(self, job: JobId, tid: TaskId, attempt: int, error: str) -> None:
+        """Fail an attempt whose values couldn't be written."""
+        held = self._inputs.held(job, tid)
+        if held is None or held.attempt != attempt:
+            return
+        self._inputs.drop_held(job, tid, None)
+        if self._reports.discard((job, tid)):
+            self._reports.add_failure(
+                Failure(job, tid, attempt, f"cannot store the result: {error}", False, {})
+            )
+
+    def result_missing(self, job: JobId, tid: TaskId) -> None:
+        """Tell the coordinator that this client doesn't have what a peer asked it for."""
+        if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:
+            self._reports.add_lost((job, tid))
+
+    def inputs_fetched(
+        self, job: JobId, tid: TaskId, manifest: Manifest, digest: str, now_ms: int
+    ) -> None:
+        """Note that the values asked for of this result are in the shell's cache.
+
+        The shell has verified them: the manifest has the digest, and the values have
+        those of the manifest.
+        """
+        self._now(now_ms)
+        for task in self._inputs.fetched(job, tid, digest, manifest):
+            self._arrived(task)
+
+    def fetch_failed(
+        self, job: JobId, tid: TaskId, digest: str, cid: ClientId, reason: str, now_ms: int
+    ) -> None:
+        """Note that a holder couldn't be reached, or doesn't have these bytes."""
+        self._now(now_ms)
+        self._inputs.fetch_failed(job, tid, digest, cid, reason)
+
+    # --- events: the machine ---------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        """Do what is due; call it at or after `deadline_ms`."""
+        self._now(now_ms)
+        self._timers.run_due(now_ms)
+
+    def disk_low(self, is_low: bool) -> None:
+        """Start no more tasks while the disk is nearly full; what runs may end."""
+        if is_low != self._nodes.is_disk_low:
+            self._nodes.is_disk_low = is_low
+            limit = self._settings.disk_free_bytes_min
+            self._outbox.append(
+                Note(
+                    f"less than {limit} bytes of disk are free (disk_free_bytes_min): "
+                    "no task is started"
+                    if is_low
+                    else "enough disk is free again: tasks are started"
+                )
+            )
+
+    # --- for people and tests --------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the client does, as JSON for people."""
+        counts = {state.value: 0 for state in TaskState if state is not TaskState.GONE}
+        for task in self._tasks.values():
+            counts[task.state.value] += 1
+        return {
+            "cid": self.cid,
+            "incarnation": self.incarnation,
+            "version": self.version,
+            "slots": self._nodes.slots,
+            "tasks": counts,
+            "unreported": self._reports.waiting,
+            "report_under_way": self._reports.under_way,
+            "disk_low": self._nodes.is_disk_low,
+            "nodes": self._nodes.summary(),
+            **self._inputs.summary(),
+        }
+
+    def check(self) -> None:
+        """Assert the invariants of all parts."""
+        self._inputs.check()
+        self._nodes.check()
+        self._reports.check()
+        tasks_of: dict[Program, int] = {}
+        for key, task in self._tasks.items():
+            assert task.key == key
+            assert self._jobs.get(key[0]) is task.program
+            tasks_of[task.program] = tasks_of.get(task.program, 0) + 1
+            pretasks = {item.tid for item in task.assignment.inputs}
+            match task.state:
+                case TaskState.WAITING:
+                    assert task.pending, f"{key} waits for nothing"
+                case TaskState.READY:
+                    assert any(item[2] is task for item in task.program.ready)
+                case TaskState.RUNNING:
+                    assert task.entry is not None
+                    assert task.entry.node.pipe[task.entry.id] is task.entry
+                case TaskState.GONE:
+                    raise AssertionError(f"{key} is gone and in the table")
+            assert (task.entry is not None) == (task.state is TaskState.RUNNING)
+            assert bool(task.pending) == (task.state is TaskState.WAITING)
+            if task.state is not TaskState.RUNNING:
+                assert set(task.pending) | set(task.digests) == pretasks
+                assert not set(task.pending) & set(task.digests)
+            ended = self._ended.get(key[0], {}).get(key[1], 0)
+            assert ended < task.assignment.attempt
+        for program in self._programs.values():
+            assert program.tasks == tasks_of.get(program, 0)
+
+    # --- private: assignments --------------------------------------------------------
+
+    def _now(self, now_ms: int) -> None:
+        self._inputs.now_ms = now_ms
+
+    def _assign(self, assignment: Assignment) -> None:
+        job, tid = key = assignment.job, assignment.tid
+        ended = self._ended.get(job)
+        if ended is not None and ended.get(tid, 0) >= assignment.attempt:
+            return
+        task = self._tasks.get(key)
+        if task is not None:
+            attempt = task.assignment.attempt
+            if assignment.attempt < attempt:
+                return
+            if assignment.attempt == attempt:
+                if assignment.inputs != task.assignment.inputs:
+                    task.assignment = assignment
+                    # What runs has consumed what it has consumed; the report says what.
+                    if task.state is not TaskState.RUNNING:
+                        self._again(task)
+                return
+            self._stop(task)
+        program = self._jobs.get(job)
+        if program is None:
+            raise RemoteProtocolError(f"view has a task of job {job}, which it doesn't describe")
+        self._arrivals += 1
+        task = self._tasks[key] = Task(assignment, program, self._arrivals)
+        program.tasks += 1
+        if program.state is ProgramState.UNKNOWN:
+            self._prepare(program)
+        if assignment.inputs:
+            self._inputs.resolve(task)
+            if task.pending:
+                return
+            self._arrived(task)
+        else:
+            self._nodes.offer(task)
+
+    def _again(self, task: Task) -> None:
+        """Find out anew where an assignment's inputs are, and go on from there."""
+        if not task.assignment.inputs:
+            self._nodes.offer(task)
+            return
+        self._inputs.release(task)
+        self._inputs.resolve(task)
+        if task.pending:
+            task.state = TaskState.WAITING
+        else:
+            self._arrived(task)
+
+    def _arrived(self, task: Task) -> None:
+        """All inputs are here."""
+        error = self._inputs.find_missing_key(task)
+        if error is None:
+            self._nodes.offer(task)
+        else:
+            self._fail(task, error, fatal=True, detail={})
+
+    def _stop(self, task: Task) -> None:
+        """Forget an assignment, whatever it does."""
+        entry = task.entry
+        self._remove(task)
+        if entry is not None:
+            self._nodes.abandon(entry, self._inputs.now_ms)
+
+    def _remove(self, task: Task) -> None:
+        del self._tasks[task.key]
+        task.program.tasks -= 1
+        task.state = TaskState.GONE
+        task.entry = None
+        if task.assignment.inputs:
+            self._inputs.release(task)
+
+    def _end(self, task: Task) -> None:
+        """Remove an assignment whose attempt came to its end."""
+        job, tid = task.key
+        ended = self._ended.get(job)
+        if ended is None:
+            ended = self._ended[job] = {}
+        ended[tid] = task.assignment.attempt
+        self._remove(task)
+
+    # --- private: programs -----------------------------------------------------------
+
+    def _program(self, digest: str, command: str) -> Program:
+        is_attached = command.startswith("attached:")
+        # A job with attached nodes needs none of what is in its archive.
+        name = ("" if is_attached else digest, command)
+        program = self._programs.get(name)
+        if program is None:
+            self._forget_programs()
+            program = self._programs[name] = Program(*name)
+        return program
+
+    def _forget_programs(self) -> None:
+        """Forget the oldest programs that nobody uses, if there are many."""
+        if len(self._programs) < _IDLE_PROGRAMS_MAX:
+            return
+        used = {id(program) for program in self._jobs.values()}
+        for name, program in list(self._programs.items()):
+            if not (program.tasks or program.nodes or id(program) in used):
+                del self._programs[name]
+                return
+
+    def _prepare(self, program: Program) -> None:
+        # Another program of the same archive may have it done already, or under way.
+        states = {
+            other.state
+            for other in self._programs.values()
+            if other is not program and other.digest == program.digest
+        }
+        if ProgramState.PREPARED in states:
+            program.state = ProgramState.PREPARED
+            return
+        program.state = ProgramState.PREPARING
+        if ProgramState.PREPARING not in states:
+            self._outbox.append(PrepareProgram(program.digest))
+
+    def _prepare_late(self, program: Program, _now_ms: int) -> None:
+        if program.tasks and program.state is ProgramState.UNKNOWN:
+            self._prepare(program)
+
+    def _node(self, node_id: NodeId) -> Node | None:
+        """Return a node, or None if it has ended: the shell may say things late."""
+        node = self._nodes.nodes.get(node_id)
+        if node is None and not self._nodes.is_past(node_id):
+            raise LocalProtocolError(f"node {node_id} was never started")
+        return node
+
+    # --- private: outcomes -----------------------------------------------------------
+
+    def _take_values(self, task: Task, entry: Entry, manifest: Manifest, run_us: int) -> None:
+        assignment = task.assignment
+        inline: tuple[tuple[str, str], ...] = ()
+        inline_bytes = 0
+        if assignment.keys:
+            found = _inline_values(task, manifest, self._rules)
+            if isinstance(found, str):
+                self._fail(task, found, fatal=True, detail=_run_detail(entry.node, run_us))
+                return
+            inline, inline_bytes = found
+        size_bytes = 0
+        for key, _, size, _ in manifest:
+            size_bytes += size
+            if size > self._settings.value_bytes_max:
+                error = (
+                    f"{task} returned {size} bytes under key {key!r}, expected at most "
+                    f"{self._settings.value_bytes_max} (value_bytes_max); "
+                    "split the value over several keys or tasks"
+                )
+                self._fail(task, error, fatal=True, detail=_run_detail(entry.node, run_us))
+                return
+        job, tid, attempt = assignment.job, assignment.tid, assignment.attempt
+        digest = result_digest(manifest)  # type: ignore[arg-type]
+        inputs_digest: str | None = None
+        made_here: tuple[Key, ...] = ()
+        if entry.digests:
+            inputs_digest = hashlib.sha256("".join(entry.digests).encode()).hexdigest()
+            made_here = self._inputs.made_here(task)
+        self._outbox.append(
+            StoreResult(entry.node.id, entry.id, job, tid, attempt, digest, manifest)
+        )
+        self._reports.add_completion(
+            Completion(job, tid, attempt, digest, size_bytes, inputs_digest, run_us, inline),
+            inline_bytes,
+            made_here,
+        )
+        self._end(task)
+        for other in self._inputs.add_held(
+            job, tid, Held(attempt, digest, manifest, is_stored=False)
+        ):
+            self._arrived(other)
+
+    def _take_error(self, task: Task, outcome: TaskError, node: Node, run_us: int) -> None:
+        detail = _run_detail(node, run_us)
+        if outcome.traceback is not None:
+            detail["traceback"] = outcome.traceback
+        self._fail(task, outcome.error, fatal=not outcome.retry, detail=detail)
+
+    def _fail_attempt(self, task: Task, error: str, detail: Mapping[str, Any]) -> None:
+        self._fail(task, error, fatal=False, detail=detail)
+
+    def _fail(self, task: Task, error: str, *, fatal: bool, detail: Mapping[str, Any]) -> None:
+        assignment = task.assignment
+        self._end(task)
+        self._reports.add_failure(
+            Failure(
+                assignment.job, assignment.tid, assignment.attempt, error, fatal, dict(detail)
+            )
+        )
+
+    # --- private: drops --------------------------------------------------------------
+
+    def _drop(self, job: JobId, tid: TaskId, digest: str | None) -> None:
+        ended = self._ended.get(job)
+        if self._inputs.drop_held(job, tid, digest):
+            self._reports.discard((job, tid))
+            self._outbox.append(DropResults(job, (tid,)))
+            if ended is not None:
+                ended.pop(tid, None)
+
+    def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
+        """The job has ended: nothing of it is wanted but the values in `keep`."""
+        for task in [task for key, task in self._tasks.items() if key[0] == job]:
+            self._stop(task)
+        self._reports.discard_job(job)
+        self._inputs.drop_job(job, keep)
+        self._ended.pop(job, None)
+        self._jobs.pop(job, None)
+        self._outbox.append(DropJobResults(job, keep))
+
+
+def _run_detail(node: Node, run_us: int) -> dict[str, Any]:
+    return {"node": node.id, "run_ms": run_us // 1_000}
+
+
+def _inline_values(
+    task: Task, manifest: Manifest, rules: Rules
+) -> tuple[tuple[tuple[str, str], ...], int] | str:
+    """Return (key, kind) of the values that the report must carry, and their size.
+
+    Returns:
+        What is wrong, if one is missing or too big.
+    """
+    found = {key: (kind, size) for key, kind, size, _ in manifest}
+    inline: list[tuple[str, str]] = []
+    total = 0
+    for key in dict.fromkeys(task.assignment.keys):
+        item = found.get(key)
+        if item is None:
+            returned = describe_keys(found)
+            return f"{task} returned no value under key {key!r}, it returned {returned}"
+        kind, size = item
+        if size > rules.inline_value_bytes_max:
+            return (
+                f"{task} returned {size} bytes under key {key!r}, which is one of its keys: "
+                f"expected at most {rules.inline_value_bytes_max} (inline_value_bytes_max); "
+                "leave big values to other tasks and return a small summary under this key"
+            )
+        total += size
+        if total > rules.inline_task_bytes_max:
+            return (
+                f"{task} returned more than {rules.inline_task_bytes_max} bytes under its keys "
+                f"(inline_task_bytes_max), {key!r} is the first one too many; "
+                "leave big values to other tasks and return small summaries under its keys"
+            )
+        inline.append((key, kind))
+    return tuple(inline), total
