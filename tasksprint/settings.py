@@ -40,6 +40,9 @@ class Settings:
     # Chosen entries kept in memory for followers that lag a little; older ones are
     # read back from the store.
     log_window_slots: int = 1_024
+    # And so many bytes of them: slots of full entries alone would be a gigabyte. Bounds
+    # what a lagging replica holds open and hands over in one promise, too.
+    log_window_bytes_max: int = 64 * MIB
     # Bytes of entries in one catch-up message.
     catch_up_bytes_max: int = 4 * MIB
     # How long a request for catch-up or a retransmission waits for its answer.

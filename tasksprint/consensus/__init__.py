@@ -1,0 +1,119 @@
+"""The replicated log: multi-Paxos for one replica, without I/O.
+
+- `ballot`, `batch`, `messages`, `effects`: words
+- `acceptor`: what was promised and accepted
+- `proposer`, `leadership`: phase 1 of a candidate, phase 2 of a leader
+- `learner`: the chosen prefix, and catching up
+- `election`: when to ask for a new leader
+- `founding`, `admission`, `members`: who belongs to the cluster, in which life
+- `outbox`: what must be durable before what is said
+- `replica`: the facade over all of it
+
+Sources: Lamport, "Paxos Made Simple" (2001); Chandra, Griesemer and Redstone, "Paxos
+Made Live" (2007); van Renesse and Altinbuken, "Paxos Made Moderately Complex" (2015).
+
+Departures from them, each explained where it is made:
+
+- A replica asks before it raises its ballot (`Canvass`), so that one which merely lost
+  its own connection doesn't dethrone a working leader. The papers leave the choice of a
+  leader open; nothing of safety rests on it.
+- A promise reports only the slots that its sender doesn't know to be chosen, and says
+  from which slot on it speaks; a candidate fetches what is below before it proposes
+  anything. "Paxos Made Simple" has all accepted values reported, which grows without
+  bound and can't work once the log is truncated.
+- A heartbeat alone makes a follower, without a promise: the promise is raised by
+  `Prepare` and `Accept` only, so heartbeats cost no writes.
+- A leader sends `Accept` while its own acceptance is still being written, and counts
+  itself only after that; its ballot was durable before, and is never used after a
+  restart.
+- A leader whose ballot a minority refuses goes on, and raises it later if the refusal
+  lasts, where "Paxos Made Moderately Complex" preempts it at once.
+- A value is a batch of commands; an empty batch is the no-op.
+- Chosen entries are learned from the leader's word (`chosen_end`) for values accepted
+  under its own ballot, instead of from every acceptor's `Accepted`.
+- Reads are confirmed by a round of heartbeats instead of by the leases of "Paxos Made
+  Live": no clock is trusted.
+- A disk that lost its content is noticed by its incarnation; one that went back in time
+  (a restored copy) is not.
+"""
+
+from __future__ import annotations
+
+from tasksprint.consensus.ballot import NO_BALLOT, Ballot
+from tasksprint.consensus.batch import NOOP, decode_batch, encode_batch
+from tasksprint.consensus.effects import (
+    Chosen,
+    LogEntry,
+    PeerStatus,
+    Persist,
+    ReadLog,
+    Ready,
+    Recovered,
+    Status,
+)
+from tasksprint.consensus.founding import (
+    Founding,
+    Member,
+    decode_founding,
+    encode_founding,
+)
+from tasksprint.consensus.messages import (
+    Accept,
+    Accepted,
+    Canvass,
+    CanvassReply,
+    CatchUpReply,
+    CatchUpRequest,
+    ChosenNotice,
+    Envelope,
+    Forward,
+    Found,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Message,
+    Nack,
+    Prepare,
+    Promise,
+    Stranger,
+)
+from tasksprint.consensus.replica import Replica
+
+__all__ = [
+    "NOOP",
+    "NO_BALLOT",
+    "Accept",
+    "Accepted",
+    "Ballot",
+    "Canvass",
+    "CanvassReply",
+    "CatchUpReply",
+    "CatchUpRequest",
+    "Chosen",
+    "ChosenNotice",
+    "Envelope",
+    "Forward",
+    "Found",
+    "Founding",
+    "Heartbeat",
+    "HeartbeatReply",
+    "Hello",
+    "LogEntry",
+    "Member",
+    "Message",
+    "Nack",
+    "PeerStatus",
+    "Persist",
+    "Prepare",
+    "Promise",
+    "ReadLog",
+    "Ready",
+    "Recovered",
+    "Replica",
+    "Status",
+    "Stranger",
+    "decode_batch",
+    "decode_founding",
+    "encode_batch",
+    "encode_founding",
+]

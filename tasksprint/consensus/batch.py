@@ -1,0 +1,46 @@
+"""The value of a slot: a batch of commands, each behind a 4-byte big-endian length.
+
+A command is opaque bytes. The empty batch is `NOOP`: it fills a slot that must be
+decided and for which nobody has anything to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tasksprint.errors import RemoteProtocolError
+
+__all__ = ["COMMAND_OVERHEAD_BYTES", "NOOP", "decode_batch", "encode_batch"]
+
+NOOP = b""
+COMMAND_OVERHEAD_BYTES = 4
+
+
+def encode_batch(commands: Iterable[bytes]) -> bytes:
+    """Return the value that carries these commands, in this order."""
+    pieces: list[bytes] = []
+    for command in commands:
+        pieces.append(len(command).to_bytes(4, "big"))
+        pieces.append(command)
+    return b"".join(pieces)
+
+
+def decode_batch(value: bytes) -> tuple[bytes, ...]:
+    """Return the commands of a value.
+
+    Raises:
+        RemoteProtocolError: It ends within a command.
+    """
+    commands: list[bytes] = []
+    position = 0
+    size = len(value)
+    while position < size:
+        start = position + 4
+        position = start + int.from_bytes(value[position:start], "big")
+        if position > size or start > size:
+            raise RemoteProtocolError(
+                f"a batch of {size} bytes ends within a command, expected {position} bytes; "
+                "a replica runs another version, or its disk is damaged"
+            )
+        commands.append(value[start:position])
+    return tuple(commands)

@@ -1,0 +1,183 @@
+"""A candidate: from a leader that is missed to a quorum of promises.
+
+Asks whether a new leader is welcome, raises the ballot, and gathers promises
+(proposer.py). Knows nothing of leading: the replica takes office for it.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.admission import Admission
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.catch_up import CatchUp
+from tasksprint.consensus.election import Election
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.messages import Canvass, CanvassReply, Nack, Prepare, Promise
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.proposer import Campaign
+from tasksprint.ids import ReplicaId
+from tasksprint.settings import Settings
+
+__all__ = ["Candidate"]
+
+
+class Candidate:
+    """What one replica does to be elected, and answers to others who want to be."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        election: Election,
+        acceptor: Acceptor,
+        learner: Learner,
+        catch_up: CatchUp,
+        outbox: Outbox,
+        settings: Settings,
+        random: Random,
+    ) -> None:
+        self._admission = admission
+        self._election = election
+        self._acceptor = acceptor
+        self._learner = learner
+        self._catch_up = catch_up
+        self._outbox = outbox
+        self._settings = settings
+        self._random = random
+        self.campaign: Campaign | None = None
+
+    @property
+    def deadline_ms(self) -> int:
+        """When `tick` wants to be called."""
+        if self.campaign is None:
+            return self._election.deadline_ms
+        return min(self.campaign.deadline_ms, self.campaign.resend_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Ask for an election, ask again, or give up, if one of them is due."""
+        campaign = self.campaign
+        if campaign is None:
+            if now_ms >= self._election.deadline_ms:
+                self.canvass(self._election.reason(), now_ms)
+        elif now_ms >= campaign.deadline_ms:
+            self.campaign = None
+            self.canvass("was not elected in time", now_ms)
+        elif now_ms >= campaign.resend_ms:
+            self._ask_for_promises(campaign, now_ms)
+
+    # --- asking first ---
+
+    def canvass(self, cause: str, now_ms: int) -> None:
+        """Ask the others whether a new leader is welcome."""
+        election = self._election
+        election.cause = cause
+        number = election.start_canvass(self._outbox.me, now_ms)
+        ballot = self._acceptor.promised
+        self._outbox.note_once(f"ballot={ballot} asks for an election: {cause}")
+        self._outbox.send_all(Canvass(number, self._learner.chosen_end))
+
+    def hear_canvass(
+        self, source: ReplicaId, message: Canvass, now_ms: int, *, is_leader: bool
+    ) -> None:
+        """Answer whether a new leader is welcome: not to who leads, stands or hears a leader."""
+        election = self._election
+        is_welcome = (
+            not is_leader and self.campaign is None and not election.hears_leader(now_ms)
+        )
+        if is_welcome and election.canvass is None:
+            election.wait_briefly(now_ms)
+        self._outbox.send(
+            source,
+            CanvassReply(message.number, is_welcome, election.round, self._learner.chosen_end),
+        )
+
+    def hear_canvass_reply(self, source: ReplicaId, message: CanvassReply, now_ms: int) -> None:
+        """Count who would welcome us; stand if a quorum would."""
+        election = self._election
+        election.see_round(message.round)
+        if message.number != election.canvass:
+            return
+        if not message.is_welcome:
+            # Somebody hears a leader, or is about to be one; a quorum may yet outvote it.
+            election.wait_longer(now_ms)
+            return
+        election.welcomed_by.add(source)
+        if self._admission.members.is_quorum(election.welcomed_by):
+            self.stand(election.cause, now_ms)
+
+    # --- standing ---
+
+    def stand(self, cause: str, now_ms: int) -> None:
+        """Raise the ballot, and ask for promises once that is durable.
+
+        The own promise goes to the disk with it. A ballot that was asked for and then
+        forgotten could be used again after a restart, with other values.
+        """
+        election = self._election
+        election.stand(cause)
+        ballot = Ballot(
+            max(election.round, self._acceptor.promised.round) + 1, self._outbox.me
+        )
+        election.see_round(ballot.round)
+        self._acceptor.raise_promise(ballot)
+        self.campaign = Campaign(ballot, self._admission.members)
+        self.extend(now_ms)
+        self._outbox.note(f"ballot={ballot} stands for election: {cause}")
+        self._ask_for_promises(self.campaign, now_ms)
+
+    def extend(self, now_ms: int) -> None:
+        """Give the campaign a full election timeout from now."""
+        if self.campaign is not None:
+            self.campaign.deadline_ms = now_ms + self._random.randint(
+                self._settings.election_timeout_min_ms, self._settings.election_timeout_max_ms
+            )
+
+    def _ask_for_promises(self, campaign: Campaign, now_ms: int) -> None:
+        campaign.resend_ms = now_ms + self._settings.resend_interval_ms
+        prepare = Prepare(campaign.ballot, self._learner.chosen_end)
+        for peer in self._outbox.peers:
+            if peer not in campaign.promised_by:
+                self._outbox.send_after_persist(peer, prepare)
+
+    def hear_promise(self, source: ReplicaId, message: Promise) -> None:
+        """Count a promise for the ballot that we stand under."""
+        if self.campaign is not None and message.ballot == self.campaign.ballot:
+            self.campaign.add_promise(source, message)
+
+    def hear_nack(self, source: ReplicaId, message: Nack, now_ms: int) -> bool:
+        """Give up if the refused ballot is the one we stand under; else return False."""
+        campaign = self.campaign
+        if campaign is None or message.ballot != campaign.ballot:
+            return False
+        self.campaign = None
+        self._outbox.note(
+            f"ballot={campaign.ballot} was refused by replica {source}, "
+            f"which knows ballot {message.promised}"
+        )
+        self._election.wait_briefly(now_ms)
+        return True
+
+    def yield_to(self, ballot: Ballot) -> None:
+        """Give up a campaign under a lower ballot."""
+        if self.campaign is not None and self.campaign.ballot < ballot:
+            self.campaign = None
+
+    def try_win(self, now_ms: int) -> Campaign | None:
+        """End the campaign as won.
+
+        Returns:
+            None: no quorum has promised yet, or one who promised knows slots to be
+            chosen that aren't here; those are fetched first, and nothing is proposed.
+        """
+        campaign = self.campaign
+        if campaign is None or not campaign.has_quorum:
+            return None
+        if self._learner.chosen_end < campaign.first_slot:
+            assert campaign.helper is not None
+            self._catch_up.want(campaign.helper, campaign.first_slot, now_ms)
+            return None
+        assert self._acceptor.promised == campaign.ballot
+        self.campaign = None
+        return campaign

@@ -1,0 +1,137 @@
+"""What the replica core asks of its shell, and what it is given back at a restart.
+
+Plain data. The order that `Ready` prescribes is the heart of the matter: a replica
+says nothing that its disk could forget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+
+if TYPE_CHECKING:
+    from tasksprint.consensus.messages import Envelope
+
+__all__ = [
+    "FIRST_SLOT",
+    "Chosen",
+    "LogEntry",
+    "PeerStatus",
+    "Persist",
+    "ReadLog",
+    "Ready",
+    "Recovered",
+    "Status",
+]
+
+FIRST_SLOT = Slot(1)
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A value accepted in a slot, and the ballot under which it was."""
+
+    slot: Slot
+    ballot: Ballot
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A slot is decided for ever; empty commands: a no-op."""
+
+    slot: Slot
+    commands: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """What becomes durable in one transaction; None and () mean: unchanged.
+
+    An entry replaces what the same slot held. All None and (): nothing to write, but
+    what was given before must be durable all the same.
+    """
+
+    promised: Ballot | None = None
+    accepted: tuple[LogEntry, ...] = ()
+    chosen_end: Slot | None = None  # the values of all slots below are chosen
+    founding: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog:
+    """Read chosen entries that have left memory; answered by `Replica.log_read`."""
+
+    target: ReplicaId  # who asked for them
+    first_slot: Slot
+    end_slot: Slot
+    bytes_max: int  # stop before this much, but bring one entry at least
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Everything that one turn asks for. The fields stand in the order that matters.
+
+    1. `send_now` may go out at once.
+    2. `persist` must be durable, and so must those of all earlier `Ready`s, before
+       `send_after_persist` goes out and before `Replica.persisted(sequence)`.
+    3. `chosen` may be applied at once; what comes from applying it must not become
+       durable before `persist` is.
+    4. `confirmed_reads` may be answered once everything in `chosen`, of this and all
+       earlier `Ready`s, is applied.
+    """
+
+    sequence: int  # 1, 2, 3 …
+    send_now: tuple[Envelope, ...] = ()
+    persist: Persist | None = None
+    send_after_persist: tuple[Envelope, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
+    confirmed_reads: tuple[int, ...] = ()
+    failed_reads: tuple[int, ...] = ()  # leadership was lost; ask again elsewhere
+    read_log: tuple[ReadLog, ...] = ()
+    notes: tuple[str, ...] = ()  # lines for the log of the process
+    fatal: str | None = None  # this replica must stop, and say this
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a replica's disk remembers.
+
+    `accepted` holds at least every entry from the smaller of `applied_end` and
+    `chosen_end` on, in any order; older ones save reading them back for others.
+    """
+
+    incarnation: Incarnation
+    founding: bytes | None = None
+    promised: Ballot | None = None
+    accepted: tuple[LogEntry, ...] = ()
+    chosen_end: Slot = FIRST_SLOT
+    applied_end: Slot = FIRST_SLOT  # first slot that isn't in the durable mirror of the state
+    log_start: Slot = FIRST_SLOT  # first slot that the store can read back
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What a replica knows of another."""
+
+    chosen_end: Slot  # as it said last
+    heard_ms: int | None  # how long ago its last message came; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A replica at a glance, for operators and tests."""
+
+    role: str  # "unfounded", "follower", "canvassing", "candidate", "leader" or "stopped"
+    cluster: str | None
+    ballot: Ballot
+    leader: ReplicaId | None
+    chosen_end: Slot
+    elections: int  # times that this replica stood since it started
+    last_cause: str  # why it last canvassed or stood, or ""
+    waiting_commands: int
+    open_slots: int
+    peers: dict[ReplicaId, PeerStatus] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""How a cluster comes to exist, and who belongs to it in which life.
+
+A data directory has a random incarnation. The founding entry, written once, binds
+each member's id to one incarnation, so a replica that lost its disk (and with it its
+promises) can't vote under its old name. Knows nothing of ballots and slots.
+
+The race that `Hello.heard` prevents:
+
+1. Replicas 1 and 2 found cluster A; `Found` for 3 is still on its way. A chooses
+   commands with the quorum {1, 2}.
+2. Replica 1 loses its disk, starts anew as 1', and hears a late `Hello` in which 2
+   says that it is unfounded.
+3. Without the echo of its incarnation, 1' would found cluster B with itself, 2 and 3,
+   and {1', 3} would be a quorum of B that knows nothing of A's commands.
+
+A `Hello` that repeats the incarnation of 1' was said after 1' began, so 2 says there
+that it is founded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from tasksprint.consensus.messages import Hello
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import Incarnation, ReplicaId
+
+__all__ = ["Foundation", "Founding", "Member", "decode_founding", "encode_founding", "lost_disk"]
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One founding member."""
+
+    replica: ReplicaId
+    incarnation: Incarnation
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """The founding entry: the cluster's name, and its members in the order of ids."""
+
+    cluster: str
+    members: tuple[Member, ...]
+
+
+def encode_founding(founding: Founding) -> bytes:
+    """Return the bytes that are stored and sent."""
+    members = [[m.replica, m.incarnation, m.address] for m in founding.members]
+    return encode_json(
+        {"version": _FORMAT_VERSION, "cluster": founding.cluster, "members": members}
+    )
+
+
+def decode_founding(data: bytes) -> Founding:
+    """Return the founding entry that `data` encodes.
+
+    Raises:
+        RemoteProtocolError: It isn't one, or of another version.
+    """
+    fields = decode_json(data)
+    try:
+        version = fields["version"]
+        if version != _FORMAT_VERSION:
+            raise RemoteProtocolError(
+                f"founding entry has version {version!r}, expected {_FORMAT_VERSION}; "
+                "use the TaskSprint release that wrote it, or a later one"
+            )
+        members = tuple(
+            Member(ReplicaId(int(replica)), Incarnation(str(incarnation)), str(address))
+            for replica, incarnation, address in fields["members"]
+        )
+        return Founding(str(fields["cluster"]), members)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"not a founding entry: {data[:200]!r}") from error
+
+
+def lost_disk(me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cluster: str) -> str:
+    """Return the sentence with which a replica stops that isn't who the cluster knows."""
+    if expected is None:
+        return (
+            f"replica {me} is not a member of cluster {cluster!r}; "
+            "add it as a member, or start it with the peers of its own cluster"
+        )
+    return (
+        f"replica {me} lost its disk (its incarnation is {mine}, the cluster knows {expected}); "
+        "remove it or use a new replica id"
+    )
+
+
+class Foundation:
+    """What an unfounded replica has heard, until it can found a cluster or join one."""
+
+    def __init__(
+        self,
+        *,
+        me: ReplicaId,
+        incarnation: Incarnation,
+        address: str,
+        members: Iterable[ReplicaId],
+        random: Random,
+    ) -> None:
+        self._me = me
+        self._incarnation = incarnation
+        self._address = address
+        self._random = random
+        self.members: tuple[ReplicaId, ...] = tuple(sorted({me, *members}))
+        self.peers = tuple(member for member in self.members if member != me)
+        self._heard: dict[ReplicaId, Incarnation] = {}
+        self._unfounded: dict[ReplicaId, Member] = {}
+
+    def hello(self, target: ReplicaId, cluster: str | None) -> Hello:
+        """Return what to say to `target`."""
+        return Hello(self._address, self._heard.get(target), cluster, self.members)
+
+    def hear(self, source: ReplicaId, incarnation: Incarnation, hello: Hello) -> str | None:
+        """Take note of a greeting.
+
+        Returns:
+            A note for the operator if the two were started with different members.
+        """
+        self._heard[source] = incarnation
+        self._unfounded.pop(source, None)
+        if hello.cluster is not None or source not in self.peers:
+            return None
+        if hello.members != self.members:
+            return (
+                f"replica {source} was started with the members {_names(hello.members)}, "
+                f"replica {self._me} with {_names(self.members)}; start all with the same"
+            )
+        if hello.heard == self._incarnation:
+            self._unfounded[source] = Member(source, incarnation, hello.address)
+        return None
+
+    def try_found(self) -> Founding | None:
+        """Return a new founding entry; None: it isn't for this replica to write, or not yet.
+
+        Only the lowest id may, once every other member has told it, in this life, that
+        it is unfounded.
+        """
+        if self._me != self.members[0] or len(self._unfounded) < len(self.peers):
+            return None
+        own = Member(self._me, self._incarnation, self._address)
+        members = (own, *(self._unfounded[peer] for peer in self.peers))
+        return Founding(f"{self._random.getrandbits(64):016x}", members)
+
+
+def _names(members: tuple[ReplicaId, ...]) -> str:
+    return ", ".join(str(member) for member in members)

@@ -1,0 +1,295 @@
+"""A leader: phase 2 under one ballot, from taking office to stepping down.
+
+Opens slots, counts acceptances, moves the chosen prefix, sends heartbeats, and confirms
+reads. Counts votes by identity (members.py says what a quorum is); its own vote comes
+from the replica when the write is durable. Whether to step down is the replica's
+decision; here it is only said that the quorum is gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.batch import COMMAND_OVERHEAD_BYTES, NOOP, encode_batch
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Members
+from tasksprint.consensus.messages import Accept, ChosenNotice, Heartbeat, HeartbeatReply
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.ids import ReplicaId, Slot
+from tasksprint.settings import Settings
+
+__all__ = ["Leadership"]
+
+# Writes under way beyond which a leader opens no more slots: behind a stuck disk they
+# would fill the memory.
+_UNWRITTEN_MAX = 256
+# A resent entry waits twice as long each time, up to this many resend intervals: a
+# peer that is merely slow must not drown in copies.
+_RESEND_GROWTH_MAX = 16
+
+
+class _Proposal:
+    """One slot under way."""
+
+    __slots__ = ("commands", "is_chosen", "resend_ms", "resend_wait_ms", "value", "votes")
+
+    def __init__(
+        self, value: bytes, commands: tuple[bytes, ...] | None, resend_ms: int, wait_ms: int
+    ) -> None:
+        self.value = value
+        self.commands = commands  # None: adopted as bytes
+        self.votes: set[ReplicaId] = set()
+        self.is_chosen = False
+        self.resend_ms = resend_ms
+        self.resend_wait_ms = wait_ms
+
+
+class Leadership:
+    """What a leader knows and does.
+
+    Invariant: every slot `chosen_end <= slot < next_slot` has a proposal, and nothing
+    was ever proposed in a slot that anybody who promised knew to be chosen.
+    """
+
+    def __init__(
+        self,
+        *,
+        ballot: Ballot,
+        members: Members,
+        acceptor: Acceptor,
+        learner: Learner,
+        outbox: Outbox,
+        settings: Settings,
+        adopted: Iterable[bytes],
+        now_ms: int,
+    ) -> None:
+        """Take office: propose what must be adopted, or a no-op if there is nothing."""
+        self.ballot = ballot
+        self._me = outbox.me
+        self._members = members
+        self._acceptor = acceptor
+        self._learner = learner
+        self._outbox = outbox
+        self._settings = settings
+        self.next_slot = learner.chosen_end
+        self._open: dict[Slot, _Proposal] = {}
+        self.waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._announced_end = Slot(0)  # chosen prefix that all peers were told of
+        self._since_ms = now_ms
+        self.heartbeat_ms = now_ms  # when the next one is due
+        self._beat = 0
+        self._beats: dict[ReplicaId, int] = {}  # highest beat that each peer answered
+        self._heard_ms: dict[ReplicaId, int] = {}  # last answer to this ballot
+        self._refused_by: set[ReplicaId] = set()  # who promised a higher ballot
+        self._renew_ms = 0  # when to raise the ballot if somebody still refuses
+        self._reads: deque[tuple[int, list[int]]] = deque()  # (beat, reads), oldest first
+        self._new_reads: list[int] = []
+        for value in adopted:
+            self._open_slot(value, None, now_ms)
+        if not self._open:
+            self._open_slot(NOOP, (), now_ms)
+        self._established_end = self.next_slot
+
+    @property
+    def is_established(self) -> bool:
+        """Whether all that was adopted, and an entry of this ballot, is chosen."""
+        return self._learner.chosen_end >= self._established_end
+
+    # --- commands ---
+
+    def add(self, command: bytes) -> None:
+        """Let a command wait for the next entry."""
+        self.waiting.append(command)
+        self._waiting_bytes += len(command) + COMMAND_OVERHEAD_BYTES
+
+    def work(self, now_ms: int) -> None:
+        """Do what a turn's events allow: open slots, start a read round, tell what is chosen."""
+        if self.waiting:
+            limit = self._learner.chosen_end + self._settings.pipeline_slots_max
+            while (
+                self.waiting
+                and self.next_slot < limit
+                and self._outbox.unwritten_count < _UNWRITTEN_MAX
+            ):
+                commands = self._take_waiting()
+                self._open_slot(encode_batch(commands), commands, now_ms)
+        if self._new_reads and not self._reads:
+            # Reads that arrive during a round share the next one.
+            self._start_beat()
+        if self._announced_end < self._learner.chosen_end:
+            self._announced_end = self._learner.chosen_end
+            self._outbox.send_all(ChosenNotice(self.ballot, self._announced_end))
+
+    def _take_waiting(self) -> tuple[bytes, ...]:
+        """Take the commands of one entry: all that wait, as far as they fit, at least one."""
+        waiting = self.waiting
+        room = self._settings.entry_bytes_max
+        if self._waiting_bytes <= room:
+            commands = tuple(waiting)
+            waiting.clear()
+            self._waiting_bytes = 0
+            return commands
+        taken: list[bytes] = []
+        while waiting:
+            size = len(waiting[0]) + COMMAND_OVERHEAD_BYTES
+            if taken and size > room:
+                break
+            room -= size
+            self._waiting_bytes -= size
+            taken.append(waiting.popleft())
+        return tuple(taken)
+
+    def _open_slot(self, value: bytes, commands: tuple[bytes, ...] | None, now_ms: int) -> None:
+        slot = self.next_slot
+        self.next_slot = Slot(slot + 1)
+        wait_ms = self._settings.resend_interval_ms
+        self._open[slot] = _Proposal(value, commands, now_ms + wait_ms, wait_ms)
+        self._acceptor.accept(slot, self.ballot, value)
+        self._outbox.accept_own(self.ballot, slot)
+        self._announced_end = self._learner.chosen_end
+        self._outbox.send_all(Accept(self.ballot, slot, value, self._announced_end))
+
+    # --- votes ---
+
+    def hear_accepted(self, source: ReplicaId, slots: Iterable[Slot], now_ms: int) -> None:
+        """Count a peer's acceptances."""
+        self._hear(source, now_ms)
+        self.vote(source, slots)
+
+    def vote(self, voter: ReplicaId, slots: Iterable[Slot]) -> None:
+        """Count acceptances, durable at the voter, of this ballot's values."""
+        for slot in slots:
+            proposal = self._open.get(slot)
+            if proposal is not None and not proposal.is_chosen:
+                proposal.votes.add(voter)
+                proposal.is_chosen = self._members.is_quorum(proposal.votes)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Move the chosen prefix over what a quorum has accepted."""
+        learner = self._learner
+        was_established = self.is_established
+        while True:
+            slot = learner.chosen_end
+            proposal = self._open.get(slot)
+            if proposal is None or not proposal.is_chosen:
+                break
+            del self._open[slot]
+            learner.choose(self._acceptor.close(slot), proposal.commands)
+        if self._reads and not was_established and self.is_established:
+            self._confirm_reads()
+
+    def hear_nack(self, source: ReplicaId, now_ms: int) -> bool:
+        """Take note that a peer has promised a higher ballot.
+
+        Returns:
+            Whether the others could still make a quorum. If so, the leader goes on, and
+            raises its ballot later if the peer still refuses by then: its candidacy may
+            be under way, and raising at once would make the two chase each other.
+        """
+        if not self._refused_by:
+            self._renew_ms = now_ms + self._settings.election_timeout_max_ms
+        self._refused_by.add(source)
+        return self._members.could_be_quorum_without(self._refused_by)
+
+    def _hear(self, source: ReplicaId, now_ms: int) -> None:
+        self._heard_ms[source] = now_ms
+        if self._refused_by:
+            self._refused_by.discard(source)
+
+    # --- time ---
+
+    def has_quorum(self, now_ms: int) -> bool:
+        """Whether a quorum was heard within one election span."""
+        oldest_ms = now_ms - self._settings.election_timeout_max_ms
+        if self._since_ms >= oldest_ms:
+            return True
+        voters = {peer for peer, heard_ms in self._heard_ms.items() if heard_ms >= oldest_ms}
+        voters.add(self._me)
+        return self._members.is_quorum(voters)
+
+    def must_renew(self, now_ms: int) -> bool:
+        """Whether a peer has refused this ballot for so long that a higher one is due."""
+        return bool(self._refused_by) and now_ms >= self._renew_ms
+
+    def beat(self, now_ms: int) -> None:
+        """Send a heartbeat, and again what wasn't answered."""
+        self.heartbeat_ms = now_ms + self._settings.heartbeat_interval_ms
+        for slot, proposal in self._open.items():
+            if now_ms < proposal.resend_ms:
+                continue
+            longest_ms = _RESEND_GROWTH_MAX * self._settings.resend_interval_ms
+            proposal.resend_wait_ms = min(2 * proposal.resend_wait_ms, longest_ms)
+            proposal.resend_ms = now_ms + proposal.resend_wait_ms
+            accept = Accept(self.ballot, slot, proposal.value, self._learner.chosen_end)
+            for peer in self._outbox.peers:
+                if peer not in proposal.votes:
+                    self._outbox.send(peer, accept)
+        self._start_beat()
+
+    # --- reads ---
+
+    def add_read(self, read_id: int) -> None:
+        """Let a read wait for a round of heartbeats that starts after it."""
+        self._new_reads.append(read_id)
+
+    def _start_beat(self) -> None:
+        self._beat += 1
+        if self._new_reads:
+            self._reads.append((self._beat, self._new_reads))
+            self._new_reads = []
+        self._announced_end = self._learner.chosen_end
+        self._outbox.send_all(Heartbeat(self.ballot, self._beat, self._announced_end))
+        if self._reads:
+            self._confirm_reads()  # a cluster of one needs no answer
+
+    def hear_beat(self, source: ReplicaId, reply: HeartbeatReply, now_ms: int) -> None:
+        """Take an answer to a heartbeat of this ballot."""
+        self._hear(source, now_ms)
+        if reply.beat > self._beats.get(source, 0):
+            self._beats[source] = reply.beat
+            if self._reads:
+                self._confirm_reads()
+
+    def _confirm_reads(self) -> None:
+        """Confirm the reads whose round a quorum has answered, once established.
+
+        A quorum had promised nothing higher after the read began, so no other leader
+        had anything chosen before it; and being established, this leader's log holds
+        all that former leaders had.
+        """
+        if not self.is_established:
+            return
+        while self._reads:
+            beat, reads = self._reads[0]
+            voters = {peer for peer, answered in self._beats.items() if answered >= beat}
+            voters.add(self._me)
+            if not self._members.is_quorum(voters):
+                return
+            self._reads.popleft()
+            self._outbox.confirmed_reads += reads
+
+    def step_down(self) -> None:
+        """Fail the reads; what waits is dropped, and its senders repeat it."""
+        for _, reads in self._reads:
+            self._outbox.failed_reads += reads
+        self._outbox.failed_reads += self._new_reads
+        self._reads.clear()
+        self._new_reads = []
+        self.waiting.clear()
+
+    def check(self) -> None:
+        """Assert what must hold between events."""
+        end = self._learner.chosen_end
+        assert set(self._open) == set(range(end, self.next_slot))
+        assert self._acceptor.promised == self.ballot
+        for slot, proposal in self._open.items():
+            held = self._acceptor.open[slot]
+            assert held.ballot == self.ballot and held.value == proposal.value
+        assert self._waiting_bytes == sum(
+            len(command) + COMMAND_OVERHEAD_BYTES for command in self.waiting
+        )

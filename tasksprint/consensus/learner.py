@@ -1,0 +1,152 @@
+"""The learner: the chosen prefix of the log.
+
+Knows which slots are chosen, never why: the proposer counts votes, the leader's
+messages vouch for what was accepted under its ballot, and everything else is fetched
+as whole entries from a replica that knows them. Keeps the last chosen entries in memory
+for others; older ones are read back through the shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.batch import decode_batch
+from tasksprint.consensus.effects import Chosen, LogEntry
+from tasksprint.errors import LocalProtocolError
+from tasksprint.ids import Slot
+from tasksprint.settings import Settings
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """The chosen prefix: all slots below `chosen_end`.
+
+    Invariant: `window` holds exactly the slots `window_start <= slot < chosen_end`.
+    """
+
+    def __init__(
+        self,
+        *,
+        entries: Iterable[LogEntry],
+        chosen_end: Slot,
+        applied_end: Slot,
+        log_start: Slot,
+        settings: Settings,
+    ) -> None:
+        self._settings = settings
+        self.log_start = log_start
+        self.chosen_end = chosen_end
+        self.window: dict[Slot, LogEntry] = {}
+        self.window_start = chosen_end
+        self._window_bytes = 0
+        self._chosen: list[Chosen] = []
+        recovered = {entry.slot: entry for entry in entries}
+        for number in range(applied_end, chosen_end):
+            slot = Slot(number)
+            if slot not in recovered:
+                raise LocalProtocolError(
+                    f"recovered log lacks slot {slot}, expected all from {applied_end} "
+                    f"to {chosen_end - 1}"
+                )
+            self._chosen.append(Chosen(slot, decode_batch(recovered[slot].value)))
+        while self.window_start - 1 in recovered and self._has_window_room():
+            self.window_start = Slot(self.window_start - 1)
+            entry = recovered[self.window_start]
+            self.window[self.window_start] = entry
+            self._window_bytes += len(entry.value)
+
+    def choose(self, entry: LogEntry, commands: tuple[bytes, ...] | None) -> None:
+        """Append the next slot of the prefix.
+
+        Args:
+            commands: Those that `entry` carries, where somebody has them at hand.
+        """
+        slot = entry.slot
+        assert slot == self.chosen_end
+        self.window[slot] = entry
+        self._window_bytes += len(entry.value)
+        self.chosen_end = Slot(slot + 1)
+        if commands is None:
+            commands = decode_batch(entry.value)
+        self._chosen.append(Chosen(slot, commands))
+
+    def mark(self, ballot: Ballot, end_slot: Slot, acceptor: Acceptor) -> None:
+        """Learn from the leader of `ballot` that its log is chosen below `end_slot`.
+
+        Only what was accepted here under that very ballot is known to be the leader's
+        value; the walk stops at the first slot that wasn't.
+
+        1. Leader A (ballot 1) has a value accepted in slot 5 here and nowhere else.
+        2. Leader B (ballot 2) hears a quorum without us, and has another value chosen.
+        3. B's heartbeat says "chosen below 6". Marking slot 5 would choose A's value.
+        """
+        while self.chosen_end < end_slot:
+            entry = acceptor.open.get(self.chosen_end)
+            if entry is None or entry.ballot != ballot:
+                return
+            self.choose(acceptor.close(self.chosen_end), None)
+
+    def absorb(self, entries: Iterable[LogEntry], acceptor: Acceptor) -> None:
+        """Learn entries that another replica knows to be chosen; repeated ones are skipped."""
+        for entry in entries:
+            if entry.slot == self.chosen_end:
+                self.choose(acceptor.close_with(entry), None)
+            elif entry.slot > self.chosen_end:
+                return
+
+    def verify(self, slot: Slot, value: bytes) -> None:
+        """Assert that a value proposed for a slot of the prefix is the chosen one."""
+        held = self.window.get(slot)
+        if held is not None:
+            assert held.value == value, f"another value was proposed for the chosen slot {slot}"
+
+    def entries_from(self, first_slot: Slot, bytes_max: int) -> tuple[LogEntry, ...]:
+        """Return chosen entries from `first_slot` on, at least one; () if they aren't here."""
+        if first_slot < self.window_start:
+            return ()
+        entries: list[LogEntry] = []
+        room = bytes_max
+        for number in range(first_slot, self.chosen_end):
+            entry = self.window[Slot(number)]
+            room -= len(entry.value)
+            if entries and room < 0:
+                break
+            entries.append(entry)
+        return tuple(entries)
+
+    def take_chosen(self) -> tuple[Chosen, ...]:
+        """Return what was chosen since the last call, in the order of slots."""
+        chosen = tuple(self._chosen)
+        self._chosen.clear()
+        return chosen
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_chosen` has something."""
+        return bool(self._chosen)
+
+    def trim(self, durable_end: Slot) -> None:
+        """Forget the oldest entries beyond the limits; those from `durable_end` on stay.
+
+        An entry that isn't durable couldn't be read back.
+        """
+        while self.window_start < durable_end and not self._has_window_room():
+            entry = self.window.pop(self.window_start)
+            self._window_bytes -= len(entry.value)
+            self.window_start = Slot(self.window_start + 1)
+
+    def _has_window_room(self) -> bool:
+        return (
+            len(self.window) < self._settings.log_window_slots
+            and self._window_bytes < self._settings.log_window_bytes_max
+        )
+
+    def check(self) -> None:
+        """Assert what must hold between events."""
+        assert len(self.window) == self.chosen_end - self.window_start
+        assert self._window_bytes == sum(len(entry.value) for entry in self.window.values())
+        for slot, entry in self.window.items():
+            assert slot == entry.slot and self.window_start <= slot < self.chosen_end

@@ -1,0 +1,217 @@
+"""What replicas say to each other.
+
+Every message is a plain fact or question of numbers, bytes and tuples of them, so
+that any codec can carry it; values are bytes and travel as they are. Who may act on
+a message is decided by the envelope (founding.py), what it means by the roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.effects import LogEntry
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+
+__all__ = [
+    "Accept",
+    "Accepted",
+    "Canvass",
+    "CanvassReply",
+    "CatchUpReply",
+    "CatchUpRequest",
+    "ChosenNotice",
+    "Envelope",
+    "Forward",
+    "Found",
+    "Heartbeat",
+    "HeartbeatReply",
+    "Hello",
+    "Message",
+    "Nack",
+    "Prepare",
+    "Promise",
+    "Stranger",
+]
+
+
+# --- founding ---
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A replica says who it is; asked for or not."""
+
+    address: str
+    # The incarnation of the target that the source knows, None if it never heard from
+    # it: shows that this was said to the target's present life and is no echo of a former.
+    heard: Incarnation | None
+    cluster: str | None  # None: unfounded
+    members: tuple[ReplicaId, ...]  # founding members as its operator named them, sorted
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The founding entry, for a member that it names."""
+
+    founding: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """The target isn't who the cluster knows under this id."""
+
+    cluster: str
+    expected: Incarnation | None  # None: the cluster has no such member
+    found: Incarnation
+
+
+# --- election ---
+
+
+@dataclass(frozen=True, slots=True)
+class Canvass:
+    """"May I stand?", asked before a ballot is raised, so that nobody disturbs a leader."""
+
+    number: int  # random; the answer repeats it
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CanvassReply:
+    """Whether the source would welcome a new leader: it hears none."""
+
+    number: int
+    is_welcome: bool
+    round: int  # highest one that the source has seen
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Phase 1(a), for all slots from `first_slot` on."""
+
+    ballot: Ballot
+    first_slot: Slot  # the candidate knows what is chosen below
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Phase 1(b): nothing below `ballot` will be accepted any more.
+
+    Speaks for all slots from `first_slot` on. What lies below is chosen and known to
+    the source, and is fetched by catch-up rather than adopted.
+    """
+
+    ballot: Ballot
+    first_slot: Slot
+    entries: tuple[LogEntry, ...]  # accepted by the source, in the order of slots
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """`ballot` is refused: the source has promised, or follows, a higher one."""
+
+    ballot: Ballot
+    promised: Ballot
+
+
+# --- the log ---
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Phase 2(a): accept this value; and the leader's log is chosen below `chosen_end`."""
+
+    ballot: Ballot
+    slot: Slot
+    value: bytes
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Phase 2(b) for one or more slots; durable when said."""
+
+    ballot: Ballot
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenNotice:
+    """The leader's log is chosen below `chosen_end`; sent when no `Accept` says so."""
+
+    ballot: Ballot
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The leader lives; also a round of read confirmation."""
+
+    ballot: Ballot
+    beat: int  # 1, 2, 3 … within a ballot
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    """When this was said, the source had promised nothing above `ballot`."""
+
+    ballot: Ballot
+    beat: int
+    chosen_end: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUpRequest:
+    """Send chosen entries from `first_slot` on."""
+
+    first_slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUpReply:
+    """Chosen entries, without gaps, from `first_slot` on; perhaps only the first of them."""
+
+    first_slot: Slot
+    entries: tuple[LogEntry, ...]
+    chosen_end: Slot  # how far the source knows
+    log_start: Slot  # what is below was truncated at the source
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Commands for the leader to propose; lost silently if the target doesn't lead."""
+
+    commands: tuple[bytes, ...]
+
+
+Message = (
+    Hello
+    | Found
+    | Stranger
+    | Canvass
+    | CanvassReply
+    | Prepare
+    | Promise
+    | Nack
+    | Accept
+    | Accepted
+    | ChosenNotice
+    | Heartbeat
+    | HeartbeatReply
+    | CatchUpRequest
+    | CatchUpReply
+    | Forward
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message with who sent it, in which life, and to whom."""
+
+    source: ReplicaId
+    source_incarnation: Incarnation
+    target: ReplicaId
+    message: Message

@@ -1,0 +1,222 @@
+"""What a replica has to say, gathered until the shell asks, and what its disk owes.
+
+The one place that decides whether a message may leave at once or waits for a write.
+Knows nothing of why anything is said.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.ballot import NO_BALLOT, Ballot
+from tasksprint.consensus.effects import Persist, ReadLog, Ready
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.messages import Accepted, Envelope, Message
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+
+__all__ = ["Outbox", "Write"]
+
+
+class Write(NamedTuple):
+    """What one `Ready` handed to the disk, to be counted when it is durable."""
+
+    sequence: int
+    promised: Ballot | None
+    own_ballot: Ballot  # ballot of `own_slots`
+    own_slots: tuple[Slot, ...]  # accepted by this replica from itself, as the leader
+    chosen_end: Slot  # every chosen entry below was handed over in this write or before
+    is_founding: bool
+    size_bytes: int
+
+
+class Outbox:
+    """Everything that the next `Ready` will carry."""
+
+    def __init__(
+        self,
+        *,
+        me: ReplicaId,
+        incarnation: Incarnation,
+        acceptor: Acceptor,
+        learner: Learner,
+    ) -> None:
+        self.me = me
+        self._incarnation = incarnation
+        self._acceptor = acceptor
+        self._learner = learner
+        self.peers: tuple[ReplicaId, ...] = ()
+        self._sequence = 0
+        self._send_now: list[Envelope] = []
+        self._send_after: list[Envelope] = []
+        self._ack_ballot = NO_BALLOT
+        self._ack_slots: list[Slot] = []
+        self._own_ballot = NO_BALLOT
+        self._own_slots: list[Slot] = []
+        self._founding: bytes | None = None
+        self._written_end = learner.chosen_end
+        self.confirmed_reads: list[int] = []
+        self.failed_reads: list[int] = []
+        self.read_log: list[ReadLog] = []
+        self._notes: list[str] = []
+        self._noted: set[str] = set()
+        self.fatal: str | None = None
+        self._is_fatal_told = False
+        self._writes: deque[Write] = deque()
+        self.unwritten_bytes = 0
+
+    # --- filling ---
+
+    def send(self, target: ReplicaId, message: Message) -> None:
+        """Say something that no write stands behind."""
+        self._send_now.append(Envelope(self.me, self._incarnation, target, message))
+
+    def send_all(self, message: Message) -> None:
+        """Say it to every peer."""
+        me, incarnation = self.me, self._incarnation
+        for peer in self.peers:
+            self._send_now.append(Envelope(me, incarnation, peer, message))
+
+    def send_after_persist(self, target: ReplicaId, message: Message) -> None:
+        """Say something once all that changed up to now is durable."""
+        if self._ack_slots:
+            self._flush_acks()
+        self._send_after.append(Envelope(self.me, self._incarnation, target, message))
+
+    def send_all_after_persist(self, message: Message) -> None:
+        """Say it to every peer."""
+        for peer in self.peers:
+            self.send_after_persist(peer, message)
+
+    def acknowledge(self, ballot: Ballot, slot: Slot) -> None:
+        """Tell the leader of `ballot`, after the write, that the slot's value is accepted.
+
+        Acceptances of one turn share a message.
+        """
+        if ballot != self._ack_ballot:
+            self._flush_acks()
+            self._ack_ballot = ballot
+        self._ack_slots.append(slot)
+
+    def _flush_acks(self) -> None:
+        if self._ack_slots:
+            ballot = self._ack_ballot
+            message = Accepted(ballot, tuple(self._ack_slots))
+            self._ack_slots.clear()
+            self._send_after.append(
+                Envelope(self.me, self._incarnation, ballot.replica, message)
+            )
+
+    def accept_own(self, ballot: Ballot, slot: Slot) -> None:
+        """Remember that the next write holds this leader's own acceptance."""
+        if ballot != self._own_ballot:
+            # Slots of a former leadership: nobody counts their votes any more.
+            self._own_slots.clear()
+            self._own_ballot = ballot
+        self._own_slots.append(slot)
+
+    def write_founding(self, founding: bytes) -> None:
+        """Make the founding entry durable."""
+        self._founding = founding
+
+    def note(self, text: str) -> None:
+        """Tell the operator."""
+        self._notes.append(f"replica={self.me} {text}")
+
+    def note_once(self, text: str) -> None:
+        """Tell the operator, unless the same was said before."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.note(text)
+
+    # --- emptying ---
+
+    def take(self) -> Ready | None:
+        """Return everything gathered; None: nothing."""
+        if self._ack_slots:
+            self._flush_acks()
+        persist = self._take_persist()
+        has_news = self._learner.has_news
+        if (
+            persist is None
+            and not has_news
+            and not self._send_now
+            and not self._send_after
+            and not self.confirmed_reads
+            and not self.failed_reads
+            and not self.read_log
+            and not self._notes
+            and (self.fatal is None or self._is_fatal_told)
+        ):
+            return None
+        if persist is None:
+            self._sequence += 1
+        ready = Ready(
+            self._sequence,
+            tuple(self._send_now),
+            persist,
+            tuple(self._send_after),
+            self._learner.take_chosen() if has_news else (),
+            tuple(self.confirmed_reads),
+            tuple(self.failed_reads),
+            tuple(self.read_log),
+            tuple(self._notes),
+            self.fatal,
+        )
+        self._is_fatal_told = self.fatal is not None
+        self._send_now.clear()
+        self._send_after.clear()
+        self.confirmed_reads.clear()
+        self.failed_reads.clear()
+        self.read_log.clear()
+        self._notes.clear()
+        return ready
+
+    def _take_persist(self) -> Persist | None:
+        promised, entries = self._acceptor.take_writes()
+        founding = self._founding
+        is_unchanged = promised is None and not entries and founding is None
+        if is_unchanged and not (self._send_after and self._writes):
+            # Nothing new, and nothing said that rests on a write under way. The mark of
+            # the chosen prefix alone isn't worth a write: it travels with the next one.
+            return None
+        chosen_end = self._learner.chosen_end
+        chosen_end_write = chosen_end if chosen_end > self._written_end else None
+        self._written_end = chosen_end
+        self._founding = None
+        self._sequence += 1
+        size = 0
+        for entry in entries:
+            size += len(entry.value)
+        self.unwritten_bytes += size
+        own_slots = tuple(self._own_slots)
+        self._own_slots.clear()
+        self._writes.append(
+            Write(
+                self._sequence,
+                promised,
+                self._own_ballot,
+                own_slots,
+                chosen_end,
+                founding is not None,
+                size,
+            )
+        )
+        return Persist(promised, entries, chosen_end_write, founding)
+
+    @property
+    def unwritten_count(self) -> int:
+        """Writes handed over and not yet durable."""
+        return len(self._writes)
+
+    def persisted(self, sequence: int) -> Iterable[Write]:
+        """Return the writes that are durable now."""
+        assert sequence <= self._sequence, f"Ready {sequence} was never given out"
+        done: list[Write] = []
+        while self._writes and self._writes[0].sequence <= sequence:
+            write = self._writes.popleft()
+            self.unwritten_bytes -= write.size_bytes
+            done.append(write)
+        return done

@@ -1,0 +1,566 @@
+"""One replica of the log: the facade over acceptor, proposer, learner and election.
+
+A deterministic object: events go in with the time, and `ready` gives what the shell
+must send, write and apply (effects.py says in which order). It opens nothing, waits for
+nothing, and doesn't know what a command means.
+
+The three rules on which everything rests:
+
+- What is said about this replica's own state (a promise, an acceptance, a candidacy)
+  leaves after the write that remembers it, and its own vote counts from then on.
+- A replica proposes only under ballots that it raised in this life; a restart begins
+  as a follower. So no (ballot, slot) ever carries two values.
+- Only messages of the incarnations in the founding entry count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.admission import Admission
+from tasksprint.consensus.ballot import NO_BALLOT, Ballot
+from tasksprint.consensus.candidate import Candidate
+from tasksprint.consensus.catch_up import CatchUp
+from tasksprint.consensus.effects import (
+    LogEntry,
+    PeerStatus,
+    ReadLog,
+    Ready,
+    Recovered,
+    Status,
+)
+from tasksprint.consensus.election import Election
+from tasksprint.consensus.founding import Foundation, Founding
+from tasksprint.consensus.leadership import Leadership
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.messages import (
+    Accept,
+    Accepted,
+    Canvass,
+    CanvassReply,
+    CatchUpReply,
+    CatchUpRequest,
+    ChosenNotice,
+    Envelope,
+    Forward,
+    Found,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Nack,
+    Prepare,
+    Promise,
+    Stranger,
+)
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import ReplicaId, Slot
+from tasksprint.settings import Settings
+
+__all__ = ["Replica"]
+
+_NEVER_MS = 1 << 62
+
+
+class Replica:
+    """One replica. docs/architecture.md, "The replica core", is its contract."""
+
+    def __init__(
+        self,
+        *,
+        me: ReplicaId,
+        address: str,
+        recovered: Recovered,
+        settings: Settings,
+        random: Random,
+        now_ms: int,
+        peers: Mapping[ReplicaId, str] | None = None,
+    ) -> None:
+        """Build a replica from what its disk remembers.
+
+        Args:
+            peers: The founding members as the operator named them, with or without
+                this one; none: a cluster of one. Ignored once founded.
+        """
+        self.me = me
+        self._settings = settings
+        self._now_ms = now_ms
+        chosen_end = max(recovered.chosen_end, recovered.applied_end)
+        self._learner = Learner(
+            entries=recovered.accepted,
+            chosen_end=chosen_end,
+            applied_end=recovered.applied_end,
+            log_start=recovered.log_start,
+            settings=settings,
+        )
+        self._acceptor = Acceptor(
+            promised=recovered.promised or NO_BALLOT,
+            entries=(entry for entry in recovered.accepted if entry.slot >= chosen_end),
+            slots_max=settings.log_window_slots,
+            bytes_max=settings.log_window_bytes_max,
+        )
+        self._outbox = Outbox(
+            me=me,
+            incarnation=recovered.incarnation,
+            acceptor=self._acceptor,
+            learner=self._learner,
+        )
+        self._election = Election(settings, random, now_ms)
+        self._election.see_round(self._acceptor.promised.round)
+        self._leadership: Leadership | None = None
+        self._catch_up = CatchUp(
+            acceptor=self._acceptor,
+            learner=self._learner,
+            outbox=self._outbox,
+            settings=settings,
+            random=random,
+        )
+        self._heard_ms: dict[ReplicaId, int] = {}
+        self._forwards: list[bytes] = []
+        self._admission = Admission(
+            incarnation=recovered.incarnation,
+            foundation=Foundation(
+                me=me,
+                incarnation=recovered.incarnation,
+                address=address,
+                members=peers or (),
+                random=random,
+            ),
+            founding=recovered.founding,
+            outbox=self._outbox,
+        )
+        self._candidate = Candidate(
+            admission=self._admission,
+            election=self._election,
+            acceptor=self._acceptor,
+            learner=self._learner,
+            catch_up=self._catch_up,
+            outbox=self._outbox,
+            settings=settings,
+            random=random,
+        )
+        self._hello_ms = now_ms + settings.resend_interval_ms
+        # Also when founded: so that a lost disk is noticed before it is asked for votes.
+        self._admission.greet_all()
+        if self._admission.members.is_quorum({me}) and self._outbox.fatal is None:
+            self._candidate.stand("is the only member", now_ms)
+
+    # --- what the shell asks ---
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica may propose, as far as it knows."""
+        return self._leadership is not None
+
+    @property
+    def is_established(self) -> bool:
+        """Whether it leads, and an entry of its own ballot and all before it are chosen."""
+        return self._leadership is not None and self._leadership.is_established
+
+    @property
+    def leader(self) -> ReplicaId | None:
+        """Who leads, as far as this replica knows."""
+        return self.me if self._leadership is not None else self._election.leader
+
+    @property
+    def ballot(self) -> Ballot:
+        """The highest ballot that was promised, or under which a leader was heard."""
+        return max(self._acceptor.promised, self._election.ballot)
+
+    @property
+    def chosen_end(self) -> Slot:
+        """First slot that this replica doesn't know to be chosen."""
+        return self._learner.chosen_end
+
+    @property
+    def founding(self) -> Founding | None:
+        """Who belongs to the cluster; None: unfounded."""
+        return self._admission.founding
+
+    @property
+    def deadline_ms(self) -> int:
+        """When `tick` wants to be called."""
+        if self._outbox.fatal is not None:
+            return _NEVER_MS
+        if self._admission.founding is None:
+            return self._hello_ms
+        if self._leadership is not None:
+            return self._leadership.heartbeat_ms if self._outbox.peers else _NEVER_MS
+        deadline_ms = self._candidate.deadline_ms
+        if self._catch_up.deadline_ms is not None:
+            deadline_ms = min(deadline_ms, self._catch_up.deadline_ms)
+        return deadline_ms
+
+    def status(self) -> Status:
+        """Return what an operator wants to know."""
+        founding = self._admission.founding
+        return Status(
+            role=self._role(),
+            cluster=None if founding is None else founding.cluster,
+            ballot=self.ballot,
+            leader=self.leader,
+            chosen_end=self.chosen_end,
+            elections=self._election.count,
+            last_cause=self._election.cause,
+            waiting_commands=0 if self._leadership is None else len(self._leadership.waiting),
+            open_slots=len(self._acceptor.open),
+            peers={
+                peer: PeerStatus(
+                    self._catch_up.known_end(peer),
+                    self._now_ms - self._heard_ms[peer] if peer in self._heard_ms else None,
+                )
+                for peer in self._outbox.peers
+            },
+        )
+
+    def _role(self) -> str:
+        if self._outbox.fatal is not None:
+            return "stopped"
+        if self._admission.founding is None:
+            return "unfounded"
+        if self._leadership is not None:
+            return "leader"
+        if self._candidate.campaign is not None:
+            return "candidate"
+        return "follower" if self._election.canvass is None else "canvassing"
+
+    # --- what the shell reports ---
+
+    def propose(self, command: bytes, now_ms: int) -> bool:
+        """Let a command wait for the next entry.
+
+        Returns:
+            False: this replica doesn't lead, or too many wait; nothing was taken. True
+            is no promise: a leader that steps down drops what waits, silently, so
+            senders repeat their commands.
+        """
+        self._now_ms = now_ms
+        leadership = self._leadership
+        if leadership is None:
+            return False
+        if len(leadership.waiting) >= self._settings.waiting_commands_max:
+            return False
+        leadership.add(command)
+        return True
+
+    def forward(self, command: bytes) -> bool:
+        """Propose a command, or send it to the leader, who does; it may be lost on the way.
+
+        Returns:
+            False: no leader is known, or too many wait.
+        """
+        if self._leadership is not None:
+            return self.propose(command, self._now_ms)
+        if self._election.leader is None or self._outbox.fatal is not None:
+            return False
+        if len(self._forwards) >= self._settings.waiting_commands_max:
+            return False
+        self._forwards.append(command)
+        return True
+
+    def read(self, read_id: int, now_ms: int) -> bool:
+        """Ask whether this replica still leads at some moment after now.
+
+        The id comes back in `confirmed_reads` (this replica's log holds every command
+        that anyone saw chosen before this call) or in `failed_reads`.
+
+        Returns:
+            False: this replica doesn't lead.
+        """
+        self._now_ms = now_ms
+        if self._leadership is None:
+            return False
+        self._leadership.add_read(read_id)
+        return True
+
+    def disconnected(self, peer: ReplicaId, now_ms: int) -> None:
+        """Learn that the stream to a peer broke: if it led, its process probably died."""
+        self._now_ms = now_ms
+        if self._leadership is not None or self._election.leader != peer:
+            return
+        self._election.lose_leader(f"lost its connection to the leader, replica {peer}")
+        if self._candidate.campaign is None:
+            self._election.hurry(now_ms)
+
+    def log_read(self, request: ReadLog, entries: tuple[LogEntry, ...], now_ms: int) -> None:
+        """Pass entries on that were read back for a peer."""
+        self._now_ms = now_ms
+        self._catch_up.log_read(request, entries)
+
+    def persisted(self, sequence: int, now_ms: int) -> None:
+        """Learn that everything up to this `Ready`'s `persist` is durable."""
+        self._now_ms = now_ms
+        for write in self._outbox.persisted(sequence):
+            # Own votes count from here on, if they still matter.
+            leadership, campaign = self._leadership, self._candidate.campaign
+            if leadership is not None and write.own_ballot == leadership.ballot:
+                leadership.vote(self.me, write.own_slots)
+            if campaign is not None and write.promised == campaign.ballot:
+                campaign.add_own_promise(self.me)
+                self._try_take_office()
+            if write.is_founding and self._admission.is_founder and campaign is None:
+                # The founder goes first; the others wait for their timers.
+                self._candidate.canvass("founded the cluster", now_ms)
+            self._learner.trim(write.chosen_end)
+
+    def tick(self, now_ms: int) -> None:
+        """Do what is due; call it at or after `deadline_ms`."""
+        self._now_ms = now_ms
+        if self._outbox.fatal is not None:
+            return
+        if self._admission.founding is None:
+            if now_ms >= self._hello_ms:
+                self._hello_ms = now_ms + self._settings.resend_interval_ms
+                self._admission.greet_all()
+            return
+        if self._leadership is not None:
+            if now_ms >= self._leadership.heartbeat_ms:
+                self._tick_leader(self._leadership)
+            return
+        self._candidate.tick(now_ms)
+        self._catch_up.tick(now_ms)
+
+    def receive(self, envelope: Envelope, now_ms: int) -> None:
+        """Take a message; only members in the life that the cluster knows are heard."""
+        self._now_ms = now_ms
+        if self._outbox.fatal is not None:
+            return
+        source, message = envelope.source, envelope.message
+        incarnations = self._admission.members.incarnations
+        if incarnations.get(source) != envelope.source_incarnation:
+            self._hear_outsider(envelope)
+            return
+        if envelope.target != self.me or source == self.me:
+            return
+        self._heard_ms[source] = now_ms
+        match message:
+            case Accept():
+                self._on_accept(source, message)
+            case Accepted():
+                if self._leadership is not None and message.ballot == self._leadership.ballot:
+                    self._leadership.hear_accepted(source, message.slots, now_ms)
+            case ChosenNotice():
+                if self._follows(source, message.ballot):
+                    self._hear_chosen(source, message.ballot, message.chosen_end)
+            case Heartbeat():
+                self._on_heartbeat(source, message)
+            case HeartbeatReply():
+                self._catch_up.hear_end(source, message.chosen_end)
+                if self._leadership is not None and message.ballot == self._leadership.ballot:
+                    self._leadership.hear_beat(source, message, now_ms)
+            case Forward():
+                for command in message.commands:
+                    self.propose(command, now_ms)
+            case CatchUpRequest():
+                self._catch_up.hear_request(source, message)
+            case CatchUpReply():
+                self._on_catch_up_reply(source, message)
+            case Canvass():
+                self._on_canvass(source, message)
+            case CanvassReply():
+                self._on_canvass_reply(source, message)
+            case Prepare():
+                self._on_prepare(source, message)
+            case Promise():
+                self._on_promise(source, message)
+            case Nack():
+                self._on_nack(source, message)
+            case Hello() | Found() | Stranger():
+                self._hear_outsider(envelope)
+            case _:
+                raise RemoteProtocolError(f"replica {source} sent {message!r}")
+
+    def ready(self) -> Ready | None:
+        """Return what is to be done now; None: nothing."""
+        if self._leadership is not None:
+            self._leadership.work(self._now_ms)
+        if self._forwards:
+            if self._election.leader is not None and self._leadership is None:
+                self._outbox.send(self._election.leader, Forward(tuple(self._forwards)))
+            self._forwards.clear()
+        return self._outbox.take()
+
+    # --- founding ---
+
+    def _hear_outsider(self, envelope: Envelope) -> None:
+        was_founded = self._admission.founding is not None
+        self._admission.hear(envelope)
+        if self._admission.founding is not None and not was_founded:
+            self._election.wait(self._now_ms)
+        if self._outbox.fatal is not None:
+            self._step_down("stops")
+            self._candidate.campaign = None
+
+    # --- following ---
+
+    def _follows(self, source: ReplicaId, ballot: Ballot) -> bool:
+        """Follow the leader of `ballot`, or refuse it.
+
+        False: a higher ballot was promised or heard, and the source was told so.
+        """
+        election = self._election
+        if ballot < self._acceptor.promised or ballot < election.ballot:
+            self._outbox.send(source, Nack(ballot, self.ballot))
+            return False
+        if ballot.replica != source:
+            raise RemoteProtocolError(f"replica {source} leads under {ballot}, which isn't its own")
+        if election.leader != source or election.ballot != ballot:
+            self._yield_to(ballot)
+            election.see_round(ballot.round)
+            self._outbox.note(f"ballot={ballot} follows replica {source}")
+        election.hear(source, ballot, self._now_ms)
+        return True
+
+    def _on_accept(self, source: ReplicaId, message: Accept) -> None:
+        ballot, slot = message.ballot, message.slot
+        if not self._follows(source, ballot):
+            return
+        if slot < self._learner.chosen_end:
+            # The leader doesn't know yet that this is chosen; it can only be the same value.
+            self._learner.verify(slot, message.value)
+            self._acceptor.raise_promise(ballot)
+            self._outbox.acknowledge(ballot, slot)
+        elif (
+            self._acceptor.has_room(slot)
+            and self._outbox.unwritten_bytes < self._settings.log_window_bytes_max
+        ):
+            self._acceptor.accept(slot, ballot, message.value)
+            self._outbox.acknowledge(ballot, slot)
+        self._hear_chosen(source, ballot, message.chosen_end)
+
+    def _on_heartbeat(self, source: ReplicaId, message: Heartbeat) -> None:
+        if not self._follows(source, message.ballot):
+            return
+        self._hear_chosen(source, message.ballot, message.chosen_end)
+        reply = HeartbeatReply(message.ballot, message.beat, self._learner.chosen_end)
+        self._outbox.send(source, reply)
+
+    def _hear_chosen(self, source: ReplicaId, ballot: Ballot, chosen_end: Slot) -> None:
+        """Hear from the leader of `ballot` how far its log is chosen."""
+        self._catch_up.hear_end(source, chosen_end)
+        if chosen_end > self._learner.chosen_end:
+            self._learner.mark(ballot, chosen_end, self._acceptor)
+            self._catch_up.want(source, chosen_end, self._now_ms)
+
+    def _hear_elsewhere(self, source: ReplicaId, chosen_end: Slot) -> None:
+        """Hear from somebody who needn't lead how far it knows the log to be chosen."""
+        self._catch_up.hear_end(source, chosen_end)
+        if self._leadership is None:
+            self._catch_up.want(source, chosen_end, self._now_ms)
+
+    def _on_catch_up_reply(self, source: ReplicaId, message: CatchUpReply) -> None:
+        if self._leadership is not None:
+            return  # It knows all that former ballots chose, and counts its own.
+        if self._catch_up.hear_reply(source, message, self._now_ms):
+            self._candidate.extend(self._now_ms)
+            self._try_take_office()
+
+    # --- elections ---
+
+    def _on_canvass(self, source: ReplicaId, message: Canvass) -> None:
+        is_leader = self._leadership is not None
+        self._candidate.hear_canvass(source, message, self._now_ms, is_leader=is_leader)
+        self._hear_elsewhere(source, message.chosen_end)
+
+    def _on_canvass_reply(self, source: ReplicaId, message: CanvassReply) -> None:
+        self._candidate.hear_canvass_reply(source, message, self._now_ms)
+        self._hear_elsewhere(source, message.chosen_end)
+
+    def _on_prepare(self, source: ReplicaId, message: Prepare) -> None:
+        ballot, election = message.ballot, self._election
+        if ballot.replica != source:
+            raise RemoteProtocolError(f"replica {source} stands under {ballot}, not its own")
+        self._catch_up.hear_end(source, message.first_slot)
+        if ballot < election.ballot:
+            self._outbox.send(source, Nack(ballot, self.ballot))
+            return
+        first_slot = max(message.first_slot, self._learner.chosen_end)
+        answer = self._acceptor.promise(ballot, first_slot)
+        if isinstance(answer, Nack):
+            self._outbox.send(source, answer)
+            return
+        self._yield_to(ballot)
+        election.see_round(ballot.round)
+        if election.ballot != ballot:  # Else: repeated by a leader that we follow already.
+            election.lose_leader(f"promised ballot {ballot}")
+            election.wait(self._now_ms)
+        self._outbox.send_after_persist(source, answer)
+
+    def _on_promise(self, source: ReplicaId, message: Promise) -> None:
+        self._candidate.hear_promise(source, message)
+        self._try_take_office()
+
+    def _on_nack(self, source: ReplicaId, message: Nack) -> None:
+        self._election.see_round(message.promised.round)
+        if self._candidate.hear_nack(source, message, self._now_ms):
+            return
+        leadership = self._leadership
+        if leadership is None or message.ballot != leadership.ballot:
+            return
+        if not leadership.hear_nack(source, self._now_ms):
+            self._step_down(f"replica {source} knows ballot {message.promised}")
+
+    def _yield_to(self, ballot: Ballot) -> None:
+        """Give up whatever was attempted under a lower ballot."""
+        self._candidate.yield_to(ballot)
+        if self._leadership is not None and self._leadership.ballot < ballot:
+            self._step_down(f"ballot {ballot} is higher")
+
+    # --- leading ---
+
+    def _try_take_office(self) -> None:
+        """Lead, if the campaign is won."""
+        campaign = self._candidate.try_win(self._now_ms)
+        if campaign is None:
+            return
+        self._catch_up.stop()
+        members = self._admission.members
+        count, size = len(campaign.promised_by), len(members.ids)
+        self._outbox.note(
+            f"ballot={campaign.ballot} became leader after {count} of {size} promises"
+        )
+        self._election.hear(self.me, campaign.ballot, self._now_ms)
+        self._leadership = Leadership(
+            ballot=campaign.ballot,
+            members=members,
+            acceptor=self._acceptor,
+            learner=self._learner,
+            outbox=self._outbox,
+            settings=self._settings,
+            adopted=campaign.adopt(self._acceptor.open, self._learner.chosen_end),
+            now_ms=self._now_ms,
+        )
+
+    def _tick_leader(self, leadership: Leadership) -> None:
+        if not leadership.has_quorum(self._now_ms):
+            self._step_down("heard no quorum for an election span")
+        elif leadership.must_renew(self._now_ms):
+            cause = "a replica refused its ballot for long"
+            self._step_down(cause)
+            self._candidate.stand(cause, self._now_ms)
+        else:
+            leadership.beat(self._now_ms)
+
+    def _step_down(self, cause: str) -> None:
+        if self._leadership is not None:
+            self._outbox.note(f"ballot={self._leadership.ballot} steps down: {cause}")
+            self._leadership.step_down()
+            self._leadership = None
+            self._election.lose_leader(cause)
+            self._election.wait(self._now_ms)
+
+    def check(self) -> None:
+        """Assert the invariants of this replica; for tests."""
+        self._acceptor.check(self._learner.chosen_end)
+        self._learner.check()
+        campaign = self._candidate.campaign
+        assert self._leadership is None or campaign is None
+        if campaign is not None:
+            assert self._acceptor.promised == campaign.ballot
+        if self._leadership is not None:
+            self._leadership.check()
+        if self._admission.founding is None:
+            assert self._leadership is None and campaign is None
+            assert self._acceptor.promised == NO_BALLOT
