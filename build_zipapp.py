@@ -359,7 +359,7 @@ def build(folder: str, keys: Sequence[str], wheels: str, output: str) -> str:
     sources = read_sources(folder)
     check_imports(sources)
     members: dict[str, bytes] = {}
-    for name in ("__main__.py", "_tasksprint_boot.py"):
+    for name in ("__main__.py", "_tasksprint_boot.py", "_tasksprint_unpack.py"):
         with open(os.path.join(folder, "zipapp", name), "rb") as file:
             members[name] = file.read()
     repacked: dict[str, tuple[bytes, dict[str, bytes]]] = {}

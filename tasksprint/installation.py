@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
-import stat
 import sys
-import tempfile
 import types
 
 import tasksprint
@@ -113,6 +110,10 @@ def _linked_directory() -> str:
     site-packages itself can't go on PYTHONPATH: all that is installed there would
     come before what the user's interpreter has of its own.
     """
+    import hashlib
+    import stat
+    import tempfile
+
     root = os.path.dirname(_PACKAGE)
     name = hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     parent = os.path.join(tempfile.gettempdir(), f"tasksprint-links-{os.geteuid()}")
