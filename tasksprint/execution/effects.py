@@ -71,9 +71,7 @@ class HeldResult:
 
     job: JobId
     tid: TaskId
-    attempt: int
     digest: str
-    manifest: Manifest
 
 
 # --- words of reports ----------------------------------------------------------------

@@ -83,9 +83,7 @@ class Inputs:
         self._lost = lost
         self._held: dict[JobId, dict[TaskId, Held]] = {}
         for one in held:
-            self._held.setdefault(one.job, {})[one.tid] = Held(
-                one.attempt, one.digest, one.manifest, is_stored=True
-            )
+            self._held.setdefault(one.job, {})[one.tid] = Held(0, one.digest, None, is_stored=True)
         # Tasks that wait for a value that is, or may yet be, made here.
         self._local: dict[Key, dict[Key, Task]] = {}
         self._copies: dict[CopyKey, Copy] = {}
@@ -207,7 +205,8 @@ class Inputs:
     def find_missing_key(self, task: Task) -> str | None:
         """Return what is wrong if a pretask has no value under the key asked for.
 
-        To be called once all inputs are here.
+        To be called once all inputs are here. Of results that were made before this
+        start the keys aren't known; there the shell finds it out (`run_refused`).
         """
         job = task.assignment.job
         for item in task.assignment.inputs:

@@ -209,17 +209,19 @@ class Held:
 
     __slots__ = ("_keys", "attempt", "digest", "is_stored", "manifest")
 
-    def __init__(self, attempt: int, digest: str, manifest: Manifest, *, is_stored: bool) -> None:
-        self.attempt = attempt
+    def __init__(
+        self, attempt: int, digest: str, manifest: Manifest | None, *, is_stored: bool
+    ) -> None:
+        self.attempt = attempt  # 0: made before this start
         self.digest = digest
-        self.manifest = manifest
+        self.manifest = manifest  # None: it stands in the store, and wasn't needed yet
         self.is_stored = is_stored
         self._keys: frozenset[str] | None = None
 
     @property
-    def keys(self) -> frozenset[str]:
+    def keys(self) -> frozenset[str] | None:
         """The keys of its values; made at first use: most results have no reader here."""
-        if self._keys is None:
+        if self._keys is None and self.manifest is not None:
             self._keys = frozenset([item[0] for item in self.manifest])
         return self._keys
 

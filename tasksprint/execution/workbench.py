@@ -302,11 +302,15 @@ class Workbench:
                 self._take_values(task, entry, outcome, run_us)
         nodes.answered(found, now_us)
 
-    def run_refused(self, node: NodeId, id: int, missing: Iterable[TaskId], now_ms: int) -> None:
-        """Take back a `RunTask` that wasn't written, since these inputs couldn't be found.
+    def run_refused(
+        self, node: NodeId, id: int, missing: Mapping[TaskId, Manifest | None], now_ms: int
+    ) -> None:
+        """Take back a `RunTask` that wasn't written, since values of inputs weren't found.
 
-        A result of this client that can't be read is reported as lost; a copy is
-        fetched again.
+        Args:
+            missing: The pretasks. None: nothing of the result can be read; a result of
+                this client is reported as lost, a copy is fetched again. A manifest: the
+                result is there, and this is all that it has.
         """
         self._now(now_ms)
         found = self._node(node)
@@ -315,15 +319,20 @@ class Workbench:
         entry = self._nodes.take(found, id)
         assert entry is not None
         task = entry.task
-        if task.entry is entry:
-            task.entry = None
-            affected = {task.key: task}
-            for tid in missing:
-                for other in self._inputs.discredit(task, tid):
-                    if other.state is not TaskState.RUNNING:
-                        affected[other.key] = other
-            for other in affected.values():
-                self._again(other)
+        if task.entry is not entry:
+            return
+        task.entry = None
+        affected = {task.key: task}
+        for tid, manifest in missing.items():
+            held = self._inputs.held(task.assignment.job, tid)
+            if manifest is not None and held is not None:
+                held.manifest = manifest
+                continue
+            for other in self._inputs.discredit(task, tid):
+                if other.state is not TaskState.RUNNING:
+                    affected[other.key] = other
+        for other in affected.values():
+            self._again(other)
 
     # --- events: values --------------------------------------------------------------
 
