@@ -48,6 +48,8 @@ Cursor = apsw.Cursor
 # Statements are compiled for 1, 2, 4 … rows and filled up with NULL rows, which the
 # statement leaves out. More rows in one statement gain nothing any more.
 _ROWS_MAX = 128
+# Pages kept in memory; what was written last and the upper levels of the tables.
+_CACHE_KIB = 8 * 1024
 # Statements that stay compiled: sizes × tables × (upsert, delete), and the single ones.
 _STATEMENT_CACHE = 400
 
@@ -60,6 +62,7 @@ class Kind:
     application_id: int  # SQLite's field for this, in the header of the file
     format: int  # the version of the schema, in the header too (user_version)
     schema: str
+    page_bytes: int  # larger pages hold larger rows, and cost more for each small commit
     synchronous: int  # 2: FULL, every commit is on the disk; 1: NORMAL, survives kill -9
 
 
@@ -260,6 +263,7 @@ class Database:
         busy_ms = self._settings.store_busy_timeout_ms
         # fullfsync: on macOS a plain fsync leaves the data in the drive's cache.
         for pragma, wanted in (
+            ("page_size", self.kind.page_bytes),
             ("journal_mode", "wal"),
             ("synchronous", self.kind.synchronous),
             ("foreign_keys", 1),
@@ -267,6 +271,7 @@ class Database:
             ("fullfsync", int(self.kind.synchronous >= 2)),
             ("journal_size_limit", self._settings.wal_bytes_max),
             ("wal_autocheckpoint", 0),
+            ("cache_size", -_CACHE_KIB),
         ):
             self.connection.pragma(pragma, wanted)
             found = self._pragma(pragma)

@@ -83,6 +83,7 @@ _KIND = Kind(
     application_id=0x54535250,  # "TSRP"
     format=1,
     schema=_SCHEMA + "".join(_table_schema(table) for table in TABLES.values()),
+    page_bytes=4096,
     synchronous=2,
 )
 _UPSERTS = {table.name: Upsert(table.name, *_names(table)) for table in TABLES.values()}

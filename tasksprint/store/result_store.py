@@ -75,6 +75,7 @@ _KIND = Kind(
     application_id=0x54535253,  # "TSRS"
     format=1,
     schema=_SCHEMA,
+    page_bytes=8192,  # holds rows with values of 2 KB without pages of their own
     synchronous=1,
 )
 _UPSERT_RESULTS = Upsert("results", ("job", "tid"), ("digest", "manifest", "bytes"))

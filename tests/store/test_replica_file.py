@@ -1,0 +1,295 @@
+"""What only the real file of a replica can show: damage, torn logs, kills."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasksprint.consensus.effects import Persist
+from tasksprint.coordination.rows import Row
+from tasksprint.errors import StoreError
+from tasksprint.ids import Slot
+from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
+from tasksprint.store.records import AppliedPoint, Commit
+from tasksprint.store.replica_store import ReplicaStore
+from tests.store import kill_child
+from tests.store.conftest import FilePlace
+from tests.store.helpers import accept, ballot, blob_name, entry, promise
+
+DAMAGED = (
+    "; this replica can't be trusted any more; move its data directory away and replace the member"
+)
+
+
+def flip_byte(path: Path, pattern: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    assert data.count(pattern) == 1
+    data[data.find(pattern) + len(pattern) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_flipped_byte_in_an_accepted_value_is_reported(file_place: FilePlace) -> None:
+    store = file_place.open()
+    values = [b"value of slot %d" % slot for slot in range(1, 5)]
+    store.commit(Commit((accept(*(entry(i + 1, value) for i, value in enumerate(values))),)))
+    file_place.close()
+    flip_byte(store.path, values[2])
+    store = file_place.open()
+    message = f"replica store {str(store.path)!r} is damaged: slot 3 of table 'log' fails its "
+    with pytest.raises(StoreError) as caught:
+        store.recover()
+    assert str(caught.value) == message + "checksum" + DAMAGED
+    with pytest.raises(StoreError, match="slot 3 of table 'log' fails its checksum"):
+        store.read_log(3, 4, 1000)
+    assert store.read_log(1, 3, 1000) == (entry(1, values[0]), entry(2, values[1]))
+    assert store.recover(after_slot=3).consensus.accepted == (entry(4, values[3]),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE log SET round = 2", "slot 1 of table 'log' fails its checksum"),
+        ("UPDATE log SET slot = 2", "slot 2 of table 'log' fails its checksum"),
+        (
+            "UPDATE progress SET promised_round = 1",
+            "the promise in table 'progress' fails its checksum",
+        ),
+        (
+            "UPDATE header SET founding = x'00'",
+            "the founding entry in table 'header' fails its checksum",
+        ),
+        ("DELETE FROM progress", "tables 'header' and 'progress' have not one row each"),
+    ],
+)
+def test_changed_row_is_reported(file_place: FilePlace, change: str, message: str) -> None:
+    store = file_place.open()
+    store.commit(Commit((promise(2), accept(entry(1, b"v")), Persist(founding=b"f"))))
+    file_place.close()
+    connection = apsw.Connection(str(store.path))
+    connection.execute(change)
+    connection.close()
+    with pytest.raises(StoreError) as caught:
+        file_place.open().recover()
+    assert str(caught.value) == f"replica store {str(store.path)!r} is damaged: {message}{DAMAGED}"
+
+
+def test_changed_archive_is_reported(file_place: FilePlace) -> None:
+    store = file_place.open()
+    data = b"the content of an archive"
+    store.put_blob(blob_name(data), data)
+    file_place.close()
+    flip_byte(store.path, data)
+    with pytest.raises(StoreError) as caught:
+        file_place.open().read_blob(blob_name(data))
+    assert f"blob {blob_name(data)} of table 'blob_chunks' fails its checksum" in str(caught.value)
+
+
+def test_twin_reports_a_spoiled_slot_and_a_full_disk_with_the_same_words() -> None:
+    directory = MemoryDirectory("imagined")
+    store = MemoryReplicaStore.open(directory, 1, now_ms=0)
+    store.commit(Commit((accept(entry(1, b"v")),)))
+    directory.damaged_slots.add(1)
+    with pytest.raises(StoreError) as caught:
+        store.recover()
+    assert str(caught.value) == (
+        "replica store 'imagined' is damaged: slot 1 of table 'log' fails its checksum" + DAMAGED
+    )
+    directory.is_full = True
+    with pytest.raises(
+        StoreError, match="cannot write replica store 'imagined': the disk is full"
+    ):
+        store.commit(Commit((promise(1),)))
+    directory.crash()
+    directory.damaged_slots.clear()
+    directory.is_full = False
+    assert MemoryReplicaStore.open(directory, 1, now_ms=0).recover().consensus.promised is None
+
+
+# --- a sequence of commits and crashes recovers exactly what was committed ---
+
+
+def state_of(store: Any) -> tuple[Any, ...]:
+    recovery = store.recover()
+    core = recovery.consensus
+    return (
+        (core.promised, core.accepted, core.chosen_end, core.applied_end, core.log_start),
+        (core.founding, recovery.cluster, recovery.applied),
+        tuple(recovery.rows),
+    )
+
+
+KEYS = st.tuples(st.integers(1, 2), st.integers(0, 3))
+ROWS = st.one_of(
+    st.builds(
+        lambda key, cells: Row("tasks", key, cells),
+        KEYS,
+        st.none()
+        | st.tuples(
+            st.text(max_size=3),
+            st.just("done"),
+            st.none() | st.integers(-(2**63), 2**63 - 1),
+            st.integers(0, 9),
+            st.text(max_size=5),
+        ),
+    ),
+    st.builds(
+        lambda key, cells: Row("events", key, cells), KEYS, st.none() | st.tuples(st.text())
+    ),
+    st.builds(
+        lambda key, cells: Row("senders", (key,), cells),
+        st.sampled_from(["", "a", "ü"]),
+        st.none() | st.tuples(st.just("{}")),
+    ),
+)
+ENTRIES = st.builds(
+    lambda slot, value, round_: entry(slot, value, ballot(round_)),
+    st.integers(1, 12),
+    st.binary(max_size=40),
+    st.integers(1, 3),
+)
+# Steps forward are drawn as differences: nothing in a store goes back.
+CHANGES = st.fixed_dictionaries(
+    {
+        "promised": st.none() | st.integers(0, 2),
+        "accepted": st.lists(ENTRIES, max_size=4),
+        "chosen": st.none() | st.integers(0, 2),
+        "founding": st.none() | st.binary(max_size=4),
+        "applied": st.none() | st.integers(0, 2),
+        "truncated": st.none() | st.integers(0, 2),
+        "rows": st.lists(ROWS, max_size=6),
+    }
+)
+STEPS = st.lists(
+    st.lists(CHANGES, min_size=1, max_size=3) | st.sampled_from(["crash", "reopen", "upkeep"]),
+    max_size=12,
+)
+
+
+class Forward:
+    """Turns differences into commits."""
+
+    def __init__(self) -> None:
+        self.promised = 1
+        self.chosen = 1
+        self.applied = 0
+        self.truncated = 1
+
+    def commit(self, change: dict[str, Any]) -> Commit:
+        parts: dict[str, Any] = {}
+        if change["promised"] is not None:
+            self.promised += change["promised"]
+            parts["promised"] = ballot(self.promised)
+        if change["chosen"] is not None:
+            self.chosen += change["chosen"]
+            parts["chosen_end"] = Slot(self.chosen)
+        applied = None
+        if change["applied"] is not None:
+            self.applied += change["applied"]
+            applied = AppliedPoint(self.applied, f"digest {self.applied}")
+        below = None
+        if change["truncated"] is not None:
+            self.truncated = min(self.truncated + change["truncated"], self.applied + 1)
+            below = self.truncated
+        accepted = tuple(each for each in change["accepted"] if each.slot >= self.truncated)
+        persist = Persist(accepted=accepted, founding=change["founding"], **parts)
+        return Commit((persist,), tuple(change["rows"]), applied, below)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(steps=STEPS)
+def test_random_commits_and_crashes_recover_exactly_what_was_committed(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """The slow, obvious version is the twin: dictionaries."""
+    place = FilePlace(tmp_path_factory.mktemp("place"))
+    directory = MemoryDirectory()
+    forward = Forward()
+    real: Any = place.open(incarnation="00")
+    twin = MemoryReplicaStore.open(directory, 1, now_ms=0, incarnation="00")
+    for step in steps:
+        if isinstance(step, list):
+            commits = [forward.commit(change) for change in step]
+            real.commit_all(commits)
+            twin.commit_all(commits)
+        elif step == "upkeep":
+            real.do_idle_work()
+        else:
+            (place.crash if step == "crash" else place.close)()
+            real = place.open()
+        assert state_of(real) == state_of(twin)
+    place.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_torn_write_ahead_log_recovers_a_prefix_of_the_commits(tmp_path: Path, seed: int) -> None:
+    """A power cut may leave any beginning of the log; never half of a commit."""
+    chance = random.Random(seed)
+    store = ReplicaStore.open(tmp_path / "data", 1, now_ms=0, incarnation="00")
+    states = [state_of(store)]
+    for slot in range(1, 25):
+        rows = tuple(
+            Row("events", (1, chance.randrange(20)), (f"{slot} " + "x" * chance.randrange(900),))
+            for _ in range(chance.randrange(30))
+        )
+        value = chance.randbytes(chance.randrange(9000))
+        store.commit(
+            Commit(
+                (accept(entry(slot, value), chosen_end=slot + 1),), rows, AppliedPoint(slot, "")
+            )
+        )
+        states.append(state_of(store))
+        if slot == 12:
+            store.do_idle_work()
+    log = (tmp_path / "data" / "replica.db-wal").read_bytes()
+    found = []
+    for size in [*sorted(chance.sample(range(len(log)), 25)), len(log)]:
+        copy = tmp_path / f"cut{size}"
+        copy.mkdir()
+        shutil.copy(store.path, copy)
+        (copy / "replica.db-wal").write_bytes(log[:size])
+        cut = ReplicaStore.open(copy, 1, now_ms=0)
+        found.append(states.index(state_of(cut)))
+        cut.close()
+    store.close()
+    assert found == sorted(found)
+    assert found[0] >= 12 and found[-1] == 24
+    assert len(set(found)) > 5
+
+
+@pytest.mark.slow
+def test_killed_process_leaves_every_commit_that_it_acknowledged(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.kill_child", str(tmp_path)], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    acknowledged = 0
+    while acknowledged < 60:
+        acknowledged = int(child.stdout.readline())
+    child.kill()
+    for line in child.stdout:
+        acknowledged = int(line)
+    child.wait()
+    child.stdout.close()
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    recovery = store.recover()
+    slot = recovery.applied.slot
+    assert slot in (acknowledged, acknowledged + 1)
+    assert recovery.consensus.chosen_end == slot + 1
+    assert [(each.slot, each.value) for each in recovery.consensus.accepted] == [
+        (each, kill_child.value(each)) for each in range(1, slot + 1)
+    ]
+    assert list(recovery.rows) == [
+        row for each in range(1, slot + 1) for row in kill_child.rows(each)
+    ]
+    store.close()

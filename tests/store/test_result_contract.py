@@ -1,0 +1,333 @@
+"""What both twins of the client's store keep, give back, and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasksprint.errors import SettingsError
+from tasksprint.settings import Settings
+from tasksprint.store.result_records import (
+    BoundedText,
+    LogText,
+    Result,
+    ResultCommit,
+    StagedValue,
+    Value,
+    ValueInfo,
+)
+from tests.store.helpers import result, value
+
+MIB = 1024 * 1024
+
+
+def content(size: int, salt: int = 0) -> bytes:
+    """Bytes without a short period that fits a chunk."""
+    return (bytes((each * 7 + salt) % 251 for each in range(251)) * (size // 251 + 1))[:size]
+
+
+def collect_all(store: Any) -> None:
+    while store.idle_work_is_due:
+        store.do_idle_work()
+
+
+def test_identity_stays_over_a_crash_and_ends_with_the_disk(place: Any) -> None:
+    first = place.open_results().identity
+    assert len(first) == 32 and int(first, 16) >= 0
+    place.crash()
+    assert place.open_results().identity == first
+    place.wipe()
+    assert place.open_results().identity != first
+
+
+def test_results_are_there_after_a_crash(place: Any) -> None:
+    results = [
+        result(1, 0, value("result", b"3.14"), value("سهم", b"\x00\xff", "bytes")),
+        result(1, 2),
+        result(2, 0, value("result", b"[]")),
+    ]
+    place.open_results().put_results(results)
+    place.crash()
+    store = place.open_results()
+    reader = store.reader
+    assert reader.held() == [(each.job, each.tid, each.digest) for each in results]
+    assert reader.read_manifest(1, 0) == results[0].manifest
+    assert reader.read_manifest(1, 2) == b"[]"
+    assert reader.read_manifest(1, 1) is None
+    assert reader.read_value(1, 0, "result") == b"3.14"
+    assert reader.read_value(1, 0, "سهم") == b"\x00\xff"
+    assert reader.read_value(1, 0, "other") is None
+    assert reader.read_value(1, 2, "result") is None
+    digest = results[0].values[1].digest
+    assert reader.value_info(1, 0, "سهم") == ValueInfo("bytes", 2, digest)
+    assert reader.value_info(1, 1, "سهم") is None
+    assert store.total_bytes == reader.total_bytes() == 4 + 2 + 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 20 * 1024, 65536, 65537, MIB, MIB + 1, 5 * MIB])
+def test_value_of_any_size_comes_back_to_the_byte(place: Any, size: int) -> None:
+    data = content(size)
+    place.open_results().put_results([result(1, 0, value("result", data, "bytes"))])
+    place.crash()
+    reader = place.open_results().reader
+    assert reader.read_value(1, 0, "result") == data
+    chunks = list(reader.read_chunks(1, 0, "result"))
+    assert b"".join(chunks) == data
+    assert all(len(each) <= MIB for each in chunks)
+    for offset, length in [(0, 10), (size // 2, 7), (MIB - 3, 6), (size - 1, 5), (size + 5, 5)]:
+        part = data[max(offset, 0) :][:length]
+        assert reader.read_value(1, 0, "result", offset=max(offset, 0), length=length) == part
+    assert reader.read_value(1, 0, "result", offset=size // 3) == data[size // 3 :]
+
+
+def test_result_that_is_held_already_stays(place: Any) -> None:
+    store = place.open_results()
+    one = result(1, 0, value("result", b"same"))
+    store.put_results([one, one])
+    store.put_results([one])
+    assert store.reader.held() == [(1, 0, one.digest)]
+    assert store.total_bytes == 4
+
+
+def test_result_with_another_digest_replaces_the_one_held(place: Any) -> None:
+    store = place.open_results()
+    old, new = content(2 * MIB), content(3 * MIB, 1)
+    store.put_results([result(1, 0, value("a", old), value("b", b"gone")), result(1, 1)])
+    store.put_results([result(1, 0, value("a", new))])
+    collect_all(store)
+    assert store.reader.read_value(1, 0, "a") == new
+    assert store.reader.read_value(1, 0, "b") is None
+    assert store.reader.read_manifest(1, 1) is not None
+    assert store.total_bytes == 3 * MIB
+
+
+def test_of_two_results_of_a_task_in_one_transaction_the_later_holds(place: Any) -> None:
+    store = place.open_results()
+    first, second = result(1, 0, value("a", b"1")), result(1, 0, value("b", b"22"))
+    store.commit_all((ResultCommit(results=(first,)), ResultCommit(results=(second,))))
+    assert store.transactions == 1
+    assert store.reader.held() == [(1, 0, second.digest)]
+    assert store.reader.read_value(1, 0, "a") is None
+    assert store.total_bytes == 2
+
+
+@pytest.mark.parametrize("count", [99, 101, 300])
+def test_many_results_are_put_and_dropped_at_once(place: Any, count: int) -> None:
+    store = place.open_results()
+    results = [result(1, tid, value("result", b"%d" % tid)) for tid in range(count)]
+    store.put_results(results)
+    assert store.transactions == 1
+    wanted = [(1, tid, "result") for tid in range(count)]
+    assert store.reader.read_small_values([*wanted, (1, count, "result"), (2, 0, "x")]) == {
+        name: b"%d" % name[1] for name in wanted
+    }
+    store.drop_tasks(1, [*range(1, count), 10_000])
+    assert store.reader.held() == [(1, 0, results[0].digest)]
+    assert store.total_bytes == 1
+
+
+def test_batch_of_small_values_leaves_out_large_ones(place: Any) -> None:
+    store = place.open_results()
+    store.put_results([result(1, 0, value("large", bytes(65537)), value("small", bytes(65536)))])
+    assert store.reader.read_small_values([(1, 0, "large"), (1, 0, "small")]) == {
+        (1, 0, "small"): bytes(65536)
+    }
+
+
+def test_job_is_dropped_but_for_the_results_of_finish(place: Any) -> None:
+    store = place.open_results()
+    results = [result(1, tid, value("result", content(100 + tid))) for tid in range(10)]
+    other = result(2, 3, value("result", b"other"))
+    store.put_results([*results, other])
+    store.put_log(1, 0, 1, b"printed")
+    store.drop_job(1, keep=[3, 4, 9, 77], with_logs=False)
+    kept = [results[3], results[4], results[9]]
+    assert store.reader.held() == [(each.job, each.tid, each.digest) for each in [*kept, other]]
+    assert store.total_bytes == 103 + 104 + 109 + 5
+    assert store.reader.read_value(1, 9, "result") == content(109)
+    assert len(store.reader.read_logs(1)) == 1
+    store.drop_job(1, with_logs=True)
+    assert store.reader.held() == [(2, 3, other.digest)]
+    assert store.reader.read_logs(1) == []
+    place.crash()
+    assert place.open_results().total_bytes == 5
+
+
+def test_staged_value_is_put_with_its_result(place: Any, tmp_path: Path) -> None:
+    store = place.open_results()
+    data = content(3 * MIB + 5)
+    file = tmp_path / "made by a node"
+    file.write_bytes(data[MIB:])
+    staging = store.stage()
+    staging.append(data[:100])
+    staging.append(data[100:MIB])
+    assert staging.append_file(file, offset=0, length=2 * MIB) == 2 * MIB
+    assert staging.append_file(file, offset=2 * MIB, length=2 * MIB) == 5
+    assert staging.append_file(file, offset=2 * MIB + 5, length=2 * MIB) == 0
+    staged = staging.finish()
+    assert (staged.size, staged.digest) == (len(data), value("", data).digest)
+    store.put_results([result(1, 0, value("a", staged, "bytes"), value("b", b"small"))])
+    place.crash()
+    store = place.open_results()
+    collect_all(store)
+    assert store.reader.read_value(1, 0, "a") == data
+    assert store.total_bytes == len(data) + 5
+    assert file.read_bytes() == data[MIB:]
+
+
+def test_empty_staged_value_is_a_value(place: Any) -> None:
+    """An empty blob has no chunks; its id must not come to stand for another's."""
+    store = place.open_results()
+    store.put_results([result(1, 0, value("a", store.stage().finish()))])
+    collect_all(store)
+    place.crash()
+    store = place.open_results()
+    large = content(2 * MIB)
+    store.put_results([result(1, 1, value("a", large))])
+    assert store.reader.read_value(1, 0, "a") == b""
+    store.drop_tasks(1, [0])
+    collect_all(store)
+    assert store.reader.read_value(1, 1, "a") == large
+
+
+def test_what_is_staged_when_the_process_dies_is_collected(place: Any) -> None:
+    store = place.open_results()
+    kept = content(2 * MIB)
+    store.put_results([result(1, 0, value("a", kept))])
+    store.stage().append(content(3 * MIB))
+    store.stage()
+    place.crash()
+    store = place.open_results()
+    other = content(2 * MIB, 5)
+    store.put_results([result(1, 1, value("a", other))])
+    collect_all(store)
+    assert store.reader.read_value(1, 0, "a") == kept
+    assert store.reader.read_value(1, 1, "a") == other
+
+
+def test_abandoned_and_superfluous_staged_values_leave_nothing(place: Any) -> None:
+    store = place.open_results()
+    data = content(2 * MIB)
+
+    def staged() -> StagedValue:
+        staging = store.stage()
+        staging.append(data)
+        done = staging.finish()
+        assert isinstance(done, StagedValue)
+        return done
+
+    store.stage().abandon()
+    store.abandon(staged())
+    store.put_results([result(1, 0, value("a", staged()))])
+    store.put_results([result(1, 0, value("a", staged()))])  # held already
+    twice = [result(1, 1, value("a", staged()), value(key, b"")) for key in ("b", "c")]
+    store.put_results(twice)  # the first is replaced before it is written
+    collect_all(store)
+    assert store.reader.read_value(1, 0, "a") == data
+    assert store.reader.read_value(1, 1, "a") == data
+    if hasattr(store, "_database"):
+        assert store._database.query("SELECT count(*) FROM garbage") == [(0,)]
+        assert store._database.query("SELECT count(*) FROM chunks") == [(4,)]
+
+
+def test_staged_value_of_another_digest_is_our_bug(place: Any) -> None:
+    store = place.open_results()
+    lying = Value("a", "json", store.stage().finish(), value("a", b"not empty").digest)
+    with pytest.raises(AssertionError, match="the staged value is this one"):
+        store.put_results([Result(1, 0, "d", b"[]", (lying,))])
+
+
+def test_value_that_is_dropped_while_it_is_read_ends_the_reading(place: Any) -> None:
+    store = place.open_results()
+    store.put_results([result(1, 0, value("a", content(3 * MIB)))])
+    chunks = store.reader.read_chunks(1, 0, "a")
+    assert next(chunks) == content(3 * MIB)[:MIB]
+    store.drop_tasks(1, [0])
+    collect_all(store)
+    with pytest.raises(LookupError, match="value 'a' of task 0 of job 1 was dropped while"):
+        next(chunks)
+
+
+def test_second_reader_sees_what_is_put(place: Any) -> None:
+    store = place.open_results()
+    reader = place.open_reader()
+    assert reader.held() == []
+    one = result(1, 0, value("a", b"1"), value("b", content(2 * MIB)))
+    store.put_results([one])
+    assert reader.held() == [(1, 0, one.digest)]
+    assert reader.read_value(1, 0, "b") == content(2 * MIB)
+    assert reader.read_small_values([(1, 0, "a"), (1, 0, "b")]) == {(1, 0, "a"): b"1"}
+    assert reader.total_bytes() == 1 + 2 * MIB
+    store.drop_job(1, with_logs=True)
+    assert reader.read_value(1, 0, "a") is None
+    reader.close()
+
+
+def test_facts_are_small_texts_under_names(place: Any) -> None:
+    store = place.open_results()
+    assert store.get_fact("cid") is None
+    store.set_fact("cid", "3")
+    store.set_fact("cid", "4")
+    store.set_fact("cluster", "c9f1")
+    place.crash()
+    store = place.open_results()
+    assert (store.get_fact("cid"), store.get_fact("cluster")) == ("4", "c9f1")
+
+
+def test_second_owner_of_a_directory_is_refused(place: Any) -> None:
+    place.open_results()
+    with pytest.raises(
+        SettingsError, match=r"is in use by process .*; stop that process, or give"
+    ):
+        place.open_results()
+
+
+def test_logs_are_kept_by_attempt_and_read_by_job_or_task(place: Any) -> None:
+    store = place.open_results()
+    store.put_log(1, 2, 1, b"first ")
+    store.commit_all(
+        (
+            ResultCommit(logs=(LogText(1, 2, 1, b"second "), LogText(1, 2, 1, b"third"))),
+            ResultCommit(logs=(LogText(1, 0, 2, b"other"), LogText(2, 0, 1, b"job 2"))),
+        )
+    )
+    place.crash()
+    reader = place.open_results().reader
+    whole = LogText(1, 2, 1, b"first second third")
+    assert reader.read_logs(1) == [LogText(1, 0, 2, b"other"), whole]
+    assert reader.read_logs(1, 2) == [whole]
+    assert reader.read_logs(1, 1) == []
+    assert reader.read_logs(3) == []
+
+
+def test_long_log_keeps_its_first_and_last_half_with_a_line_between(place: Any) -> None:
+    store = place.open_results(settings=Settings(log_bytes_per_attempt_max=10))
+    store.put_log(1, 0, 1, b"abcdefgh")
+    store.put_log(1, 0, 1, b"ijklmnopqrstuvwxyz")
+    store.put_log(1, 0, 2, b"0123456789")
+    assert store.reader.read_logs(1) == [
+        LogText(1, 0, 1, b"abcde\n[16 bytes left out]\nvwxyz"),
+        LogText(1, 0, 2, b"0123456789"),
+    ]
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_bounded_text_is_the_same_however_it_came(cut: int) -> None:
+    text = b"hello, world"
+    for bytes_max in range(14):
+        whole = BoundedText().add(text, bytes_max)
+        assert BoundedText().add(text[:cut], bytes_max).add(text[cut:], bytes_max) == whole
+        assert len(whole.head) + whole.left_out + len(whole.tail) == len(text)
+        assert len(whole.head) + len(whole.tail) == min(bytes_max, len(text))
+        assert text.startswith(whole.head) and text.endswith(whole.tail)
+
+
+def test_upkeep_changes_nothing_that_is_kept(place: Any) -> None:
+    store = place.open_results(settings=Settings(wal_idle_bytes=1))
+    store.put_results([result(1, 0, value("a", content(2 * MIB)))])
+    collect_all(store)
+    assert not store.checkpoint_if_due()
+    place.crash()
+    assert place.open_results().reader.read_value(1, 0, "a") == content(2 * MIB)

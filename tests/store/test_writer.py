@@ -1,0 +1,307 @@
+"""The thread that owns a store: order, groups, failures, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from tasksprint.coordination.rows import Row
+from tasksprint.errors import StoreError
+from tasksprint.settings import Settings
+from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
+from tasksprint.store.records import Commit
+from tasksprint.store.writer import WriterThread
+from tests.store.conftest import FilePlace
+from tests.store.helpers import accept, entry
+
+Writer = WriterThread[Any, Commit]
+
+
+def run(
+    store: Any,
+    test: Callable[[Writer], Coroutine[Any, Any, None]],
+    *,
+    on_failure: Callable[[BaseException], None] | None = None,
+    is_closed: bool = True,
+) -> None:
+    def unexpected(error: BaseException) -> None:
+        raise AssertionError from error
+
+    async def main() -> None:
+        writer: Writer = WriterThread(store, on_failure=on_failure or unexpected)
+        await asyncio.wait_for(test(writer), 20)
+        if is_closed:
+            await asyncio.wait_for(writer.close(), 20)
+
+    asyncio.run(main())
+
+
+def fact(number: int) -> Commit:
+    return Commit(rows=(Row("facts", (f"{number:03}",), ("",)),))
+
+
+def facts(store: Any) -> list[str]:
+    return [row.key[0] for row in store.read_rows("facts")]
+
+
+class Gate:
+    """Holds a writer's thread until it is opened."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.event = threading.Event()
+        self.passed = writer.run(lambda _: self.event.wait(20))
+
+    def open(self) -> None:
+        self.event.set()
+
+
+def test_commits_that_gather_share_one_transaction(place: Any) -> None:
+    store = place.open()
+    told: list[int] = []
+
+    async def test(writer: Writer) -> None:
+        gate = Gate(writer)
+        for number in range(10):
+            writer.post(fact(number), lambda number=number: told.append(number))
+        last = writer.commit(fact(10))
+        assert not last.done()
+        gate.open()
+        await last
+        assert told == list(range(10))
+        assert store.transactions == 1
+        assert await writer.run(facts) == [f"{number:03}" for number in range(11)]
+
+    run(store, test)
+
+
+def test_loop_is_told_once_for_each_transaction() -> None:
+    calls = 0
+
+    async def test(writer: Writer) -> None:
+        nonlocal calls
+        loop = asyncio.get_running_loop()
+        original = loop.call_soon_threadsafe
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return original(*arguments, **options)
+
+        gate = Gate(writer)
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        commits = [writer.commit(fact(number)) for number in range(50)]
+        gate.open()
+        await asyncio.gather(*commits)
+        loop.call_soon_threadsafe = original  # type: ignore[method-assign]
+
+    run(MemoryReplicaStore.open(MemoryDirectory(), 1, now_ms=0), test)
+    assert calls == 2  # the gate's call, and the transaction
+
+
+def test_group_has_a_limit() -> None:
+    store = MemoryReplicaStore.open(MemoryDirectory(), 1, now_ms=0)
+
+    async def test(writer: Writer) -> None:
+        gate = Gate(writer)
+        commits = [writer.commit(fact(number)) for number in range(1200)]
+        gate.open()
+        await asyncio.gather(*commits)
+
+    run(store, test)
+    assert store.transactions == 3
+
+
+def test_reads_see_earlier_commits_and_not_later_ones(place: Any) -> None:
+    store = place.open()
+
+    async def test(writer: Writer) -> None:
+        gate = Gate(writer)
+        writer.post(fact(0), lambda: None)
+        first = writer.run(facts)
+        writer.post(fact(1), lambda: None)
+        second = writer.run(facts)
+        gate.open()
+        assert (await first, await second) == (["000"], ["000", "001"])
+        assert store.transactions == 2
+
+    run(store, test)
+
+
+def test_waiting_counts_what_is_not_taken_up(place: Any) -> None:
+    async def test(writer: Writer) -> None:
+        gate = Gate(writer)
+        await asyncio.sleep(0)
+        writer.post(fact(0), lambda: None)
+        assert 1 <= writer.waiting <= 2  # the gate itself may not be taken up yet
+        gate.open()
+        await writer.run(facts)
+        assert writer.waiting == 0
+
+    run(place.open(), test)
+
+
+def test_read_that_raises_fails_alone(place: Any) -> None:
+    def wrong(store: Any, name: str) -> None:
+        raise ValueError(name)
+
+    async def test(writer: Writer) -> None:
+        with pytest.raises(ValueError, match="argument"):
+            await writer.run(wrong, "argument")
+        await writer.commit(fact(0))
+
+    run(place.open(), test)
+
+
+def test_failed_write_ends_the_writer_and_is_told_once() -> None:
+    directory = MemoryDirectory("imagined")
+    store = MemoryReplicaStore.open(directory, 1, now_ms=0)
+    failures: list[BaseException] = []
+    told: list[int] = []
+
+    async def test(writer: Writer) -> None:
+        await writer.commit(fact(0))
+        gate = Gate(writer)
+        directory.is_full = True
+        writer.post(fact(1), lambda: told.append(1))
+        second = writer.commit(fact(2))
+        read = writer.run(facts)
+        gate.open()
+        for future in (second, read, writer.commit(fact(3))):
+            with pytest.raises(StoreError, match="the disk is full"):
+                await future
+        directory.is_full = False
+        with pytest.raises(StoreError, match="the disk is full"):
+            await writer.commit(fact(4))
+
+    run(store, test, on_failure=failures.append)
+    assert [str(error).startswith("cannot write replica store") for error in failures] == [True]
+    assert told == []
+    assert facts(MemoryReplicaStore.open(directory, 1, now_ms=0)) == ["000"]
+
+
+def test_failed_upkeep_ends_the_writer_too() -> None:
+    class Broken(MemoryReplicaStore):
+        def checkpoint_if_due(self) -> bool:
+            raise StoreError("cannot checkpoint")
+
+    directory = MemoryDirectory()
+    store = Broken.open(directory, 1, now_ms=0)
+    failures: list[BaseException] = []
+
+    async def test(writer: Writer) -> None:
+        await writer.commit(fact(0))
+        with pytest.raises(StoreError, match="cannot checkpoint"):
+            await writer.run(facts)
+
+    run(store, test, on_failure=failures.append)
+    assert [str(error) for error in failures] == ["cannot checkpoint"]
+
+
+def test_close_finishes_what_was_handed_over(file_place: FilePlace) -> None:
+    told: list[int] = []
+
+    async def test(writer: Writer) -> None:
+        for number in range(20):
+            writer.post(fact(number), lambda number=number: told.append(number))
+
+    run(file_place.open(), test)
+    assert told == list(range(20))
+    file_place.open_stores.clear()
+    assert len(facts(file_place.open())) == 20  # The lock was given back as well.
+
+
+def test_closing_writer_takes_nothing_more(place: Any) -> None:
+    async def test(writer: Writer) -> None:
+        closing = asyncio.ensure_future(writer.close())
+        await asyncio.sleep(0)
+        with pytest.raises(AssertionError, match="takes nothing more"):
+            writer.post(fact(0), lambda: None)
+        await closing
+        with pytest.raises(AssertionError, match="closed once"):
+            await writer.close()
+
+    run(place.open(), test, is_closed=False)
+
+
+def test_error_of_closing_is_raised() -> None:
+    class Broken(MemoryReplicaStore):
+        def close(self) -> None:
+            raise StoreError("cannot close")
+
+    async def test(writer: Writer) -> None:
+        with pytest.raises(StoreError, match="cannot close"):
+            await writer.close()
+
+    run(Broken.open(MemoryDirectory(), 1, now_ms=0), test, is_closed=False)
+
+
+def test_cancelled_wait_leaves_the_others(place: Any) -> None:
+    async def test(writer: Writer) -> None:
+        gate = Gate(writer)
+        gone, stays = writer.commit(fact(0)), writer.commit(fact(1))
+        read = writer.run(facts)
+        gone.cancel()
+        gate.open()
+        await stays
+        assert await read == ["000", "001"]  # It was handed over and is written all the same.
+
+    run(place.open(), test)
+
+
+def test_quiet_moment_is_used_for_upkeep() -> None:
+    class Untidy(MemoryReplicaStore):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.untidy = 0
+            self.is_tidy = threading.Event()
+
+        def commit_all(self, commits: Sequence[Commit]) -> None:
+            super().commit_all(commits)
+            self.untidy = 3
+
+        @property
+        def idle_work_is_due(self) -> bool:
+            return self.untidy > 0
+
+        def do_idle_work(self) -> None:
+            self.untidy -= 1
+            if not self.untidy:
+                self.is_tidy.set()
+
+    store = Untidy.open(MemoryDirectory(), 1, now_ms=0)
+    assert isinstance(store, Untidy)
+
+    async def test(writer: Writer) -> None:
+        await writer.commit(fact(0))
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, store.is_tidy.wait, 20)
+        await writer.commit(fact(1))
+
+    run(store, test)
+
+
+@pytest.mark.slow
+def test_many_commits_under_load_are_durable_in_order(file_place: FilePlace) -> None:
+    """Small logs, so that checkpoints happen among them."""
+    limits = Settings(wal_idle_bytes=50_000, wal_bytes_max=200_000)
+    store = file_place.open(settings=limits)
+    told: list[int] = []
+
+    async def test(writer: Writer) -> None:
+        for slot in range(1, 1001):
+            persist = accept(entry(slot, b"%d" % slot * 50), chosen_end=slot)
+            writer.post(Commit((persist,)), lambda slot=slot: told.append(slot))
+            if slot % 7 == 0:
+                await asyncio.sleep(0)
+        await writer.run(facts)
+
+    run(store, test)
+    assert told == list(range(1, 1001))
+    assert store.transactions < 1000
+    file_place.open_stores.clear()
+    core = file_place.open().recover().consensus
+    assert [each.slot for each in core.accepted] == list(range(1, 1001))
