@@ -1,0 +1,19 @@
+"""The network shell: HTTP/1.1 on both sides, streams between replicas, the cluster key.
+
+    addresses        "host:port" and back; options of sockets
+    http_messages    what both sides of HTTP share: heads, queries, answers, ranges
+    keys             the key file; signing requests; tokens for people
+    gate             who may come in: signatures, replays, Host and Origin
+    router           which handler answers which path
+    http_server      the server: connections, limits, streaming
+    http_client      the client with its pool of connections
+    http_blocking    the same requests without asyncio, for the command line
+    streams          frames between replicas, on connections that heal themselves
+
+Nothing here knows what a task or a ballot is. HTTP is parsed by the httptools
+library; this package adds what an HTTP parser leaves out.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

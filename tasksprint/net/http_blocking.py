@@ -1,0 +1,165 @@
+"""One request without asyncio, for commands that ask once and end.
+
+The same heads and signatures as `http_client`; a connection for each request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Mapping
+
+import httptools
+
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError
+from tasksprint.net.addresses import cause_of, parse_address
+from tasksprint.net.http_messages import (
+    BODY_DIGEST_HEADER,
+    DIGEST_NAMED_BYTES,
+    JSON_TYPE,
+    HttpResponse,
+    request_head,
+    target_of,
+)
+from tasksprint.net.keys import ClusterKey
+from tasksprint.settings import Settings
+
+__all__ = ["request_blocking"]
+
+_READ_BYTES = 256 * 1024
+
+
+def request_blocking(
+    address: str,
+    method: str,
+    path: str,
+    *,
+    key: ClusterKey | None,
+    settings: Settings,
+    query: Mapping[str, str | int] | None = None,
+    body: bytes = b"",
+    content_type: str = JSON_TYPE,
+    headers: Mapping[str, str] | None = None,
+    wait_ms: int = 0,
+) -> HttpResponse:
+    """Send one request and return its whole answer, whatever the status.
+
+    Raises:
+        PeerUnreachable: There was no connection, no answer in time, or half of one.
+        RemoteProtocolError: The answer isn't HTTP, or is too big.
+    """
+    host, port = parse_address(address)
+    try:
+        connection = socket.create_connection((host, port), settings.connect_timeout_ms / 1000)
+    except TimeoutError as error:
+        raise PeerUnreachable(
+            f"cannot reach {address}: no connection within {settings.connect_timeout_ms} ms"
+        ) from error
+    except OSError as error:
+        raise PeerUnreachable(f"cannot reach {address}: {cause_of(error)}") from error
+    target = target_of(path, query)
+    headers = {**(headers or {}), "Connection": "close"}
+    authorization = ""
+    if key is not None:
+        digest = hashlib.sha256(body).hexdigest()
+        if len(body) > DIGEST_NAMED_BYTES:
+            headers[BODY_DIGEST_HEADER] = digest
+        authorization = key.sign(method, target, address, body_digest=digest)
+    head = request_head(
+        method,
+        target,
+        address,
+        authorization=authorization,
+        body_bytes=len(body),
+        content_type=content_type,
+        headers=headers,
+    )
+    with connection:
+        return _exchange(connection, address, method, head + body, wait_ms, settings)
+
+
+def _exchange(
+    connection: socket.socket,
+    address: str,
+    method: str,
+    data: bytes,
+    wait_ms: int,
+    settings: Settings,
+) -> HttpResponse:
+    answer = _Answer(address, settings.body_bytes_max, is_head_request=method == "HEAD")
+    timeout_ms = settings.answer_timeout_ms
+    try:
+        connection.settimeout(timeout_ms / 1000)
+        try:
+            view = memoryview(data)
+            while view:  # Not sendall: its deadline is for all of it.
+                view = view[connection.send(view) :]
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # A refusal may have come before all was read: look for it.
+        connection.settimeout((timeout_ms + wait_ms) / 1000)
+        deadline = time.monotonic() + (timeout_ms + wait_ms) / 1000
+        while not answer.is_complete:
+            chunk = connection.recv(_READ_BYTES)
+            if not chunk:
+                raise PeerUnreachable(
+                    f"cannot reach {address}: it closed the connection "
+                    + ("in the middle of the answer" if answer.status else "without an answer")
+                )
+            answer.feed(chunk)
+            if not answer.status and time.monotonic() > deadline:
+                raise TimeoutError
+    except TimeoutError as error:
+        raise PeerUnreachable(
+            f"cannot reach {address}: no answer within {timeout_ms + wait_ms} ms "
+            "(answer_timeout_ms)"
+        ) from error
+    except OSError as error:
+        raise PeerUnreachable(f"cannot reach {address}: {cause_of(error)}") from error
+    return HttpResponse(answer.status, answer.headers, b"".join(answer.parts))
+
+
+class _Answer:
+    """Collects what the parser finds."""
+
+    def __init__(self, address: str, body_bytes_max: int, *, is_head_request: bool) -> None:
+        self._address = address
+        self._body_bytes_max = body_bytes_max
+        self._is_head_request = is_head_request
+        self._parser = httptools.HttpResponseParser(self)
+        self._bytes = 0
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.parts: list[bytes] = []
+        self.is_complete = False
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise RemoteProtocolError(
+                f"{self._address} answered what is not HTTP/1.1: {error}"
+            ) from error
+        if self._bytes > self._body_bytes_max:
+            raise RemoteProtocolError(
+                f"the answer of {self._address} has more than {self._body_bytes_max} bytes "
+                "(body_bytes_max)"
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self._is_head_request and self.status >= 200:
+            self.is_complete = True
+
+    def on_body(self, data: bytes) -> None:
+        self.parts.append(data)
+        self._bytes += len(data)
+
+    def on_message_complete(self) -> None:
+        if self.status >= 200:
+            self.is_complete = True
+        else:  # "100 Continue" comes before the answer.
+            self.status, self.headers = 0, {}

@@ -1,0 +1,197 @@
+"""What both sides of HTTP share: heads, queries, answers, ranges.
+
+Pure functions and plain objects; no socket and no loop, so that the command line
+can use them without loading asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+from tasksprint.encoding import decode_json
+from tasksprint.errors import LocalProtocolError, Refused, RemoteProtocolError
+
+__all__ = [
+    "BODY_DIGEST_HEADER",
+    "DIGEST_NAMED_BYTES",
+    "JSON_TYPE",
+    "HttpResponse",
+    "parse_query",
+    "parse_range",
+    "request_head",
+    "response_head",
+    "target_of",
+]
+
+JSON_TYPE = "application/json"
+
+# Names the SHA-256 of a request's body in its head, so that the signature can be
+# checked before the body is read.
+BODY_DIGEST_HEADER = "body-sha256"
+# Our clients name the digest of bodies of more than this; far below what servers demand.
+DIGEST_NAMED_BYTES = 64 * 1024
+
+_STATUS_LINES = {
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """An answer as a client got it."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body's JSON.
+
+        Raises:
+            RemoteProtocolError: The body isn't JSON.
+        """
+        return decode_json(self.body)
+
+    def checked(self) -> HttpResponse:
+        """Return itself if the status is 2xx.
+
+        Raises:
+            Refused: The status is another one; with the server's own words.
+        """
+        if 200 <= self.status < 300:
+            return self
+        error, hint = f"answered with status {self.status}", ""
+        if self.headers.get("content-type", "").startswith(JSON_TYPE):
+            try:
+                value = decode_json(self.body)
+            except RemoteProtocolError:
+                value = None
+            if isinstance(value, dict):
+                error = str(value.get("error") or error)
+                hint = str(value.get("hint") or "")
+        raise Refused(error, status=self.status, hint=hint)
+
+
+def target_of(path: str, query: Mapping[str, str | int] | None = None) -> str:
+    """Return the request target: the path, and the query behind a question mark.
+
+    The path must be percent-encoded where it needs to be; query values are encoded here.
+    """
+    if not query:
+        return path
+    pairs = "&".join(f"{quote(name)}={quote(str(value))}" for name, value in query.items())
+    return f"{path}?{pairs}"
+
+
+def parse_query(text: str) -> dict[str, str]:
+    """Return the names and values of a query; the last of a repeated name stands."""
+    query: dict[str, str] = {}
+    for pair in text.split("&"):
+        name, _, value = pair.partition("=")
+        if name:
+            if "%" in pair or "+" in pair:
+                name, value = unquote_plus(name), unquote_plus(value)
+            query[name] = value
+    return query
+
+
+def request_head(
+    method: str,
+    target: str,
+    host: str,
+    *,
+    authorization: str = "",
+    body_bytes: int | None = 0,
+    content_type: str = JSON_TYPE,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the head of a request, up to and with the empty line.
+
+    Args:
+        body_bytes: Size of the body; None: it is sent in chunks.
+    """
+    if " " in target or "\n" in target or not target.startswith("/"):
+        raise LocalProtocolError(f"request target {target!r} is not percent-encoded")
+    lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"]
+    if authorization:
+        lines.append(f"Authorization: {authorization}\r\n")
+    if body_bytes is None:
+        lines.append(f"Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n")
+    elif body_bytes:
+        lines.append(f"Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n")
+    elif method not in ("GET", "HEAD"):
+        lines.append("Content-Length: 0\r\n")
+    if headers:
+        lines.append(_header_lines(headers))
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+def response_head(
+    status: int,
+    *,
+    content_type: str = "",
+    body_bytes: int | None = 0,
+    headers: Mapping[str, str] | None = None,
+    connection: str = "",
+) -> bytes:
+    """Return the head of an answer, up to and with the empty line.
+
+    Args:
+        body_bytes: Size of the body; None: none is announced (chunks, or until the end
+            of the connection; `headers` then say which).
+    """
+    text = ""
+    if content_type:
+        text = f"Content-Type: {content_type}\r\n"
+    if body_bytes is not None and status >= 200 and status != 204:
+        text += f"Content-Length: {body_bytes}\r\n"
+    if connection:
+        text += f"Connection: {connection}\r\n"
+    if headers:
+        text += _header_lines(headers)
+    start = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+    return start + text.encode("latin-1") + b"\r\n"
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return (first byte, end) of the one range that a `Range` header asks for.
+
+    Returns:
+        None: the whole value is to be sent: no header, another unit, several ranges, or
+        a form that isn't one (RFC 9110, section 14.2, lets a server ignore those).
+
+    Raises:
+        Refused: The range lies behind the value's end (status 416).
+    """
+    if not header or not header.startswith("bytes=") or "," in header:
+        return None
+    first_text, dash, last_text = header[6:].strip().partition("-")
+    digits = first_text + last_text
+    if not dash or not (digits.isascii() and digits.isdigit()):
+        return None
+    if not first_text:  # the last n bytes
+        count = min(int(last_text), size)
+        if count == 0:
+            raise Refused(f"range {header!r} holds nothing of {size} bytes", status=416)
+        return size - count, size
+    first = int(first_text)
+    end = int(last_text) + 1 if last_text else size
+    if last_text and end <= first:
+        return None
+    if first >= size:
+        raise Refused(f"range {header!r} begins behind the last of {size} bytes", status=416)
+    return first, min(end, size)
+
+
+def _header_lines(headers: Mapping[str, str]) -> str:
+    text = ""
+    for name, value in headers.items():
+        if "\r" in value or "\n" in value or not value.isascii():
+            raise LocalProtocolError(f"header {name!r} can't carry {value!r}")
+        text += f"{name}: {value}\r\n"
+    return text

@@ -1,0 +1,162 @@
+"""The HTTP/1.1 server: an address to listen on, and the life of its connections.
+
+Parsing is httptools'; which handler answers is the router's; who may come in is the
+gate's. A connection answers its requests in the order in which they came, one at a
+time. An answer of a plain handler is written in the turn of the loop in which
+its request arrived; no task is made for it.
+
+What bounds a peer: the size of heads and bodies, the number of connections, an idle
+time, a body that must be proven before it is read once it is big, and a reader that
+must read before more is produced for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+
+from tasksprint.errors import SettingsError
+from tasksprint.net.addresses import format_address, parse_address
+from tasksprint.net.gate import Gate
+from tasksprint.net.http_connection import Connection, Service
+from tasksprint.net.router import Router
+from tasksprint.settings import Settings
+
+__all__ = ["HttpServer"]
+
+
+class HttpServer:
+    """Listens on one address and answers by a router.
+
+    Args:
+        gate: Who may come in; None lets everybody in (tests).
+        on_bug: Told about each exception that a handler should never raise; a role
+            that must not go on in a state it can't explain stops there.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        gate: Gate | None,
+        settings: Settings,
+        *,
+        on_bug: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.address = ""  # with the real port, once it listens
+        self._service = Service(router, gate, settings, on_bug)
+        self._servers: list[asyncio.AbstractServer] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, address: str) -> str:
+        """Listen on an address and return it; port 0 gets a free port, which it tells.
+
+        Raises:
+            SettingsError: The address can't be listened on.
+        """
+        host, port = parse_address(address)
+        loop = asyncio.get_running_loop()
+        sockets = await self._bind(host, port, address)
+        for listener in sockets:
+            server = await loop.create_server(
+                lambda: Connection(self._service), sock=listener, backlog=1024
+            )
+            self._servers.append(server)
+        self.address = format_address(host, sockets[0].getsockname()[1])
+        if self._service.gate is not None:
+            self._service.gate.allow_hosts([self.address])
+        self._sweep()
+        return self.address
+
+    async def close(self, *, grace_ms: int = 1_000) -> None:
+        """Stop listening, let running answers end within the grace, then close everything."""
+        self._service.is_closing = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for server in self._servers:
+            server.close()
+        for connection in list(self._service.connections):
+            connection.close_when_idle()
+        if self._service.connections:
+            tasks = [
+                connection.task for connection in self._service.connections if connection.task
+            ]
+            if tasks:
+                await asyncio.wait(tasks, timeout=grace_ms / 1000)
+        tasks = [connection.task for connection in self._service.connections if connection.task]
+        for connection in list(self._service.connections):
+            connection.abort()
+        for transport in list(self._service.upgraded):
+            transport.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_ms / 1000)
+        while (
+            self._service.connections
+        ):  # Lost connections get the turns of the loop that they need.
+            await asyncio.sleep(0)
+
+    async def _bind(self, host: str, port: int, address: str) -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {address}: {host!r} is not a host of this machine "
+                f"({error.strerror})"
+            ) from error
+        listeners: list[socket.socket] = []
+        refused: OSError | None = None
+        for family, kind, protocol, _, where in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind((where[0], port, *where[2:]))
+                listener.listen(1024)
+                listener.setblocking(False)
+            except OSError as error:
+                listener.close()
+                # "localhost" may name an IPv6 address that the machine hasn't got.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or not listeners:
+                    refused = refused or error
+                continue
+            listeners.append(listener)
+            port = listener.getsockname()[1]  # The same one for all, if it was 0.
+        if refused is not None and (not listeners or refused.errno == errno.EADDRINUSE):
+            for listener in listeners:
+                listener.close()
+            raise _cannot_listen(address, refused) from refused
+        return listeners
+
+    def _sweep(self) -> None:
+        idle_s = self.settings.connection_idle_ms / 1000
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._service.connections):
+            if now - connection.moved_at > idle_s and connection.is_stuck():
+                connection.abort()
+        self._sweeper = loop.call_later(max(idle_s / 8, 0.01), self._sweep)
+
+
+def _cannot_listen(address: str, error: OSError) -> SettingsError:
+    if error.errno == errno.EADDRINUSE:
+        return SettingsError(
+            f"cannot listen on {address}: the port is in use",
+            hint="stop the process that uses it, or choose another one with --listen HOST:PORT",
+        )
+    if error.errno == errno.EACCES:
+        return SettingsError(
+            f"cannot listen on {address}: this user may not use that port",
+            hint="choose one above 1023 with --listen HOST:PORT",
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return SettingsError(
+            f"cannot listen on {address}: this machine has no such address",
+            hint="choose one of its own with --listen HOST:PORT",
+        )
+    return SettingsError(f"cannot listen on {address}: {error.strerror}")

@@ -1,0 +1,273 @@
+"""The cluster key: its file, the signatures made with it, and tokens for people.
+
+Every request between processes carries
+
+    Authorization: TaskSprint time=<ms>,nonce=<32 hex digits>,mac=<64 hex digits>
+
+where `mac` is HMAC-SHA256 with the key over these lines, each ended by a newline
+but for the last:
+
+    tasksprint-request
+    <method> <path with query> <Host header>
+    <time> <nonce>
+    <SHA-256 of the body in hex, or "stream" for a body that is sent as a stream>
+
+The Host stands in it so that a request overheard on the way to one process can't
+be sent to another. The nonce's first half names the sender (random at its start)
+and its second half counts up: so a server remembers one number and a window for
+each sender, not one entry for each request.
+
+This proves who wrote a request and that nobody changed it. It hides nothing:
+bodies are readable on the wire.
+
+A token is `<expiry in seconds>.<hex of HMAC-SHA256 over "tasksprint-token\\n<expiry>">`;
+it lets its bearer read, until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import itertools
+import os
+import re
+import stat
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasksprint.errors import SettingsError
+from tasksprint.net.addresses import cause_of
+
+__all__ = [
+    "EMPTY_DIGEST",
+    "STREAM_DIGEST",
+    "ClusterKey",
+    "Mac",
+    "create_key",
+    "find_key_file",
+    "load_key",
+    "make_token",
+    "open_key",
+    "token_expiry",
+]
+
+EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
+STREAM_DIGEST = "stream"  # stands for the digest of a body that isn't known beforehand
+
+KEY_BYTES = 32
+_KEY_PATTERN = re.compile(rb"([0-9a-fA-F]{64})\s*\Z")
+_BLOCK_BYTES = 64  # of SHA-256
+
+
+class Mac:
+    """HMAC-SHA256 (RFC 2104) with one secret.
+
+    Made from copies of two hashes that have the secret in them already: half the cost
+    of `hmac.digest`, and this is paid for every request and every frame.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, secret: bytes) -> None:
+        assert len(secret) == KEY_BYTES
+        block = secret.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def digest(self, *parts: bytes | memoryview) -> bytes:
+        """Return the 32 bytes for the parts, taken as one message."""
+        inner = self._inner.copy()
+        for part in parts:
+            inner.update(part)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()
+
+
+class ClusterKey:
+    """The secret that every process of a cluster knows; it never travels.
+
+    Raises:
+        SettingsError: The secret hasn't 32 bytes.
+    """
+
+    __slots__ = ("_counter", "_digest", "_sender")
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            raise SettingsError(f"the cluster key has {len(secret)} bytes, expected {KEY_BYTES}")
+        self._digest = Mac(secret).digest
+        self._sender = os.urandom(8).hex()
+        self._counter = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return "ClusterKey(…)"  # Never the secret: it would end in a log.
+
+    def request_mac(
+        self, method: str, target: str, host: str, *, time_ms: int, nonce: str, body_digest: str
+    ) -> str:
+        """Return the hex digits that prove a request (see the module's docstring)."""
+        what = f"tasksprint-request\n{method} {target} {host}\n"
+        return self._digest(f"{what}{time_ms} {nonce}\n{body_digest}".encode()).hex()
+
+    def sign(
+        self,
+        method: str,
+        target: str,
+        host: str,
+        *,
+        body_digest: str = EMPTY_DIGEST,
+        time_ms: int | None = None,
+    ) -> str:
+        """Return the `Authorization` of a request that is sent now.
+
+        Sign at the last moment: a request that is overtaken by thousands of later
+        ones of this process counts as a repetition.
+        """
+        nonce = f"{self._sender}{next(self._counter):016x}"
+        if time_ms is None:
+            time_ms = time.time_ns() // 1_000_000
+        mac = self.request_mac(
+            method, target, host, time_ms=time_ms, nonce=nonce, body_digest=body_digest
+        )
+        return f"TaskSprint time={time_ms},nonce={nonce},mac={mac}"
+
+    def token_mac(self, expiry_s: int) -> str:
+        """Return the hex digits that prove a token."""
+        return self._digest(f"tasksprint-token\n{expiry_s}".encode()).hex()
+
+    def derive(self, purpose: str) -> Mac:
+        """Return a MAC for one purpose, such as one connection between replicas."""
+        return Mac(self._digest(f"tasksprint-derive\n{purpose}".encode()))
+
+
+def make_token(key: ClusterKey, valid_s: int, *, now_s: int | None = None) -> str:
+    """Return a token with which its bearer may read for `valid_s` seconds."""
+    expiry_s = (int(time.time()) if now_s is None else now_s) + valid_s
+    return f"{expiry_s}.{key.token_mac(expiry_s)}"
+
+
+def token_expiry(key: ClusterKey, token: str) -> int | None:
+    """Return the second at which a token ends; None: it was not made with this key."""
+    expiry_text, _, mac = token.partition(".")
+    if not (expiry_text.isascii() and expiry_text.isdigit() and len(expiry_text) < 16):
+        return None
+    expiry_s = int(expiry_text)
+    if not hmac.compare_digest(key.token_mac(expiry_s), mac.encode("ascii", "replace").decode()):
+        return None
+    return expiry_s
+
+
+def find_key_file(
+    explicit: str | None, *, state_dir: Path, environ: Mapping[str, str] | None = None
+) -> tuple[Path, bool]:
+    """Return where the cluster key is to be found, and whether that is the default place.
+
+    Args:
+        explicit: The value of `--key-file`, which comes first; `TASKSPRINT_KEY_FILE`
+            comes second, `<state_dir>/key` last.
+        state_dir: TaskSprint's own directory for state, such as ~/.local/state/tasksprint.
+    """
+    named = explicit or (os.environ if environ is None else environ).get("TASKSPRINT_KEY_FILE")
+    if named:
+        return Path(named).expanduser(), False
+    return state_dir / "key", True
+
+
+def open_key(
+    explicit: str | None,
+    *,
+    state_dir: Path,
+    may_create: bool,
+    environ: Mapping[str, str] | None = None,
+) -> ClusterKey:
+    """Return the cluster key, making it at its default place if it may and must.
+
+    Raises:
+        SettingsError: There is none, or its file can't be used.
+    """
+    path, is_default = find_key_file(explicit, state_dir=state_dir, environ=environ)
+    if is_default and may_create:
+        return create_key(path)
+    return load_key(path)
+
+
+def load_key(path: Path) -> ClusterKey:
+    """Return the key in a file.
+
+    Raises:
+        SettingsError: The file isn't there, can't be read, can be read by others, or
+            doesn't hold a key.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise SettingsError(f"key file {str(path)!r} is not a regular file")
+            if mode & 0o077:
+                raise SettingsError(
+                    f"key file {str(path)!r} can be read by others: its mode is "
+                    f"{stat.S_IMODE(mode):04o}, expected 0600",
+                    hint=f"run: chmod 600 {path}",
+                )
+            content = file.read(1024)
+    except FileNotFoundError:
+        raise SettingsError(
+            f"there is no cluster key at {str(path)!r}",
+            hint="start a coordinator, which makes one, or copy the key file of the cluster "
+            "here, mode 0600, and name it with --key-file or TASKSPRINT_KEY_FILE",
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"cannot read key file {str(path)!r}: {cause_of(error)}") from error
+    match = _KEY_PATTERN.match(content)
+    if match is None:
+        raise SettingsError(
+            f"key file {str(path)!r} is malformed: expected {2 * KEY_BYTES} hexadecimal digits, "
+            f"found {len(content.strip())} bytes of something else",
+            hint="copy the file anew from a machine of the cluster",
+        )
+    return ClusterKey(bytes.fromhex(match[1].decode()))
+
+
+def create_key(path: Path) -> ClusterKey:
+    """Return the key in a file, which is made with a random key if it isn't there.
+
+    The file comes into being whole, by a link that never replaces another: of two
+    processes that start at once, both return the key of the one that was first.
+
+    Raises:
+        SettingsError: It can't be made, or the one that is there can't be used.
+    """
+    if path.exists():
+        return load_key(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(KEY_BYTES).hex().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # FileExistsError: another process was faster; its key is the cluster's.
+            with contextlib.suppress(FileExistsError):
+                os.link(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot make the cluster key {str(path)!r}: {cause_of(error)}",
+            hint="make the directory writable, or name a key file with --key-file",
+        ) from error
+    return load_key(path)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

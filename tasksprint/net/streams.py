@@ -1,0 +1,516 @@
+"""Frames between replicas, on connections that heal themselves.
+
+Each replica opens one connection to every peer and sends its frames on it; what it
+receives comes on the connections that its peers opened. A connection begins as
+
+    POST /v1/replica?source=1&target=2&nonce=<32 hex digits>
+    Upgrade: tasksprint-replica, Connection: Upgrade, Authorization: …
+
+signed like any request. The answer is 101 with the header `Stream-Nonce`, the nonce of
+the other side, and `Stream-Proof`, by which it shows that it knows the key too. Then come
+frames, from the opener only:
+
+    4 bytes  size of the body, big-endian
+    16 bytes the first half of HMAC-SHA256 over the frame's number (8 bytes, from 0) and body
+    body
+
+The HMAC's key is derived from the cluster key, both nonces, source and target: so
+a frame can't be sent again, left out, changed or moved to another connection
+unnoticed. One that doesn't fit ends the connection.
+
+Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
+again what matters. Order holds within a connection. Nothing here knows what a frame means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import struct
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import cast
+
+import httptools
+
+from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.ids import ReplicaId
+from tasksprint.net.addresses import cause_of, parse_address, tune_socket
+from tasksprint.net.gate import CountedWarnings
+from tasksprint.net.http_messages import HttpResponse, request_head, target_of
+from tasksprint.net.keys import ClusterKey, Mac
+from tasksprint.net.router import Request, Response, Router, Upgrade
+from tasksprint.settings import Settings
+
+__all__ = ["PROTOCOL_NAME", "STREAM_PATH", "PeerStreams"]
+
+log = logging.getLogger(__name__)
+
+STREAM_PATH = "/v1/replica"
+PROTOCOL_NAME = "tasksprint-replica"
+
+_HEAD = struct.Struct(">I16s")
+_NUMBER = struct.Struct(">Q")
+_MAC_BYTES = 16
+
+
+class PeerStreams:
+    """The connections of one replica with its peers.
+
+    Args:
+        peers: Address of each other replica.
+        on_frame: Takes (source, frame) in the turn of the loop in which it arrived.
+            `RemoteProtocolError` from it ends that connection; any other exception is a bug and
+            goes to the loop's exception handler.
+        on_connected: A peer takes frames now.
+        on_disconnected: A connection with a peer broke, the one to it or the one from it:
+            told for each, so twice when the peer's process dies.
+    """
+
+    def __init__(
+        self,
+        me: ReplicaId,
+        peers: Mapping[ReplicaId, str],
+        key: ClusterKey,
+        settings: Settings,
+        random: Random,
+        *,
+        on_frame: Callable[[ReplicaId, bytes], None],
+        on_connected: Callable[[ReplicaId], None],
+        on_disconnected: Callable[[ReplicaId], None],
+    ) -> None:
+        self.me = me
+        self.key = key
+        self.settings = settings
+        self.random = random
+        self.on_frame = on_frame
+        self.on_connected = on_connected
+        self.on_disconnected = on_disconnected
+        self.warnings = CountedWarnings(log)
+        self._openers: dict[ReplicaId, _Opener] = {}
+        self._incoming: dict[ReplicaId, _Receiver] = {}
+        self._peers = dict(peers)
+        self._started = False
+        self._dirty: list[_Sender] = []  # senders with frames of this turn of the loop
+
+    def add_to(self, router: Router) -> None:
+        """Answer peers that open their stream to this replica."""
+        router.add("POST", STREAM_PATH, self._accept, upgrade=PROTOCOL_NAME, body_bytes_max=0)
+
+    def start(self) -> None:
+        """Open a connection to every peer, and keep doing so."""
+        self._started = True
+        self.set_peers(self._peers)
+
+    def set_peers(self, peers: Mapping[ReplicaId, str]) -> None:
+        """Change who the peers are; connections with the others are closed."""
+        self._peers = {peer: address for peer, address in peers.items() if peer != self.me}
+        if not self._started:
+            return
+        for peer, opener in list(self._openers.items()):
+            if self._peers.get(peer) != opener.address:
+                opener.close()
+                del self._openers[peer]
+        for peer, receiver in list(self._incoming.items()):
+            if peer not in self._peers:
+                receiver.close()
+        for peer, address in self._peers.items():
+            if peer not in self._openers:
+                self._openers[peer] = _Opener(self, peer, address)
+
+    async def close(self) -> None:
+        """Close every connection and open no more; nobody is told."""
+        self._started = False
+        openers, self._openers = list(self._openers.values()), {}
+        for opener in openers:
+            opener.close()
+        for receiver in list(self._incoming.values()):
+            receiver.close()
+        self._incoming.clear()
+        if openers:
+            await asyncio.wait([opener.task for opener in openers])
+
+    def send(self, peer: ReplicaId, frame: bytes) -> bool:
+        """Send a frame at the end of this turn of the loop.
+
+        Returns:
+            False: dropped, for there is no connection or the peer doesn't read.
+        """
+        size = len(frame)
+        if size > self.settings.frame_bytes_max:
+            raise LocalProtocolError(
+                f"a frame of {size} bytes for replica {peer}, at most "
+                f"{self.settings.frame_bytes_max} (frame_bytes_max)"
+            )
+        opener = self._openers.get(peer)
+        sender = opener.sender if opener is not None else None
+        if sender is None:
+            return False
+        return sender.send(frame)
+
+    def is_connected(self, peer: ReplicaId) -> bool:
+        """Whether frames to this peer would be sent now."""
+        opener = self._openers.get(peer)
+        return opener is not None and opener.sender is not None
+
+    # --- for the connections ---
+
+    def mark(self, sender: _Sender) -> None:
+        """Flush this sender at the end of the turn."""
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._dirty.append(sender)
+
+    def broke(self, peer: ReplicaId, what: str) -> None:
+        """Take that a connection with a peer is gone."""
+        if self._started and peer in self._peers:
+            log.info("replica=%d peer=%d stream broke: %s", self.me, peer, what)
+            self.on_disconnected(peer)
+
+    def receiver_lost(self, receiver: _Receiver, cause: str) -> None:
+        """Take that the connection on which a peer sends is gone."""
+        if self._incoming.get(receiver.source) is receiver:
+            del self._incoming[receiver.source]
+            self.broke(receiver.source, f"from it: {cause}")
+
+    def receiver_made(self, receiver: _Receiver) -> None:
+        """Take a new connection of a peer; an older one of it is dead, known or not."""
+        older = self._incoming.get(receiver.source)
+        self._incoming[receiver.source] = receiver
+        if older is not None:
+            older.close()
+        # It is there: no need to wait any longer before calling it.
+        opener = self._openers.get(receiver.source)
+        if opener is not None:
+            opener.hurry()
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for sender in dirty:
+            sender.flush()
+
+    def _accept(self, request: Request) -> Response | Upgrade:
+        source = ReplicaId(request.query_integer("source", 0))
+        target = request.query_integer("target", 0)
+        nonce = request.query.get("nonce", "")
+        if target != self.me:
+            raise Refused(
+                f"this is replica {self.me}, not {target}",
+                status=409,
+                hint="the addresses of the replicas are mixed up: check --peers",
+            )
+        if source not in self._peers:
+            raise Refused(
+                f"replica {source} is no peer of replica {self.me}",
+                status=409,
+                hint="check --peers and --id of both",
+            )
+        if len(nonce) != 32:
+            raise Refused("a stream needs a nonce of 32 hex digits", status=400)
+        own_nonce = os.urandom(16).hex()
+        mac = _stream_mac(self.key, source, self.me, nonce, own_nonce)
+        return Upgrade(
+            PROTOCOL_NAME,
+            {"Stream-Nonce": own_nonce, "Stream-Proof": mac.digest(b"accepted").hex()},
+            lambda: _Receiver(self, source, mac),
+        )
+
+
+class _Opener:
+    """Keeps the connection to one peer open, until it is closed."""
+
+    def __init__(self, streams: PeerStreams, peer: ReplicaId, address: str) -> None:
+        self._streams = streams
+        self.peer = peer
+        self.address = address
+        self.sender: _Sender | None = None  # while connected
+        self._wakeup: asyncio.Event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.task = self._loop.create_task(self._run())
+        self.task.add_done_callback(self._tell_bug)
+
+    def hurry(self) -> None:
+        """End the present pause before the next try."""
+        self._wakeup.set()
+
+    def close(self) -> None:
+        """Close the connection and open no other."""
+        self.task.cancel()
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
+
+    async def _run(self) -> None:
+        settings = self._streams.settings
+        pause_ms = settings.reconnect_pause_min_ms
+        while True:
+            self._wakeup.clear()
+            try:
+                sender = await asyncio.wait_for(
+                    self._connect(), settings.connect_timeout_ms / 1000
+                )
+            except asyncio.TimeoutError:
+                self._warn(f"no answer within {settings.connect_timeout_ms} ms")
+            except OSError as error:
+                self._warn(cause_of(error))
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                self._warn(str(error))
+            else:
+                self.sender = sender
+                log.info("replica=%d peer=%d connected", self._streams.me, self.peer)
+                self._streams.on_connected(self.peer)
+                since = self._loop.time()
+                cause = await sender.lost
+                self.sender = None
+                # One that is broken as soon as it is made (two processes with the same id
+                # take it from each other) must not be made in a hot loop.
+                if (self._loop.time() - since) * 1000 > settings.reconnect_pause_max_ms:
+                    pause_ms = settings.reconnect_pause_min_ms
+                self._streams.broke(self.peer, f"to it: {cause}")
+            jitter = 1 + self._streams.random.random() / 2
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wakeup.wait(), pause_ms * jitter / 1000)
+            pause_ms = min(2 * pause_ms, settings.reconnect_pause_max_ms)
+
+    async def _connect(self) -> _Sender:
+        streams = self._streams
+        host, port = parse_address(self.address)
+        _, sender = await self._loop.create_connection(
+            lambda: _Sender(streams, self.peer), host, port
+        )
+        try:
+            await sender.open(self.address)
+        except BaseException:
+            sender.close()
+            raise
+        return sender
+
+    def _tell_bug(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._loop.call_exception_handler(
+                {
+                    "message": f"the stream to replica {self.peer} ended by a bug",
+                    "exception": task.exception(),
+                    "task": task,
+                }
+            )
+
+    def _warn(self, cause: str) -> None:
+        self._streams.warnings.warn(
+            (self.peer, cause),
+            f"replica={self._streams.me} peer={self.peer} cannot reach {self.address}: {cause}",
+        )
+
+
+class _Sender(asyncio.Protocol):
+    """The connection to a peer: first HTTP, then frames."""
+
+    def __init__(self, streams: PeerStreams, peer: ReplicaId) -> None:
+        self._streams = streams
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
+        self._buffer_bytes_max = streams.settings.stream_buffer_bytes_max
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = b""
+        self._answer: asyncio.Future[HttpResponse] = self._loop.create_future()
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self._mac = Mac(bytes(32))
+        self._number = 0  # of the next frame
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._dropped = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        _tune(transport, self._streams.settings)
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            self._lose("it sent what nobody asked for")
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            self._parser = None
+            if len(data) > error.args[0]:
+                self._lose("it sent what nobody asked for")
+        except httptools.HttpParserError as error:
+            self._lose(f"it answered what is not HTTP/1.1: {error}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose(cause_of(error) if isinstance(error, OSError) else "it closed the connection")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self._body = (self._body + data)[: self._streams.settings.head_bytes_max]
+
+    def on_message_complete(self) -> None:
+        if self._parser is not None and not self._answer.done():
+            status = self._parser.get_status_code()
+            self._answer.set_result(HttpResponse(status, self._headers, self._body))
+
+    async def open(self, address: str) -> None:
+        """Ask for the stream and check that the other side knows the key.
+
+        Raises:
+            PeerUnreachable, Refused, RemoteProtocolError: It can't be had.
+        """
+        me, peer, key = self._streams.me, self._peer, self._streams.key
+        nonce = os.urandom(16).hex()
+        target = target_of(STREAM_PATH, {"source": me, "target": peer, "nonce": nonce})
+        headers = {"Upgrade": PROTOCOL_NAME, "Connection": "Upgrade"}
+        authorization = key.sign("POST", target, address)
+        self._transport.write(
+            request_head("POST", target, address, authorization=authorization, headers=headers)
+        )
+        answer = await self._answer
+        if answer.status != 101:
+            answer.checked()
+            raise RemoteProtocolError(f"answered with status {answer.status}, expected 101")
+        mac = _stream_mac(key, me, peer, nonce, answer.headers.get("stream-nonce", ""))
+        proof = answer.headers.get("stream-proof", "")
+        if not hmac.compare_digest(mac.digest(b"accepted").hex().encode(), proof.encode()):
+            raise RemoteProtocolError("the process there doesn't prove the cluster key")
+        self._mac = mac
+
+    def send(self, frame: bytes) -> bool:
+        waiting = self._parts_bytes + self._transport.get_write_buffer_size()
+        if waiting > self._buffer_bytes_max or self.lost.done():
+            self._dropped += 1
+            self._streams.warnings.warn(
+                (self._peer, "dropped"),
+                f"replica={self._streams.me} peer={self._peer} doesn't read: frames are dropped, "
+                f"{waiting} bytes wait (stream_buffer_bytes_max {self._buffer_bytes_max})",
+            )
+            return False
+        parts = self._parts
+        if not parts:
+            self._streams.mark(self)
+        size = len(frame)
+        mac = self._mac.digest(_NUMBER.pack(self._number), frame)
+        self._number += 1
+        parts.append(_HEAD.pack(size, mac[:_MAC_BYTES]))
+        parts.append(frame)
+        self._parts_bytes += size
+        return True
+
+    def flush(self) -> None:
+        parts, self._parts = self._parts, []
+        self._parts_bytes = 0
+        if not parts or self._transport.is_closing():
+            return
+        self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        if not self.lost.done():
+            self.lost.cancel()
+        if not self._answer.done():
+            self._answer.cancel()
+        self._transport.abort()
+
+    def _lose(self, cause: str) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(PeerUnreachable(cause))
+        if not self.lost.done():
+            self.lost.set_result(cause)
+        self._transport.abort()
+
+
+class _Receiver(asyncio.Protocol):
+    """The connection on which a peer sends its frames."""
+
+    def __init__(self, streams: PeerStreams, source: ReplicaId, mac: Mac) -> None:
+        self._streams = streams
+        self.source = source
+        self._mac = mac
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
+        self._frame_bytes_max = streams.settings.frame_bytes_max
+        self._number = 0  # of the next frame
+        self._buffer = bytearray()
+        self._wanted = _HEAD.size  # bytes that the buffer must hold before a look pays
+        self._cause = "it closed the connection"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        _tune(transport, self._streams.settings)
+        self._streams.receiver_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted:
+                return
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        used = self._take_frames(data)
+        if used < len(data):
+            self._buffer += memoryview(data)[used:]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, OSError):
+            self._cause = cause_of(error)
+        self._streams.receiver_lost(self, self._cause)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def _take_frames(self, data: bytes) -> int:
+        """Hand over the whole frames in `data`; return how many bytes they took."""
+        start = 0
+        end = len(data)
+        head_size = _HEAD.size
+        on_frame = self._streams.on_frame
+        try:
+            while end - start >= head_size:
+                size, mac = _HEAD.unpack_from(data, start)
+                if size > self._frame_bytes_max:
+                    raise RemoteProtocolError(
+                        f"it sent a frame of {size} bytes, at most {self._frame_bytes_max} "
+                        "(frame_bytes_max)"
+                    )
+                frame_end = start + head_size + size
+                if frame_end > end:
+                    self._wanted = head_size + size
+                    return start
+                frame = data[start + head_size : frame_end]
+                expected = self._mac.digest(_NUMBER.pack(self._number), frame)
+                if not hmac.compare_digest(expected[:_MAC_BYTES], mac):
+                    raise RemoteProtocolError(f"frame {self._number} has a wrong signature")
+                self._number += 1
+                start = frame_end
+                on_frame(self.source, frame)
+                if self._transport.is_closing():
+                    return end
+        except RemoteProtocolError as error:
+            self._cause = str(error)
+            self._streams.warnings.warn(
+                (self.source, "frame"),
+                f"replica={self._streams.me} peer={self.source} stream closed: {error}",
+            )
+            self._transport.abort()
+            return end
+        self._wanted = head_size
+        return start
+
+
+def _stream_mac(
+    key: ClusterKey, source: ReplicaId, target: ReplicaId, source_nonce: str, target_nonce: str
+) -> Mac:
+    return key.derive(f"stream {source} {target} {source_nonce} {target_nonce}")
+
+
+def _tune(transport: asyncio.BaseTransport, settings: Settings) -> None:
+    # The peer may be gone already: the next read tells.
+    with contextlib.suppress(OSError):
+        tune_socket(
+            transport.get_extra_info("socket"),
+            unacknowledged_timeout_ms=settings.unacknowledged_timeout_ms,
+        )
