@@ -1,0 +1,14 @@
+"""What the installed command `tasksprint` calls; the same as `python -m tasksprint`."""
+
+from __future__ import annotations
+
+import sys
+
+from tasksprint.roles.main import main
+
+__all__ = ["start"]
+
+
+def start() -> int:
+    """Run the command line that this process was started with."""
+    return main(sys.argv[1:])
