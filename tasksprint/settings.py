@@ -111,10 +111,10 @@ class Settings:
 
     # A store's write-ahead log of this size is copied into its file when the writer is
     # idle. Smaller: more copying of the same pages. Larger: longer pauses, once.
-    wal_idle_bytes: int = 2 * MIB
-    # At this size it is copied even if commits wait. Smaller: more pauses under load.
-    # Larger: more disk, slower reads of what was written lately, a longer pause.
-    wal_bytes_max: int = 32 * MIB
+    wal_idle_bytes: int = 1 * MIB
+    # At this size it is copied even if commits wait: 1.5 ms a MiB. Smaller: more pauses
+    # under load. Larger: longer ones, and slower reads of what was written lately.
+    wal_bytes_max: int = 8 * MIB
     # How long a commit waits for another program's lock on the file (somebody's sqlite3).
     # Too small: a look at the file can stop a replica. Too large: it stands still as long.
     store_busy_timeout_ms: int = 5_000

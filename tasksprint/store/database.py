@@ -269,7 +269,7 @@ class Database:
             ("foreign_keys", 1),
             ("busy_timeout", busy_ms),
             ("fullfsync", int(self.kind.synchronous >= 2)),
-            ("journal_size_limit", self._settings.wal_bytes_max),
+            ("journal_size_limit", 2 * self._settings.wal_bytes_max),
             ("wal_autocheckpoint", 0),
             ("cache_size", -_CACHE_KIB),
         ):
