@@ -6,10 +6,6 @@ restarted or given up. It knows the chosen history of the job (event lines, a
 digest of each chosen answer) and nothing of tasks, processes, or how a proposal
 becomes an entry of the log.
 
-The history itself belongs to the state machine: the host reads the job's own list of
-events and dictionary of digests, and is told when they have grown. Nothing is copied,
-so a host costs no memory per event.
-
 **Two positions** carry everything. A position is (event, part): the next part to come.
 
     chosen   the job's first part without a chosen answer: the *frontier*
@@ -46,7 +42,7 @@ object is made for one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -81,9 +77,7 @@ RECENT_MAX = 64
 REPLAY_LINE = b'{"control":"replay","end_event":%d}\n'
 LIVE_LINE = b'{"control":"live"}\n'
 
-State = Literal[
-    "waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"
-]
+State = Literal["waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"]
 
 
 class DecodedAnswer(Protocol):
@@ -148,6 +142,8 @@ class _Own:
 
 # An entry of a queue: an answer, or [first_event, end_event] of answers that say nothing.
 _Entry = _Own | list[int]
+# A chosen answer: event, part, last, commands.
+_Chosen = tuple[int, int, bool, tuple[SchedulerCommand, ...]]
 
 
 class SchedulerHost:
@@ -157,11 +153,12 @@ class SchedulerHost:
         job: The job.
         replica: This replica.
         settings: Tunables.
-        events: Lines of all events so far, from event 0, without newlines. Read here,
-            and extended by its owner, who then calls `events_chosen`.
+        events: Lines of all events so far, from event 0, without newlines.
         answers: (event, part) -> `answer_digest` of the chosen answers that say
-            something. The same: extended by its owner, who then calls `answers_chosen`.
+            something. The host keeps this dictionary and adds to it; it may be the state
+            machine's own, which adds the same.
         answered_end: (event, part), the first without a chosen answer.
+        next_tid: How many tasks the chosen answers have started.
         now_ms: Elapsed time; also with every call below.
     """
 
@@ -172,8 +169,9 @@ class SchedulerHost:
         replica: ReplicaId,
         settings: Settings,
         events: Sequence[bytes],
-        answers: Mapping[tuple[int, int], str],
+        answers: dict[tuple[int, int], str],
         answered_end: tuple[int, int],
+        next_tid: int,
         now_ms: int,
         rules: Rules = RULES,
     ) -> None:
@@ -181,10 +179,11 @@ class SchedulerHost:
         self.replica = replica
         self._settings = settings
         self._rules = rules
-        self._events = events
+        self._events = list(events)
         self._answers = answers
-        self._recent: deque[ChosenAnswer] = deque(maxlen=RECENT_MAX)
+        self._recent: deque[_Chosen] = deque(maxlen=RECENT_MAX)
         self._chosen_event, self._chosen_part = answered_end
+        self._next_tid = next_tid
 
         # This run of the process.
         self._state: State = "waiting"
@@ -226,26 +225,46 @@ class SchedulerHost:
 
     # --- what the log says ---
 
-    def events_chosen(self, now_ms: int) -> None:
-        """The list of events has grown."""
+    def events_chosen(self, lines: Iterable[bytes], now_ms: int) -> None:
+        """Take the job's next events, without newlines."""
         self._now_ms = now_ms
+        self._events.extend(lines)
 
-    def answers_chosen(
-        self, answers: Iterable[ChosenAnswer | EmptyAnswers], now_ms: int
-    ) -> None:
+    def answers_chosen(self, answers: Iterable[ChosenAnswer | EmptyAnswers], now_ms: int) -> None:
         """Take the job's next chosen answers, in order."""
-        self._now_ms = now_ms
         for answer in answers:
             if isinstance(answer, EmptyAnswers):
-                self._empty_chosen(answer.first_event, answer.end_event)
+                self.empty_answers_chosen(answer.first_event, answer.end_event, now_ms)
             else:
-                self._answer_chosen(answer)
+                self.answer_chosen(
+                    answer.event,
+                    answer.part,
+                    last=answer.last,
+                    digest=answer.digest,
+                    tasks_started=answer.tasks_started,
+                    commands=answer.commands,
+                    now_ms=now_ms,
+                )
 
-    def _answer_chosen(self, answer: ChosenAnswer) -> None:
-        event, part = answer.event, answer.part
+    def answer_chosen(
+        self,
+        event: int,
+        part: int,
+        *,
+        last: bool,
+        digest: str,
+        tasks_started: int,
+        commands: tuple[SchedulerCommand, ...],
+        now_ms: int,
+    ) -> None:
+        """Take the job's next chosen answer, one that says something or isn't whole."""
         assert (event, part) == (self._chosen_event, self._chosen_part)
-        self._recent.append(answer)
-        if answer.last:
+        assert event < len(self._events)
+        self._now_ms = now_ms
+        self._answers[event, part] = digest
+        self._recent.append((event, part, last, commands))
+        self._next_tid += tasks_started
+        if last:
             self._move_frontier(event + 1, 0)
         else:
             self._move_frontier(event, part + 1)
@@ -257,14 +276,16 @@ class SchedulerHost:
         head = queue[0]
         if isinstance(head, list):
             self._differs(event, part, True, ())
-        elif answer.commands != head.commands or answer.last != head.last:
+        elif commands != head.commands or last != head.last:
             self._differs(event, part, head.last, head.commands)
         else:
             queue.popleft()
 
-    def _empty_chosen(self, first_event: int, end_event: int) -> None:
+    def empty_answers_chosen(self, first_event: int, end_event: int, now_ms: int) -> None:
+        """Take chosen answers that say nothing, to whole events."""
         assert (first_event, 0) == (self._chosen_event, self._chosen_part)
-        assert first_event < end_event
+        assert first_event < end_event <= len(self._events)
+        self._now_ms = now_ms
         self._move_frontier(end_event, 0)
         event = first_event
         while event < end_event:
@@ -408,7 +429,7 @@ class SchedulerHost:
                     "(node_ready_timeout_ms)"
                 )
             else:
-                what = self._describe(self._own_event)
+                what = describe_event(self._own_event, self._events[self._own_event])
                 self._fail(
                     f"it hasn't answered {what} for "
                     f"{self._settings.scheduler_answer_timeout_ms} ms "
@@ -584,6 +605,7 @@ class SchedulerHost:
     def _queue_begins(self) -> None:
         """The process has reached the frontier."""
         assert (self._own_event, self._own_part) == (self._chosen_event, self._chosen_part)
+        assert self._own_tid == self._next_tid  # Every answer before was equal.
         self._frontier_ms = self._now_ms
         self._repeat_graces = 1
 
@@ -632,21 +654,18 @@ class SchedulerHost:
         self, event: int, part: int, last: bool, own: tuple[SchedulerCommand, ...]
     ) -> None:
         """The process's answer isn't the chosen one: replay once, then give up."""
-        what = self._describe(event)
+        what = describe_event(event, self._events[event])
         if part:
             what += f" part {part}"
-        known = [each for each in self._recent if (each.event, each.part) == (event, part)]
+        known = [each for each in self._recent if each[:2] == (event, part)]
         if known:
-            said, this = describe_difference(
-                known[0].commands, own, log_last=known[0].last, own_last=last
-            )
+            _, _, log_last, log = known[0]
+            said, this = describe_difference(log, own, log_last=log_last, own_last=last)
         elif (event, part) in self._answers:  # Long ago: only its digest is at hand.
             said, this = "something else", describe_difference((), own)[1]
         else:
             said, this = describe_difference((), own)
-        note = (
-            f"replica {self.replica}: {what}: the log says {said}, this replica says {this}"
-        )
+        note = f"replica {self.replica}: {what}: the log says {said}, this replica says {this}"
         self._differences += 1
         if self._differences > 1:
             self._notes.append(note)
@@ -662,10 +681,6 @@ class SchedulerHost:
             else:  # It had said all that it wanted, and left.
                 self._pause()
 
-    def _describe(self, event: int) -> str:
-        # The state machine forgets the lines when the job ends.
-        return describe_event(event, self._events[event] if event < len(self._events) else b"")
-
     def _fail(self, error: str) -> None:
         """The process must be killed; what it is counted as follows once it has ended."""
         self._failure = error
@@ -678,12 +693,14 @@ class SchedulerHost:
             self._failed_at, self._failures = point, 1
         else:
             self._failures += 1
-        if self._own_event < self._sent_end:
-            where = f"at {self._describe(self._own_event)}"
-        elif self._own_event:
-            where = f"after {self._describe(self._own_event - 1)}"
-        else:
-            where = "at its start"
+        event, where = self._own_event, "at"
+        if event == self._sent_end:
+            event, where = event - 1, "after"
+        where = (
+            f"{where} {describe_event(event, self._events[event])}"
+            if event >= 0
+            else ("at its start")
+        )
         text = f"replica {self.replica}: the scheduler failed {where}: {error}"
         self._notes.append(text)
         if self._failures > 1 or self._restarts >= RESTARTS_MAX:
@@ -738,8 +755,9 @@ class SchedulerHost:
             else:
                 first = entry.event, entry.part
             if isinstance(entry, _Own):
-                start, position = position, (
-                    (entry.event + 1, 0) if entry.last else (entry.event, entry.part + 1)
+                start, position = (
+                    position,
+                    ((entry.event + 1, 0) if entry.last else (entry.event, entry.part + 1)),
                 )
                 if start != first:
                     raise LocalProtocolError(f"queue has {first}, expected {start}")

@@ -403,7 +403,7 @@ class AttachServer:
             await loop.create_unix_connection(lambda: program, sock=sock)
             handed_over = True
             self._on_attached(program)
-        except (OSError, asyncio.TimeoutError):  # noqa: UP041 (two classes in Python 3.10)
+        except (OSError, asyncio.TimeoutError):  # two classes in Python 3.10
             pass  # It left, or said nothing: it has attached to nothing yet.
         finally:
             if not handed_over:
@@ -431,8 +431,7 @@ def _decode_hello(line: bytes) -> Hello:
         name, pid, version = fields["attach"], fields["pid"], fields["version"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RemoteProtocolError(
-            f"the hello line is {line[:80]!r}, expected "
-            '{"attach":NAME,"pid":PID,"version":TEXT}'
+            f'the hello line is {line[:80]!r}, expected {{"attach":NAME,"pid":PID,"version":TEXT}}'
         ) from error
     if not (isinstance(name, str) and isinstance(pid, int) and isinstance(version, str)):
         raise RemoteProtocolError(

@@ -33,8 +33,9 @@ from typing import IO
 from tasksprint.errors import LocalProtocolError, NodeFailed, SchedulerFailed
 from tasksprint.process.command_line import explain_start_error
 
-__all__ = ["Connection", "ExitReason", "Program", "start_program"]
+__all__ = ["Connection", "ExitReason", "Program", "die_with_parent", "start_program"]
 
+_DRAIN_BYTES = 64 * 1024
 STDERR_TAIL_BYTES = 8 * 1024
 # The kernel cuts this to what it allows (net.core.wmem_max, often 208 KiB).
 SOCKET_BUFFER_BYTES = 1024 * 1024
@@ -208,7 +209,7 @@ async def start_program(
         kills_before = _out_of_memory_kills()
         try:
             # Blocking: a fork takes milliseconds, and must happen in this thread.
-            child = subprocess.Popen(  # noqa: ASYNC220
+            child = subprocess.Popen(
                 list(argv),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
@@ -216,7 +217,7 @@ async def start_program(
                 cwd=cwd,
                 env=None if env is None else dict(env),
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 (its docstring)
+                preexec_fn=die_with_parent(),
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
             if isinstance(error, ValueError):
@@ -311,6 +312,14 @@ class Program(Connection):
             self._signal(then)
         return await self.wait()
 
+    def drain_stderr(self) -> None:
+        """Hand on at once what waits in the pipe of stderr.
+
+        What a program wrote before an answer is in the pipe when the answer arrives; the
+        loop may read the two in any order.
+        """
+        self._stderr.drain()
+
     def kill(self, why: str = "killed") -> None:
         """Kill the program and its whole group now; `on_exit` follows."""
         self._why = self._why or why
@@ -388,7 +397,19 @@ class _Stderr(asyncio.Protocol):
     def __init__(self, on_stderr: Callable[[bytes], None] | None) -> None:
         self._on_stderr = on_stderr
         self.tail = bytearray()
+        self._pipe = -1
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._pipe = transport.get_extra_info("pipe").fileno()
+
+    def drain(self) -> None:
+        """Read what is there; the pipe doesn't block."""
+        try:
+            while self._pipe >= 0 and (data := os.read(self._pipe, _DRAIN_BYTES)):
+                self.data_received(data)
+        except OSError:
+            pass  # BlockingIOError: it is empty. Nothing is lost.
 
     def data_received(self, data: bytes) -> None:
         self.tail += data
@@ -398,13 +419,12 @@ class _Stderr(asyncio.Protocol):
             self._on_stderr(data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._pipe = -1
         if not self.closed.done():
             self.closed.set_result(None)
 
 
-def _watch_exit(
-    loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]
-) -> None:
+def _watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
     """Call `on_exit` in the loop when the child is a zombie; it is not reaped here."""
     pidfd = -1
     if sys.platform == "linux":
@@ -460,8 +480,8 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         raise LocalProtocolError(f"process group {pid} isn't ours to signal") from error
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what a child runs before exec so that it dies with us, or None where it can't.
+def die_with_parent() -> Callable[[], None] | None:
+    """Return a `preexec_fn` by which a child dies with us, or None where there is none.
 
     The function does nothing but two system calls, prepared here: after a fork in a
     process with threads any lock may be held for ever. `PyDLL` keeps the interpreter's
@@ -477,12 +497,12 @@ def _die_with_parent() -> Callable[[], None] | None:
     pr_set_pdeathsig, sigkill = ctypes.c_int(1), ctypes.c_ulong(signal.SIGKILL)
     getppid, leave = os.getppid, os._exit
 
-    def die_with_parent() -> None:
+    def before_exec() -> None:
         prctl(pr_set_pdeathsig, sigkill)
         if getppid() != parent:  # It died between the fork and the call above.
             leave(127)
 
-    return die_with_parent
+    return before_exec
 
 
 def _out_of_memory_kills() -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 __all__ = ["Limits", "Resources", "decide", "measure", "read_limits"]
 
@@ -131,9 +131,7 @@ def read_limits(read: Callable[[str], str | None]) -> Limits:
                     quota = _cpu_quota(read, directory, version)
                     if quota is not None:
                         quotas.append(quota)
-    return Limits(
-        cpu_quota=min(quotas, default=None), memory_bytes=min(memories, default=None)
-    )
+    return Limits(cpu_quota=min(quotas, default=None), memory_bytes=min(memories, default=None))
 
 
 def parse_memberships(text: str) -> dict[str, str]:
@@ -200,9 +198,7 @@ def _cpu_quota(read: Callable[[str], str | None], directory: str, version: int) 
     )
 
 
-def _memory_limit(
-    read: Callable[[str], str | None], directory: str, version: int
-) -> int | None:
+def _memory_limit(read: Callable[[str], str | None], directory: str, version: int) -> int | None:
     name = "memory.max" if version == 2 else "memory.limit_in_bytes"
     return parse_memory(read(f"{directory}/{name}"))
 
@@ -219,9 +215,7 @@ def _enclosing(mount: str, root: str, member: str | None) -> list[str]:
     parts = [part for part in path.split("/") if part]
     if ".." in parts:  # The group is outside what this namespace may see.
         parts = []
-    return [
-        "/".join([mount.rstrip("/"), *parts[:count]]) for count in range(len(parts), -1, -1)
-    ]
+    return ["/".join([mount.rstrip("/"), *parts[:count]]) for count in range(len(parts), -1, -1)]
 
 
 def _unescape(text: str) -> str:

@@ -38,9 +38,10 @@ class History:
         self.next_tid = 0
         self.add_events(event_count)
 
-    def add_events(self, count: int) -> None:
-        for number in range(len(self.events), len(self.events) + count):
-            self.events.append(line(number))
+    def add_events(self, count: int) -> list[bytes]:
+        new = [line(len(self.events) + index) for index in range(count)]
+        self.events += new
+        return new
 
     def choose(
         self, *commands: SchedulerCommand, last: bool = True
@@ -75,7 +76,9 @@ def lines(first: int, end: int) -> bytes:
     return b"".join(line(number) + b"\n" for number in range(first, end))
 
 
-def says(event: int, *commands: SchedulerCommand, part: int = 0, last: bool = True) -> SchedulerAnswer:
+def says(
+    event: int, *commands: SchedulerCommand, part: int = 0, last: bool = True
+) -> SchedulerAnswer:
     return SchedulerAnswer(event, part, last, commands)
 
 
@@ -93,6 +96,7 @@ def make(history: History, *, replica: int = 2, settings: Settings = SETTINGS) -
         events=history.events,
         answers=history.answers,
         answered_end=history.next,
+        next_tid=history.next_tid,
         now_ms=1_000,
     )
 
@@ -121,8 +125,7 @@ def test_new_job_is_started_and_fed_without_control_lines() -> None:
     host.ready(1_000)
     assert host.effects() == effects(write=lines(0, 2))
     assert host.effects() is None
-    history.add_events(1)
-    host.events_chosen(1_001)
+    host.events_chosen(history.add_events(1), 1_001)
     assert host.effects() == effects(write=lines(2, 3))
     host.check()
 
@@ -166,8 +169,7 @@ def test_no_more_than_the_window_is_unanswered() -> None:
     history = History(10)
     host, written = started(history, settings=Settings(scheduler_window_events=4))
     assert written == lines(0, 4)
-    history.add_events(5)
-    host.events_chosen(1_000)
+    host.events_chosen(history.add_events(5), 1_000)
     assert host.effects() is None
     host.answered([says(0), says(1)], 1_000)
     assert host.effects() == effects(write=lines(4, 6))
@@ -277,8 +279,7 @@ def test_follower_stands_in_when_its_answer_has_waited_for_the_grace() -> None:
     assert host.effects() == effects(propose=(second,), forward=True)
     host.answers_chosen(history.choose(), due + 3)
     # … until somebody else's answers are chosen first.
-    history.add_events(2)
-    host.events_chosen(due + 4)
+    host.events_chosen(history.add_events(2), due + 4)
     host.effects()
     host.answered([says(2)], due + 5)
     host.answers_chosen(history.choose(), due + 5)
@@ -311,7 +312,7 @@ def differing_follower() -> tuple[History, SchedulerHost]:
 
 
 def test_different_answer_is_told_and_the_scheduler_replays_once() -> None:
-    history, host = differing_follower()
+    _history, host = differing_follower()
     assert host.effects() == effects(
         stop="kill",
         notes=(
@@ -336,7 +337,7 @@ def test_different_answer_is_told_and_the_scheduler_replays_once() -> None:
 
 
 def test_second_difference_ends_this_replicas_part_in_the_job() -> None:
-    history, host = differing_follower()
+    _history, host = differing_follower()
     host.effects()
     host.exited("signal 9 (SIGKILL)", "", 1_004)
     host.tick(2_000)
@@ -422,8 +423,7 @@ def test_difference_in_a_replay_of_long_ago_is_still_found() -> None:
     host.answered([says(0, MAP), says(1, MAP)], 1_000)
     found = host.effects()
     assert found is not None and found.notes[0].startswith(
-        "replica 2: event 1 task_done(0): the log says something else, "
-        "this replica says start map"
+        "replica 2: event 1 task_done(0): the log says something else, this replica says start map"
     )
 
 
@@ -603,8 +603,7 @@ def test_idle_scheduler_has_no_deadline_and_a_new_event_begins_one() -> None:
     host.answered([says(0)], 1_000)
     host.answers_chosen(history.choose(), 1_000)
     assert host.deadline_ms is None
-    history.add_events(1)
-    host.events_chosen(90_000)
+    host.events_chosen(history.add_events(1), 90_000)
     assert host.effects() == effects(write=lines(1, 2))
     assert host.deadline_ms == 90_000 + SETTINGS.scheduler_answer_timeout_ms
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
-from tasksprint.coordination.commands import Answer, SchedulerOut, answer_digest
+from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
 from tasksprint.coordination.host import SchedulerHost
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
@@ -79,7 +79,7 @@ class Log:
 
     def apply(self, answer: Answer) -> None:
         """Take exactly the job's next parts, and ignore all others."""
-        pieces: list[tuple[int, int, object]] = [
+        pieces: list[tuple[int, int, tuple[int, int] | AnswerPart]] = [
             (first, 0, (first, end)) for first, end in answer.empty
         ]
         pieces += [(part.event, part.part, part) for part in answer.parts]
@@ -91,11 +91,8 @@ class Log:
                     self.chosen += [(event, 0, True, ()) for event in range(first, end)]
                     self.next = (end, 0)
                 continue
-            part = piece
-            assert not isinstance(part, tuple)
-            if self.next != (part.event, part.part) or part.first_tid != self.next_tid:  # type: ignore[attr-defined]
-                continue
-            self._choose(part.event, part.part, part.last, part.commands)  # type: ignore[attr-defined]
+            if self.next == (piece.event, piece.part) and piece.first_tid == self.next_tid:
+                self._choose(piece.event, piece.part, piece.last, piece.commands)
 
     def _choose(
         self, event: int, part: int, last: bool, commands: tuple[SchedulerCommand, ...]
@@ -150,54 +147,45 @@ class Replica:
         self.world = world
         self.number = number
         self.scheduler = scheduler
+        self.applied = 0
         self.restart()
 
     def restart(self) -> None:
         """The whole replica restarts: what it applied is in its store."""
-        self.applied = 0
-        self.events: list[bytes] = []
-        self.answers: dict[tuple[int, int], str] = {}
+        events: list[bytes] = []
+        digests: dict[tuple[int, int], str] = {}
         self.process: Process | None = None
         self.outs: list[SchedulerOut] = []
         self.notes: list[str] = []
-        answered_end = (0, 0)
-        for chosen in self._take(getattr(self, "applied_before", 0)):
-            answered_end = (
-                (chosen.end_event, 0)
-                if isinstance(chosen, EmptyAnswers)
-                else (chosen.event + 1, 0)
-                if chosen.last
-                else (chosen.event, chosen.part + 1)
-            )
+        answered_end, next_tid = (0, 0), 0
+        for item in self.world.log.items[: self.applied]:
+            if isinstance(item, bytes):
+                events.append(item)
+            elif isinstance(item, EmptyAnswers):
+                answered_end = item.end_event, 0
+            else:
+                digests[item.event, item.part] = item.digest
+                next_tid += item.tasks_started
+                answered_end = (item.event + 1, 0) if item.last else (item.event, item.part + 1)
         self.host = SchedulerHost(
             job=JOB,
             replica=ReplicaId(self.number),
             settings=SETTINGS,
-            events=self.events,
-            answers=self.answers,
+            events=events,
+            answers=digests,
             answered_end=answered_end,
+            next_tid=next_tid,
             now_ms=self.world.now_ms,
         )
         self.do_effects()
 
-    def _take(self, count: int) -> list[ChosenAnswer | EmptyAnswers]:
-        """Apply the next items of the log to this replica's state."""
-        answers: list[ChosenAnswer | EmptyAnswers] = []
-        for item in self.world.log.items[self.applied : self.applied + count]:
-            if isinstance(item, bytes):
-                self.events.append(item)
-            else:
-                answers.append(item)
-                if isinstance(item, ChosenAnswer):
-                    self.answers[item.event, item.part] = item.digest
-            self.applied += 1
-        self.applied_before = self.applied
-        return answers
-
     def deliver(self, count: int) -> None:
-        answers = self._take(count)
-        self.host.events_chosen(self.world.now_ms)
-        self.host.answers_chosen(answers, self.world.now_ms)
+        """Apply the next items of the log."""
+        items = self.world.log.items[self.applied : self.applied + count]
+        self.applied += len(items)
+        now_ms = self.world.now_ms
+        self.host.events_chosen([item for item in items if isinstance(item, bytes)], now_ms)
+        self.host.answers_chosen([item for item in items if not isinstance(item, bytes)], now_ms)
         self.do_effects()
 
     def answer(self, count: int) -> None:
@@ -311,16 +299,15 @@ class World:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.integers(0, 250))
-def test_deterministic_scheduler_gives_one_history_whatever_happens(
-    seed: int, steps: int
-) -> None:
+def test_deterministic_scheduler_gives_one_history_whatever_happens(seed: int, steps: int) -> None:
     chance = random.Random(seed)
     world = World([deterministic] * 3)
     for _ in range(steps):
         world.step(chance)
-        assert world.log.chosen == all_parts(deterministic, world.log.event_count)[
-            : len(world.log.chosen)
-        ]
+        assert (
+            world.log.chosen
+            == all_parts(deterministic, world.log.event_count)[: len(world.log.chosen)]
+        )
     for replica in world.replicas:
         assert not any("the log says" in note for note in replica.notes), replica.notes
     alive = [replica for replica in world.replicas if not replica.outs]

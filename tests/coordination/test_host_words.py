@@ -54,8 +54,8 @@ def test_command_in_words(command: SchedulerCommand, words: str) -> None:
 
 
 def test_difference_names_the_first_commands_that_differ() -> None:
-    log = [StartTask("a"), StartTask("b"), StartTask("c")]
-    own = [StartTask("a"), KillTask(TaskId(0)), StartTask("d")]
+    log: list[SchedulerCommand] = [StartTask("a"), StartTask("b"), StartTask("c")]
+    own: list[SchedulerCommand] = [StartTask("a"), KillTask(TaskId(0)), StartTask("d")]
     assert describe_difference(log, own) == ("start b", "kill 0")
 
 
