@@ -88,6 +88,8 @@ class Settings:
     node_switch_wait_ms: int = 500
     # A node whose program has had no task for so long is stopped.
     node_idle_max_ms: int = 60_000
+    # A program's setup command may compile; one that hangs must not hang its tasks for ever.
+    setup_timeout_ms: int = 600_000
     # Bytes of values that a client keeps in memory beside the copies on disk.
     value_cache_bytes_max: int = 256 * MIB
     # Below this much free disk a client takes no more work.

@@ -26,6 +26,9 @@ from tasksprint.settings import Settings
 
 __all__ = ["HttpServer"]
 
+# Cancelled handlers get so long to clean up.
+_CANCEL_S = 1.0
+
 
 class HttpServer:
     """Listens on one address and answers by a router.
@@ -50,15 +53,27 @@ class HttpServer:
         self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, address: str) -> str:
+    @property
+    def connection_count(self) -> int:
+        """How many connections there are, without those that left HTTP."""
+        return len(self._service.connections)
+
+    async def listen(self, address: str, *, inherited: socket.socket | None = None) -> str:
         """Listen on an address and return it; port 0 gets a free port, which it tells.
+
+        Args:
+            inherited: A socket that is bound to the address and listens already.
 
         Raises:
             SettingsError: The address can't be listened on.
         """
         host, port = parse_address(address)
         loop = asyncio.get_running_loop()
-        sockets = await self._bind(host, port, address)
+        if inherited is not None:
+            inherited.setblocking(False)
+            sockets = [inherited]
+        else:
+            sockets = await self._bind(host, port, address)
         for listener in sockets:
             server = await loop.create_server(
                 lambda: Connection(self._service), sock=listener, backlog=1024
@@ -72,29 +87,25 @@ class HttpServer:
 
     async def close(self, *, grace_ms: int = 1_000) -> None:
         """Stop listening, let running answers end within the grace, then close everything."""
-        self._service.is_closing = True
+        service = self._service
+        service.is_closing = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         for server in self._servers:
             server.close()
-        for connection in list(self._service.connections):
+        for connection in list(service.connections):
             connection.close_when_idle()
-        if self._service.connections:
-            tasks = [
-                connection.task for connection in self._service.connections if connection.task
-            ]
-            if tasks:
-                await asyncio.wait(tasks, timeout=grace_ms / 1000)
-        tasks = [connection.task for connection in self._service.connections if connection.task]
-        for connection in list(self._service.connections):
+        tasks = service.tasks()
+        if tasks and grace_ms:
+            await asyncio.wait(tasks, timeout=grace_ms / 1000)
+        tasks = service.tasks()
+        for connection in list(service.connections):
             connection.abort()
-        for transport in list(self._service.upgraded):
+        for transport in list(service.upgraded):
             transport.abort()
         if tasks:
-            await asyncio.wait(tasks, timeout=grace_ms / 1000)
-        while (
-            self._service.connections
-        ):  # Lost connections get the turns of the loop that they need.
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
+        while service.connections:  # They need a turn of the loop to get lost.
             await asyncio.sleep(0)
 
     async def _bind(self, host: str, port: int, address: str) -> list[socket.socket]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["LENGTH_BYTES", "FrameDecoder", "decode_body", "encode_frame"]
+__all__ = ["LENGTH_BYTES", "FrameDecoder", "decode_body", "encode_body", "encode_frame"]
 
 LENGTH_BYTES = 4
 
@@ -40,6 +40,16 @@ def encode_frame(
             "(frame_bytes_max)"
         )
     return b"".join((size.to_bytes(LENGTH_BYTES, "big"), line, b"\n", *parts))
+
+
+def encode_body(
+    header: Sequence[Any], parts: Sequence[bytes], *, encode_json: Callable[[Any], bytes]
+) -> bytes:
+    """Return a frame's body: the inverse of `decode_body`."""
+    line = encode_json([header, [len(part) for part in parts]])
+    if b"\n" in line:
+        raise LocalProtocolError("the JSON codec wrote a newline into a frame's header")
+    return b"".join((line, b"\n", *parts))
 
 
 def decode_body(

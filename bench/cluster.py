@@ -1,0 +1,42 @@
+"""Jobs on a private cluster, timed from outside: from the submit to the end that a poll sees."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tasksprint.process.job_directory import read_job
+from tasksprint.roles.cluster import Cluster, JobOutcome
+from tasksprint.roles.run import PrivateCluster
+from tasksprint.settings import Settings
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+@contextlib.contextmanager
+def private_cluster(*, coordinators: int, clients: int, nodes: int) -> Iterator[Cluster]:
+    """Yield a connection to a cluster of real processes on this machine."""
+    with PrivateCluster(coordinators=coordinators, clients=clients, nodes=nodes) as private:
+        yield private.connect(Settings())
+
+
+def run_job(cluster: Cluster, name: str, params: str) -> tuple[JobOutcome, float]:
+    """Run a job of bench/jobs, and return how it ended and the seconds that it took."""
+    directory = JOBS / name
+    started_s = time.perf_counter()
+    job = cluster.submit(directory, read_job(directory), seed=1, params=params)
+    outcome = None
+    for outcome in cluster.follow(job):
+        pass
+    seconds = time.perf_counter() - started_s
+    if outcome is None or outcome.state != "finished":
+        raise SystemExit(f"job {name} did not finish: {outcome}")
+    return outcome, seconds
+
+
+def median_of(runs: int, measure: Callable[[], float]) -> float:
+    """Return the median of some runs."""
+    return statistics.median(measure() for _ in range(runs))

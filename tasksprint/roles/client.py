@@ -1,0 +1,577 @@
+"""One client: follows its view, runs nodes, moves values, reports.
+
+The workbench (execution/) decides; here its effects are carried out and what happens
+is told to it. Four things wait on the outside world, each in a task of its own: the
+poll of the view, the report under way, fetches, and programs that are being
+prepared. Everything else happens in turns of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasksprint.coordination.commands import (
+    Completion,
+    Failure,
+    Held,
+    JoinClient,
+    LeaveClient,
+    Lost,
+    Report,
+    encode_command,
+)
+from tasksprint.coordination.view import decode_view
+from tasksprint.encoding import decode_json, encode_json, result_digest
+from tasksprint.errors import (
+    LocalProtocolError,
+    NodeFailed,
+    SettingsError,
+    TaskSprintError,
+)
+from tasksprint.execution.effects import (
+    DropJobResults,
+    DropResults,
+    FetchInputs,
+    HeldResult,
+    KillNode,
+    Manifest,
+    NodeId,
+    Note,
+    PrepareProgram,
+    ReleaseCopies,
+    RunTask,
+    SendReport,
+    StartNode,
+    StopNode,
+    StoreResult,
+)
+from tasksprint.execution.workbench import Workbench
+from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
+from tasksprint.installation import sdk_directory
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.keys import ClusterKey
+from tasksprint.process.attach import AttachedProgram, AttachServer, socket_path
+from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.program import start_program
+from tasksprint.roles.client_fetch import Fetcher
+from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
+from tasksprint.roles.client_programs import ClientPrograms
+from tasksprint.roles.client_values import ValueCache
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.leader import Leader
+from tasksprint.settings import Settings
+from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
+from tasksprint.store.result_store import ResultStore
+from tasksprint.store.writer import WriterThread
+
+__all__ = ["Client", "ClientOptions", "held_manifest"]
+
+_log = logging.getLogger("tasksprint.client")
+
+_DISK_CHECK_S = 5.0
+_CONFLICT = 409
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What the command line says, and what was found out about the machine."""
+
+    coordinators: list[str]
+    data_dir: Path
+    key: ClusterKey
+    slots: int
+
+
+class Client:
+    """The wiring of one client process; `client_role.py` starts it."""
+
+    def __init__(self, options: ClientOptions, settings: Settings, store: ResultStore) -> None:
+        self.options = options
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        # Where other clients reach this one; None: nowhere. Set before `start`.
+        self.address: str | None = None
+        self.stopped: asyncio.Future[None] = self.loop.create_future()
+        self.http = HttpClient(options.key, settings)
+        rng = random.Random(os.urandom(16))
+        self.leader = Leader(options.coordinators, self.http, rng)
+        self.identity = store.identity
+        self._cluster = store.get_fact("cluster")
+        held = [
+            HeldResult(JobId(job), TaskId(tid), digest)
+            for job, tid, digest in store.reader.held()
+        ]
+        self.writer: WriterThread[ResultStore, ResultCommit] = WriterThread(
+            store, on_failure=self.fail, name="results"
+        )
+        self.workbench = Workbench(
+            cid=ClientId(0),
+            incarnation=Incarnation(""),
+            slots=options.slots,
+            settings=settings,
+            now_ms=monotonic_ms(),
+            held=held,
+        )
+        self.values = ValueCache.of(settings, self._load_value)
+        self.programs = ClientPrograms(self)
+        self.fetcher = Fetcher(self)
+        self.addresses: dict[ClientId, str | None] = {}
+        self.nodes: dict[NodeId, NodeShell] = {}
+        self.attaching: dict[Any, NodeShell] = {}
+        self._attach_server = AttachServer(
+            socket_path(options.data_dir),
+            on_hello=lambda hello: attach_callbacks(self, hello),
+            on_attached=self._attached,
+        )
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._joined = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms: int | None = None
+        self._in_turn = False
+        self._report: SendReport | None = None  # the last one that was ordered
+        self._report_given = asyncio.Event()
+        self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
+        self._logs: list[LogText] = []
+        self._lines: dict[NodeShell, list[bytes]] = {}
+        self._storing = False
+
+    # --- starting and stopping ---
+
+    async def start(self) -> None:
+        """Begin: join as soon as a coordinator leads, then poll and report."""
+        await self._attach_server.start()
+        self.background(self._follow())
+        self.background(self._send_reports())
+        self.background(self._watch_disk())
+
+    async def close(self) -> None:
+        """Leave the cluster if it still answers, end the nodes, close the files."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for node in list(self.nodes.values()):
+            node.kill("its client stops")
+        if self._joined.is_set():
+            leave = LeaveClient(self.workbench.cid, self.workbench.incarnation)
+            try:
+                await self.leader.request(
+                    "POST", "/v1/commands", body=encode_command(leave), give_up_ms=500
+                )
+            except TaskSprintError as error:
+                _log.warning("cid=%d left without a word: %s", self.workbench.cid, error)
+        await self._attach_server.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.http.close()
+        await self.writer.close()
+
+    def stop(self) -> None:
+        """Stop in good order."""
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop this client: its disk or its own code failed."""
+        if not self.stopped.done():
+            self.stopped.set_exception(error)
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the turns; its failure is this client's."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def now_ms(self) -> int:
+        """Return elapsed milliseconds; the same clock as microseconds of run times."""
+        return time.monotonic_ns() // 1_000_000
+
+    # --- the coordinator ---
+
+    async def _join(self) -> None:
+        """Join, or join anew: under a new incarnation, with what the store holds."""
+        incarnation = Incarnation(secrets.token_hex(8))
+        command = JoinClient(
+            identity=self.identity,
+            incarnation=incarnation,
+            address=self.address,
+            hostname=socket.gethostname(),
+            slots=self.options.slots,
+            held=tuple(Held(job, tid, digest) for job, tid, digest in self.workbench.held_results()),
+        )
+        body = encode_command(command)
+        response = await self.leader.request("POST", "/v1/commands", body=body)
+        reply = response.checked().json()
+        if "error" in reply:
+            raise SettingsError(f"the cluster refuses this client: {reply['error']}")
+        cluster = reply["cluster"]
+        if self._cluster is not None and self._cluster != cluster:
+            raise SettingsError(
+                f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
+                f"{self._cluster!r}, this is cluster {cluster!r}",
+                hint="give this client its own --data-dir",
+            )
+        if self._cluster is None:
+            self._cluster = cluster
+            await self.writer.run(ResultStore.set_fact, "cluster", cluster)
+        cid = ClientId(reply["cid"])
+        self.workbench.reset(cid, incarnation, self.now_ms())
+        self._joined.set()
+        _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
+        self.turn()
+
+    async def _follow(self) -> None:
+        """Poll the view for ever; join first, and anew when this incarnation isn't known."""
+        await self._join()
+        workbench = self.workbench
+        wait_ms = self.settings.view_poll_max_ms
+        while True:
+            query: dict[str, str | int] = {
+                "cid": workbench.cid,
+                "incarnation": workbench.incarnation,
+                "since": workbench.version,
+                "wait_ms": wait_ms,
+            }
+            response = await self.leader.request("GET", "/v1/view", query=query, wait_ms=wait_ms)
+            if response.status == _CONFLICT:
+                _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
+                self._joined.clear()
+                await self._join()
+                continue
+            view = decode_view(response.checked().body)
+            for client in view.clients:
+                self.addresses[client.cid] = client.address
+            workbench.view_changed(view, self.now_ms())
+            self.turn()
+
+    async def _send_reports(self) -> None:
+        """Bring each report to the coordinator, the same bytes until it is applied."""
+        while True:
+            await self._report_given.wait()
+            self._report_given.clear()
+            effect = self._report
+            if effect is None:
+                continue
+            body = await self._encode_report(effect)
+            response = await self.leader.request("POST", "/v1/commands", body=body)
+            reply = response.checked().json()
+            if "error" in reply:
+                # Dead, or of an older incarnation: the poll learns it too, and joins anew.
+                _log.warning(
+                    "cid=%d report %d refused: %s",
+                    self.workbench.cid,
+                    effect.request,
+                    reply["error"],
+                )
+                continue
+            self.workbench.report_acknowledged(effect.incarnation, effect.request)
+            self.turn()
+
+    async def _watch_disk(self) -> None:
+        while True:
+            free = shutil.disk_usage(self.options.data_dir).free
+            self.workbench.disk_low(free < self.settings.disk_free_bytes_min)
+            self.turn()
+            await asyncio.sleep(_DISK_CHECK_S)
+
+    # --- turns ---
+
+    def turn(self) -> None:
+        """Carry out what the workbench wants, until it wants nothing more."""
+        if self._in_turn:
+            return
+        self._in_turn = True
+        try:
+            while effects := self.workbench.effects(time.monotonic_ns() // 1_000):
+                for effect in effects:
+                    self._carry_out(effect)
+            self._flush_lines()
+            self._store()
+            self._arm_timer()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this client must stop
+            self.fail(error)
+        finally:
+            self._in_turn = False
+
+    def _arm_timer(self) -> None:
+        deadline_ms = self.workbench.deadline_ms
+        if deadline_ms == self._timer_ms and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = deadline_ms
+        if deadline_ms is not None:
+            delay_s = max(deadline_ms - self.now_ms(), 0) / 1000
+            self._timer = self.loop.call_later(delay_s, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.workbench.tick(self.now_ms())
+        self.turn()
+
+    def _carry_out(self, effect: object) -> None:
+        match effect:
+            case StoreResult():
+                self._keep_result(effect)
+            case RunTask():
+                self._run_task(effect)
+            case SendReport():
+                self._report = effect
+                self._report_given.set()
+            case FetchInputs():
+                self.fetcher.fetch(effect)
+            case ReleaseCopies(copies):
+                self.values.release_copies(copies)
+            case StartNode():
+                self.background(self._start_node(effect))
+            case StopNode(node):
+                self._stop_node(node)
+            case KillNode(node, why):
+                if (shell := self.nodes.get(node)) is not None:
+                    shell.kill(why)
+            case PrepareProgram(program):
+                self.background(self._prepare(program))
+            case DropResults(job, tids):
+                self._drop(job, tids)
+            case DropJobResults(job, keep):
+                self._drop_job(job, keep)
+            case Note(text):
+                _log.info("%s", text)
+            case _:
+                raise LocalProtocolError(f"no way to carry out {effect!r}")
+
+    # --- values ---
+
+    def _keep_result(self, effect: StoreResult) -> None:
+        shell = self.nodes[effect.node]
+        values = shell.values.pop(effect.id)
+        kept: list[Value] = []
+        for (key, kind, content), (_, _, _, digest) in zip(values, effect.manifest, strict=True):
+            kept.append(Value(key, kind, content, digest))
+        manifest = encode_json(effect.manifest)
+        result = Result(effect.job, effect.tid, effect.digest, manifest, tuple(kept))
+        in_memory = [item for item in values if not isinstance(item[2], StagedValue)]
+        self.values.put(effect.job, effect.tid, effect.digest, in_memory)  # type: ignore[arg-type]
+        self._results.append((result, (effect.job, effect.tid, effect.attempt)))
+
+    def keep_log(self, text: LogText) -> None:
+        """Keep what a node printed."""
+        self._logs.append(text)
+        self._store()
+
+    def _store(self) -> None:
+        """Write what waits, in one transaction, unless one is under way."""
+        if self._storing or not (self._results or self._logs):
+            return
+        results, self._results = self._results, []
+        logs, self._logs = self._logs, []
+        commit = ResultCommit(tuple([result for result, _ in results]), tuple(logs))
+        self._storing = True
+        self.writer.post(commit, lambda: self._stored(results))
+
+    def _stored(self, results: list[tuple[Result, tuple[JobId, TaskId, int]]]) -> None:
+        self._storing = False
+        names = [name for _, name in results]
+        for result, (job, tid, _) in results:
+            self.values.stored(job, tid, result.digest)
+        self.workbench.results_stored(names)
+        self.turn()
+
+    def _drop(self, job: JobId, tids: tuple[TaskId, ...]) -> None:
+        self.values.drop(job, tids)
+        self._results = [
+            item for item in self._results if item[1][0] != job or item[1][1] not in tids
+        ]
+        self.writer.run(ResultStore.drop_tasks, job, tids).add_done_callback(self._check_done)
+
+    def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
+        self.values.drop_job(job, keep)
+        self._results = [
+            item for item in self._results if item[1][0] != job or item[1][1] in keep
+        ]
+        future = self.writer.run(_drop_job, job, keep)
+        future.add_done_callback(self._check_done)
+
+    def _check_done(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self.fail(error)
+
+    # --- reports ---
+
+    async def _encode_report(self, effect: SendReport) -> bytes:
+        completions: list[Completion] = []
+        lost = [Lost(job, tid) for job, tid in effect.lost]
+        for one in effect.completions:
+            inline: dict[str, tuple[str, str]] = {}
+            if one.inline:
+                found = self.values.inline(one)
+                if found is None:
+                    found = await self.values.load_inline(one)
+                if found is None:  # The store lost it since: what can't be shown can't count.
+                    lost.append(Lost(one.job, one.tid))
+                    continue
+                inline = found
+            completions.append(
+                Completion(
+                    one.job,
+                    one.tid,
+                    one.attempt,
+                    one.digest,
+                    one.size_bytes,
+                    one.inputs_digest,
+                    one.run_us,
+                    inline,
+                )
+            )
+        failures = [
+            Failure(one.job, one.tid, one.attempt, one.error, one.fatal, dict(one.detail))
+            for one in effect.failures
+        ]
+        return encode_command(
+            Report(
+                cid=self.workbench.cid,
+                incarnation=effect.incarnation,
+                request=effect.request,
+                acknowledged=effect.request,
+                completions=tuple(completions),
+                failures=tuple(failures),
+                lost=tuple(lost),
+            )
+        )
+
+    # --- nodes ---
+
+    def _run_task(self, effect: RunTask) -> None:
+        shell = self.nodes[effect.node]
+        inputs = self.values.inputs(effect)
+        if inputs is None:
+            self.background(self._load_and_run(shell, effect))
+        else:
+            shell.run(effect, inputs)
+
+    async def _load_and_run(self, shell: NodeShell, effect: RunTask) -> None:
+        """Read inputs that have left memory, then run the task."""
+        inputs, missing = await self.values.load_inputs(effect)
+        if missing:
+            refused = dict.fromkeys(missing)
+            self.workbench.run_refused(effect.node, effect.id, refused, self.now_ms())
+        elif self.nodes.get(effect.node) is shell:
+            shell.run(effect, inputs)
+        self.turn()
+
+    async def _load_value(
+        self, job: JobId, tid: TaskId, digest: str, key: str
+    ) -> tuple[str, bytes] | None:
+        return await self.writer.run(_read_value, job, tid, digest, key)
+
+    def write_soon(self, shell: NodeShell, data: bytes) -> None:
+        """Write to a node at the end of this turn, everything at once."""
+        self._lines.setdefault(shell, []).append(data)
+        if not self._in_turn:
+            self._flush_lines()
+
+    def _flush_lines(self) -> None:
+        if self._lines:
+            lines, self._lines = self._lines, {}
+            for shell, pieces in lines.items():
+                if shell.program is not None:
+                    shell.program.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    async def _start_node(self, effect: StartNode) -> None:
+        shell = NodeShell(self, effect.node)
+        self.nodes[effect.node] = shell
+        try:
+            start = decode_json(effect.command.encode())
+            directory = self.programs.directory(effect.program)
+            await self.programs.set_up(effect.program, start.get("setup", ()))
+            argv = command_line(
+                start["node"],
+                directory=directory,
+                what="node",
+                failure=NodeFailed,
+                interpreter=start.get("interpreter"),
+            )
+            shell.program = await start_program(
+                argv,
+                cwd=directory,
+                env=child_environment(sdk_directory=Path(sdk_directory())),
+                what="node",
+                failure=NodeFailed,
+                on_data=shell.on_data,
+                on_exit=shell.on_exit,
+                on_stderr=shell.on_stderr,
+                name=start["node"][0],
+            )
+        except TaskSprintError as error:
+            self.node_ended(shell)
+            self.workbench.node_exited(effect.node, str(error), {}, self.now_ms())
+            self.turn()
+
+    def _stop_node(self, node: NodeId) -> None:
+        shell = self.nodes.get(node)
+        if shell is not None and shell.program is not None:
+            self.background(shell.program.stop())
+
+    def node_ended(self, shell: NodeShell) -> None:
+        """Forget a node whose process has ended."""
+        self.nodes.pop(shell.node, None)
+        self._lines.pop(shell, None)
+
+    def _attached(self, program: AttachedProgram) -> None:
+        shell = self.attaching.pop(program.hello)
+        shell.program = program
+        self.nodes[shell.node] = shell
+
+    async def _prepare(self, program: str) -> None:
+        try:
+            await self.programs.prepare(program)
+        except (TaskSprintError, OSError) as error:
+            self.workbench.program_failed(program, str(error), self.now_ms())
+        else:
+            self.workbench.program_ready(program)
+        self.turn()
+
+
+def _drop_job(store: ResultStore, job: JobId, keep: tuple[TaskId, ...]) -> None:
+    store.drop_job(job, keep=keep, with_logs=False)
+
+
+def held_manifest(
+    store: ResultStore, job: JobId, tid: TaskId, digest: str | None
+) -> Manifest | None:
+    """Return the manifest of a stored result, or None if there is none with this digest."""
+    found = store.reader.read_manifest(job, tid)
+    if found is None:
+        return None
+    manifest: Manifest = tuple([tuple(item) for item in decode_json(found)])
+    if digest is not None and result_digest(manifest) != digest:  # type: ignore[arg-type]
+        return None
+    return manifest
+
+
+def _read_value(
+    store: ResultStore, job: JobId, tid: TaskId, digest: str, key: str
+) -> tuple[str, bytes] | None:
+    """Read a value of the result with this digest, or None."""
+    if held_manifest(store, job, tid, digest) is None:
+        return None
+    info = store.reader.value_info(job, tid, key)
+    data = store.reader.read_value(job, tid, key)
+    return None if info is None or data is None else (info.kind, data)

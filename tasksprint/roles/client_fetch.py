@@ -1,0 +1,135 @@
+"""Inputs from other clients, verified against the digests that the log holds.
+
+One request fetches many values of a peer. The answer (`POST /v1/values`) is a line of
+JSON, an array with an entry for each result asked for, in order:
+
+    [manifest, [key, …]]     the manifest of the result, and the keys whose values follow
+    null                     this client doesn't have a result with that digest
+
+and then the values' bytes, one after the other. A value that would make the answer
+too long is left out, and is fetched by a request of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.execution.effects import FetchInputs, FetchRequest, Manifest
+from tasksprint.ids import ClientId
+
+if TYPE_CHECKING:
+    from tasksprint.roles.client import Client
+
+__all__ = ["Fetcher"]
+
+_log = logging.getLogger("tasksprint.client")
+
+
+class Fetcher:
+    """Fetches for one client, a bounded number of requests at a time."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._all = asyncio.Semaphore(client.settings.fetches_max)
+
+    def fetch(self, effect: FetchInputs) -> None:
+        """Carry out an order of the workbench; what is here already is told at once."""
+        workbench, values = self._client.workbench, self._client.values
+        missing: list[FetchRequest] = []
+        for request in effect.requests:
+            manifest = values.find_copy(request.job, request.tid, request.digest, request.keys)
+            if manifest is None:
+                missing.append(request)
+            else:
+                workbench.inputs_fetched(
+                    request.job, request.tid, manifest, request.digest, self._client.now_ms()
+                )
+        if missing:
+            self._client.background(self._fetch(effect.cid, missing))
+
+    async def _fetch(self, cid: ClientId, requests: Sequence[FetchRequest]) -> None:
+        async with self._all:
+            address = self._client.addresses.get(cid)
+            if address is None:
+                self._failed(requests, cid, f"client {cid} has no address")
+                return
+            body = encode_json(
+                [[one.job, one.tid, one.digest, list(one.keys)] for one in requests]
+            )
+            try:
+                response = await self._client.http.request(
+                    address, "POST", "/v1/values", body=body
+                )
+                answer = response.checked().body
+                entries, rest = _split(answer, len(requests))
+                for request, entry in zip(requests, entries, strict=True):
+                    if entry is None:
+                        self._failed((request,), cid, f"client {cid} doesn't have it")
+                        continue
+                    rest = await self._take(cid, address, request, entry, rest)
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                self._failed(requests, cid, str(error))
+        self._client.turn()
+
+    async def _take(
+        self, cid: ClientId, address: str, request: FetchRequest, entry: Any, rest: memoryview
+    ) -> memoryview:
+        """Verify and keep the values of one result; return the bytes behind them."""
+        manifest, sent = _entry(entry)
+        if result_digest(manifest) != request.digest:  # type: ignore[arg-type]
+            raise RemoteProtocolError(
+                f"client {cid} sent another result of task {request.tid} of job {request.job} "
+                "than the one asked for"
+            )
+        kept: list[tuple[str, str, bytes]] = []
+        for key, kind, size, digest in manifest:
+            if key in sent:
+                data, rest = bytes(rest[:size]), rest[size:]
+            elif key in request.keys:
+                path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
+                query = {"digest": request.digest}
+                response = await self._client.http.request(address, "GET", path, query=query)
+                data = response.checked().body
+            else:
+                continue
+            if value_digest(data) != digest:
+                raise RemoteProtocolError(
+                    f"the value under key {key!r} of task {request.tid} of job {request.job} "
+                    f"arrived damaged from client {cid}"
+                )
+            kept.append((key, kind, data))
+        client = self._client
+        client.values.put_copy(request.job, request.tid, request.digest, manifest, kept)
+        client.workbench.inputs_fetched(
+            request.job, request.tid, manifest, request.digest, client.now_ms()
+        )
+        return rest
+
+    def _failed(self, requests: Sequence[FetchRequest], cid: ClientId, reason: str) -> None:
+        for request in requests:
+            self._client.workbench.fetch_failed(
+                request.job, request.tid, request.digest, cid, reason, self._client.now_ms()
+            )
+
+
+def _split(answer: bytes, count: int) -> tuple[list[Any], memoryview]:
+    end = answer.find(b"\n")
+    entries = decode_json(answer[:end]) if end >= 0 else None
+    if not isinstance(entries, list) or len(entries) != count:
+        raise RemoteProtocolError("the answer has not an entry for each result asked for")
+    return entries, memoryview(answer)[end + 1 :]
+
+
+def _entry(entry: Any) -> tuple[Manifest, set[str]]:
+    try:
+        items, sent = entry
+        manifest = tuple([(str(k), str(kind), int(size), str(d)) for k, kind, size, d in items])
+        return manifest, {str(key) for key in sent}
+    except (TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"not an entry of an answer: {error}") from error

@@ -1,0 +1,164 @@
+"""The client's paths: values for other clients and for people, logs, status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import Refused, RemoteProtocolError
+from tasksprint.ids import JobId, TaskId
+from tasksprint.net.gate import Access
+from tasksprint.net.http_messages import parse_range
+from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.roles.client import Client, held_manifest
+from tasksprint.store.result_store import ResultStore
+
+__all__ = ["ClientPaths"]
+
+_log = logging.getLogger("tasksprint.client")
+
+_BYTES = "application/octet-stream"
+# A batch of values is put together in memory; bigger values are fetched one by one.
+_BATCH_BYTES_MAX = 8 * 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
+
+
+class ClientPaths:
+    """The routes of one client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.router = Router()
+        add = self.router.add
+        token = Access.TOKEN
+        add("GET", "/healthz", lambda request: json_response({"ok": True}), access=Access.OPEN)
+        add("POST", "/v1/values", self._values)
+        add("GET", "/v1/values/{job}/{tid}", self._manifest, access=token)
+        add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=token)
+        add("GET", "/v1/logs/{job}", self._logs, access=token)
+        add("GET", "/v1/logs/{job}/{tid}", self._logs, access=token)
+        add("GET", "/v1/status", self._status, access=token)
+        add("POST", "/v1/stop", self._stop)
+
+    async def _values(self, request: Request) -> Response:
+        """Answer a batch: see client_fetch.py for its form."""
+        wanted = decode_json(request.body)
+        if not isinstance(wanted, list):
+            raise RemoteProtocolError("the body is not a list of results")
+        entries: list[Any] = []
+        parts: list[bytes] = []
+        left = _BATCH_BYTES_MAX
+        for item in wanted:
+            job, tid, digest, keys = _wanted(item)
+            manifest = await self._held_manifest(job, tid, digest)
+            if manifest is None:
+                entries.append(None)
+                continue
+            sent: list[str] = []
+            for key, _, size, _ in manifest:
+                if key not in keys or size > left:
+                    continue
+                found = await self._client.values.read(job, tid, digest, key)
+                if found is None:
+                    raise Refused(f"task {tid} of job {job} was dropped meanwhile", status=404)
+                sent.append(key)
+                parts.append(found[1])
+                left -= size
+            entries.append([manifest, sent])
+        return Response(200, encode_json(entries) + b"\n" + b"".join(parts), _BYTES)
+
+    async def _held_manifest(self, job: JobId, tid: TaskId, digest: str | None) -> Any:
+        """Return the manifest of a result that is held, or None."""
+        client = self._client
+        manifest = await client.writer.run(held_manifest, job, tid, digest)
+        if manifest is None and digest is not None:
+            client.workbench.result_missing(job, tid)
+            client.turn()
+        return manifest
+
+    async def _manifest(self, request: Request) -> Response:
+        job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
+        manifest = await self._held_manifest(job, tid, request.query.get("digest"))
+        if manifest is None:
+            raise Refused(f"no result of task {tid} of job {job} here", status=404)
+        return json_response(manifest)
+
+    async def _value(self, request: Request) -> Response:
+        job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
+        key = request.text("key")
+        manifest = await self._held_manifest(job, tid, request.query.get("digest"))
+        for name, kind, size, _ in manifest or ():
+            if name == key:
+                break
+        else:
+            raise Refused(f"no value under key {key!r} of task {tid} of job {job} here", status=404)
+        content_type = "application/json" if kind == "json" else _BYTES
+        status, first, end = 200, 0, size
+        headers: dict[str, str] = {"Accept-Ranges": "bytes"}
+        wanted = parse_range(request.headers.get("range"), size)
+        if wanted is not None:
+            status, (first, end) = 206, wanted
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+        return Response(
+            status,
+            self._pieces(job, tid, key, first, end),
+            content_type,
+            headers,
+            body_bytes=end - first,
+        )
+
+    async def _pieces(
+        self, job: JobId, tid: TaskId, key: str, first: int, end: int
+    ) -> AsyncIterator[bytes]:
+        while first < end:
+            length = min(_PIECE_BYTES, end - first)
+            piece = await self._client.writer.run(_read_piece, job, tid, key, first, length)
+            if not piece:
+                raise Refused(f"task {tid} of job {job} was dropped meanwhile", status=404)
+            yield piece
+            first += len(piece)
+
+    async def _logs(self, request: Request) -> Response:
+        job = request.integer("job")
+        tid = request.integer("tid") if "tid" in request.segments else None
+        for shell in list(self._client.nodes.values()):
+            shell.keep_output()
+        await asyncio.sleep(0)
+        logs = await self._client.writer.run(_read_logs, job, tid)
+        return json_response(
+            [
+                {"tid": one.tid, "attempt": one.attempt, "text": one.text.decode(errors="replace")}
+                for one in logs
+            ]
+        )
+
+    def _status(self, request: Request) -> Response:
+        return json_response(self._client.workbench.summary())
+
+    def _stop(self, request: Request) -> Response:
+        _log.info("stops: asked to by %s", request.peer)
+        self._client.loop.call_later(0.05, self._client.stop)
+        return json_response({"stopping": True})
+
+
+def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
+    try:
+        job, tid, digest, keys = item
+    except (TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
+    if type(job) is not int or type(tid) is not int or not isinstance(digest, str):
+        raise RemoteProtocolError(f"not a wanted result: {item!r}")
+    return JobId(job), TaskId(tid), digest, keys
+
+
+def _read_piece(
+    store: ResultStore, job: JobId, tid: TaskId, key: str, offset: int, length: int
+) -> bytes | None:
+    return store.reader.read_value(job, tid, key, offset=offset, length=length)
+
+
+def _read_logs(store: ResultStore, job: int, tid: int | None) -> list[Any]:
+    return store.reader.read_logs(job, tid)

@@ -1,0 +1,234 @@
+"""The client's nodes as processes: their pipes, their replies, their output.
+
+Carries out `StartNode`, `RunTask`, `StopNode` and `KillNode`, and tells the workbench
+what the nodes say. The values of a reply wait here until the workbench has said
+whether they count.
+
+What a node prints is kept for the attempt that printed it. A node answers after it
+has printed, so what is in the pipe of its stderr when an answer arrives belongs to
+that answer; the SDK holds no answer back behind a task that printed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasksprint.encoding import value_digest
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
+from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
+from tasksprint.process.program import ExitReason, Program
+from tasksprint.protocol.node_lines import (
+    FilePath,
+    NodeFailure,
+    NodeMessage,
+    NodeReader,
+    NodeReady,
+    NodeReply,
+)
+from tasksprint.roles.client_values import CachedValue, task_buffers
+from tasksprint.store.result_records import LogText, StagedValue
+from tasksprint.store.result_store import ResultStore
+
+if TYPE_CHECKING:
+    from tasksprint.roles.client import Client
+
+__all__ = ["NodeShell", "NodeValues", "attach_callbacks"]
+
+_log = logging.getLogger("tasksprint.client")
+
+# Output that waits to be kept with its attempt; more is kept in pieces.
+_OUTPUT_BYTES_MAX = 64 * 1024
+_FILE_PIECE_BYTES = 1024 * 1024
+
+# (key, kind, content) of each value of one reply.
+NodeValues = tuple[tuple[str, str, "bytes | StagedValue"], ...]
+
+
+class NodeShell:
+    """One node: a process that this client started, or one that attached itself."""
+
+    def __init__(self, client: Client, node: NodeId, attached: str | None = None) -> None:
+        self.node = node
+        self.program: Program | AttachedProgram | None = None
+        self.values: dict[int, NodeValues] = {}  # of replies that the workbench judges now
+        self._client = client
+        self._attached = attached
+        self._reader = NodeReader(
+            who=f"node {node}",
+            line_bytes_max=client.settings.line_bytes_max,
+            value_bytes_max=client.settings.value_bytes_max,
+        )
+        self._frames = False
+        self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
+        self._garbage = ""  # what it said that no node may say
+        self._output = bytearray()
+        # Messages behind one whose values are still being read from a file.
+        self._held_back: list[NodeMessage] | None = None
+
+    # --- orders ---
+
+    def run(self, effect: RunTask, inputs: Sequence[CachedValue]) -> None:
+        """Write a task's line."""
+        assert self.program is not None
+        self._pipe[effect.id] = effect
+        buffers = task_buffers(effect, inputs, frames=self._frames)
+        if len(buffers) == 1:
+            self._client.write_soon(self, buffers[0])
+        else:
+            self._client.write_soon(self, b"".join(buffers))
+
+    def kill(self, why: str) -> None:
+        """End it now."""
+        if self.program is not None:
+            self.program.kill(why)
+
+    # --- what it says ---
+
+    def on_data(self, data: bytes) -> None:
+        if self._garbage:
+            return
+        try:
+            messages = self._reader.feed(data)
+        except RemoteProtocolError as error:
+            self._garbage = str(error)
+            self.kill(f"it broke the protocol: {error}")
+            return
+        if messages:
+            self._take(messages)
+
+    def _take(self, messages: list[NodeMessage]) -> None:
+        if self._held_back is not None:
+            self._held_back.extend(messages)
+            return
+        replies: list[Reply] = []
+        for index, message in enumerate(messages):
+            if isinstance(message, NodeReply):
+                if any(isinstance(content, FilePath) for _, _, content in message.values):
+                    self._held_back = messages[index + 1 :]
+                    self._client.background(self._read_files(message))
+                    break
+                replies.append(self._reply(message))
+            elif isinstance(message, NodeFailure):
+                error = TaskError(message.error, message.traceback, message.retry)
+                replies.append(Reply(message.id, error))
+            else:
+                self._ready(message)
+        if replies:
+            self._tell(replies)
+
+    def _ready(self, message: NodeReady) -> None:
+        self._frames = message.frames
+        workbench = self._client.workbench
+        now_ms = self._client.now_ms()
+        if self._attached is None:
+            workbench.node_ready(self.node, message.frames, message.window, now_ms)
+        else:
+            workbench.node_attached(
+                self.node, self._attached, message.frames, message.window, now_ms
+            )
+        self._client.turn()
+
+    def _reply(self, message: NodeReply) -> Reply:
+        manifest: Manifest = tuple(
+            [(key, kind, len(data), value_digest(data)) for key, kind, data in message.values]  # type: ignore[arg-type]
+        )
+        self.values[message.id] = message.values  # type: ignore[assignment]
+        return Reply(message.id, manifest)
+
+    def _tell(self, replies: list[Reply]) -> None:
+        if isinstance(self.program, Program):
+            self.program.drain_stderr()
+            self._keep_output(self._pipe.get(replies[-1].id))
+        for reply in replies:
+            self._pipe.pop(reply.id, None)
+        self._client.workbench.node_replied(self.node, replies, time.monotonic_ns() // 1_000)
+        self._client.turn()
+        self.values.clear()
+
+    async def _read_files(self, message: NodeReply) -> None:
+        """Bring the files that a reply names into the store, then go on."""
+        values: list[tuple[str, str, bytes | StagedValue]] = []
+        error: str | None = None
+        for key, kind, content in message.values:
+            if not isinstance(content, FilePath):
+                values.append((key, kind, content))
+                continue
+            try:
+                staged = await self._client.writer.run(_stage_file, content.path)
+                values.append((key, kind, staged))
+            except OSError as cause:
+                error = f"cannot read {content.path!r}, named under key {key!r}: {cause.strerror}"
+                break
+        reply: Reply
+        if error is not None:
+            reply = Reply(message.id, TaskError(error, None, True))
+        else:
+            manifest = []
+            for key, kind, kept in values:
+                if isinstance(kept, StagedValue):
+                    manifest.append((key, kind, kept.size, kept.digest))
+                else:
+                    manifest.append((key, kind, len(kept), value_digest(kept)))
+            self.values[message.id] = tuple(values)
+            reply = Reply(message.id, tuple(manifest))
+        self._tell([reply])
+        held_back, self._held_back = self._held_back, None
+        if held_back:
+            self._take(held_back)
+
+    # --- its output and its end ---
+
+    def on_stderr(self, data: bytes) -> None:
+        self._output += data
+        if len(self._output) > _OUTPUT_BYTES_MAX:
+            self._keep_output(self._head())
+
+    def _head(self) -> RunTask | None:
+        return next(iter(self._pipe.values()), None)
+
+    def keep_output(self) -> None:
+        """Keep what it has printed by now with the task that it runs."""
+        self._keep_output(self._head())
+
+    def _keep_output(self, effect: RunTask | None) -> None:
+        if self._output and effect is not None:
+            one = effect.assignment
+            self._client.keep_log(LogText(one.job, one.tid, one.attempt, bytes(self._output)))
+            self._output.clear()
+
+    def on_exit(self, reason: ExitReason) -> None:
+        self.keep_output()
+        self._client.node_ended(self)
+        detail: dict[str, Any] = {
+            "exit_code": reason.code,
+            "signal": reason.signal,
+            "out_of_memory": reason.out_of_memory,
+            "stderr": reason.stderr_tail,
+        }
+        text = self._garbage or reason.describe_with_stderr()
+        workbench = self._client.workbench
+        if self._attached is None:
+            workbench.node_exited(self.node, text, detail, self._client.now_ms())
+        elif self._reader.ready is not None:
+            workbench.node_detached(self.node, text, self._client.now_ms())
+        self._client.turn()
+
+
+def attach_callbacks(client: Client, hello: Hello) -> Callbacks:
+    """Return what a node that attaches itself is to be connected to."""
+    shell = NodeShell(client, client.workbench.next_node(), hello.name)
+    client.attaching[hello] = shell
+    return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit)
+
+
+def _stage_file(store: ResultStore, path: str) -> StagedValue:
+    staging = store.stage()
+    offset = 0
+    while read := staging.append_file(Path(path), offset=offset, length=_FILE_PIECE_BYTES):
+        offset += read
+    return staging.finish()

@@ -1,0 +1,96 @@
+"""`client`: starts one client process, and stops it in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasksprint.errors import EXIT_OK, UsageError
+from tasksprint.net.addresses import parse_address
+from tasksprint.net.gate import Gate
+from tasksprint.net.http_server import HttpServer
+from tasksprint.net.keys import ClusterKey, open_key
+from tasksprint.process.attach import register_client, socket_path
+from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.process.resources import measure
+from tasksprint.roles.client import Client, ClientOptions
+from tasksprint.roles.client_http import ClientPaths
+from tasksprint.roles.clock import wall_ms
+from tasksprint.roles.coordinator_role import (
+    configure_log,
+    default_data_directory,
+    wait_for_end,
+)
+from tasksprint.roles.leader import parse_addresses
+from tasksprint.settings import Settings
+from tasksprint.store.result_store import ResultStore
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["run_role"]
+
+_log = logging.getLogger("tasksprint.client")
+
+_NODES_MAX = 1_000
+
+
+def run_role(options: argparse.Namespace) -> int:
+    """Run one client until it is told to stop."""
+    configure_log()
+    state = state_directory()
+    key = open_key(options.key_file, state_dir=state, may_create=True)
+    coordinators = parse_addresses(options.coordinators)
+    _, port = parse_address(options.listen)
+    if options.advertise is not None:
+        parse_address(options.advertise)
+    if options.nodes is not None and not 1 <= options.nodes <= _NODES_MAX:
+        raise UsageError(f"--nodes {options.nodes} is not from 1 to {_NODES_MAX}")
+    resources = measure(options.nodes)
+    _log.info("%s", resources.how)
+    if options.data_dir is None:
+        data_dir = default_data_directory(state, f"client-{port}" if port else "client")
+    else:
+        data_dir = Path(options.data_dir)
+    return asyncio.run(
+        _serve(
+            coordinators,
+            key,
+            private_directory(data_dir),
+            resources.nodes,
+            listen=options.listen,
+            advertise=options.advertise,
+            state=state,
+        )
+    )
+
+
+async def _serve(
+    coordinators: list[str],
+    key: ClusterKey,
+    data_dir: Path,
+    slots: int,
+    *,
+    listen: str,
+    advertise: str | None,
+    state: Path,
+) -> int:
+    settings = Settings()
+    store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
+    gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])
+    client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
+    server = HttpServer(ClientPaths(client).router, gate, settings, on_bug=client.fail)
+    registered = register_client(state, data_dir, socket_path(data_dir))
+    try:
+        address = await server.listen(listen)
+        client.address = advertise or address
+        _log.info("listens on %s, data in %s", address, data_dir)
+        await client.start()
+        await wait_for_end(client.stopped)
+    finally:
+        registered.unlink(missing_ok=True)
+        await server.close()
+        await client.close()
+    return EXIT_OK

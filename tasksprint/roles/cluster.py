@@ -1,0 +1,266 @@
+"""A cluster as the commands see it: blocking calls to whoever leads.
+
+The command line imports this and no asyncio: `status` should answer in a blink.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tasksprint.encoding import encode_json
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, UsageError
+from tasksprint.ids import JobId
+from tasksprint.net.http_blocking import request_blocking
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.keys import ClusterKey
+from tasksprint.process.job_directory import MANIFEST_NAME, Manifest, pack, read_job
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.leader import MISDIRECTED, Rota, leader_hint
+from tasksprint.settings import Settings
+
+__all__ = ["Cluster", "JobOutcome", "parse_params", "read_job_option"]
+
+_UNAVAILABLE = 503
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job stands, as commands print it."""
+
+    job: JobId
+    name: str
+    state: str  # "running", "finished", "failed" or "cancelled"
+    tasks: dict[str, int]
+    values: str | None  # JSON text that `finish` was given
+    error: str | None
+    seconds: float
+
+    def encode(self) -> bytes:
+        """Return one JSON object; the values stand in it as the scheduler wrote them."""
+        fields: dict[str, Any] = {
+            "job": self.job,
+            "name": self.name,
+            "state": self.state,
+            "tasks": self.tasks,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.error is not None:
+            fields["error"] = self.error
+        head = encode_json(fields)
+        values = "null" if self.values is None else self.values
+        return head[:-1] + b',"values":' + values.encode() + b"}"
+
+
+class Cluster:
+    """Calls to one cluster."""
+
+    def __init__(self, addresses: list[str], key: ClusterKey, settings: Settings) -> None:
+        self._addresses = addresses
+        self._rota = Rota(addresses)
+        self._key = key
+        self._settings = settings
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes = b"",
+        wait_ms: int = 0,
+        give_up_ms: int | None = None,
+    ) -> HttpResponse:
+        """Return the leader's answer.
+
+        Raises:
+            PeerUnreachable: No coordinator led within `give_up_ms` (default: a setting).
+            Refused: The leader refused; with its words.
+        """
+        limit_ms = self._settings.find_leader_timeout_ms if give_up_ms is None else give_up_ms
+        started_ms = monotonic_ms()
+        while True:
+            address = self._rota.address
+            try:
+                response = self._ask(address, method, path, query, body, wait_ms)
+            except PeerUnreachable as error:
+                pause_s, cause = self._rota.failed(), str(error)
+            else:
+                if response.status == MISDIRECTED:
+                    pause_s = self._rota.redirected(leader_hint(response))
+                    cause = _words(response) or f"{address} doesn't lead"
+                elif response.status == _UNAVAILABLE:
+                    pause_s, cause = self._rota.failed(), _words(response) or "not ready"
+                else:
+                    self._rota.answered()
+                    return response.checked()
+            if monotonic_ms() - started_ms >= limit_ms:
+                raise PeerUnreachable(
+                    f"no coordinator answers at {', '.join(self._addresses)}: {cause}",
+                    hint="start one with 'tasksprint coordinator', or name others with "
+                    "--coordinators",
+                )
+            time.sleep(pause_s)
+
+    def direct(self, address: str, method: str, path: str, *, body: bytes = b"") -> HttpResponse:
+        """Ask one process, whoever leads."""
+        return self._ask(address, method, path, None, body, 0).checked()
+
+    def _ask(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int] | None,
+        body: bytes,
+        wait_ms: int,
+    ) -> HttpResponse:
+        return request_blocking(
+            address,
+            method,
+            path,
+            key=self._key,
+            settings=self._settings,
+            query=query,
+            body=body,
+            wait_ms=wait_ms,
+        )
+
+    # --- jobs ---
+
+    def submit(self, directory: Path, manifest: Manifest, *, seed: int, params: str) -> JobId:
+        """Hand a job to the cluster, once, and return its id."""
+        archive, _ = pack(directory, archive_bytes_max=self._settings.archive_bytes_max)
+        digest = self.request("POST", "/v1/programs", body=archive).json()["digest"]
+        body = encode_json(
+            {
+                "sender": os.urandom(8).hex(),
+                "request": 1,
+                "name": manifest.name,
+                "seed": seed,
+                "params": params,
+                "program": digest,
+                "manifest": manifest.encode(),
+            }
+        )
+        reply = self.request("POST", "/v1/jobs", body=body).json()
+        if "error" in reply:
+            raise Refused(reply["error"])
+        return JobId(reply["job"])
+
+    def job(self, job: JobId, *, wait_ms: int = 0, seen: str = "") -> tuple[JobOutcome, str]:
+        """Return how a job stands, and a version to name as `seen` the next time."""
+        query: dict[str, str | int] = {"wait_ms": wait_ms, "seen": seen}
+        path = f"/v1/jobs/{job}"
+        summary = self.request("GET", path, query=query, wait_ms=wait_ms).json()
+        return _outcome(summary), summary["version"]
+
+    def follow(self, job: JobId) -> Iterator[JobOutcome]:
+        """Yield how a job stands each time that this changed; last, how it ended."""
+        seen = ""
+        while True:
+            outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
+            if version != seen:
+                seen = version
+                yield outcome
+            if outcome.state != "running":
+                return
+
+    def task_values(self, job: JobId, tid: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return what is known of a task, and (key, kind) of each of its values."""
+        info = self.request("GET", f"/v1/jobs/{job}/tasks/{tid}").json()
+        if not info.get("holders"):
+            return info, []
+        manifest = self._from_holder(info, f"/v1/values/{job}/{tid}").json()
+        return info, [(key, kind) for key, kind, _, _ in manifest]
+
+    def task_value(self, info: dict[str, Any], job: JobId, tid: int, key: str) -> bytes:
+        """Return the bytes of one value of a task."""
+        return self._from_holder(info, f"/v1/values/{job}/{tid}/{quote(key, safe='')}").body
+
+    def _from_holder(self, info: dict[str, Any], path: str) -> HttpResponse:
+        failures: list[str] = []
+        for address in info["addresses"]:
+            try:
+                return self.direct(address, "GET", path)
+            except (PeerUnreachable, Refused) as error:
+                failures.append(str(error))
+        raise PeerUnreachable("no client that has it answers: " + "; ".join(failures))
+
+
+def _outcome(summary: dict[str, Any]) -> JobOutcome:
+    return JobOutcome(
+        job=JobId(summary["job"]),
+        name=summary["name"],
+        state=summary["state"],
+        tasks=summary["tasks"],
+        values=summary.get("values"),
+        error=summary.get("error"),
+        seconds=summary["seconds"],
+    )
+
+
+def _words(response: HttpResponse) -> str:
+    try:
+        value = response.json()
+    except RemoteProtocolError:
+        return ""
+    return str(value.get("error", "")) if isinstance(value, dict) else ""
+
+
+# --- what the command line says of a job ---
+
+
+def read_job_option(text: str) -> tuple[Path, Manifest]:
+    """Return the directory and the manifest of the JOB that the command line names."""
+    path = Path(text)
+    if path.name == MANIFEST_NAME and path.is_file():
+        path = path.parent
+    return path, read_job(path)
+
+
+def parse_params(manifest: Manifest, options: list[str]) -> str:
+    """Return the job's parameters: the manifest's, and NAME=VALUE of the command line over them.
+
+    A value that is JSON stays the text that it is; any other is a string.
+    """
+    if not options:
+        return manifest.params
+    members: dict[str, str] = {}
+    for name, value in json.loads(manifest.params, parse_float=_Number, parse_int=_Number).items():
+        members[name] = _dump(value)
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--param {option!r} is not NAME=VALUE")
+        try:
+            json.loads(value, parse_constant=_refuse_constant)
+            members[name] = value.strip()
+        except ValueError:
+            members[name] = json.dumps(value, ensure_ascii=False)
+    pairs = (f"{json.dumps(name, ensure_ascii=False)}:{text}" for name, text in members.items())
+    return "{" + ",".join(pairs) + "}"
+
+
+class _Number(str):
+    """A number of the manifest, as the text that stands there."""
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, _Number):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_dump(name)}:{_dump(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_dump(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(constant)

@@ -1,0 +1,371 @@
+"""The commands for people that ask a running cluster: submit, status, result, and so on.
+
+Each prints to stdout what it was asked for, as text or (`--json`) as one JSON value;
+progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tasksprint.encoding import encode_json
+from tasksprint.errors import (
+    EXIT_OK,
+    JobFailed,
+    PeerUnreachable,
+    Refused,
+    TaskSprintError,
+    UsageError,
+)
+from tasksprint.ids import JobId
+from tasksprint.net.keys import make_token, open_key
+from tasksprint.process.directories import state_directory
+from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params, read_job_option
+from tasksprint.roles.leader import parse_addresses
+from tasksprint.settings import Settings
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["Progress", "end_of_job", "print_outcome", "run_command", "seed_of"]
+
+_PROGRESS_INTERVAL_S = 1.0
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Carry out the command that `options` name."""
+    settings = Settings()
+    key = open_key(options.key_file, state_dir=state_directory(), may_create=False)
+    if options.command == "token":
+        if options.minutes < 1:
+            raise UsageError(f"--minutes {options.minutes} is not at least 1")
+        print(make_token(key, options.minutes * 60))
+        return EXIT_OK
+    cluster = Cluster(parse_addresses(options.coordinators), key, settings)
+    handlers = {
+        "submit": _submit,
+        "status": _status,
+        "jobs": _jobs,
+        "clients": _clients,
+        "result": _result,
+        "logs": _logs,
+        "cancel": _cancel,
+        "stop": _stop,
+    }
+    return handlers[options.command](cluster, options)
+
+
+# --- jobs ---
+
+
+def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
+    directory, manifest = read_job_option(options.job)
+    params = parse_params(manifest, options.param)
+    job = cluster.submit(directory, manifest, seed=seed_of(options.seed, manifest.seed), params=params)
+    if not options.wait:
+        if options.json:
+            _print_json({"job": job, "state": "running"})
+        else:
+            print(f"submitted {manifest.name!r} as job {job}")
+        return EXIT_OK
+    print(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
+    return end_of_job(cluster, job, as_json=options.json)
+
+
+def seed_of(option: int | None, manifest: int | None) -> int:
+    """Return the job's seed: the command line's, else the manifest's, else a random one."""
+    for seed in (option, manifest):
+        if seed is not None:
+            return seed
+    return secrets.randbits(53)
+
+
+def end_of_job(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
+    """Wait for a job's end with progress on stderr, print its result, return the exit code."""
+    progress = Progress(sys.stderr)
+    outcome: JobOutcome | None = None
+    for outcome in cluster.follow(job):
+        progress.show(outcome)
+    assert outcome is not None
+    progress.end()
+    return print_outcome(outcome, as_json=as_json)
+
+
+def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
+    """Print how a job ended, and return the exit code that says so."""
+    if as_json:
+        _write(outcome.encode() + b"\n")
+    elif outcome.state == "finished":
+        _write((outcome.values or "null").encode() + b"\n")
+        print(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
+    elif outcome.state == "running":
+        print(f"job {outcome.job} is running: {_counts(outcome.tasks)}")
+    if outcome.state in ("failed", "cancelled"):
+        raise JobFailed(f"job {outcome.job} {outcome.state}: {outcome.error}")
+    return EXIT_OK
+
+
+class Progress:
+    """Tells on a stream how a job goes: one line that is rewritten, or a line now and then."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._rewrites = stream.isatty()
+        self._last_s = float("-inf")
+        self._last_text = ""
+
+    def show(self, outcome: JobOutcome) -> None:
+        """Tell how the job stands, if it is time to."""
+        now_s = time.monotonic()
+        text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
+        if self._rewrites:
+            self._stream.write(f"\r\x1b[K{text}")
+        elif now_s - self._last_s < _PROGRESS_INTERVAL_S or text == self._last_text:
+            return
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+        self._last_s, self._last_text = now_s, text
+
+    def end(self) -> None:
+        """Leave the line that was rewritten."""
+        if self._rewrites:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def _counts(tasks: dict[str, int]) -> str:
+    total = sum(tasks.values())
+    parts = [f"{tasks.get('done', 0)} of {total} tasks done"]
+    for state in ("assigned", "ready", "waiting", "failed", "killed"):
+        if tasks.get(state):
+            name = "running" if state == "assigned" else state
+            parts.append(f"{tasks[state]} {name}")
+    return ", ".join(parts)
+
+
+def _result(cluster: Cluster, options: argparse.Namespace) -> int:
+    job = JobId(options.job_id)
+    if options.task is not None:
+        return _task_result(cluster, options, job, options.task)
+    if options.key is not None:
+        raise UsageError("--key goes with --task")
+    if options.wait:
+        return end_of_job(cluster, job, as_json=options.json)
+    outcome, _ = cluster.job(job)
+    return print_outcome(outcome, as_json=options.json)
+
+
+def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid: int) -> int:
+    info, keys = cluster.task_values(job, tid)
+    state = info["state"]
+    if not info.get("holders") and state != "done":
+        raise JobFailed(f"task {tid} of job {job} is {state}" + _because(info))
+    if not info.get("holders"):
+        raise Refused(
+            f"the values of task {tid} of job {job} are not kept any more",
+            hint="a finished job keeps the tasks that its scheduler named in finish(taskids=…)",
+        )
+    if options.key is not None:
+        if options.key not in [key for key, _ in keys]:
+            found = ", ".join(repr(key) for key, _ in keys) or "nothing"
+            raise UsageError(f"task {tid} returned no value under key {options.key!r}, but {found}")
+        _write(cluster.task_value(info, job, tid, options.key))
+        return EXIT_OK
+    members: list[bytes] = []
+    raw: dict[str, str] = {}
+    for key, kind in keys:
+        data = cluster.task_value(info, job, tid, key)
+        if kind == "json":
+            members.append(encode_json(key) + b":" + data)
+        else:
+            raw[key] = base64.b64encode(data).decode()
+    head = encode_json({"job": job, "task": tid, "state": state})
+    text = head[:-1] + b',"values":{' + b",".join(members) + b"}"
+    if raw:
+        text += b',"base64":' + encode_json(raw)
+    _write(text + b"}\n")
+    return EXIT_OK
+
+
+def _because(info: dict[str, Any]) -> str:
+    return f": {info['error']}" if info.get("error") else ""
+
+
+def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
+    body = encode_json({"sender": os.urandom(8).hex(), "request": 1, "reason": "cancelled by its user"})
+    reply = cluster.request("POST", f"/v1/jobs/{options.job_id}/cancel", body=body).json()
+    if "error" in reply:
+        raise Refused(reply["error"])
+    if options.json:
+        _print_json({"job": options.job_id, "state": "cancelled"})
+    else:
+        print(f"cancelled job {options.job_id}")
+    return EXIT_OK
+
+
+def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
+    jobs = cluster.request("GET", "/v1/jobs").json()
+    if options.json:
+        _print_json(jobs)
+        return EXIT_OK
+    rows = [
+        [str(job["job"]), job["name"], job["state"], f"{job['seconds']:.1f} s", _counts(job["tasks"])]
+        for job in jobs
+    ]
+    _print_table(["JOB", "NAME", "STATE", "TIME", "TASKS"], rows)
+    return EXIT_OK
+
+
+def _clients(cluster: Cluster, options: argparse.Namespace) -> int:
+    clients = cluster.request("GET", "/v1/clients").json()
+    if options.json:
+        _print_json(clients)
+        return EXIT_OK
+    rows = [
+        [
+            str(client["cid"]),
+            client["hostname"],
+            client["address"] or "-",
+            client["state"],
+            str(client["slots"]),
+            str(client["assigned"]),
+        ]
+        for client in clients
+    ]
+    _print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED"], rows)
+    return EXIT_OK
+
+
+def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
+    job = options.job_id
+    parts: list[dict[str, Any]] = []
+    if options.task is None:
+        answer = cluster.request("GET", f"/v1/jobs/{job}/log").json()
+        parts.extend({"source": "log", "text": line} for line in answer["log"])
+        if answer["output"]:
+            source = f"scheduler on replica {answer['replica']}"
+            parts.append({"source": source, "text": answer["output"]})
+    suffix = "" if options.task is None else f"/{options.task}"
+    for client in cluster.request("GET", "/v1/clients").json():
+        if client["state"] != "alive" or client["address"] is None:
+            continue
+        try:
+            found = cluster.direct(client["address"], "GET", f"/v1/logs/{job}{suffix}").json()
+        except (PeerUnreachable, Refused) as error:
+            print(f"tasksprint: no logs of client {client['cid']}: {error}", file=sys.stderr)
+            continue
+        for entry in found:
+            source = f"task {entry['tid']} attempt {entry['attempt']} on client {client['cid']}"
+            parts.append({"source": source, "text": entry["text"]})
+    if options.json:
+        _print_json(parts)
+        return EXIT_OK
+    for part in parts:
+        for line in part["text"].splitlines():
+            print(f"{part['source']}: {line}")
+    return EXIT_OK
+
+
+# --- the cluster ---
+
+
+def _status(cluster: Cluster, options: argparse.Namespace) -> int:
+    members = _members(cluster, parse_addresses(options.coordinators))
+    clients = cluster.request("GET", "/v1/clients").json()
+    jobs = cluster.request("GET", "/v1/jobs").json()
+    if options.json:
+        _print_json({"coordinators": members, "clients": clients, "jobs": jobs})
+        return EXIT_OK
+    rows = []
+    for name, member in sorted(members.items()):
+        if "error" in member:
+            rows.append([name, "-", "unreachable", "-", member["error"]])
+            continue
+        consensus = member["consensus"]
+        rows.append(
+            [
+                name,
+                member["address"],
+                consensus["role"],
+                str(member["applied_slot"]),
+                f"ballot {consensus['ballot'][0]}.{consensus['ballot'][1]}",
+            ]
+        )
+    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", ""], rows)
+    alive = [client for client in clients if client["state"] == "alive"]
+    nodes = sum(client["slots"] for client in alive)
+    print(f"{len(alive)} of {len(clients)} clients alive, with {nodes} nodes")
+    for member in members.values():
+        for job, status in member.get("schedulers", {}).items():
+            print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
+    running = [job for job in jobs if job["state"] == "running"]
+    for job in running:
+        print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
+    print(f"{len(running)} of {len(jobs)} jobs running")
+    return EXIT_OK
+
+
+def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the status of every coordinator, by replica id."""
+    found: dict[str, dict[str, Any]] = {}
+    failure: TaskSprintError | None = None
+    for address in known:
+        try:
+            addresses = cluster.direct(address, "GET", "/v1/status").json()["members"]
+            break
+        except (PeerUnreachable, Refused) as error:
+            failure = error
+    else:
+        assert failure is not None
+        raise failure
+    for replica, address in addresses.items():
+        try:
+            found[replica] = cluster.direct(address, "GET", "/v1/status").json()
+        except (PeerUnreachable, Refused) as error:
+            found[replica] = {"replica": int(replica), "address": address, "error": str(error)}
+    return found
+
+
+def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
+    members = _members(cluster, parse_addresses(options.coordinators))
+    stopped = 0
+    targets = []
+    try:
+        clients = cluster.request("GET", "/v1/clients").json()
+    except PeerUnreachable:
+        clients = []  # No quorum: what can be reached is stopped all the same.
+    targets += [c["address"] for c in clients if c["state"] == "alive" and c["address"]]
+    targets += [member["address"] for member in members.values() if "error" not in member]
+    for address in targets:
+        try:
+            cluster.direct(address, "POST", "/v1/stop")
+            stopped += 1
+        except (PeerUnreachable, Refused) as error:
+            print(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)
+    print(f"stopped {stopped} of {len(targets)} processes")
+    return EXIT_OK if stopped == len(targets) else PeerUnreachable.exit_code
+
+
+# --- printing ---
+
+
+def _print_json(value: Any) -> None:
+    _write(encode_json(value) + b"\n")
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _print_table(heads: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
+    for row in [heads, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

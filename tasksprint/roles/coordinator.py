@@ -1,0 +1,584 @@
+"""One coordinator: a replica of the log, the state machine behind it, and the schedulers on it.
+
+Everything happens in turns of one asyncio loop. What arrives (frames of peers,
+requests, answers of schedulers, finished writes) is handed to the cores at once and
+marks the loop; the turn that follows carries out what all of it together asks for:
+messages, one write, entries to apply. So commands that arrive together share an
+entry, a write and a round of messages, and nothing waits for a timer.
+
+This is the only module that knows both Paxos and tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, Ready, Replica
+from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.schedule import Applied, Schedule
+from tasksprint.errors import StoreError, TaskSprintError
+from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.keys import ClusterKey
+from tasksprint.net.streams import PeerStreams
+from tasksprint.roles import replica_codec
+from tasksprint.roles.clock import monotonic_ms, wall_ms
+from tasksprint.roles.programs import Programs
+from tasksprint.roles.scheduler_runner import SchedulerRunner
+from tasksprint.settings import RULES, Settings
+from tasksprint.store.records import AppliedPoint, Commit, Recovery
+from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.writer import WriterThread
+
+__all__ = ["Coordinator", "CoordinatorOptions", "NotLeader"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+# Time for applying entries in one turn; then heartbeats and requests get theirs.
+_APPLY_MS_MAX = 20
+# Mirror rows wait for company, and the next write takes them along. They follow from
+# the log, which is on disk already, so a crash loses nothing.
+_MIRROR_IDLE_MS = 50
+_MIRROR_ROWS_MAX = 5_000
+# Jobs that have ended whose schedulers' output is kept in memory.
+_OUTPUTS_MAX = 100
+
+
+class NotLeader(TaskSprintError):
+    """This replica can't decide; `leader` is the address of the one that may, if known."""
+
+    def __init__(self, message: str, leader: str | None) -> None:
+        super().__init__(message)
+        self.leader = leader
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorOptions:
+    """What the command line says."""
+
+    me: ReplicaId
+    advertise: str
+    peers: dict[ReplicaId, str]  # founding members with addresses, this one too
+    data_dir: Path
+    key: ClusterKey
+
+
+class Coordinator:
+    """The wiring of one coordinator process; `roles/coordinator_role.py` starts it."""
+
+    def __init__(self, options: CoordinatorOptions, settings: Settings, store: ReplicaStore) -> None:
+        self.options = options
+        self.settings = settings
+        self.random = random.Random(os.urandom(16))
+        self.loop = asyncio.get_running_loop()
+        self.stopped: asyncio.Future[None] = self.loop.create_future()
+        self.started_ms = monotonic_ms()
+        self.http = HttpClient(options.key, settings)
+        self.recovery: Recovery = store.recover()
+        self._recovered_rows: Iterable[Row] | None = list(self.recovery.rows)
+        self.writer: WriterThread[ReplicaStore, Commit] = WriterThread(
+            store, on_failure=self.fail, name="log"
+        )
+        self.replica = Replica(
+            me=options.me,
+            address=options.advertise,
+            peers=options.peers,
+            recovered=self.recovery.consensus,
+            settings=settings,
+            random=self.random,
+            now_ms=self.started_ms,
+        )
+        self.schedule: Schedule | None = None
+        self.streams = PeerStreams(
+            options.me,
+            {peer: address for peer, address in options.peers.items() if peer != options.me},
+            options.key,
+            settings,
+            self.random,
+            on_frame=self._frame_arrived,
+            on_connected=self._peer_connected,
+            on_disconnected=self._peer_disconnected,
+        )
+        self.programs = Programs(self)
+        self.runners: dict[JobId, SchedulerRunner] = {}
+        # Log time at which each client was last heard; only the leader's counts.
+        self._last_heard: dict[ClientId, int] = {}
+        self._outputs: dict[JobId, str] = {}
+        self._was_leader = False
+        self._last_tick_ms = 0
+        self._tick_waits = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._turn_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        # What waits for the disk: persists of Readys in order, then rows of the mirror.
+        self._persists: list[tuple[int, Persist, tuple[Envelope, ...]]] = []
+        self._rows: list[Row] = []
+        self._rows_since_ms = 0
+        self._writing = False
+        self._to_apply: deque[Chosen] = deque()
+        self._waiting: dict[bytes, list[asyncio.Future[bytes]]] = {}
+        self._reads: dict[int, asyncio.Future[None]] = {}
+        self._confirmed: list[tuple[int, Slot]] = []
+        self._last_read = 0
+        self._view_waiters: dict[ClientId, list[asyncio.Future[None]]] = {}
+        self._job_waiters: dict[JobId, list[asyncio.Future[None]]] = {}
+
+    # --- starting and stopping ---
+
+    def start(self) -> None:
+        """Begin to take part; call once the server listens."""
+        self.streams.start()
+        self.wake()
+
+    async def close(self) -> None:
+        """Stop everything that this process started; the files stay."""
+        for runner in list(self.runners.values()):
+            runner.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.streams.close()
+        await self.http.close()
+        await self.writer.close()
+
+    def stop(self) -> None:
+        """Stop in good order."""
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the loop's turns; its failure is this replica's."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop this replica: it can't explain its own state or write to its disk."""
+        if not self.stopped.done():
+            self.stopped.set_exception(error)
+
+    # --- what commands and reads need ---
+
+    @property
+    def log_time_ms(self) -> int:
+        return 0 if self.schedule is None else self.schedule.log_time_ms
+
+    def require_schedule(self) -> Schedule:
+        """Return the state machine, or raise `NotLeader` while the cluster isn't founded."""
+        if self.schedule is None:
+            raise NotLeader(f"replica {self.options.me} waits for the other members to be up", None)
+        return self.schedule
+
+    def not_leader(self) -> NotLeader:
+        leader = self.replica.leader
+        address = None
+        if leader is not None and leader != self.options.me:
+            address = self.address_of(leader)
+        return NotLeader(f"replica {self.options.me} is not the leader", address)
+
+    def address_of(self, replica: ReplicaId) -> str | None:
+        """Return the address of a member."""
+        founding = self.replica.founding
+        if founding is not None:
+            for member in founding.members:
+                if member.replica == replica:
+                    return member.address
+        return self.options.peers.get(replica)
+
+    async def decide(self, command: bytes) -> bytes:
+        """Have a command chosen and applied, and return the state machine's reply.
+
+        Raises:
+            NotLeader: This replica doesn't lead, or stopped leading meanwhile; the
+                command may have been chosen all the same. Repeat it: requests are
+                counted once.
+        """
+        self.require_schedule()
+        if not self.replica.propose(command, monotonic_ms()):
+            raise self.not_leader()
+        future: asyncio.Future[bytes] = self.loop.create_future()
+        self._waiting.setdefault(command, []).append(future)
+        self.wake()
+        return await future
+
+    def propose(self, command: Command) -> None:
+        """Offer a command of our own, here or to the leader; it may get lost."""
+        encoded = encode_command(command)
+        if not self.replica.propose(encoded, monotonic_ms()):
+            self.replica.forward(encoded)
+        self.wake()
+
+    async def confirm_read(self) -> Schedule:
+        """Return the state machine once it holds every command acknowledged before this call."""
+        self._last_read += 1
+        read_id = self._last_read
+        if not self.replica.read(read_id, monotonic_ms()):
+            raise self.not_leader()
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._reads[read_id] = future
+        self.wake()
+        await future
+        return self.require_schedule()
+
+    def heard(self, cid: ClientId) -> None:
+        """Note that a client was heard from, for the next tick."""
+        self._last_heard[cid] = self.log_time_ms
+
+    async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
+        """Wait until the view of a client changed, or so long."""
+        await self._wait(self._view_waiters.setdefault(cid, []), wait_ms)
+
+    async def wait_job(self, job: JobId, wait_ms: int) -> None:
+        """Wait until something about a job changed, or so long."""
+        await self._wait(self._job_waiters.setdefault(job, []), wait_ms)
+
+    async def _wait(self, waiters: list[asyncio.Future[None]], wait_ms: int) -> None:
+        future: asyncio.Future[None] = self.loop.create_future()
+        handle = self.loop.call_later(wait_ms / 1000, _wake_future, future)
+        waiters.append(future)
+        try:
+            await future
+        finally:
+            handle.cancel()
+            if future in waiters:
+                waiters.remove(future)
+
+    # --- turns ---
+
+    def wake(self) -> None:
+        """Ask for a turn of the loop, after what else has arrived by now."""
+        if not self._turn_due:
+            self._turn_due = True
+            self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        try:
+            now_ms = monotonic_ms()
+            if now_ms >= self.replica.deadline_ms:
+                self.replica.tick(now_ms)
+            self._carry_out_all()
+            self._apply_some(now_ms)
+            self._tick_log(now_ms)
+            self._turn_runners(now_ms)
+            self._carry_out_all()
+            self._write(now_ms)
+            self._arm_timer(now_ms)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this replica must stop
+            self.fail(error)
+
+    def _turn_runners(self, now_ms: int) -> None:
+        for job, runner in list(self.runners.items()):
+            runner.turn(now_ms)
+            if runner.is_done:
+                del self.runners[job]
+                self._outputs[job] = runner.output
+                if len(self._outputs) > _OUTPUTS_MAX:
+                    del self._outputs[next(iter(self._outputs))]
+
+    def _arm_timer(self, now_ms: int) -> None:
+        due_ms = self.replica.deadline_ms
+        if self._is_established():
+            due_ms = min(due_ms, self._tick_due_ms())
+        if self._rows and not self._writing:
+            due_ms = min(due_ms, self._rows_since_ms + _MIRROR_IDLE_MS)
+        for runner in self.runners.values():
+            if (deadline_ms := runner.deadline_ms) is not None:
+                due_ms = min(due_ms, deadline_ms)
+        if self._timer is not None:
+            if self._timer_ms == due_ms and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        self._timer = self.loop.call_later(max(due_ms - now_ms, 0) / 1000, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.wake()
+
+    def _carry_out_all(self) -> None:
+        while (ready := self.replica.ready()) is not None:
+            self._carry_out(ready)
+        if self.schedule is None and self.replica.founding is not None:
+            self._founded()
+        is_leader = self.replica.is_leader
+        if is_leader != self._was_leader:
+            self._was_leader = is_leader
+            self._leadership_changed(is_leader)
+
+    def _carry_out(self, ready: Ready) -> None:
+        for note in ready.notes:
+            _log.info("replica=%d %s", self.options.me, note)
+        if ready.fatal is not None:
+            raise StoreError(ready.fatal)
+        self._send(ready.send_now)
+        if ready.persist is not None:
+            self._persists.append((ready.sequence, ready.persist, ready.send_after_persist))
+        else:
+            assert not ready.send_after_persist
+        self._to_apply.extend(ready.chosen)
+        end_slot = self._to_apply[-1].slot + 1 if self._to_apply else self._applied_end()
+        for read_id in ready.confirmed_reads:
+            self._confirmed.append((read_id, Slot(end_slot)))
+        for read_id in ready.failed_reads:
+            self._end_read(read_id, self.not_leader())
+        for request in ready.read_log:
+            self._read_log(request)
+
+    def _send(self, envelopes: Iterable[Envelope]) -> None:
+        for envelope in envelopes:
+            self.streams.send(envelope.target, replica_codec.encode(envelope))
+
+    def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
+        envelope = replica_codec.decode(frame, who=f"replica {source}")
+        if envelope.source == source:  # who proved the key may still speak only for itself
+            self.replica.receive(envelope, monotonic_ms())
+            self.wake()
+
+    def _peer_connected(self, peer: ReplicaId) -> None:
+        _log.info("replica=%d peer=%d connected", self.options.me, peer)
+        self.wake()
+
+    def _peer_disconnected(self, peer: ReplicaId) -> None:
+        _log.warning("replica=%d peer=%d disconnected", self.options.me, peer)
+        self.replica.disconnected(peer, monotonic_ms())
+        self.wake()
+
+    def _read_log(self, request: ReadLog) -> None:
+        def done(future: asyncio.Future[tuple[LogEntry, ...]]) -> None:
+            if error := future.exception():
+                self.fail(error)
+                return
+            self.replica.log_read(request, future.result(), monotonic_ms())
+            self.wake()
+
+        future = self.writer.run(
+            ReplicaStore.read_log, request.first_slot, request.end_slot, request.bytes_max
+        )
+        future.add_done_callback(done)
+
+    # --- writing ---
+
+    def _write(self, now_ms: int) -> None:
+        """Write what waits, in one transaction, unless one is under way: then it waits for that."""
+        if self._writing:
+            return
+        rows_due = (
+            len(self._rows) >= _MIRROR_ROWS_MAX
+            or now_ms >= self._rows_since_ms + _MIRROR_IDLE_MS
+        )
+        if not self._persists and not (self._rows and rows_due):
+            return
+        persists, self._persists = self._persists, []
+        rows, self._rows = self._rows, []
+        schedule, founding = self.schedule, self.replica.founding
+        commit = Commit(
+            persists=tuple([persist for _, persist, _ in persists]),
+            rows=tuple(rows),
+            applied=None
+            if schedule is None
+            else AppliedPoint(schedule.applied_slot, schedule.digest),
+            cluster=None if founding is None else founding.cluster,
+        )
+        self._writing = True
+        self.writer.post(commit, lambda: self._written(persists))
+
+    def _written(self, persists: list[tuple[int, Persist, tuple[Envelope, ...]]]) -> None:
+        self._writing = False
+        for _, _, envelopes in persists:
+            self._send(envelopes)
+        if persists:
+            self.replica.persisted(persists[-1][0], monotonic_ms())
+        self.wake()
+
+    # --- applying ---
+
+    def _founded(self) -> None:
+        founding = self.replica.founding
+        assert founding is not None
+        self.schedule = Schedule(
+            cluster=founding.cluster,
+            members=tuple(member.replica for member in founding.members),
+            rules=RULES,
+            rows=self._recovered_rows if self.recovery.applied.slot else None,
+        )
+        self._recovered_rows = None
+        for job in self.schedule.running_jobs():
+            self._start_runner(job)
+
+    def _applied_end(self) -> Slot:
+        return Slot(1 if self.schedule is None else self.schedule.applied_slot + 1)
+
+    def _apply_some(self, now_ms: int) -> None:
+        if self._to_apply:
+            schedule = self.schedule
+            assert schedule is not None
+            while self._to_apply:
+                chosen = self._to_apply.popleft()
+                if not self._rows:
+                    self._rows_since_ms = now_ms
+                self._applied(chosen, schedule.apply(chosen.slot, chosen.commands))
+                if monotonic_ms() - now_ms > _APPLY_MS_MAX:
+                    self.wake()
+                    break
+        end_slot = self._applied_end()
+        while self._confirmed and self._confirmed[0][1] <= end_slot:
+            self._end_read(self._confirmed.pop(0)[0], None)
+
+    def _applied(self, chosen: Chosen, applied: Applied) -> None:
+        self._rows.extend(applied.rows)
+        for note in applied.notes:
+            _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
+        if self._waiting:
+            for command, reply in zip(chosen.commands, applied.replies, strict=True):
+                for future in self._waiting.pop(command, ()):
+                    if not future.done():
+                        future.set_result(reply if reply is not None else b"{}")
+        for job, event in applied.events:
+            if (runner := self.runners.get(job)) is not None:
+                runner.event_chosen(event)
+        for job, answer in applied.answers:
+            if (runner := self.runners.get(job)) is not None:
+                runner.answer_chosen(answer)
+        # After these: a runner that begins now takes its job's whole history along.
+        for job in applied.jobs:
+            self._job_changed(job)
+        for cid in applied.clients:
+            _wake_all(self._view_waiters.pop(cid, None))
+
+    def _job_changed(self, job: JobId) -> None:
+        _wake_all(self._job_waiters.pop(job, None))
+        assert self.schedule is not None
+        is_running = self.schedule.is_running(job)
+        runner = self.runners.get(job)
+        if is_running and runner is None:
+            self._start_runner(job)
+        elif not is_running and runner is not None:
+            runner.job_ended()
+
+    def _start_runner(self, job: JobId) -> None:
+        self.runners[job] = SchedulerRunner(self, job)
+        self.wake()
+
+    # --- leading ---
+
+    def _is_established(self) -> bool:
+        return self.schedule is not None and self.replica.is_established
+
+    def _leadership_changed(self, is_leader: bool) -> None:
+        for runner in self.runners.values():
+            runner.lead(is_leader)
+        if is_leader:
+            # Every client gets a full span: the former leader's knowledge of who spoke
+            # when is gone.
+            self._last_heard.clear()
+            self._last_tick_ms = monotonic_ms()
+            self._tick_waits = False
+            return
+        waiting, self._waiting = self._waiting, {}
+        for futures in waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(self.not_leader())
+        for waiters in list(self._view_waiters.values()):
+            _wake_all(waiters)
+        self._view_waiters.clear()
+
+    def _tick_due_ms(self) -> int:
+        due_ms = self._last_tick_ms + self.settings.tick_interval_ms
+        assert self.schedule is not None
+        if (timer_ms := self.schedule.next_timer_ms) is not None:
+            left_ms = max(timer_ms - self.log_time_ms, 1)
+            due_ms = min(due_ms, self._last_tick_ms + left_ms)
+        return due_ms
+
+    def _tick_log(self, now_ms: int) -> None:
+        """Propose a tick when one is due and the one before has been applied."""
+        if not self._is_established() or self._tick_waits or now_ms < self._tick_due_ms():
+            return
+        schedule = self.schedule
+        assert schedule is not None
+        log_time_ms = schedule.log_time_ms
+        silent: list[SilentClient] = []
+        for cid, incarnation, request in schedule.living_clients():
+            heard_ms = self._last_heard.setdefault(cid, log_time_ms)
+            if log_time_ms - heard_ms > RULES.liveness_span_ms:
+                silent.append(SilentClient(cid, incarnation, request))
+        elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
+        command = encode_command(Tick(elapsed_ms, wall_ms(), tuple(silent)))
+        if not self.replica.propose(command, now_ms):
+            return
+        self._last_tick_ms = now_ms
+        self._tick_waits = True
+        future: asyncio.Future[bytes] = self.loop.create_future()
+        future.add_done_callback(self._tick_applied)
+        self._waiting.setdefault(command, []).append(future)
+
+    def _tick_applied(self, future: asyncio.Future[bytes]) -> None:
+        self._tick_waits = False
+        if not future.cancelled():
+            future.exception()  # leadership was lost: the next leader ticks
+
+    def _end_read(self, read_id: int, error: NotLeader | None) -> None:
+        future = self._reads.pop(read_id, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    # --- what people ask ---
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status` shows of this replica."""
+        schedule = self.schedule
+        founding = self.replica.founding
+        return {
+            "replica": self.options.me,
+            "address": self.options.advertise,
+            "cluster": None if founding is None else founding.cluster,
+            "leader": self.replica.leader,
+            "consensus": asdict(self.replica.status()),
+            "applied_slot": 0 if schedule is None else schedule.applied_slot,
+            "digest": None if schedule is None else schedule.digest,
+            "log_time_ms": self.log_time_ms,
+            "uptime_ms": monotonic_ms() - self.started_ms,
+            "members": {
+                str(member.replica): member.address
+                for member in (() if founding is None else founding.members)
+            }
+            or {str(peer): address for peer, address in self.options.peers.items()},
+            "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
+        }
+
+    def scheduler_output(self, job: JobId) -> str:
+        """Return what the scheduler of a job wrote to stderr on this replica."""
+        if (runner := self.runners.get(job)) is not None:
+            return runner.output
+        return self._outputs.get(job, "")
+
+
+def _wake_future(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _wake_all(waiters: list[asyncio.Future[None]] | None) -> None:
+    for future in waiters or ():
+        _wake_future(future)

@@ -1,0 +1,283 @@
+"""The coordinator's paths: what clients, commands and other coordinators ask by HTTP.
+
+Each handler turns a request into a command or a question, and the answer back. Only
+the leader decides and answers what must be current; any other says 421 and who
+leads, if it knows. docs/protocol.md describes every path.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tasksprint.coordination.commands import (
+    CancelJob,
+    JoinClient,
+    LeaveClient,
+    Report,
+    SubmitJob,
+    decode_command,
+    encode_command,
+)
+from tasksprint.coordination.view import encode_view
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import Refused, RemoteProtocolError
+from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
+from tasksprint.net.gate import Access
+from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.roles.coordinator import Coordinator, NotLeader
+from tasksprint.roles.leader import MISDIRECTED
+from tasksprint.settings import RULES
+
+__all__ = ["CoordinatorPaths"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+_BYTES = "application/octet-stream"
+
+
+class CoordinatorPaths:
+    """The routes of one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._settings = coordinator.settings
+        self.router = Router()
+        add = self.router.add
+        token = Access.TOKEN
+        archive_max = coordinator.settings.archive_bytes_max
+        add("GET", "/healthz", self._healthz, access=Access.OPEN)
+        add("POST", "/v1/commands", self._command)
+        add("GET", "/v1/view", self._view)
+        add("POST", "/v1/archives", self._keep_archive, body_bytes_max=archive_max)
+        add("GET", "/v1/archives/{digest:text}", self._archive)
+        add("POST", "/v1/programs", self._program, body_bytes_max=archive_max)
+        add("POST", "/v1/jobs", self._submit)
+        add("GET", "/v1/jobs", self._jobs, access=token)
+        add("GET", "/v1/jobs/{job}", self._job, access=token)
+        add("GET", "/v1/jobs/{job}/tasks/{tid}", self._task, access=token)
+        add("GET", "/v1/jobs/{job}/log", self._job_log, access=token)
+        add("POST", "/v1/jobs/{job}/cancel", self._cancel)
+        add("GET", "/v1/clients", self._clients, access=token)
+        add("GET", "/v1/status", self._status, access=token)
+        add("POST", "/v1/stop", self._stop)
+
+    # --- what clients ask ---
+
+    async def _command(self, request: Request) -> Response:
+        """Have a client's command decided: join, report, leave."""
+        command = decode_command(request.body)
+        match command:
+            case Report():
+                self._coordinator.heard(command.cid)
+            case JoinClient() | LeaveClient():
+                pass
+            case _:
+                raise Refused(f"a {type(command).__name__} has a path of its own", status=400)
+        return await self._decide(request.body)
+
+    async def _view(self, request: Request) -> Response:
+        coordinator = self._coordinator
+        cid = ClientId(request.query_integer("cid", 0))
+        since = Slot(request.query_integer("since", 0))
+        wait_ms = min(
+            request.query_integer("wait_ms", 0),
+            self._settings.view_poll_max_ms,
+            RULES.liveness_span_ms // 3,
+        )
+        incarnation = Incarnation(request.query.get("incarnation", ""))
+        while True:
+            try:
+                schedule = coordinator.require_schedule()
+                if not coordinator.replica.is_established:
+                    raise coordinator.not_leader()
+            except NotLeader as error:
+                return not_leader_response(error)
+            view = schedule.view(cid, incarnation, since)
+            if view is None:
+                return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
+            coordinator.heard(cid)
+            if wait_ms <= 0 or not view.is_empty:
+                return Response(200, encode_view(view))
+            await coordinator.wait_view(cid, wait_ms)
+            wait_ms = 0
+
+    async def _keep_archive(self, request: Request) -> Response:
+        return json_response({"digest": await self._coordinator.programs.keep(request.body)})
+
+    async def _archive(self, request: Request) -> Response:
+        digest = request.text("digest")
+        programs = self._coordinator.programs
+        # Members ask each other only for what they have themselves.
+        is_member = "here" in request.query
+        archive = await (programs.read(digest) if is_member else programs.obtain(digest))
+        if archive is None:
+            raise Refused(f"no archive {digest!r} here", status=404)
+        return Response(200, archive, _BYTES)
+
+    # --- what people ask ---
+
+    async def _program(self, request: Request) -> Response:
+        """Keep a job's archive on a quorum of the members."""
+        return json_response(
+            {"digest": await self._coordinator.programs.keep_on_quorum(request.body)}
+        )
+
+    async def _submit(self, request: Request) -> Response:
+        body = _object(request)
+        manifest = decode_json(_text(body, "manifest").encode())
+        command = SubmitJob(
+            sender=_text(body, "sender"),
+            request=_integer(body, "request"),
+            name=_text(body, "name"),
+            seed=_integer(body, "seed"),
+            params=_text(body, "params"),
+            program=_text(body, "program"),
+            manifest=encode_json(_for_clients(manifest)).decode(),
+        )
+        return await self._decide(encode_command(command))
+
+    async def _cancel(self, request: Request) -> Response:
+        body = _object(request)
+        command = CancelJob(
+            sender=_text(body, "sender"),
+            request=_integer(body, "request"),
+            job=JobId(request.integer("job")),
+            reason=_text(body, "reason"),
+        )
+        return await self._decide(encode_command(command))
+
+    async def _jobs(self, request: Request) -> Response:
+        return await self._read(lambda schedule: json_response(schedule.jobs()))
+
+    async def _job(self, request: Request) -> Response:
+        """Describe a job; with wait_ms and seen, as soon as it differs from what was seen."""
+        coordinator = self._coordinator
+        job = JobId(request.integer("job"))
+        wait_ms = min(request.query_integer("wait_ms", 0), self._settings.view_poll_max_ms)
+        seen = request.query.get("seen")
+        try:
+            while True:
+                schedule = await coordinator.confirm_read()
+                summary = schedule.job_summary(job)
+                if summary is None:
+                    raise Refused(f"no job {job}", status=404)
+                version = _version(summary)
+                if wait_ms <= 0 or version != seen or summary["state"] != "running":
+                    return json_response({**summary, "version": version})
+                await coordinator.wait_job(job, wait_ms)
+                wait_ms = 0
+        except NotLeader as error:
+            return not_leader_response(error)
+
+    async def _task(self, request: Request) -> Response:
+        job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
+
+        def answer(schedule: Any) -> Response:
+            info = schedule.task_info(job, tid)
+            if info is None:
+                raise Refused(f"job {job} has no task {tid}", status=404)
+            return json_response(info)
+
+        return await self._read(answer)
+
+    async def _job_log(self, request: Request) -> Response:
+        """Return the lines that the scheduler logged, and what it wrote on this replica."""
+        job = JobId(request.integer("job"))
+        coordinator = self._coordinator
+        schedule = coordinator.require_schedule()
+        if schedule.job_summary(job) is None:
+            raise Refused(f"no job {job}", status=404)
+        rows = await coordinator.writer.run(
+            lambda store: list(store.read_rows("job_log", (job,)))
+        )
+        lines = [row.columns[0] for row in rows if row.columns is not None]
+        return json_response(
+            {
+                "job": job,
+                "replica": coordinator.options.me,
+                "log": lines,
+                "output": coordinator.scheduler_output(job),
+            }
+        )
+
+    async def _clients(self, request: Request) -> Response:
+        return await self._read(lambda schedule: json_response(schedule.client_summaries()))
+
+    def _status(self, request: Request) -> Response:
+        return json_response(self._coordinator.status())
+
+    def _healthz(self, request: Request) -> Response:
+        return json_response({"ok": True})
+
+    def _stop(self, request: Request) -> Response:
+        coordinator = self._coordinator
+        _log.info("replica=%d stops: asked to by %s", coordinator.options.me, request.peer)
+        coordinator.loop.call_later(0.05, coordinator.stop)
+        return json_response({"stopping": True})
+
+    # --- helpers ---
+
+    async def _decide(self, command: bytes) -> Response:
+        try:
+            reply = await self._coordinator.decide(command)
+        except NotLeader as error:
+            return not_leader_response(error)
+        return Response(200, reply)
+
+    async def _read(self, answer: Any) -> Response:
+        try:
+            schedule = await self._coordinator.confirm_read()
+        except NotLeader as error:
+            return not_leader_response(error)
+        response: Response = answer(schedule)
+        return response
+
+
+def not_leader_response(error: NotLeader) -> Response:
+    """Say who leads, or that nobody is known to."""
+    return json_response({"error": str(error), "leader": error.leader}, status=MISDIRECTED)
+
+
+def _for_clients(manifest: Any) -> dict[str, Any]:
+    """Return the manifest with "node" as the one string that views carry.
+
+    It is "attached:NAME", or the JSON of what it takes to start a node.
+    """
+    if not isinstance(manifest, dict) or not manifest.get("node"):
+        raise Refused("the manifest names no node", status=400)
+    node = manifest["node"]
+    if isinstance(node, list) and str(node[0]).startswith("attached:"):
+        return {**manifest, "node": node[0]}
+    start = {"node": node}
+    for name in ("interpreter", "setup"):
+        if name in manifest:
+            start[name] = manifest[name]
+    return {**manifest, "node": encode_json(start).decode()}
+
+
+def _version(summary: dict[str, Any]) -> str:
+    """Return a short text that differs whenever what people see of a job differs."""
+    counts = summary["tasks"]
+    return f"{summary['state']}:" + ",".join(str(counts[state]) for state in sorted(counts))
+
+
+def _object(request: Request) -> dict[str, Any]:
+    body = request.json()
+    if not isinstance(body, dict):
+        raise RemoteProtocolError("the body is not a JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"{name!r} is {value!r}, expected a string")
+    return value
+
+
+def _integer(body: dict[str, Any], name: str) -> int:
+    value = body.get(name)
+    if type(value) is not int:
+        raise RemoteProtocolError(f"{name!r} is {value!r}, expected an integer")
+    return value

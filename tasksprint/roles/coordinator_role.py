@@ -1,0 +1,137 @@
+"""`coordinator`: starts one coordinator process, and stops it in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasksprint.errors import EXIT_OK, UsageError
+from tasksprint.ids import ReplicaId
+from tasksprint.net.addresses import parse_address
+from tasksprint.net.gate import Gate
+from tasksprint.net.http_server import HttpServer
+from tasksprint.net.keys import open_key
+from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator_http import CoordinatorPaths
+from tasksprint.roles.clock import wall_ms
+from tasksprint.settings import Settings
+from tasksprint.store.replica_store import ReplicaStore
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["configure_log", "default_data_directory", "parse_peers", "run_role", "wait_for_end"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+
+def run_role(options: argparse.Namespace) -> int:
+    """Run one coordinator until it is told to stop."""
+    configure_log()
+    state = state_directory()
+    key = open_key(options.key_file, state_dir=state, may_create=True)
+    _, port = parse_address(options.listen)
+    advertise = options.advertise or options.listen
+    parse_address(advertise)
+    me = ReplicaId(options.id)
+    peers = parse_peers(options.peers, me, advertise)
+    if options.data_dir is None:
+        data_dir = default_data_directory(state, f"coordinator-{me}-{port}")
+    else:
+        data_dir = Path(options.data_dir)
+    coordinator_options = CoordinatorOptions(
+        me=me,
+        advertise=peers[me],
+        peers=peers,
+        data_dir=private_directory(data_dir),
+        key=key,
+    )
+    return asyncio.run(_serve(coordinator_options, options.listen, options.listen_fd))
+
+
+async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
+    settings = Settings()
+    store = ReplicaStore.open(
+        options.data_dir, options.me, now_ms=wall_ms(), settings=settings
+    )
+    coordinator = Coordinator(options, settings, store)
+    paths = CoordinatorPaths(coordinator)
+    coordinator.streams.add_to(paths.router)
+    gate = Gate(options.key, settings, hosts=[options.advertise])
+    server = HttpServer(paths.router, gate, settings, on_bug=coordinator.fail)
+    try:
+        inherited = None if listen_fd is None else socket.socket(fileno=listen_fd)
+        address = await server.listen(listen, inherited=inherited)
+        _log.info(
+            "replica=%d listens on %s, data in %s, members %s",
+            options.me,
+            address,
+            options.data_dir,
+            ", ".join(f"{peer}={where}" for peer, where in sorted(options.peers.items())),
+        )
+        coordinator.start()
+        await wait_for_end(coordinator.stopped)
+    finally:
+        await server.close()
+        await coordinator.close()
+    return EXIT_OK
+
+
+async def wait_for_end(stopped: asyncio.Future[None]) -> None:
+    """Wait until `stopped` is done, or SIGTERM or SIGINT arrives."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not stopped.done():
+            stopped.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await stopped
+
+
+def configure_log() -> None:
+    """Write the log to stderr, a line for each change of state."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("TASKSPRINT_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+
+
+def default_data_directory(state: Path, name: str) -> Path:
+    """Return a directory under the user's own, named after the machine: homes may be shared."""
+    return state / f"{name}@{socket.gethostname()}"
+
+
+def parse_peers(text: str | None, me: ReplicaId, advertise: str) -> dict[ReplicaId, str]:
+    """Return the founding members of --peers, such as "1=10.0.0.1:7070,2=10.0.0.2:7070"."""
+    if me < 1:
+        raise UsageError(f"--id {me} is not at least 1")
+    if text is None:
+        return {me: advertise}
+    peers: dict[ReplicaId, str] = {}
+    for part in text.split(","):
+        number, equals, address = part.strip().partition("=")
+        if not equals or not number.isdecimal() or int(number) < 1:
+            raise UsageError(
+                f"--peers has {part.strip()!r}, expected ID=HOST:PORT",
+                hint="for example 1=10.0.0.1:7070,2=10.0.0.2:7070,3=10.0.0.3:7070",
+            )
+        parse_address(address)
+        replica = ReplicaId(int(number))
+        if replica in peers:
+            raise UsageError(f"--peers names replica {replica} twice")
+        peers[replica] = address
+    if me not in peers:
+        raise UsageError(f"--peers doesn't name this replica, {me}")
+    if len(set(peers.values())) < len(peers):
+        raise UsageError("--peers names an address twice")
+    return peers

@@ -1,0 +1,143 @@
+"""Finding the coordinator that leads, and asking it.
+
+`Rota` is the decision (whom to ask next), shared by clients, which ask on a loop,
+and by the commands, which block. A coordinator that doesn't lead answers 421 and
+names the one that does, if it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+
+from tasksprint.encoding import decode_json
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UsageError
+from tasksprint.net.addresses import parse_address
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.roles.clock import monotonic_ms
+
+__all__ = ["MISDIRECTED", "Leader", "Rota", "parse_addresses"]
+
+MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
+_UNAVAILABLE = 503
+
+# Pause between two rounds of asking while nobody leads: an election takes tens of
+# milliseconds, so a long pause would be most of a fail-over.
+_PAUSE_MIN_S = 0.01
+_PAUSE_MAX_S = 0.25
+
+
+def parse_addresses(text: str) -> list[str]:
+    """Return the addresses of a list such as "10.0.0.1:7070,10.0.0.2:7070"."""
+    addresses = [part.strip() for part in text.split(",") if part.strip()]
+    if not addresses:
+        raise UsageError("no coordinator named", hint="give --coordinators HOST:PORT,…")
+    for address in addresses:
+        parse_address(address)
+    return addresses
+
+
+class Rota:
+    """Whom to ask next, and after which pause."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self._configured = list(addresses)
+        self._next = 0
+        self._hinted: str | None = None
+        self._failures = 0
+
+    @property
+    def address(self) -> str:
+        """The address to ask now."""
+        if self._hinted is not None:
+            return self._hinted
+        return self._configured[self._next % len(self._configured)]
+
+    def answered(self) -> None:
+        """The address asked leads: go on with it."""
+        self._failures = 0
+
+    def failed(self) -> float:
+        """The address asked doesn't answer: return the seconds to wait before the next."""
+        if self._hinted is not None:
+            self._hinted = None
+        else:
+            self._next += 1
+        return self._pause()
+
+    def redirected(self, leader: str | None) -> float:
+        """The address asked doesn't lead: return the seconds to wait before the next."""
+        if leader is not None and leader != self.address:
+            self._hinted = leader
+            self._failures += 1
+            # A hint may be stale: two members that point at each other must not spin.
+            return 0.0 if self._failures < 3 else self._pause()
+        return self.failed()
+
+    def _pause(self) -> float:
+        self._failures += 1
+        if self._failures < len(self._configured):
+            return 0.0
+        return min(_PAUSE_MIN_S * (1 + self._failures // 4), _PAUSE_MAX_S)
+
+
+def leader_hint(response: HttpResponse) -> str | None:
+    """Return the leader's address that a 421 names, or None."""
+    try:
+        value = decode_json(response.body)
+    except RemoteProtocolError:
+        return None
+    leader = value.get("leader") if isinstance(value, dict) else None
+    return leader if isinstance(leader, str) else None
+
+
+class Leader:
+    """Asks whoever leads, through elections and restarts."""
+
+    def __init__(self, addresses: list[str], http: HttpClient, rng: random.Random) -> None:
+        self._rota = Rota(addresses)
+        self._http = http
+        self._random = rng
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes = b"",
+        wait_ms: int = 0,
+        give_up_ms: int | None = None,
+    ) -> HttpResponse:
+        """Return the leader's answer, whatever its status, but for "not me".
+
+        Args:
+            wait_ms: How long the answer itself may take on purpose (a long poll).
+            give_up_ms: Stop looking after this; None: look for ever.
+
+        Raises:
+            PeerUnreachable: Nobody led within `give_up_ms`.
+        """
+        started_ms = monotonic_ms()
+        while True:
+            address = self._rota.address
+            try:
+                response = await self._http.request(
+                    address, method, path, query=query, body=body, wait_ms=wait_ms
+                )
+            except (PeerUnreachable, RemoteProtocolError) as error:
+                pause_s, cause = self._rota.failed(), str(error)
+            else:
+                if response.status == MISDIRECTED:
+                    pause_s = self._rota.redirected(leader_hint(response))
+                    cause = f"{address} doesn't lead, and no leader was found"
+                elif response.status == _UNAVAILABLE:
+                    pause_s, cause = self._rota.failed(), f"{address} is not ready"
+                else:
+                    self._rota.answered()
+                    return response
+            if give_up_ms is not None and monotonic_ms() - started_ms >= give_up_ms:
+                raise PeerUnreachable(f"no coordinator answers: {cause}")
+            await asyncio.sleep(pause_s * (1 + self._random.random() / 4))

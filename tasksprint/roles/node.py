@@ -1,0 +1,42 @@
+"""`node --exec PROGRAM`: attaches a program to the client on this machine, and becomes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasksprint import __version__
+from tasksprint.errors import NodeFailed, UsageError
+from tasksprint.installation import sdk_directory
+from tasksprint.process.attach import attach_and_exec, find_client
+from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.directories import state_directory
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["run_role"]
+
+
+def run_role(options: argparse.Namespace) -> int:
+    """Attach and never return, unless it fails."""
+    program = Path(options.program)
+    if not program.exists():
+        raise UsageError(f"no node program {options.program!r}")
+    directory = Path.cwd()
+    argv = command_line(
+        (os.path.abspath(program), *options.arguments),
+        directory=directory,
+        what="node",
+        failure=NodeFailed,
+    )
+    client = find_client(state_directory(), options.client)
+    attach_and_exec(
+        argv,
+        name=options.name or program.stem,
+        version=__version__,
+        socket_file=client.socket,
+        env=child_environment(sdk_directory=Path(sdk_directory())),
+        program=options.program,
+    )

@@ -1,0 +1,138 @@
+"""Jobs' archives on one replica: kept in its store, copied to a quorum, unpacked for schedulers.
+
+An archive is durable on a quorum before the command that names its digest is
+proposed; so whoever applies that command finds it at some living member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.ids import ReplicaId
+from tasksprint.process.job_directory import unpack
+from tasksprint.store.replica_store import ReplicaStore
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator import Coordinator
+
+__all__ = ["Programs"]
+
+_RETRY_S = 0.2
+
+
+class Programs:
+    """The archives of one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._directory = coordinator.options.data_dir / "programs"
+        self._unpacking: dict[str, asyncio.Task[Path]] = {}
+
+    async def keep(self, archive: bytes) -> str:
+        """Write an archive to this replica's store, and return its digest."""
+        digest = hashlib.sha256(archive).hexdigest()
+        await self._coordinator.writer.run(ReplicaStore.put_blob, digest, archive)
+        return digest
+
+    async def keep_on_quorum(self, archive: bytes) -> str:
+        """Write an archive here and on enough other members to be a quorum.
+
+        Raises:
+            PeerUnreachable: Too few members answered in time.
+        """
+        coordinator = self._coordinator
+        digest = await self.keep(archive)
+        others = self._others()
+        needed = (len(others) + 1) // 2
+        if needed == 0:
+            return digest
+
+        async def copy(address: str) -> None:
+            response = await coordinator.http.request(
+                address,
+                "POST",
+                "/v1/archives",
+                body=archive,
+                content_type="application/octet-stream",
+            )
+            response.checked()
+
+        tasks = [asyncio.ensure_future(copy(address)) for address in others]
+        kept = 0
+        failures: list[str] = []
+        for done in asyncio.as_completed(tasks):
+            try:
+                await done
+            except (PeerUnreachable, Refused) as error:
+                failures.append(str(error))
+                continue
+            kept += 1
+            if kept >= needed:
+                # The rest go on behind: a member that lacks it fetches it when it needs it.
+                return digest
+        raise PeerUnreachable(
+            f"the job's archive reached {kept + 1} of {len(others) + 1} coordinators, "
+            f"expected {needed + 1}: " + "; ".join(failures)
+        )
+
+    async def read(self, digest: str) -> bytes | None:
+        """Return an archive that this replica has, or None."""
+        return await self._coordinator.writer.run(ReplicaStore.read_blob, digest)
+
+    async def obtain(self, digest: str) -> bytes | None:
+        """Return an archive that this replica or a living member has, or None."""
+        archive = await self.read(digest)
+        if archive is not None:
+            return archive
+        for address in self._others():
+            archive = await self._fetch(address, digest)
+            if archive is not None:
+                await self.keep(archive)
+                return archive
+        return None
+
+    async def unpacked(self, digest: str) -> Path:
+        """Return the folder with an archive's files, fetching it from a member if need be.
+
+        It waits for as long as no living member has it.
+        """
+        task = self._unpacking.get(digest)
+        if task is None:
+            task = asyncio.ensure_future(self._unpack(digest))
+            self._unpacking[digest] = task
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                self._unpacking.pop(digest, None)
+
+    async def _unpack(self, digest: str) -> Path:
+        while (archive := await self.obtain(digest)) is None:
+            await asyncio.sleep(_RETRY_S)
+        found = archive
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, lambda: unpack(found, digest, self._directory))
+
+    async def _fetch(self, address: str, digest: str) -> bytes | None:
+        try:
+            response = await self._coordinator.http.request(
+                address, "GET", f"/v1/archives/{digest}", query={"here": 1}
+            )
+            archive = response.checked().body
+        except (PeerUnreachable, Refused, RemoteProtocolError):
+            return None  # The next member is asked, and then this one again.
+        return archive if hashlib.sha256(archive).hexdigest() == digest else None
+
+    def _others(self) -> list[str]:
+        coordinator = self._coordinator
+        founding = coordinator.replica.founding
+        members: list[tuple[ReplicaId, str]] = (
+            [(member.replica, member.address) for member in founding.members]
+            if founding is not None
+            else list(coordinator.options.peers.items())
+        )
+        return [address for member, address in members if member != coordinator.options.me]

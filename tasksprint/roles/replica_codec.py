@@ -1,0 +1,158 @@
+"""Consensus messages as frames between replicas, and back.
+
+A frame is a header (JSON) and raw parts (protocol/replica_frames.py): values of slots
+and forwarded commands travel as the bytes that they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tasksprint.consensus import (
+    Accept,
+    Accepted,
+    Ballot,
+    Canvass,
+    CanvassReply,
+    CatchUpReply,
+    CatchUpRequest,
+    ChosenNotice,
+    Envelope,
+    Forward,
+    Found,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    LogEntry,
+    Message,
+    Nack,
+    Prepare,
+    Promise,
+    Stranger,
+)
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import LocalProtocolError, RemoteProtocolError
+from tasksprint.ids import Incarnation
+from tasksprint.protocol.replica_frames import decode_body, encode_body
+
+__all__ = ["decode", "encode"]
+
+FORMAT_VERSION = 1
+
+# --- encoding: (kind, fields as JSON, raw parts) ---
+
+
+def encode(envelope: Envelope) -> bytes:
+    """Return the body of the frame that carries this envelope."""
+    kind, fields, parts = _encode_message(envelope.message)
+    header = [
+        FORMAT_VERSION,
+        envelope.source,
+        envelope.source_incarnation,
+        envelope.target,
+        kind,
+        *fields,
+    ]
+    return encode_body(header, parts, encode_json=encode_json)
+
+
+def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[bytes]]:
+    match message:
+        case Accept(ballot, slot, value, chosen_end):
+            return "accept", (*_pair(ballot), slot, chosen_end), (value,)
+        case Accepted(ballot, slots):
+            return "accepted", (*_pair(ballot), slots), ()
+        case ChosenNotice(ballot, chosen_end):
+            return "chosen", (*_pair(ballot), chosen_end), ()
+        case Heartbeat(ballot, beat, chosen_end):
+            return "heartbeat", (*_pair(ballot), beat, chosen_end), ()
+        case HeartbeatReply(ballot, beat, chosen_end):
+            return "heartbeat-reply", (*_pair(ballot), beat, chosen_end), ()
+        case Forward(commands):
+            return "forward", (), commands
+        case Hello(address, heard, cluster, members):
+            return "hello", (address, heard, cluster, members), ()
+        case Found(founding):
+            return "found", (), (founding,)
+        case Stranger(cluster, expected, found):
+            return "stranger", (cluster, expected, found), ()
+        case Canvass(number, chosen_end):
+            return "canvass", (number, chosen_end), ()
+        case CanvassReply(number, is_welcome, round_, chosen_end):
+            return "canvass-reply", (number, is_welcome, round_, chosen_end), ()
+        case Prepare(ballot, first_slot):
+            return "prepare", (*_pair(ballot), first_slot), ()
+        case Promise(ballot, first_slot, entries):
+            heads, values = _entries(entries)
+            return "promise", (*_pair(ballot), first_slot, heads), values
+        case Nack(ballot, promised):
+            return "nack", (*_pair(ballot), *_pair(promised)), ()
+        case CatchUpRequest(first_slot):
+            return "catch-up", (first_slot,), ()
+        case CatchUpReply(first_slot, entries, chosen_end, log_start):
+            heads, values = _entries(entries)
+            return "catch-up-reply", (first_slot, heads, chosen_end, log_start), values
+        case _:
+            raise LocalProtocolError(f"no frame for a {type(message).__name__}")
+
+
+def _pair(ballot: Ballot) -> tuple[int, int]:
+    return ballot.round, ballot.replica
+
+
+def _entries(entries: Sequence[LogEntry]) -> tuple[list[tuple[int, int, int]], list[bytes]]:
+    heads: list[tuple[int, int, int]] = [(entry.slot, entry.ballot.round, entry.ballot.replica) for entry in entries]
+    return heads, [entry.value for entry in entries]
+
+
+# --- decoding ---
+
+_Decoder = Callable[[list[Any], list[bytes]], Message]
+
+
+def decode(frame: bytes, *, who: str) -> Envelope:
+    """Return the envelope that a frame's body carries.
+
+    Raises:
+        RemoteProtocolError: It carries none that this release knows.
+    """
+    header, parts = decode_body(frame, decode_json=decode_json, who=who)
+    try:
+        version, source, incarnation, target, kind, *fields = header
+        if version != FORMAT_VERSION:
+            raise RemoteProtocolError(
+                f"{who} speaks version {version!r} of the replicas' protocol, "
+                f"expected {FORMAT_VERSION}; run the same release everywhere"
+            )
+        message = _DECODERS[kind](fields, parts)
+        return Envelope(source, Incarnation(incarnation), target, message)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"frame from {who} can't be understood: {error!r}") from error
+
+
+def _decode_entries(heads: list[Any], values: list[bytes]) -> tuple[LogEntry, ...]:
+    return tuple(
+        LogEntry(slot, Ballot(round_, replica), value)
+        for (slot, round_, replica), value in zip(heads, values, strict=True)
+    )
+
+
+_DECODERS: dict[str, _Decoder] = {
+    "accept": lambda f, p: Accept(Ballot(f[0], f[1]), f[2], p[0], f[3]),
+    "accepted": lambda f, p: Accepted(Ballot(f[0], f[1]), tuple(f[2])),
+    "chosen": lambda f, p: ChosenNotice(Ballot(f[0], f[1]), f[2]),
+    "heartbeat": lambda f, p: Heartbeat(Ballot(f[0], f[1]), f[2], f[3]),
+    "heartbeat-reply": lambda f, p: HeartbeatReply(Ballot(f[0], f[1]), f[2], f[3]),
+    "forward": lambda f, p: Forward(tuple(p)),
+    "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3])),
+    "found": lambda f, p: Found(p[0]),
+    "stranger": lambda f, p: Stranger(f[0], f[1], f[2]),
+    "canvass": lambda f, p: Canvass(f[0], f[1]),
+    "canvass-reply": lambda f, p: CanvassReply(f[0], f[1], f[2], f[3]),
+    "prepare": lambda f, p: Prepare(Ballot(f[0], f[1]), f[2]),
+    "promise": lambda f, p: Promise(Ballot(f[0], f[1]), f[2], _decode_entries(f[3], p)),
+    "nack": lambda f, p: Nack(Ballot(f[0], f[1]), Ballot(f[2], f[3])),
+    "catch-up": lambda f, p: CatchUpRequest(f[0]),
+    "catch-up-reply": lambda f, p: CatchUpReply(f[0], _decode_entries(f[1], p), f[2], f[3]),
+}

@@ -1,0 +1,215 @@
+"""`run JOB`: a private cluster on this machine, for one job.
+
+Each coordinator and client is a process of its own, as in any cluster; they share a
+key that nobody else has, and listen on loopback, on ports that this process took for
+them. When the job has ended they are stopped and their files deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from tasksprint.errors import PeerUnreachable, UsageError
+from tasksprint.installation import own_command
+from tasksprint.net.addresses import format_address
+from tasksprint.net.keys import create_key
+from tasksprint.process.program import die_with_parent
+from tasksprint.process.resources import measure
+from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
+from tasksprint.roles.commands import end_of_job, seed_of
+from tasksprint.settings import Settings
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["PrivateCluster", "run_job"]
+
+_STOP_GRACE_S = 3.0
+_LOG_TAIL_BYTES = 2_000
+_COUNT_MAX = 99
+
+
+def run_job(options: argparse.Namespace) -> int:
+    """Run one job on a private cluster, and print its result."""
+    directory, manifest = read_job_option(options.job)
+    params = parse_params(manifest, options.param)
+    for name in ("coordinators", "clients"):
+        if not 1 <= getattr(options, name) <= _COUNT_MAX:
+            raise UsageError(f"--{name} {getattr(options, name)} is not from 1 to {_COUNT_MAX}")
+    nodes = options.nodes
+    if nodes is None:
+        nodes = max(measure().nodes // options.clients, 1)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with PrivateCluster(
+            coordinators=options.coordinators,
+            clients=options.clients,
+            nodes=nodes,
+            keep=None if options.keep is None else Path(options.keep),
+        ) as private:
+            cluster = private.connect(Settings())
+            seed = seed_of(options.seed, manifest.seed)
+            job = cluster.submit(directory, manifest, seed=seed, params=params)
+            print(
+                f"job {manifest.name!r} (seed {seed}) on {options.coordinators} "
+                f"coordinator(s) and {options.clients} client(s) of {nodes} node(s)",
+                file=sys.stderr,
+            )
+            return end_of_job(cluster, job, as_json=options.json)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class PrivateCluster:
+    """Coordinators and clients as children of this process; a context manager."""
+
+    def __init__(
+        self, *, coordinators: int, clients: int, nodes: int, keep: Path | None = None
+    ) -> None:
+        self._coordinators = coordinators
+        self._clients = clients
+        self._nodes = nodes
+        self._keep = keep
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._arguments: dict[str, list[str]] = {}
+        self.addresses: list[str] = []
+        self.directory = Path()
+
+    def __enter__(self) -> PrivateCluster:
+        if self._keep is None:
+            self.directory = Path(tempfile.mkdtemp(prefix="tasksprint-run-"))
+        else:
+            try:
+                self._keep.mkdir(parents=True, mode=0o700)
+            except FileExistsError:
+                raise UsageError(f"--keep {str(self._keep)!r} exists already") from None
+            self.directory = self._keep.resolve()
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def connect(self, settings: Settings) -> Cluster:
+        """Return a connection to this cluster, once it answers.
+
+        Raises:
+            PeerUnreachable: It doesn't come up; with what its processes said.
+        """
+        cluster = Cluster(self.addresses, create_key(self.directory / "key"), settings)
+        started_s = time.monotonic()
+        while True:
+            try:
+                cluster.request("GET", "/v1/jobs", give_up_ms=300)
+                return cluster
+            except PeerUnreachable as error:
+                self._check_alive()
+                if time.monotonic() - started_s > settings.find_leader_timeout_ms / 1000:
+                    raise PeerUnreachable(f"the private cluster doesn't come up: {error}") from error
+
+    def _start(self) -> None:
+        create_key(self.directory / "key")
+        sockets = [self._listen() for _ in range(self._coordinators)]
+        self.addresses = [format_address(*sock.getsockname()[:2]) for sock in sockets]
+        peers = ",".join(f"{n}={address}" for n, address in enumerate(self.addresses, 1))
+        for number, sock in enumerate(sockets, 1):
+            address = self.addresses[number - 1]
+            self._spawn(
+                f"coordinator-{number}",
+                ["coordinator", "--id", str(number), "--listen", address, "--peers", peers],
+                sock,
+            )
+        for number in range(1, self._clients + 1):
+            self._spawn(
+                f"client-{number}",
+                ["client", "--coordinators", ",".join(self.addresses)]
+                + ["--nodes", str(self._nodes)],
+                None,
+            )
+        for sock in sockets:
+            sock.close()  # The children have them.
+
+    @staticmethod
+    def _listen() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(1024)
+        return sock
+
+    def _spawn(self, name: str, arguments: list[str], listener: socket.socket | None) -> None:
+        """Start one process; a listener that it inherits can't lose its port to others."""
+        self._arguments[name] = arguments
+        descriptors = () if listener is None else (listener.fileno(),)
+        inherited = [word for fd in descriptors for word in ("--listen-fd", str(fd))]
+        with open(self.directory / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                [*own_command(), *arguments, *inherited]
+                + ["--data-dir", str(self.directory / name)]
+                + ["--key-file", str(self.directory / "key")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=descriptors,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
+        self._processes[name] = process
+
+    def kill(self, name: str) -> None:
+        """Kill one process with SIGKILL (tests and measurements), and wait for its end."""
+        process = self._processes[name]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start a process again that was killed, with the same files and address."""
+        self._spawn(name, self._arguments[name], None)
+
+    def _check_alive(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                log = (self.directory / f"{name}.log").read_bytes()[-_LOG_TAIL_BYTES:]
+                raise PeerUnreachable(
+                    f"{name} of the private cluster ended with exit code {process.returncode}: "
+                    + log.decode(errors="replace").strip()
+                )
+
+    def _stop(self) -> None:
+        # Clients first: they end their nodes in good order while coordinators still answer.
+        for process in reversed(self._processes.values()):
+            if process.poll() is None:
+                process.terminate()
+        deadline_s = time.monotonic() + _STOP_GRACE_S
+        for process in self._processes.values():
+            try:
+                process.wait(max(deadline_s - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if self._keep is None:
+            shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""One job's scheduler process on this replica: carries out what the scheduler host decides.
+
+The host (coordination/host.py) decides what the process is sent, what its answers are
+worth and when it is restarted; here are only the process, its pipe and its output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
+from tasksprint.coordination.host import SchedulerHost
+from tasksprint.errors import RemoteProtocolError, SchedulerFailed, TaskSprintError
+from tasksprint.ids import JobId
+from tasksprint.installation import sdk_directory
+from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.program import ExitReason, Program, start_program
+from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.store.result_records import BoundedText
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator import Coordinator
+
+__all__ = ["SchedulerRunner"]
+
+_log = logging.getLogger("tasksprint.scheduler")
+
+
+class SchedulerRunner:
+    """Runs the scheduler of one job on this replica, until the job ends."""
+
+    def __init__(self, coordinator: Coordinator, job: JobId) -> None:
+        self._coordinator = coordinator
+        self._job = job
+        history = coordinator.require_schedule().scheduler_history(job)
+        self._seed = history.seed
+        self._program_digest = history.program
+        self._manifest: dict[str, Any] = json.loads(history.manifest)
+        self._host = SchedulerHost(
+            job=job,
+            replica=coordinator.options.me,
+            settings=coordinator.settings,
+            events=history.events,
+            answers=dict(history.answers),
+            answered_end=history.answered_end,
+            next_tid=history.next_tid,
+            now_ms=monotonic_ms(),
+        )
+        self._host.lead(monotonic_ms(), is_leader=coordinator.replica.is_leader)
+        self._program: Program | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._reader = self._new_reader()
+        self._events: list[bytes] = []  # chosen in this turn
+        self._answers: list[ChosenAnswer | EmptyAnswers] = []  # chosen in this turn
+        self._ended = False
+        self._output = BoundedText()
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When `turn` has something to do, unless something happens before."""
+        return self._host.deadline_ms
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job has ended and the process is gone."""
+        return self._ended and self._program is None and self._starting is None
+
+    # --- what the log says ---
+
+    def event_chosen(self, event: Event) -> None:
+        self._events.append(event.line)
+
+    def answer_chosen(self, answer: ChosenAnswer | EmptyAnswers) -> None:
+        self._answers.append(answer)
+
+    def _hand_over(self, now_ms: int) -> None:
+        """Tell the host what was chosen since the last turn."""
+        if self._events:
+            events, self._events = self._events, []
+            self._host.events_chosen(events, now_ms)
+        if self._answers:
+            answers, self._answers = self._answers, []
+            self._host.answers_chosen(answers, now_ms)
+
+    def out_chosen(self) -> None:
+        self._host.out_chosen()
+
+    def lead(self, is_leader: bool) -> None:
+        self._host.lead(monotonic_ms(), is_leader=is_leader)
+
+    def job_ended(self) -> None:
+        self._ended = True
+        self._hand_over(monotonic_ms())
+        self._host.job_ended(monotonic_ms())
+        self.turn(monotonic_ms())
+
+    def stop(self) -> None:
+        """Kill the process: this replica stops."""
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._program is not None:
+            self._program.kill("its coordinator stops")
+
+    # --- effects ---
+
+    def turn(self, now_ms: int) -> None:
+        """Carry out whatever the host wants now."""
+        self._hand_over(now_ms)
+        deadline_ms = self._host.deadline_ms
+        if deadline_ms is not None and now_ms >= deadline_ms:
+            self._host.tick(now_ms)
+        while (effects := self._host.effects()) is not None:
+            for note in effects.notes:
+                _log.info("replica=%d job=%d %s", self._coordinator.options.me, self._job, note)
+            if effects.stop and self._program is not None:
+                if effects.stop == "kill":
+                    self._program.kill()
+                else:
+                    self._coordinator.background(self._program.stop())
+            if effects.start:
+                self._starting = self._coordinator.background(self._start())
+            if effects.write and self._program is not None:
+                self._program.write(effects.write)
+            for answer in effects.propose:
+                self._coordinator.propose(answer)
+            if effects.out is not None:
+                self._coordinator.propose(effects.out)
+
+    async def _start(self) -> None:
+        self._reader = self._new_reader()
+        try:
+            directory = await self._coordinator.programs.unpacked(self._program_digest)
+            self._program = await self._start_in(directory)
+        except TaskSprintError as error:
+            self._host.start_failed(str(error), monotonic_ms())
+        finally:
+            self._starting = None
+        self._coordinator.wake()
+
+    async def _start_in(self, directory: Path) -> Program:
+        words = self._manifest["scheduler"]
+        argv = command_line(
+            words,
+            directory=directory,
+            what="scheduler",
+            failure=SchedulerFailed,
+            interpreter=self._manifest.get("interpreter"),
+        )
+        return await start_program(
+            argv,
+            cwd=directory,
+            env=child_environment(sdk_directory=Path(sdk_directory()), hash_seed=self._seed),
+            what="scheduler",
+            failure=SchedulerFailed,
+            on_data=self._on_data,
+            on_exit=self._on_exit,
+            on_stderr=self._on_stderr,
+            name=words[0],
+        )
+
+    def _new_reader(self) -> SchedulerReader:
+        return SchedulerReader(
+            who=f"scheduler of job {self._job}",
+            line_bytes_max=self._coordinator.settings.line_bytes_max,
+        )
+
+    def _on_data(self, data: bytes) -> None:
+        now_ms = monotonic_ms()
+        try:
+            messages = self._reader.feed(data)
+        except RemoteProtocolError as error:
+            self._host.garbage(str(error), now_ms)
+            self._coordinator.wake()
+            return
+        answers: list[SchedulerAnswer] = []
+        for message in messages:
+            if isinstance(message, SchedulerAnswer):
+                answers.append(message)
+            elif isinstance(message, SchedulerReady):
+                self._host.ready(now_ms)
+        if answers:
+            self._host.answered(answers, now_ms)
+        self._coordinator.wake()
+
+    def _on_stderr(self, data: bytes) -> None:
+        bytes_max = self._coordinator.settings.log_bytes_per_attempt_max
+        self._output = self._output.add(data, bytes_max)
+
+    @property
+    def output(self) -> str:
+        """What the scheduler wrote to stderr here, over all its runs; bounded."""
+        return self._output.render().decode(errors="replace")
+
+    def _on_exit(self, reason: ExitReason) -> None:
+        self._program = None
+        self._host.exited(reason.describe(), reason.stderr_tail, monotonic_ms())
+        self._coordinator.wake()
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status` shows of this scheduler."""
+        status = self._host.status
+        return {
+            "state": status.state,
+            "answered_end": status.answered_end,
+            "events": status.event_count,
+            "restarts": status.restarts,
+            "text": status.text,
+        }
