@@ -466,6 +466,8 @@ def _completion(
 def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
     if (kind != "json" and kind != "bytes") or type(text) is not str:
         raise ValueError(f"expected a kind and a text, found {kind!r:.50}")
+    if "\n" in text:
+        raise ValueError("expected a value without line ends: it becomes part of a line")
     return kind, text
 
 

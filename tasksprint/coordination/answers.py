@@ -1,0 +1,345 @@
+"""What a job's scheduler asks for: answers to events, applied exactly once and in order.
+
+An answer counts only if it is the job's next unanswered part and counts on the job's
+next tid; so whatever several replicas propose, and whatever comes twice, one history
+results. Anything else is ignored: it is either a duplicate or was overtaken.
+
+A command that makes no sense fails the job, with a sentence that names the event.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import insort
+
+from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
+from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.lifecycle import Lifecycle
+from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.results import Results
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import (
+    ASSIGNED,
+    DONE,
+    KILLED,
+    STATES,
+    WAITING,
+    Task,
+    base_row,
+)
+from tasksprint.encoding import encode_json
+from tasksprint.ids import TaskId
+from tasksprint.tasks import (
+    FailJob,
+    FinishJob,
+    KillTask,
+    ReleaseTasks,
+    SchedulerCommand,
+    StartTask,
+    StartTimer,
+    WriteLog,
+)
+
+__all__ = ["Answers"]
+
+TIMERS_MAX = 1_000  # of one job at once; they stand in its row
+SUMMARY_COMMANDS = 3
+
+
+class _InvalidCommandError(Exception):
+    """A scheduler asked for what can't be; the text is for its author."""
+
+
+class Answers:
+    """Applies answers of schedulers."""
+
+    __slots__ = ("_lifecycle", "_placement", "_results", "_state")
+
+    def __init__(
+        self, state: State, placement: Placement, lifecycle: Lifecycle, results: Results
+    ) -> None:
+        self._state = state
+        self._placement = placement
+        self._lifecycle = lifecycle
+        self._results = results
+
+    def apply(self, answer: Answer) -> None:
+        """Apply the parts and empty runs that are the job's next ones, in order."""
+        job = self._state.running.get(answer.job)
+        if job is None or job.finishing is not None:
+            return
+        parts = answer.parts
+        empty = answer.empty
+        part_index = empty_index = ignored = 0
+        while job.is_running and job.finishing is None:
+            if empty_index < len(empty):
+                first_event, end_event = empty[empty_index]
+                if first_event <= job.next_event < end_event and job.next_part == 0:
+                    empty_index += 1
+                    self._apply_empty(job, end_event)
+                    continue
+                if end_event <= job.next_event:
+                    empty_index += 1
+                    continue
+            if part_index < len(parts):
+                part = parts[part_index]
+                place = (part.event, part.part)
+                if place < (job.next_event, job.next_part):
+                    part_index += 1
+                    continue
+                if place == (job.next_event, job.next_part):
+                    part_index += 1
+                    if part.first_tid == job.next_tid and part.event < job.event_count:
+                        self._apply_part(job, part)
+                        continue
+            # What is left is of later events than the next: something is missing.
+            ignored = len(parts) - part_index + len(empty) - empty_index
+            break
+        if ignored:
+            self._state.note(
+                f"job={job.job} ignored {ignored} answers that aren't for event"
+                f" {job.next_event} part {job.next_part}"
+            )
+
+    def _apply_empty(self, job: Job, end_event: int) -> None:
+        end_event = min(end_event, job.event_count)
+        if job.next_event < end_event:
+            chosen = EmptyAnswers(job.next_event, end_event)
+            self._state.changes.answers.append((job.job, chosen))
+            job.next_event = end_event
+            self._state.changes.jobs[job] = None
+
+    def _apply_part(self, job: Job, part: AnswerPart) -> None:
+        changes = self._state.changes
+        changes.jobs[job] = None
+        if part.last:
+            job.next_event = part.event + 1
+            job.next_part = 0
+        else:
+            job.next_part = part.part + 1
+        if part.last and part.part == 0 and not part.commands:
+            empty = EmptyAnswers(part.event, part.event + 1)
+            changes.answers.append((job.job, empty))
+            return
+        digest = answer_digest(part.first_tid, part.last, part.commands)
+        started = sum([type(command) is StartTask for command in part.commands])
+        chosen = ChosenAnswer(
+            part.event, part.part, part.last, digest, started, part.commands
+        )
+        changes.answers.append((job.job, chosen))
+        job.answers[part.event, part.part] = digest
+        body = encode_json((part.last, part.first_tid, _summarise(part.commands)))
+        changes.rows.append(
+            Row("answers", (job.job, part.event, part.part), (digest, body.decode()))
+        )
+        try:
+            commands_max = self._state.rules.commands_per_part_max
+            if len(part.commands) > commands_max:
+                raise _InvalidCommandError(
+                    f"{len(part.commands)} commands in one part, more than {commands_max}"
+                    " (commands_per_part_max)"
+                )
+            for command in part.commands:
+                self._apply_command(job, command)
+                if not job.is_running or job.finishing is not None:
+                    break
+        except _InvalidCommandError as error:
+            self._lifecycle.fail(job, f"scheduler's answer to event {part.event}: {error}")
+
+    def _apply_command(self, job: Job, command: SchedulerCommand) -> None:
+        match command:
+            case StartTask():
+                self._start(job, command)
+            case KillTask():
+                self._kill(job, command)
+            case FinishJob():
+                self._finish(job, command)
+            case FailJob():
+                self._lifecycle.fail(job, command.error)
+            case StartTimer():
+                self._start_timer(job, command)
+            case ReleaseTasks():
+                self._release(job, command)
+            case WriteLog():
+                self._write_log(job, command)
+            case _:
+                raise AssertionError(f"not a scheduler's command: {command!r}")
+
+    # --- tasks ---
+
+    def _start(self, job: Job, command: StartTask) -> None:
+        tid = job.next_tid
+        pretasks = command.pretasks
+        base = command.base
+        if len(pretasks) != len(command.prekeys):
+            raise _InvalidCommandError(
+                f"task {tid} {command.name!r} has {len(pretasks)} pretasks but"
+                f" {len(command.prekeys)} prekeys; give one key for each"
+            )
+        base_max = self._state.rules.base_bytes_max
+        if len(base) * 4 > base_max:
+            size = len(base.encode())
+            if size > base_max:
+                raise _InvalidCommandError(
+                    f"task {tid} {command.name!r} has {size} bytes of arguments, more than"
+                    f" {base_max} (base_bytes_max); let a task return large values"
+                )
+        tasks = job.tasks
+        for pretid in pretasks:
+            self._check_pretask(job, tid, pretid)
+        task = Task(
+            job,
+            tid,
+            # The same few texts stand in all tasks of a job.
+            sys.intern(command.name),
+            sys.intern(base) if len(base) < 16 else base,
+            pretasks,
+            command.prekeys,
+            command.keys,
+            command.retries,
+            command.timeout_ms if command.timeout_ms is not None else job.timeout_ms,
+        )
+        job.next_tid = TaskId(tid + 1)
+        tasks[tid] = task
+        job.counts[WAITING] += 1
+        changes = self._state.changes
+        changes.tasks[task] = None
+        row = base_row(task)
+        if row is not None:
+            self._state.put_row(row)
+        pending = 0
+        for pretid in pretasks:
+            pretask = tasks[pretid]
+            pretask.users += 1
+            if pretask.dependents is None:
+                pretask.dependents = [tid]
+            else:
+                pretask.dependents.append(tid)
+            if pretask.state != DONE:
+                pending += 1
+        task.pending = pending
+        if not pretasks:
+            self._placement.make_ready(task)
+            return
+        for pretid in pretasks:
+            pretask = tasks[pretid]
+            if pretask.state == DONE and not pretask.holders:
+                if not self._results.need(pretask):
+                    return
+            elif pretask.state == ASSIGNED:
+                self._placement.may_follow(pretask)
+        if task.pending == 0:
+            self._placement.make_ready(task)
+
+    @staticmethod
+    def _check_pretask(job: Job, tid: TaskId, pretid: TaskId) -> None:
+        if pretid >= tid:
+            raise _InvalidCommandError(
+                f"task {tid} names pretask {pretid}, which does not exist yet"
+            )
+        pretask = job.tasks.get(pretid)
+        if pretask is None or pretask.is_released:
+            raise _InvalidCommandError(f"task {tid} names pretask {pretid}, which was released")
+        if pretask.state == KILLED:
+            raise _InvalidCommandError(f"task {tid} names pretask {pretid}, which was killed")
+
+    def _kill(self, job: Job, command: KillTask) -> None:
+        if command.tid >= job.next_tid:
+            raise _InvalidCommandError(f"kill names task {command.tid}, which does not exist")
+        task = job.tasks.get(command.tid)
+        if task is not None:
+            self._results.kill(task)
+
+    def _release(self, job: Job, command: ReleaseTasks) -> None:
+        for tid in command.tids:
+            if tid >= job.next_tid:
+                raise _InvalidCommandError(f"release names task {tid}, which does not exist")
+            task = job.tasks.get(tid)
+            if task is None or task.is_released:
+                continue
+            if task.state < DONE and task.event is None:
+                raise _InvalidCommandError(
+                    f"release names task {tid}, which is {STATES[task.state]};"
+                    " only finished tasks can be released"
+                )
+            task.is_released = True
+            if not task.users and task.state >= DONE:
+                self._results.forget(task)
+            else:
+                self._state.changes.tasks[task] = None
+
+    # --- the job ---
+
+    def _finish(self, job: Job, command: FinishJob) -> None:
+        for tid in command.taskids:
+            if tid >= job.next_tid:
+                raise _InvalidCommandError(f"finish names task {tid}, which does not exist")
+            task = job.tasks.get(tid)
+            if task is None or task.is_released:
+                raise _InvalidCommandError(f"finish names task {tid}, which was released")
+            if task.digest is None or task.state == KILLED:
+                raise _InvalidCommandError(
+                    f"finish names task {tid}, which is {STATES[task.state]}; finish can only"
+                    " name tasks that are done"
+                )
+        for tid in command.taskids:
+            task = job.tasks[tid]
+            task.is_wanted = True
+            self._state.changes.tasks[task] = None
+        job.finishing = (command.taskids, command.values)
+        for tid in command.taskids:
+            if job.is_running and not self._results.need(job.tasks[tid]):
+                return
+        self._lifecycle.finish(job, command.taskids, command.values)
+
+    def _start_timer(self, job: Job, command: StartTimer) -> None:
+        if len(job.timers) >= TIMERS_MAX:
+            raise _InvalidCommandError(
+                f"timer {command.timer} is one more than the {TIMERS_MAX} that a job may have"
+            )
+        due_ms = self._state.log_ms + command.after_ms
+        insort(job.timers, (due_ms, job.next_timer, command.timer))
+        job.next_timer += 1
+
+    def _write_log(self, job: Job, command: WriteLog) -> None:
+        rules = self._state.rules
+        if job.log_lines >= rules.job_log_lines_max:
+            return  # The limit is documented; a job needn't fail for its log.
+        data = command.text.encode()
+        if len(data) > rules.job_log_line_bytes_max:
+            text = data[: rules.job_log_line_bytes_max].decode(errors="ignore") + "…"
+        else:
+            text = command.text
+        row = Row("job_log", (job.job, job.log_lines), (text,))
+        self._state.changes.rows.append(row)
+        job.log_lines += 1
+
+
+def _summarise(commands: tuple[SchedulerCommand, ...]) -> str:
+    """Return the first commands in words, for who reads the mirror."""
+    words = [_in_words(command) for command in commands[:SUMMARY_COMMANDS]]
+    if len(commands) > SUMMARY_COMMANDS:
+        words.append(f"… ({len(commands)} commands)")
+    return ", ".join(words) if words else "nothing"
+
+
+def _in_words(command: SchedulerCommand) -> str:
+    match command:
+        case StartTask():
+            return f"start {command.name:.60}"
+        case KillTask():
+            return f"kill {command.tid}"
+        case FinishJob():
+            return "finish"
+        case FailJob():
+            return "fail"
+        case StartTimer():
+            return f"timer {command.timer}"
+        case ReleaseTasks():
+            return f"release {len(command.tids)} tasks"
+        case WriteLog():
+            return "log"
+        case _:
+            raise AssertionError(f"not a scheduler's command: {command!r}")

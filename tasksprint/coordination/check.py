@@ -1,0 +1,141 @@
+"""The invariants of the replicated state, asserted one by one; for tests and for doubts.
+
+Everything that is kept incrementally is computed again here the slow, obvious way.
+"""
+
+from __future__ import annotations
+
+from tasksprint.coordination.clients import Client
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import ASSIGNED, DONE, READY, STATES, WAITING, Task
+
+__all__ = ["check"]
+
+
+def check(state: State) -> None:
+    """Assert all invariants of a state between two entries."""
+    assert list(state.running) == [job.job for job in state.jobs.values() if job.is_running]
+    for job in state.jobs.values():
+        assert job.job < state.next_job
+        if job.is_running:
+            _check_job(state, job)
+        else:
+            _check_ended_job(job)
+    for client in state.clients.values():
+        _check_client(state, client)
+    for sender in state.senders:
+        assert all(sender.low <= request <= sender.highest for request in sender.replies)
+
+
+def _check_job(state: State, job: Job) -> None:
+    tasks = job.tasks
+    assert list(tasks) == sorted(tasks)
+    assert all(0 <= tid < job.next_tid for tid in tasks)
+    assert sum(job.counts) == job.next_tid
+    live = [0] * len(STATES)
+    for task in tasks.values():
+        live[task.state] += 1
+    assert live[:DONE] == job.counts[:DONE], f"job {job.job}: {live} against {job.counts}"
+    assert all(count >= 0 for count in job.counts)
+    assert sum(job.counts) - sum(live) == job.next_tid - len(tasks)
+    assert len(job.events) == job.event_count
+    assert job.next_event <= job.event_count
+    assert job.next_part == 0 or job.next_event < job.event_count
+    assert job.timers == sorted(job.timers)
+    told: dict[int, int] = {}
+    for task in tasks.values():
+        _check_task(state, task)
+        if task.event is not None:
+            assert task.event not in told
+            told[task.event] = task.tid
+            assert '"kind":"task_done"' in job.events[task.event].decode()
+            assert f'"tid":{task.tid},' in job.events[task.event].decode()
+    queued = sorted(set(job.ready))
+    for task in tasks.values():
+        if task.state == READY:
+            assert task.tid in queued, f"{task} is not in the queue"
+
+
+def _check_task(state: State, task: Task) -> None:
+    tasks = task.job.tasks
+    users = ahead = 0
+    expected: list[int] = []
+    for other in tasks.values():
+        places = other.pretasks.count(task.tid) if task.tid < other.tid else 0
+        expected += [other.tid] * places
+        if other.state < DONE:
+            users += places
+            if other.state == ASSIGNED and task.state != DONE:
+                ahead += places
+    assert task.users == users, f"{task}: {task.users} users, counted {users}"
+    live = [tid for tid in task.dependents or () if tid in tasks]
+    assert live == expected, f"{task}: dependents {live}, counted {expected}"
+    if task.state == ASSIGNED:
+        assert task.cid is not None
+        client = state.clients[task.cid]
+        assert client.is_alive
+        assert task in client.changes.run
+        assert task.load_us > 0
+        assert task.ahead == ahead, f"{task}: {task.ahead} ahead, counted {ahead}"
+        for tid in task.pretasks:
+            pretask = tasks[tid]
+            if pretask.state != DONE:
+                assert pretask.cid == task.cid, f"{task} is ahead of {pretask}"
+        if task.may_extend:
+            assert (task.placed, task) in client.extend
+    else:
+        assert task.cid is None
+        assert task.load_us == 0
+        assert task.placed == 0
+        assert not task.may_extend
+    if task.state != DONE:
+        assert not task.holders, f"{task} has holders"
+    if task.state < DONE:
+        pending = 0
+        for tid in task.pretasks:
+            assert tid in tasks, f"{task} needs {tid}, which is forgotten"
+            pending += tasks[tid].state != DONE
+        assert task.pending == pending, f"{task}: {task.pending} pending, counted {pending}"
+        assert (task.state == READY) <= (pending == 0)
+        assert (task.state == WAITING) <= (pending > 0)
+    if task.state == DONE:
+        assert task.digest is not None
+        assert not task.is_stale
+        assert task.holders or not task.users, f"{task} is needed and lost"
+    if task.is_released:
+        assert task.users or task.state < DONE, f"{task} should be forgotten"
+    for cid in task.holders:
+        assert state.clients[cid].is_alive
+        assert state.clients[cid].holds[task.job.job][task.tid] is task
+    assert len(task.holders) == len(set(task.holders))
+
+
+def _check_ended_job(job: Job) -> None:
+    assert list(job.tasks) == list(job.keep)
+    assert not (job.events or job.answers or job.timers or job.ready or job.estimates_us)
+    assert job.finishing is None
+    assert job.ended_ms is not None
+
+
+def _check_client(state: State, client: Client) -> None:
+    assert state.cid_of_identity[client.identity] == client.cid
+    assert client.cid < state.next_cid
+    for job_id, held in client.holds.items():
+        assert held
+        assert client.is_alive
+        for tid, task in held.items():
+            assert state.jobs[job_id].tasks[tid] is task
+            assert client.cid in task.holders
+    run = list(client.changes.run)
+    assert client.assigned == len(run)
+    assert all(task.cid == client.cid and task.state == ASSIGNED for task in run)
+    runnable = [task for task in run if task.pending == 0]
+    assert client.queued_us == sum(task.load_us for task in runnable)
+    assert client.ahead_us == sum(task.load_us for task in run if task.pending)
+    assert client.heavy == sum(task.load_us >= state.rules.ahead_us for task in runnable)
+    slots = list(client.changes.run.values())
+    assert slots == sorted(slots), "the view's changes are out of order"
+    if not client.is_alive:
+        assert not run
+        assert not client.extend

@@ -1,0 +1,132 @@
+"""One client as the replicated state knows it, its row, and what changed of its view.
+
+A client is alive or dead; it keeps its `cid` for ever, and each start of it is a new
+incarnation. What it has assigned, holds and counts in its queue follows from the tasks
+and is kept here only so that nobody must look through all tasks.
+
+The changes of its view are not rows: a replica that was restored answers with a whole
+view to whoever asks for changes from before (`ViewChanges`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.tasks import Task
+from tasksprint.coordination.view import Drop, DropJob, Stop
+from tasksprint.encoding import encode_json
+from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
+
+__all__ = ["Client", "ViewChanges", "client_row", "restore_client"]
+
+
+class ViewChanges:
+    """What changed of one client's view, with the slot that did it.
+
+    `run` is in order of change; stops and drops wait until the client has named a version
+    at or after theirs.
+    """
+
+    __slots__ = ("drop_jobs", "drops", "first_slot", "run", "stops")
+
+    def __init__(self, first_slot: Slot) -> None:
+        self.first_slot = first_slot  # changes before this one aren't known
+        self.run: dict[Task, Slot] = {}
+        self.stops: deque[tuple[Slot, Stop]] = deque()
+        self.drops: deque[tuple[Slot, Drop]] = deque()
+        self.drop_jobs: deque[tuple[Slot, DropJob]] = deque()
+
+    def forget_until(self, since: Slot) -> None:
+        """Forget the stops and drops that a client which names `since` has seen."""
+        queues: tuple[deque[Any], ...] = (self.stops, self.drops, self.drop_jobs)
+        for queue in queues:
+            while queue and queue[0][0] <= since:
+                queue.popleft()
+
+
+class Client:
+    """One client; mutable, changed by the state machine only."""
+
+    __slots__ = (
+        "address",
+        "ahead_us",
+        "assigned",
+        "changes",
+        "cid",
+        "ended_ms",
+        "extend",
+        "heavy",
+        "heavy_entry",
+        "holds",
+        "hostname",
+        "identity",
+        "incarnation",
+        "is_alive",
+        "joined_ms",
+        "light_entry",
+        "own",
+        "queued_us",
+        "sender",
+        "slots",
+    )
+
+    def __init__(self, cid: ClientId, identity: str) -> None:
+        self.cid = cid
+        self.identity = identity
+        self.own = (cid,)  # the holders of what it alone has; shared to save memory
+        self.incarnation = Incarnation("")
+        self.address: str | None = None
+        self.hostname = ""
+        self.slots = 0
+        self.is_alive = False
+        self.joined_ms = 0  # log time
+        self.ended_ms: int | None = None
+        self.sender = ""  # key of its request record
+        # Follows from the tasks assigned to it:
+        self.assigned = 0
+        self.queued_us = 0  # load of those whose inputs are done
+        self.ahead_us = 0  # load of those placed ahead of need
+        self.heavy = 0  # of those whose inputs are done: as long as a slot's whole queue
+        self.extend: list[tuple[int, Task]] = []  # a heap of (placed, task) to follow up
+        # Its valid entries in the heaps of placement.py; None: it has none.
+        self.light_entry: tuple[int, int, int] | None = None
+        self.heavy_entry: tuple[int, int, int] | None = None
+        # Results that it holds, of running jobs and of those kept by ended ones.
+        self.holds: dict[JobId, dict[TaskId, Task]] = {}
+        self.changes = ViewChanges(Slot(0))
+
+    def __repr__(self) -> str:
+        return f"<client {self.cid} {'alive' if self.is_alive else 'dead'}>"
+
+
+def client_row(client: Client) -> Row:
+    """Return the client's row as it is now."""
+    body = {
+        "identity": client.identity,
+        "incarnation": client.incarnation,
+        "hostname": client.hostname,
+        "slots": client.slots,
+        "joined_ms": client.joined_ms,
+        "ended_ms": client.ended_ms,
+    }
+    state = "alive" if client.is_alive else "dead"
+    return Row("clients", (client.cid,), (state, client.address, encode_json(body).decode()))
+
+
+def restore_client(
+    cid: ClientId, state: str, address: str | None, body: dict[str, Any], applied: Slot
+) -> Client:
+    """Return a client from its row; what follows from tasks is still zero."""
+    client = Client(cid, body["identity"])
+    client.incarnation = body["incarnation"]
+    client.address = address
+    client.hostname = body["hostname"]
+    client.slots = body["slots"]
+    client.is_alive = state == "alive"
+    client.joined_ms = body["joined_ms"]
+    client.ended_ms = body["ended_ms"]
+    client.sender = f"{cid} {client.incarnation}"
+    client.changes = ViewChanges(applied)
+    return client

@@ -1,0 +1,217 @@
+"""How jobs start and end, and what makes them end early.
+
+A job that ends lets go of everything but its summary and the results that `finish`
+named: its tasks leave memory (their rows stay in the mirror, as they were last), clients
+are told to drop its values, and no event is raised for it any more.
+"""
+
+from __future__ import annotations
+
+from tasksprint.coordination.commands import CancelJob, SchedulerOut, SubmitJob
+from tasksprint.coordination.jobs import (
+    CANCELLED,
+    FAILED_JOB,
+    FINISHED,
+    Job,
+    definition_row,
+    line_client_joined,
+    line_init,
+    line_timer,
+)
+from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.state import ERROR_BYTES_MAX, State
+from tasksprint.coordination.tasks import ASSIGNED
+from tasksprint.coordination.view import DropJob
+from tasksprint.encoding import decode_json
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import JobId, TaskId
+
+__all__ = ["Lifecycle", "bounded"]
+
+
+def bounded(error: str) -> str:
+    """Return an error text, cut in the middle if it is very long."""
+    if len(error) <= ERROR_BYTES_MAX:
+        return error
+    half = ERROR_BYTES_MAX // 2
+    return f"{error[:half]} … {error[-half:]}"
+
+
+class Lifecycle:
+    """Starts and ends jobs."""
+
+    __slots__ = ("_placement", "_state")
+
+    def __init__(self, state: State, placement: Placement) -> None:
+        self._state = state
+        self._placement = placement
+
+    # --- start ---
+
+    def submit(self, command: SubmitJob) -> Job | str:
+        """Start a job; return it, or the sentence that says why not."""
+        state = self._state
+        try:
+            decode_json(command.params.encode())
+        except RemoteProtocolError as error:
+            return f"the job's parameters are {error}"
+        try:
+            decode_json(command.manifest.encode())
+            job = Job(
+                state.next_job,
+                command.name,
+                command.seed,
+                # Line ends in JSON are only white space; events are lines.
+                command.params.replace("\n", " ").replace("\r", " "),
+                command.program,
+                command.manifest,
+                state.rules.retries,
+            )
+        except RemoteProtocolError as error:
+            return f"the job's manifest is {error}"
+        except ValueError as error:
+            return str(error)
+        state.next_job = JobId(state.next_job + 1)
+        job.submitted_ms = state.log_ms
+        job.submitted_wall_ms = state.wall_ms
+        state.jobs[job.job] = job
+        state.running[job.job] = job
+        state.put_row(definition_row(job))
+        state.raise_event(job, line_init(0, job))
+        for client in state.clients.values():
+            if client.is_alive:
+                line = line_client_joined(job.event_count, 0, client.cid, client.slots)
+                state.raise_event(job, line)
+        state.note(f"job={job.job} name={job.name!r} submitted")
+        return job
+
+    # --- end ---
+
+    def finish(self, job: Job, taskids: tuple[TaskId, ...], values: str) -> None:
+        """End the job with a result, as soon as all results that it names can be read.
+
+        A result whose last holder is gone is computed again first; meanwhile the job
+        is still running, but its scheduler has nothing to say any more.
+        """
+        job.finishing = (taskids, values)
+        self._state.changes.jobs[job] = None
+        self.try_finish(job)
+
+    def try_finish(self, job: Job) -> None:
+        """End a job whose scheduler said finish, if all results that it names are there."""
+        assert job.finishing is not None
+        taskids, values = job.finishing
+        for tid in taskids:
+            if not job.tasks[tid].holders:
+                return
+        job.finishing = None
+        job.values = values
+        self._end(job, FINISHED, taskids)
+
+    def give_up_finish(self, job: Job) -> None:
+        """End a job as finished though a result that it names can't be computed again."""
+        assert job.finishing is not None
+        taskids, values = job.finishing
+        job.finishing = None
+        job.values = values
+        lost = [tid for tid in taskids if not job.tasks[tid].holders]
+        self._state.note(f"job={job.job} finished without the lost results of tasks {lost}")
+        self._end(job, FINISHED, taskids)
+
+    def fail(self, job: Job, error: str) -> None:
+        """End the job as failed; a job that has ended stays as it is."""
+        if job.is_running:
+            job.error = bounded(error)
+            self._end(job, FAILED_JOB, ())
+
+    def cancel(self, command: CancelJob) -> str | None:
+        """End the job as cancelled; return the sentence that says why not, if so.
+
+        Cancelling a job that has ended does nothing and is no error.
+        """
+        job = self._state.jobs.get(command.job)
+        if job is None:
+            return f"there is no job {command.job}"
+        if job.is_running:
+            job.error = bounded(command.reason or "cancelled")
+            self._end(job, CANCELLED, ())
+        return None
+
+    def _end(self, job: Job, new_state: str, keep: tuple[TaskId, ...]) -> None:
+        state = self._state
+        kept = {tid: job.tasks[tid] for tid in sorted(dict.fromkeys(keep))}
+        for task in job.tasks.values():
+            if task.state == ASSIGNED:
+                self._placement.take_back(task, is_told=True)
+        told = DropJob(job.job, tuple(kept))
+        for client in state.clients.values():
+            held = client.holds.pop(job.job, None)
+            if held is not None:
+                still = {tid: task for tid, task in held.items() if tid in kept}
+                if still:
+                    client.holds[job.job] = still
+            if client.is_alive:
+                client.changes.drop_jobs.append((state.slot, told))
+                state.changes.views[client.cid] = None
+        for task in kept.values():
+            task.dependents = None
+            task.users = 0
+        job.state = new_state
+        job.keep = told.keep
+        job.ended_ms = state.log_ms
+        job.ended_wall_ms = state.wall_ms
+        job.tasks = kept
+        job.ready = []
+        job.events = []
+        job.answers = {}
+        job.timers = []
+        job.estimates_us = {}
+        job.finishing = None
+        del state.running[job.job]
+        state.changes.jobs[job] = None
+        reason = f": {job.error}" if job.error is not None else ""
+        state.note(f"job={job.job} {new_state}{reason}")
+
+    # --- schedulers and timers ---
+
+    def scheduler_out(self, command: SchedulerOut) -> None:
+        """Record that a replica's scheduler is gone; without enough of them the job fails."""
+        state = self._state
+        job = state.running.get(command.job)
+        if job is None or job.finishing is not None or command.replica in job.out:
+            state.note(f"replica={command.replica} job={command.job} scheduler out: ignored")
+            return
+        job.out[command.replica] = (command.kind, bounded(command.error))
+        state.changes.jobs[job] = None
+        state.note(
+            f"replica={command.replica} job={job.job} scheduler {command.kind}: {command.error}"
+        )
+        members = state.members
+        crashed = [replica for replica in members if job.out.get(replica, ("",))[0] == "crashed"]
+        gone = [replica for replica in members if replica in job.out]
+        if len(crashed) > len(members) // 2:
+            what = "crashed"
+            named = crashed
+        elif len(gone) == len(members):
+            what = "crashed or gave answers that differ"
+            named = gone
+        else:
+            return
+        if len(members) == 1:
+            self.fail(job, f"the scheduler {what}: {job.out[named[0]][1]}")
+            return
+        told = "; ".join(f"replica {replica}: {job.out[replica][1]}" for replica in named)
+        self.fail(
+            job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}"
+        )
+
+    def run_out_timers(self) -> None:
+        """Raise the events of all timers that are due."""
+        state = self._state
+        for job in list(state.running.values()):
+            while job.timers and job.timers[0][0] <= state.log_ms:
+                _, _, timer = job.timers.pop(0)
+                if job.finishing is None:
+                    line = line_timer(job.event_count, state.time_ms(job), timer)
+                    state.raise_event(job, line)
+                state.changes.jobs[job] = None

@@ -1,0 +1,177 @@
+"""Which clients are alive, in log time: joining, leaving, falling silent, coming back.
+
+Time enters only through ticks: each adds the milliseconds since the leader's last one,
+at most Rules.tick_elapsed_max_ms. The leader judges who fell silent; its judgement is
+ignored for a client that has said something since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tasksprint.coordination.clients import Client, ViewChanges
+from tasksprint.coordination.commands import Held, JoinClient, LeaveClient, SilentClient, Tick
+from tasksprint.coordination.jobs import Job, line_client_dead, line_client_joined
+from tasksprint.coordination.lifecycle import Lifecycle
+from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.results import Results
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import DONE, Task
+from tasksprint.coordination.view import DropJob
+from tasksprint.ids import ClientId, Incarnation
+
+__all__ = ["Liveness"]
+
+HOSTNAME_LENGTH_MAX = 255
+SLOTS_MAX = 100_000
+
+
+class Liveness:
+    """Applies what happens to clients as a whole."""
+
+    __slots__ = ("_lifecycle", "_placement", "_results", "_state")
+
+    def __init__(
+        self, state: State, placement: Placement, lifecycle: Lifecycle, results: Results
+    ) -> None:
+        self._state = state
+        self._placement = placement
+        self._lifecycle = lifecycle
+        self._results = results
+
+    def tick(self, command: Tick) -> None:
+        """Let log time pass: timers run out, silent clients die, old records expire."""
+        state = self._state
+        state.log_ms += min(command.elapsed_ms, state.rules.tick_elapsed_max_ms)
+        state.wall_ms = max(state.wall_ms, command.wall_ms)
+        for silent in command.silent:
+            self._die_if_silent(silent)
+        self._lifecycle.run_out_timers()
+        expired = state.senders.remove_before(state.log_ms - state.rules.request_record_ms)
+        for name in expired:
+            state.changes.senders[name] = None
+
+    def _die_if_silent(self, silent: SilentClient) -> None:
+        state = self._state
+        client = state.clients.get(silent.cid)
+        if client is None or not client.is_alive or client.incarnation != silent.incarnation:
+            return
+        record = state.senders.get(client.sender)
+        if record is not None and record.highest > silent.request:
+            return  # It spoke since, to another leader perhaps.
+        self._die(client, "silent")
+
+    def join(self, command: JoinClient) -> Client | str:
+        """Take up a client; return it, or the sentence that says why not."""
+        state = self._state
+        if command.slots > SLOTS_MAX:
+            return f"client offers {command.slots} slots, expected at most {SLOTS_MAX}"
+        cid = state.cid_of_identity.get(command.identity)
+        if cid is None:
+            cid = state.next_cid
+            state.next_cid = ClientId(cid + 1)
+            client = Client(cid, command.identity)
+            state.clients[cid] = client
+            state.cid_of_identity[command.identity] = cid
+        else:
+            client = state.clients[cid]
+            if client.is_alive and client.incarnation == command.incarnation:
+                return client  # The same request again.
+            if client.is_alive:
+                self._die(client, "started again")
+        client.incarnation = command.incarnation
+        client.sender = f"{cid} {command.incarnation}"
+        client.address = command.address
+        client.hostname = command.hostname[:HOSTNAME_LENGTH_MAX]
+        client.slots = command.slots
+        client.is_alive = True
+        client.joined_ms = state.log_ms
+        client.ended_ms = None
+        client.changes = ViewChanges(state.slot)
+        state.changes.clients[client] = None
+        state.changes.views[cid] = None
+        self._placement.client_changed(client)
+        self._raise_for_all(
+            lambda job: line_client_joined(
+                job.event_count, state.time_ms(job), client.cid, client.slots
+            )
+        )
+        for held in command.held:
+            self._take_up(client, held)
+        state.note(
+            f"cid={cid} host={client.hostname} slots={client.slots} joined,"
+            f" holding {len(command.held)} results"
+        )
+        return client
+
+    def _take_up(self, client: Client, held: Held) -> None:
+        """Decide about a result that a joining client has on its disk."""
+        state = self._state
+        job = state.jobs.get(held.job)
+        if job is None or (not job.is_running and not job.keep):
+            told = (state.slot, DropJob(held.job, ()))
+            if not client.changes.drop_jobs or client.changes.drop_jobs[-1] != told:
+                client.changes.drop_jobs.append(told)
+            return
+        task = job.tasks.get(held.tid)
+        if task is not None and task.digest == held.digest and not task.is_stale:
+            if task.state == DONE or not job.is_running:
+                state.add_holder(task, client)
+                return
+            if task.state < DONE:
+                self._results.restore_held(task, client)
+                return
+        if task is not None and task.digest is None and task.state < DONE:
+            return  # Made, but not counted yet: the client may report it.
+        state.tell_drop(client, held.job, held.tid, held.digest)
+
+    def leave(self, command: LeaveClient) -> str | None:
+        """Let a client go at once; return the sentence that says why not, if so."""
+        client = self.find(command.cid, command.incarnation)
+        if client is None:
+            return f"client {command.cid} isn't alive in this incarnation"
+        self._die(client, "left")
+        return None
+
+    def find(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
+        """Return a living client in this incarnation; None: there is none."""
+        client = self._state.clients.get(cid)
+        if client is None or not client.is_alive or client.incarnation != incarnation:
+            return None
+        return client
+
+    def _die(self, client: Client, why: str) -> None:
+        """Take everything from a client."""
+        state = self._state
+        client.is_alive = False
+        client.ended_ms = state.log_ms
+        state.changes.clients[client] = None
+        state.changes.views[client.cid] = None
+        if state.senders.remove(client.sender):
+            state.changes.senders[client.sender] = None
+        state.note(f"cid={client.cid} dead: {why}, with {client.assigned} tasks")
+        for task in sorted(client.changes.run, key=_placed):
+            if task.cid == client.cid:
+                self._placement.take_back(task, is_told=False)
+        client.extend.clear()
+        client.changes = ViewChanges(state.slot)
+        self._placement.client_changed(client)
+        self._raise_for_all(
+            lambda job: line_client_dead(job.event_count, state.time_ms(job), client.cid)
+        )
+        for job_id in sorted(client.holds):
+            held = client.holds.get(job_id, {})
+            for tid in sorted(held):
+                lost = held.get(tid)
+                if lost is not None:
+                    self._results.lose_holder(lost, client)
+
+    def _raise_for_all(self, make_line: Callable[[Job], bytes]) -> None:
+        """Raise an event for each running job that still listens."""
+        for job in list(self._state.running.values()):
+            if job.finishing is None:
+                self._state.raise_event(job, make_line(job))
+
+
+def _placed(task: Task) -> int:
+    return task.placed

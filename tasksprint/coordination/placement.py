@@ -1,0 +1,466 @@
+"""Which client runs which task: a deterministic rule over replicated facts alone.
+
+**Load.** A task counts in its client's queue with the estimated run time of its name, at
+least Rules.task_us_min and at most Rules.ahead_us: one slot's worth of queue. A task of
+that length, or of unknown length, is *heavy*: it needs a slot of its own. The others are
+*light*. A client is open to heavy tasks while it has fewer of them than slots, and open
+to light ones while its queue is shorter than Rules.ahead_us for each slot; so a long
+task never waits behind an endless queue of short ones, nor a short one for a long one.
+
+**Choice.** The open client that holds the most bytes of the inputs; else the one with
+the shortest queue for each slot; among equals the one with fewest tasks, then the lowest
+cid. A client on which the task failed last comes after all others. Ready tasks go out by
+tid within a job, and round robin between jobs.
+
+**Ahead of need.** Once all ready tasks that can be placed are placed, a light task may
+follow an input that is still being made to the same client, if its other inputs are
+done or being made there too. At most one dependent follows each task, and their loads are
+counted apart from those that can run (`ahead_us`), with an allowance of the same size;
+so chains are handed out by the hundred and keep no slot from other work. Followers are
+chosen in the order in which their inputs were placed, so that several chains share.
+
+Everything here is a function of replicated state and the order of commands: the heaps hold
+no decision of their own and are built anew when a replica restarts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from heapq import heapify, heappop, heappush, heapreplace
+
+from tasksprint.coordination.clients import Client
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import ASSIGNED, DONE, READY, WAITING, Task
+from tasksprint.coordination.view import Stop
+from tasksprint.ids import ClientId, JobId
+
+__all__ = ["Placement"]
+
+# Of a task's dependents so many are looked at for one that may follow it …
+FOLLOWERS_SEEN_MAX = 8
+# … and one with more inputs that aren't done than this waits until they are.
+PENDING_AHEAD_MAX = 16
+# Loads are divided by slots as integers of this unit.
+FINENESS = 64
+# Heaps are rebuilt when stale entries outnumber clients so far.
+STALE_ENTRIES_MAX = 64
+# Estimates are kept for so many names of a job; tasks of further names count as unknown.
+NAMES_MAX = 10_000
+
+
+class Placement:
+    """Places ready tasks, and takes tasks from clients; see the module."""
+
+    __slots__ = (
+        "_ahead_us",
+        "_assigned_max",
+        "_extendable",
+        "_heavies",
+        "_lights",
+        "_loosened",
+        "_ready_jobs",
+        "_state",
+        "_task_us_min",
+    )
+
+    def __init__(self, state: State) -> None:
+        """Take up the state as it is, be it empty or restored."""
+        self._state = state
+        self._ahead_us = state.rules.ahead_us
+        self._task_us_min = state.rules.task_us_min
+        self._assigned_max = state.rules.assigned_max
+        self._lights: list[tuple[int, int, int]] = []
+        self._heavies: list[tuple[int, int, int]] = []
+        # Of this entry: clients whose queue became shorter (or who came), and those in
+        # which a follower may be placed. Empty between entries.
+        self._loosened: dict[Client, None] = {}
+        self._extendable: dict[Client, None] = {}
+        self._ready_jobs: dict[JobId, Job] = {}
+        for job in state.running.values():
+            for task in job.tasks.values():
+                if task.state == READY:
+                    job.ready.append(task.tid)
+            heapify(job.ready)
+            if job.ready:
+                self._ready_jobs[job.job] = job
+        for client in state.clients.values():
+            self._enter(client)
+
+    # --- what happens to tasks ---
+
+    def make_ready(self, task: Task) -> None:
+        """Queue a task whose inputs are all done."""
+        job = task.job
+        job.counts[task.state] -= 1
+        job.counts[READY] += 1
+        task.state = READY
+        heappush(job.ready, task.tid)
+        self._ready_jobs[job.job] = job
+        self._state.changes.tasks[task] = None
+        self._state.changes.jobs[job] = None
+
+    def input_done(self, task: Task) -> None:
+        """Note that an assigned task can run: the last of its inputs came to exist."""
+        assert task.cid is not None
+        client = self._state.clients[task.cid]
+        client.ahead_us -= task.load_us
+        client.queued_us += task.load_us
+        self._extendable[client] = None
+
+    def may_follow(self, task: Task) -> None:
+        """Look again for a follower of an assigned task, which got a new dependent."""
+        if task.state == ASSIGNED and not task.ahead and not task.may_extend:
+            assert task.cid is not None
+            client = self._state.clients[task.cid]
+            task.may_extend = True
+            heappush(client.extend, (task.placed, task))
+            self._extendable[client] = None
+            self._state.changes.tasks[task] = None
+
+    def take_done(self, task: Task) -> None:
+        """Take a task from the client that has completed the current attempt.
+
+        What was placed ahead on it stays: its input exists there now.
+        """
+        self._take(task)
+        task.ahead = 0
+
+    def take_back(self, task: Task, *, is_told: bool) -> None:
+        """Take a task from its client, with all that was placed there ahead on it.
+
+        Args:
+            is_told: Whether the client must be told to stop; not, if it said itself that
+                the attempt has ended, or is dead. What was placed ahead is told always,
+                unless the client is dead.
+        """
+        state = self._state
+        stack = [task]
+        while stack:
+            one = stack.pop()
+            if one.state != ASSIGNED:
+                continue
+            assert one.cid is not None
+            client = state.clients[one.cid]
+            if client.is_alive and (is_told or one is not task):
+                stop = Stop(one.job.job, one.tid, one.attempt)
+                client.changes.stops.append((state.slot, stop))
+                state.changes.views[client.cid] = None
+            if one.ahead:
+                tasks = one.job.tasks
+                for tid in one.dependents or ():
+                    dependent = tasks.get(tid)
+                    if dependent is not None and dependent.state == ASSIGNED:
+                        stack.append(dependent)
+            self._take(one)
+            if one.pending:
+                self.make_waiting(one)
+            else:
+                self.make_ready(one)
+
+    def make_waiting(self, task: Task) -> None:
+        """Let a task, assigned to nobody, wait for its inputs."""
+        job = task.job
+        job.counts[task.state] -= 1
+        job.counts[WAITING] += 1
+        task.state = WAITING
+        self._state.changes.tasks[task] = None
+        self._state.changes.jobs[job] = None
+
+    def _take(self, task: Task) -> None:
+        assert task.cid is not None
+        client = self._state.clients[task.cid]
+        del client.changes.run[task]
+        client.assigned -= 1
+        if task.pending:
+            client.ahead_us -= task.load_us
+            tasks = task.job.tasks
+            for tid in task.pretasks:
+                pretask = tasks[tid]
+                if pretask.state != DONE:
+                    pretask.ahead -= 1
+        else:
+            client.queued_us -= task.load_us
+            if task.load_us >= self._ahead_us:
+                client.heavy -= 1
+        task.cid = None
+        task.load_us = 0
+        task.placed = 0
+        task.may_extend = False
+        self._loosened[client] = None
+        self._extendable[client] = None
+
+    def client_changed(self, client: Client) -> None:
+        """Note that a client came, went, or has other slots."""
+        self._loosened[client] = None
+
+    # --- at the end of an entry ---
+
+    def settle(self) -> None:
+        """Place what can be placed."""
+        for client in self._loosened:
+            self._enter(client)
+        self._loosened.clear()
+        if self._ready_jobs:
+            self._place_ready()
+        if self._extendable:
+            for client in self._extendable:
+                if client.extend:
+                    self._extend(client)
+            self._extendable.clear()
+
+    def _place_ready(self) -> None:
+        state = self._state
+        ready_jobs = self._ready_jobs
+        job_ids = sorted(ready_jobs)
+        turn = bisect_right(job_ids, state.last_job)
+        rotation = deque(job_ids[turn:] + job_ids[:turn])
+        while rotation:
+            job = ready_jobs[rotation.popleft()]
+            ready = job.ready
+            tasks = job.tasks
+            task = None
+            while ready:
+                task = tasks.get(ready[0])
+                if task is not None and task.state == READY:
+                    break
+                heappop(ready)
+                task = None
+            if task is None:
+                del ready_jobs[job.job]
+                continue
+            load_us = self._load_us(job, task.name)
+            client = self._choose(task, load_us >= self._ahead_us)
+            if client is None:
+                continue  # This job waits; others may have tasks of the other weight.
+            heappop(ready)
+            self._assign(task, client, load_us)
+            state.last_job = job.job
+            rotation.append(job.job)
+
+    def _load_us(self, job: Job, name: str) -> int:
+        estimate_us = job.estimates_us.get(name)
+        if estimate_us is None or estimate_us > self._ahead_us:
+            return self._ahead_us
+        return estimate_us if estimate_us > self._task_us_min else self._task_us_min
+
+    def _assign(self, task: Task, client: Client, load_us: int) -> None:
+        state = self._state
+        job = task.job
+        job.counts[task.state] -= 1
+        job.counts[ASSIGNED] += 1
+        task.state = ASSIGNED
+        task.attempt += 1
+        task.cid = client.cid
+        task.load_us = load_us
+        state.placements = task.placed = state.placements + 1
+        client.assigned += 1
+        if task.pending:
+            client.ahead_us += load_us
+            tasks = job.tasks
+            for tid in task.pretasks:
+                pretask = tasks[tid]
+                if pretask.state != DONE:
+                    pretask.ahead += 1
+        else:
+            client.queued_us += load_us
+            if load_us >= self._ahead_us:
+                client.heavy += 1
+        client.changes.run[task] = state.slot
+        changes = state.changes
+        changes.tasks[task] = None
+        changes.views[client.cid] = None
+        changes.jobs[job] = None
+        if task.dependents and not task.ahead:
+            task.may_extend = True
+            heappush(client.extend, (task.placed, task))
+            self._extendable[client] = None
+
+    # --- the choice of a client ---
+
+    def _choose(self, task: Task, is_heavy: bool) -> Client | None:
+        """Return the client for a task; None if none is open to it."""
+        best = self._least_loaded(is_heavy)
+        if best is None:
+            return None
+        avoided = task.failed_on
+        if task.pretasks:
+            near = self._nearest(task, is_heavy)
+            if near is not None and near.cid != avoided:
+                return near
+        if best.cid == avoided:
+            return self._second_least_loaded(is_heavy) or best
+        return best
+
+    def _nearest(self, task: Task, is_heavy: bool) -> Client | None:
+        """Return the open client that holds most bytes of the inputs, if one holds any."""
+        held: dict[ClientId, int] = {}
+        tasks = task.job.tasks
+        for tid in task.pretasks:
+            pretask = tasks[tid]
+            for cid in pretask.holders:
+                # One more: the holder of an empty value saves a request, too.
+                held[cid] = held.get(cid, 0) + pretask.size_bytes + 1
+        best: Client | None = None
+        best_rank = (0, 0, 0, 0)
+        for cid, size_bytes in held.items():
+            client = self._state.clients[cid]
+            if cid == task.failed_on or not self._is_open(client, is_heavy):
+                continue
+            load, count, _ = self._key(client, is_heavy)
+            rank = (-size_bytes, load, count, cid)
+            if best is None or rank < best_rank:
+                best, best_rank = client, rank
+        return best
+
+    def _is_open(self, client: Client, is_heavy: bool) -> bool:
+        if not client.is_alive or client.assigned >= self._assigned_max:
+            return False
+        if is_heavy:
+            return client.heavy < client.slots
+        return client.queued_us < self._ahead_us * client.slots
+
+    def _key(self, client: Client, is_heavy: bool) -> tuple[int, int, int]:
+        """Return how loaded a client is; the open client with the lowest key is chosen.
+
+        The first part alone decides whether the client is open (the limit on assigned
+        tasks aside), so if the lowest isn't open, none is.
+        """
+        slots = client.slots
+        queued = client.queued_us * FINENESS // slots
+        if is_heavy:
+            return (client.heavy * FINENESS // slots, queued, client.cid)
+        return (queued, client.assigned * FINENESS // slots, client.cid)
+
+    def _least_loaded(self, is_heavy: bool) -> Client | None:
+        """Return the open client with the lowest key.
+
+        Each open client has one valid entry, whose key is its own or a lower one from
+        before more was assigned to it; those are corrected here, when they are on top.
+        """
+        heap = self._heavies if is_heavy else self._lights
+        clients = self._state.clients
+        while heap:
+            entry = heap[0]
+            client = clients[ClientId(entry[2])]
+            if (client.heavy_entry if is_heavy else client.light_entry) is not entry:
+                heappop(heap)  # A newer one of this client is in the heap, or none.
+                continue
+            if not self._is_open(client, is_heavy):
+                heappop(heap)  # It comes back when its queue has become shorter.
+                self._set_entry(client, is_heavy, None)
+                continue
+            key = self._key(client, is_heavy)
+            if key == entry:
+                return client
+            heapreplace(heap, key)
+            self._set_entry(client, is_heavy, key)
+        return None
+
+    def _second_least_loaded(self, is_heavy: bool) -> Client | None:
+        """Return the open client that comes after the one on top of the heap."""
+        heap = self._heavies if is_heavy else self._lights
+        top = heappop(heap)
+        second = self._least_loaded(is_heavy)
+        heappush(heap, top)
+        return second
+
+    @staticmethod
+    def _set_entry(client: Client, is_heavy: bool, entry: tuple[int, int, int] | None) -> None:
+        if is_heavy:
+            client.heavy_entry = entry
+        else:
+            client.light_entry = entry
+
+    def _enter(self, client: Client) -> None:
+        """Put a client's entries into the heaps, as it is now."""
+        for is_heavy in (False, True):
+            entry = None
+            if self._is_open(client, is_heavy):
+                heap = self._heavies if is_heavy else self._lights
+                if len(heap) > 2 * len(self._state.clients) + STALE_ENTRIES_MAX:
+                    self._rebuild(is_heavy)
+                entry = self._key(client, is_heavy)
+                heappush(heap, entry)
+            self._set_entry(client, is_heavy, entry)
+
+    def _rebuild(self, is_heavy: bool) -> None:
+        """Drop the stale entries of a heap."""
+        heap = self._heavies if is_heavy else self._lights
+        clients = self._state.clients
+        heap[:] = [
+            entry
+            for entry in heap
+            if (
+                clients[ClientId(entry[2])].heavy_entry
+                if is_heavy
+                else clients[ClientId(entry[2])].light_entry
+            )
+            is entry
+        ]
+        heapify(heap)
+
+    # --- ahead of need ---
+
+    def _extend(self, client: Client) -> None:
+        """Place followers on a client while its allowance lasts."""
+        changes = self._state.changes
+        extend = client.extend
+        limit_us = self._ahead_us * client.slots
+        # Half of the places stay free for tasks that can run.
+        count_max = self._assigned_max // 2
+        while extend and client.ahead_us < limit_us and client.assigned < count_max:
+            placed, task = heappop(extend)
+            if task.placed != placed or not task.may_extend:
+                continue  # It was taken back, or placed anew, since.
+            task.may_extend = False
+            changes.tasks[task] = None
+            follower = self._find_follower(task, client)
+            if follower is not None:
+                load_us = self._load_us(follower.job, follower.name)
+                self._assign(follower, client, load_us)
+
+    def _find_follower(self, task: Task, client: Client) -> Task | None:
+        """Return the first dependent that may follow an assigned task to its client."""
+        if task.ahead or not task.dependents:
+            return None
+        job = task.job
+        tasks = job.tasks
+        cid = client.cid
+        for tid in task.dependents[:FOLLOWERS_SEEN_MAX]:
+            dependent = tasks.get(tid)
+            if dependent is None or dependent.state != WAITING:
+                continue
+            if dependent.pending > PENDING_AHEAD_MAX or dependent.failed_on == cid:
+                continue
+            if self._load_us(job, dependent.name) >= self._ahead_us:
+                continue
+            for other in dependent.pretasks:
+                pretask = tasks[other]
+                if pretask.state != DONE and pretask.cid != cid:
+                    break
+            else:
+                return dependent
+        return None
+
+    # --- estimates ---
+
+    def ran(self, job: Job, name: str, run_us: int) -> None:
+        """Learn from a finished attempt how long tasks of this name run.
+
+        An exponential average in integers: the first run counts whole, each later one
+        an eighth.
+        """
+        estimates = job.estimates_us
+        estimate_us = estimates.get(name)
+        if estimate_us is None:
+            if len(estimates) >= NAMES_MAX:
+                return
+            estimates[name] = run_us
+        else:
+            changed_us = estimate_us + (run_us - estimate_us) // 8
+            if changed_us == estimate_us:
+                return
+            estimates[name] = changed_us
+        self._state.changes.estimates[job, name] = None

@@ -1,0 +1,213 @@
+"""The replicated state from the rows of the mirror, exactly as it was.
+
+Rows hold what was decided; what follows from it (who waits for whom, whose queue is how
+long, who is whose holder) is counted anew. Nothing may depend on the order of the rows:
+everything is put in by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify
+from typing import Any
+
+from tasksprint.coordination.clients import restore_client
+from tasksprint.coordination.jobs import Job, restore_job
+from tasksprint.coordination.requests import Sender, restore_sender
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import ASSIGNED, DONE, Task, restore_task
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import StoreError
+from tasksprint.ids import ClientId, JobId, Slot
+
+__all__ = ["digest_row", "estimate_row", "restore", "state_row"]
+
+_CLOCK = "state"
+_DIGEST = "digest"
+
+
+def state_row(state: State) -> Row:
+    """Return the row of the facts that belong to no entity."""
+    body = {
+        "cluster": state.cluster,
+        "rules": state.rules.version,
+        "log_ms": state.log_ms,
+        "wall_ms": state.wall_ms,
+        "next_job": state.next_job,
+        "next_cid": state.next_cid,
+        "placements": state.placements,
+        "last_job": state.last_job,
+    }
+    return Row("facts", (_CLOCK,), (encode_json(body).decode(),))
+
+
+def digest_row(slot: Slot, digest: str) -> Row:
+    """Return the row that says up to where the rows go; it is no part of the digest."""
+    return Row("facts", (_DIGEST,), (encode_json((slot, digest)).decode(),))
+
+
+def restore(state: State, rows: Iterable[Row]) -> str:
+    """Fill an empty state from rows; return its digest.
+
+    Raises:
+        StoreError: The rows aren't of this cluster, or by rules of another version.
+    """
+    by_table: dict[str, list[tuple[Any, Any]]] = {}
+    facts: dict[str, str] = {}
+    for row in rows:
+        assert row.columns is not None
+        if row.table == "facts":
+            facts[str(row.key[0])] = str(row.columns[0])
+        elif row.table != "job_log":
+            by_table.setdefault(row.table, []).append((row.key, row.columns))
+    if _DIGEST not in facts:
+        return ""
+    slot, digest = decode_json(facts[_DIGEST].encode())
+    state.applied = state.slot = Slot(slot)
+    if _CLOCK in facts:
+        _restore_facts(state, decode_json(facts[_CLOCK].encode()))
+    # Only the numbers are compared: no two keys of a table are equal.
+    for table in by_table.values():
+        table.sort(key=_key)
+    for (cid,), (client_state, address, body) in by_table.get("clients", ()):
+        client = restore_client(
+            cid, client_state, address, decode_json(body.encode()), state.applied
+        )
+        state.clients[cid] = client
+        state.cid_of_identity[client.identity] = cid
+    _restore_senders(state, by_table.get("senders", ()))
+    for (job_id,), (name, job_state, body) in by_table.get("jobs", ()):
+        job = restore_job(
+            job_id,
+            name,
+            job_state,
+            decode_json(body.encode()),
+            decode_json(facts[f"job {job_id}"].encode()),
+            state.rules.retries,
+        )
+        state.jobs[job_id] = job
+        if job.is_running:
+            state.running[job_id] = job
+    _restore_tasks(state, by_table.get("tasks", ()), facts)
+    for (job_id, _), (line,) in by_table.get("events", ()):
+        if job_id in state.running:
+            state.running[job_id].events.append(line.encode())
+    for (job_id, event, part), (answer_digest, _) in by_table.get("answers", ()):
+        if job_id in state.running:
+            state.running[job_id].answers[event, part] = answer_digest
+    _restore_estimates(state, facts)
+    return str(digest)
+
+
+def _key(item: tuple[Any, Any]) -> Any:
+    return item[0]
+
+
+def _restore_facts(state: State, body: dict[str, Any]) -> None:
+    if body["cluster"] != state.cluster:
+        raise StoreError(
+            f"the state is of cluster {body['cluster']!r}, expected {state.cluster!r};"
+            " give this replica its own --data-dir"
+        )
+    if body["rules"] != state.rules.version:
+        raise StoreError(
+            f"the state was made by version {body['rules']} of the rules, this program has"
+            f" version {state.rules.version}; start the release that it was made with"
+        )
+    state.log_ms = body["log_ms"]
+    state.wall_ms = body["wall_ms"]
+    state.next_job = JobId(body["next_job"])
+    state.next_cid = ClientId(body["next_cid"])
+    state.placements = body["placements"]
+    state.last_job = JobId(body["last_job"])
+
+
+def _restore_senders(state: State, rows: Iterable[tuple[Any, Any]]) -> None:
+    senders: list[Sender] = [
+        restore_sender(name, decode_json(body.encode())) for (name,), (body,) in rows
+    ]
+    senders.sort(key=lambda sender: (sender.used_ms, sender.name))
+    for sender in senders:
+        state.senders.add(sender)
+
+
+def _restore_tasks(
+    state: State, rows: Iterable[tuple[Any, Any]], facts: dict[str, str]
+) -> None:
+    for (job_id, tid), (name, task_state, cid, attempt, body) in rows:
+        job = state.jobs[job_id]
+        if job.is_running or tid in job.keep:
+            job.tasks[tid] = restore_task(
+                job, tid, name, task_state, cid, attempt, decode_json(body.encode()), facts
+            )
+    for job in state.jobs.values():
+        for task in job.tasks.values():
+            for holder in task.holders:
+                state.clients[holder].holds.setdefault(job.job, {})[task.tid] = task
+        if job.is_running:
+            _link(job)
+    assigned = [
+        task
+        for job in state.running.values()
+        for task in job.tasks.values()
+        if task.state == ASSIGNED
+    ]
+    assigned.sort(key=lambda task: task.placed)
+    for task in assigned:
+        _count_assigned(state, task)
+    for client in state.clients.values():
+        heapify(client.extend)
+
+
+def _link(job: Job) -> None:
+    """Count what tasks of a running job are to each other."""
+    tasks = job.tasks
+    for task in tasks.values():
+        is_unfinished = task.state < DONE
+        for tid in task.pretasks:
+            pretask = tasks.get(tid)
+            if pretask is None:
+                assert not is_unfinished
+                continue
+            if pretask.dependents is None:
+                pretask.dependents = []
+            pretask.dependents.append(task.tid)
+            if is_unfinished:
+                pretask.users += 1
+                if pretask.state != DONE:
+                    task.pending += 1
+
+
+def _count_assigned(state: State, task: Task) -> None:
+    assert task.cid is not None
+    client = state.clients[task.cid]
+    client.changes.run[task] = state.applied
+    client.assigned += 1
+    if task.pending:
+        client.ahead_us += task.load_us
+        for tid in task.pretasks:
+            pretask = task.job.tasks[tid]
+            if pretask.state != DONE:
+                pretask.ahead += 1
+    else:
+        client.queued_us += task.load_us
+        if task.load_us >= state.rules.ahead_us:
+            client.heavy += 1
+    if task.may_extend:
+        client.extend.append((task.placed, task))
+
+
+def _restore_estimates(state: State, facts: dict[str, str]) -> None:
+    for fact, body in facts.items():
+        kind, _, rest = fact.partition(" ")
+        if kind == "estimate":
+            number, _, name = rest.partition(" ")
+            job = state.running.get(JobId(int(number)))
+            if job is not None:
+                job.estimates_us[name] = int(body)
+
+
+def estimate_row(job: Job, name: str) -> Row:
+    """Return the row of how long tasks of this name run."""
+    return Row("facts", (f"estimate {job.job} {name}",), (str(job.estimates_us[name]),))

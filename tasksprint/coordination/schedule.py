@@ -1,0 +1,310 @@
+"""The coordinator's replicated state machine: entries of the log in, what they mean out.
+
+`Schedule` sees a sequence of commands and nothing else: no clock, no network, no
+consensus. The same log gives the same state on every replica, to the byte, and
+`digest` proves it: a chain of SHA-256 over the rows that each entry changed. The rows
+are the state: `Schedule(rows=…)` is the same state again and goes on in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from tasksprint.coordination import reading
+from tasksprint.coordination.answers import Answers
+from tasksprint.coordination.applied import Applied, ChosenAnswer, EmptyAnswers, Event
+from tasksprint.coordination.check import check
+from tasksprint.coordination.clients import client_row
+from tasksprint.coordination.commands import (
+    Answer,
+    CancelJob,
+    Command,
+    JoinClient,
+    LeaveClient,
+    Report,
+    SchedulerOut,
+    SubmitJob,
+    Tick,
+    decode_command,
+)
+from tasksprint.coordination.jobs import job_row
+from tasksprint.coordination.lifecycle import Lifecycle
+from tasksprint.coordination.liveness import Liveness
+from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.requests import sender_row
+from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
+from tasksprint.coordination.results import Results
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.state import Changes, State
+from tasksprint.coordination.tasks import task_row
+from tasksprint.coordination.view import View
+from tasksprint.encoding import encode_json
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.settings import Rules
+
+__all__ = ["Applied", "ChosenAnswer", "EmptyAnswers", "Event", "Schedule"]
+
+_REPORTED = "{}"
+
+
+class Schedule:
+    """The replicated state, and how entries change it.
+
+    Args:
+        cluster: The cluster's name, as its founding says.
+        members: The replicas whose schedulers count.
+        rules: The rules by which every replica applies the log.
+        rows: All rows of the mirror, in any order; None: nothing was applied yet.
+
+    Raises:
+        StoreError: The rows are of another cluster or version of the rules.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        members: tuple[ReplicaId, ...],
+        rules: Rules,
+        rows: Iterable[Row] | None = None,
+    ) -> None:
+        state = State(cluster, members, rules)
+        self._digest = restore(state, rows) if rows is not None else ""
+        self._state = state
+        self._facts = _facts(state)
+        self._placement = Placement(state)
+        self._lifecycle = Lifecycle(state, self._placement)
+        self._results = Results(state, self._placement, self._lifecycle)
+        self._liveness = Liveness(state, self._placement, self._lifecycle, self._results)
+        self._answers = Answers(state, self._placement, self._lifecycle, self._results)
+
+    # --- applying ---
+
+    def apply(self, slot: Slot, commands: tuple[bytes, ...]) -> Applied:
+        """Apply one entry of the log, all commands of it, in order.
+
+        A command that makes no sense is answered with {"error": …}, or ignored with a
+        note; it never stops the ones after it.
+        """
+        state = self._state
+        assert slot == state.applied + 1, f"slot {slot} after {state.applied}"
+        state.slot = slot
+        state.changes = Changes()
+        replies = tuple([self._apply_bytes(command) for command in commands])
+        self._placement.settle()
+        state.applied = slot
+        changes = state.changes
+        return Applied(
+            replies,
+            tuple(changes.events),
+            tuple(changes.answers),
+            self._commit(changes),
+            tuple(changes.views),
+            tuple([job.job for job in changes.jobs]),
+            tuple(changes.notes),
+        )
+
+    def _apply_bytes(self, data: bytes) -> bytes | None:
+        try:
+            command = decode_command(data)
+        except RemoteProtocolError as error:
+            self._state.note(f"ignored bytes that are {error}")
+            return encode_json({"error": str(error)})
+        reply = self._apply_command(command)
+        return reply.encode() if reply is not None else None
+
+    def _apply_command(self, command: Command) -> str | None:
+        """Apply one command; return its reply, JSON."""
+        match command:
+            case Report():
+                return self._apply_report(command)
+            case Answer():
+                self._answers.apply(command)
+                return None
+            case Tick():
+                self._liveness.tick(command)
+                return None
+            case JoinClient():
+                joined = self._liveness.join(command)
+                if isinstance(joined, str):
+                    return _error(joined)
+                rules = self._state.rules
+                return _json(
+                    {
+                        "cid": joined.cid,
+                        "cluster": self._state.cluster,
+                        "liveness_ms": rules.liveness_span_ms,
+                    }
+                )
+            case LeaveClient():
+                refusal = self._liveness.leave(command)
+                return _REPORTED if refusal is None else _error(refusal)
+            case SubmitJob() | CancelJob():
+                return self._apply_once(command)
+            case SchedulerOut():
+                self._lifecycle.scheduler_out(command)
+                return None
+            case _:
+                raise AssertionError(f"not a command: {command!r}")
+
+    def _apply_report(self, report: Report) -> str:
+        state = self._state
+        client = self._liveness.find(report.cid, report.incarnation)
+        if client is None:
+            return _json(
+                {"error": f"dead: client {report.cid} must join again", "rejoin": True}
+            )
+        reply = state.senders.find_reply(client.sender, report.request)
+        if reply is None:
+            reply = _REPORTED
+            self._results.apply_report(client, report)
+            state.changes.senders[client.sender] = state.senders.record(
+                client.sender, report.request, report.acknowledged, reply, state.log_ms
+            )
+        return reply
+
+    def _apply_once(self, command: SubmitJob | CancelJob) -> str:
+        state = self._state
+        sender = f"person {command.sender}"  # Clients' records begin with their cid.
+        reply = state.senders.find_reply(sender, command.request)
+        if reply is None:
+            if isinstance(command, SubmitJob):
+                job = self._lifecycle.submit(command)
+                reply = _error(job) if isinstance(job, str) else _json({"job": job.job})
+            else:
+                refusal = self._lifecycle.cancel(command)
+                if refusal is not None:
+                    reply = _error(refusal)
+                else:
+                    reply = _json(
+                        {"job": command.job, "state": state.jobs[command.job].state}
+                    )
+            state.changes.senders[sender] = state.senders.record(
+                sender, command.request, 0, reply, state.log_ms
+            )
+        return reply
+
+    # --- the mirror ---
+
+    def _commit(self, changes: Changes) -> tuple[Row, ...]:
+        """Return the rows of this entry, and chain them to the digest."""
+        state = self._state
+        rows = [task_row(task) for task in changes.tasks]
+        rows += changes.rows
+        rows += changes.facts.values()
+        rows += [job_row(job) for job in changes.jobs]
+        rows += [client_row(client) for client in changes.clients]
+        for name, sender in changes.senders.items():
+            rows.append(
+                sender_row(sender) if sender is not None else Row("senders", (name,), None)
+            )
+        rows += [
+            estimate_row(job, name) for job, name in changes.estimates if job.is_running
+        ]
+        facts = _facts(state)
+        if facts != self._facts:
+            self._facts = facts
+            rows.append(state_row(state))
+        if rows:
+            chain = hashlib.sha256(self._digest.encode())
+            chain.update(encode_json([(row.table, row.key, row.columns) for row in rows]))
+            self._digest = chain.hexdigest()
+        rows.append(digest_row(state.applied, self._digest))
+        return tuple(rows)
+
+    # --- reading ---
+
+    @property
+    def digest(self) -> str:
+        """The chain over all rows of all entries; "" before the first change."""
+        return self._digest
+
+    @property
+    def applied_slot(self) -> Slot:
+        """The last applied slot; 0: none."""
+        return self._state.applied
+
+    @property
+    def log_time_ms(self) -> int:
+        """The sum of all ticks."""
+        return self._state.log_ms
+
+    @property
+    def next_timer_ms(self) -> int | None:
+        """The log time at which the next timer of a scheduler is due."""
+        due = [job.timers[0][0] for job in self._state.running.values() if job.timers]
+        return min(due) if due else None
+
+    def view(self, cid: ClientId, incarnation: Incarnation, since: Slot) -> View | None:
+        """Return what changed for a client since a version, or (since 0) its whole view.
+
+        Args:
+            since: The version of the view that the client knows; what stopped until then
+                is forgotten, so a client never names a version that it hasn't followed.
+
+        Returns:
+            None: the client is dead or has another incarnation; it must join again.
+        """
+        client = self._liveness.find(cid, incarnation)
+        return None if client is None else reading.view(self._state, client, since)
+
+    def is_running(self, job: JobId) -> bool:
+        """Whether there is such a job and it hasn't ended."""
+        return job in self._state.running
+
+    def running_jobs(self) -> tuple[JobId, ...]:
+        """Return the jobs that haven't ended, in order."""
+        return tuple(self._state.running)
+
+    def living_clients(self) -> tuple[tuple[ClientId, Incarnation, int], ...]:
+        """Return cid, incarnation and last applied request of each living client."""
+        return reading.living_clients(self._state)
+
+    def scheduler_history(self, job: JobId) -> reading.SchedulerHistory:
+        """Return what a scheduler of a running job must be fed and compared with."""
+        return reading.scheduler_history(self._state.running[job])
+
+    def job_summary(self, job: JobId) -> dict[str, object] | None:
+        """Return how a job stands, for people; None: there is no such job."""
+        found = self._state.jobs.get(job)
+        return None if found is None else reading.job_summary(self._state, found)
+
+    def jobs(self) -> list[dict[str, object]]:
+        """Return how all jobs stand, in order."""
+        return [reading.job_summary(self._state, job) for job in self._state.jobs.values()]
+
+    jobs_summary = jobs
+
+    def client_summaries(self) -> list[dict[str, object]]:
+        """Return how all clients stand, in order, dead ones too."""
+        return [reading.client_summary(client) for client in self._state.clients.values()]
+
+    def task_info(self, job: JobId, tid: TaskId) -> dict[str, object] | None:
+        """Return how a task stands; None: it isn't known (any more)."""
+        found = self._state.jobs.get(job)
+        return None if found is None else reading.task_info(self._state, found, tid)
+
+    def check(self) -> None:
+        """Assert all invariants; takes time in proportion to the whole state."""
+        check(self._state)
+
+
+def _facts(state: State) -> tuple[int, ...]:
+    return (
+        state.log_ms,
+        state.wall_ms,
+        state.next_job,
+        state.next_cid,
+        state.placements,
+        state.last_job,
+    )
+
+
+def _json(value: object) -> str:
+    return encode_json(value).decode()
+
+
+def _error(text: str) -> str:
+    return _json({"error": text})

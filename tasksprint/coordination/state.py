@@ -1,0 +1,171 @@
+"""Everything that is replicated, in memory, and what the entry being applied changed of it.
+
+`State` is what the deciding modules share: it holds jobs, clients and facts, and notes
+which of them an entry touched, so that each becomes one row at the end of it. It decides
+nothing itself.
+"""
+
+from __future__ import annotations
+
+from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
+from tasksprint.coordination.clients import Client
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.requests import Sender, Senders
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.tasks import Task
+from tasksprint.coordination.view import Drop
+from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
+from tasksprint.settings import Rules
+
+__all__ = ["Changes", "State"]
+
+ERROR_BYTES_MAX = 16 * 1024  # of an error text that is kept in the state
+
+
+class Changes:
+    """What the entry being applied changed; dictionaries are used as ordered sets."""
+
+    __slots__ = (
+        "answers",
+        "clients",
+        "estimates",
+        "events",
+        "facts",
+        "jobs",
+        "notes",
+        "rows",
+        "senders",
+        "tasks",
+        "views",
+    )
+
+    def __init__(self) -> None:
+        self.tasks: dict[Task, None] = {}
+        self.jobs: dict[Job, None] = {}
+        self.clients: dict[Client, None] = {}
+        self.senders: dict[str, Sender | None] = {}  # None: expired
+        self.estimates: dict[tuple[Job, str], None] = {}
+        self.facts: dict[tuple[str, tuple[int | str, ...]], Row] = {}  # and deletions
+        self.rows: list[Row] = []  # of what never changes again: events, answers, log lines
+        self.views: dict[ClientId, None] = {}  # clients whose view changed
+        self.events: list[tuple[JobId, Event]] = []
+        self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
+        self.notes: list[str] = []
+
+
+class State:
+    """All replicated state, and the changes of the entry being applied."""
+
+    __slots__ = (
+        "applied",
+        "changes",
+        "cid_of_identity",
+        "clients",
+        "cluster",
+        "jobs",
+        "last_job",
+        "log_ms",
+        "members",
+        "next_cid",
+        "next_job",
+        "placements",
+        "rules",
+        "running",
+        "senders",
+        "slot",
+        "wall_ms",
+    )
+
+    def __init__(self, cluster: str, members: tuple[ReplicaId, ...], rules: Rules) -> None:
+        self.cluster = cluster
+        self.members = members
+        self.rules = rules
+        self.log_ms = 0  # the sum of all ticks
+        self.wall_ms = 0  # of the last tick; for display
+        self.next_job = JobId(1)
+        self.next_cid = ClientId(1)
+        self.placements = 0  # how many there were, over all tasks
+        self.last_job = JobId(0)  # the job that placed a task last: whose turn is next
+        self.jobs: dict[JobId, Job] = {}  # all, in order
+        self.running: dict[JobId, Job] = {}  # those that haven't ended, in order
+        self.clients: dict[ClientId, Client] = {}  # all, in order
+        self.cid_of_identity: dict[str, ClientId] = {}
+        self.senders = Senders()
+        self.applied = Slot(0)
+        self.slot = Slot(0)  # the entry being applied
+        self.changes = Changes()
+
+    def note(self, text: str) -> None:
+        """Leave a line for the log of the process."""
+        self.changes.notes.append(text)
+
+    def put_row(self, row: Row) -> None:
+        """Add a row that stands for itself; a later one of the same key replaces it."""
+        self.changes.facts[row.table, row.key] = row
+
+    def raise_event(self, job: Job, line: bytes) -> None:
+        """Number the next event of a running job; the line must carry `job.event_count`."""
+        number = job.event_count
+        job.event_count = number + 1
+        job.events.append(line)
+        changes = self.changes
+        changes.events.append((job.job, Event(number, line)))
+        changes.rows.append(Row("events", (job.job, number), (line.decode(),)))
+        changes.jobs[job] = None
+
+    def time_ms(self, job: Job) -> int:
+        """Return the time in a job's events: log time since it was submitted."""
+        return self.log_ms - job.submitted_ms
+
+    def add_holder(self, task: Task, client: Client) -> None:
+        """Note that the client has the task's canonical bytes."""
+        if client.cid in task.holders:
+            return
+        task.holders = (*task.holders, client.cid) if task.holders else client.own
+        held = client.holds.get(task.job.job)
+        if held is None:
+            held = client.holds[task.job.job] = {}
+        held[task.tid] = task
+        self.changes.tasks[task] = None
+
+    def remove_holder(self, task: Task, cid: ClientId) -> None:
+        """Note that the client doesn't have the task's canonical bytes any more."""
+        if cid not in task.holders:
+            return
+        task.holders = tuple([holder for holder in task.holders if holder != cid])
+        self._forget_held(task, self.clients[cid])
+        self.changes.tasks[task] = None
+
+    def drop_everywhere(self, task: Task) -> None:
+        """Tell all holders of a result to drop it."""
+        for cid in task.holders:
+            client = self.clients[cid]
+            self._forget_held(task, client)
+            self.tell_drop(client, task.job.job, task.tid, task.digest)
+        if task.holders:
+            task.holders = ()
+            self.changes.tasks[task] = None
+
+    @staticmethod
+    def _forget_held(task: Task, client: Client) -> None:
+        held = client.holds[task.job.job]
+        del held[task.tid]
+        if not held:
+            del client.holds[task.job.job]
+
+    def tell_drop(self, client: Client, job: JobId, tid: TaskId, digest: str | None) -> None:
+        """Tell a client to delete a task's values: that copy, or (None) any."""
+        if client.is_alive:
+            client.changes.drops.append((self.slot, Drop(job, tid, digest)))
+            self.changes.views[client.cid] = None
+
+    def renew_inputs(self, task: Task) -> None:
+        """Send the holders of a result anew to those who are to fetch it."""
+        tasks = task.job.tasks
+        for tid in task.dependents or ():
+            dependent = tasks.get(tid)
+            if dependent is not None and dependent.cid is not None:
+                client = self.clients[dependent.cid]
+                del client.changes.run[dependent]
+                client.changes.run[dependent] = self.slot
+                self.changes.views[client.cid] = None
