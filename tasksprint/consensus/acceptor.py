@@ -69,9 +69,13 @@ class Acceptor:
             self.promised = ballot
             self._is_promise_new = True
 
-    def has_room(self, slot: Slot) -> bool:
-        """Whether an entry for this slot may be taken; see `slots_max`."""
-        if slot in self.open:
+    def has_room(self, slot: Slot, chosen_end: Slot) -> bool:
+        """Whether an entry for this slot may be taken; see `slots_max`.
+
+        Always for the first slot that isn't chosen: were a replica full of later ones,
+        and needed for a quorum, that one would never be chosen and nothing closed.
+        """
+        if slot == chosen_end or slot in self.open:
             return True
         return len(self.open) < self._slots_max and self.open_bytes < self._bytes_max
 

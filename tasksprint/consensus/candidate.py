@@ -59,8 +59,15 @@ class Candidate:
         """Ask for an election, ask again, or give up, if one of them is due."""
         campaign = self.campaign
         if campaign is None:
-            if now_ms >= self._election.deadline_ms:
+            if now_ms < self._election.deadline_ms:
+                return
+            if self._outbox.owes_founding:
+                # A cluster that this disk may yet forget isn't one to stand in.
+                self._election.wait(now_ms)
+            else:
                 self.canvass(self._election.reason(), now_ms)
+        elif now_ms >= campaign.deadline_ms and self._outbox.me not in campaign.promised_by:
+            self.extend(now_ms)  # Our disk is slow: nobody was asked yet.
         elif now_ms >= campaign.deadline_ms:
             self.campaign = None
             self.canvass("was not elected in time", now_ms)
@@ -70,7 +77,10 @@ class Candidate:
     # --- asking first ---
 
     def canvass(self, cause: str, now_ms: int) -> None:
-        """Ask the others whether a new leader is welcome."""
+        """Ask the others whether a new leader is welcome; who is alone need not ask."""
+        if self._admission.members.is_quorum({self._outbox.me}):
+            self.stand(cause, now_ms)
+            return
         election = self._election
         election.cause = cause
         number = election.start_canvass(self._outbox.me, now_ms)

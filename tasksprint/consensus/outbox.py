@@ -211,6 +211,11 @@ class Outbox:
         """Writes handed over and not yet durable."""
         return len(self._writes)
 
+    @property
+    def owes_founding(self) -> bool:
+        """Whether the founding entry isn't durable yet."""
+        return self._founding is not None or any(write.is_founding for write in self._writes)
+
     def persisted(self, sequence: int) -> Iterable[Write]:
         """Return the writes that are durable now."""
         assert sequence <= self._sequence, f"Ready {sequence} was never given out"

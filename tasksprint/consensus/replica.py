@@ -145,7 +145,7 @@ class Replica:
         # Also when founded: so that a lost disk is noticed before it is asked for votes.
         self._admission.greet_all()
         if self._admission.members.is_quorum({me}) and self._outbox.fatal is None:
-            self._candidate.stand("is the only member", now_ms)
+            self._candidate.canvass("is the only member", now_ms)
 
     # --- what the shell asks ---
 
@@ -405,7 +405,7 @@ class Replica:
             self._outbox.send(source, Nack(ballot, self.ballot))
             return False
         if ballot.replica != source:
-            raise RemoteProtocolError(f"replica {source} leads under {ballot}, which isn't its own")
+            raise RemoteProtocolError(f"replica {source} leads under {ballot}, not its own")
         if election.leader != source or election.ballot != ballot:
             self._yield_to(ballot)
             election.see_round(ballot.round)
@@ -423,7 +423,7 @@ class Replica:
             self._acceptor.raise_promise(ballot)
             self._outbox.acknowledge(ballot, slot)
         elif (
-            self._acceptor.has_room(slot)
+            self._acceptor.has_room(slot, self._learner.chosen_end)
             and self._outbox.unwritten_bytes < self._settings.log_window_bytes_max
         ):
             self._acceptor.accept(slot, ballot, message.value)

@@ -1,0 +1,288 @@
+"""What must hold, whatever the network, the disks and the processes do.
+
+Watches messages as they leave, disks as they become durable, and what replicas apply. It
+keeps its own account of what is chosen (a value that a quorum of disks holds under one
+ballot) and asks no replica.
+
+Verified at every step:
+  two-chosen        no slot has two chosen values
+  two-values        no (ballot, slot) carries two values
+  not-chosen        what a replica applies was accepted by a quorum, durably, under one ballot
+  promise-back      a durable promise never goes back; nothing below a promise sent is accepted
+  not-durable       a promise, acceptance, candidacy or proposal left after its write
+  former-life       nobody proposes under a ballot from before its restart
+  stranger-votes    a replica that lost its disk says nothing as its old self
+  out-of-order      slots are applied one after the other, each once
+  state-differs     replicas that applied the same slots have the same state
+  lost-command      an acknowledged command is in the log, in the slot it was acknowledged for
+  stale-read        a confirmed read sees every command acknowledged before it began
+  core              no assertion of the core fails, and it refuses no message of its peers
+
+Not verified: that nothing but minimal messages is sent, timing within the phases, what
+happens if disks lie about being durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasksprint.consensus import (
+    Accept,
+    Accepted,
+    Ballot,
+    CatchUpReply,
+    Chosen,
+    Envelope,
+    Found,
+    Hello,
+    LogEntry,
+    Persist,
+    Prepare,
+    Promise,
+    Stranger,
+    decode_batch,
+    decode_founding,
+)
+from tasksprint.consensus.ballot import NO_BALLOT
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tests.simulation.replica_node import ReplicaNode
+
+__all__ = ["Checker", "Violation"]
+
+
+class Violation(Exception):
+    """A rule was broken."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+@dataclass
+class _Read:
+    """A read under way, and the end of the log that it must see."""
+
+    end: Slot
+
+
+class Checker:
+    """The observer of all nodes."""
+
+    def __init__(self, *, member_count: int, trace: Callable[[str], None] | None) -> None:
+        self._quorum = member_count // 2 + 1
+        self._trace = trace
+        self._values: dict[tuple[Slot, Ballot], bytes] = {}
+        self._votes: dict[tuple[Slot, Ballot], set[ReplicaId]] = {}
+        self.chosen: dict[Slot, bytes] = {}
+        self._digests: dict[Slot, bytes] = {}  # of the state after this slot
+        self._applied: dict[ReplicaId, Slot] = {}  # next slot, in this life
+        self._promise_durable: dict[Incarnation, Ballot] = {}
+        self._promise_sent: dict[Incarnation, Ballot] = {}
+        self._ballot_before: dict[ReplicaId, Ballot] = {}  # promised when this life began
+        self._identities: dict[ReplicaId, Incarnation] = {}  # of the founding entry
+        self._proposed: dict[tuple[ReplicaId, int], set[bytes]] = {}
+        self.acknowledged: dict[bytes, Slot] = {}
+        self.acknowledged_end = Slot(1)
+        self._reads: dict[int, _Read] = {}
+        self.counts: dict[str, int] = {}
+        self._leaders: list[ReplicaId] = []
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a figure of the final report."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def say(self, text: str) -> None:
+        """Write a line of the trace."""
+        if self._trace is not None:
+            self._trace(text)
+
+    # --- what clients do ---
+
+    def proposed(self, node: ReplicaNode, command: bytes) -> None:
+        """Take note that a leader took a client's command and will acknowledge it."""
+        self._proposed.setdefault((node.me, node.life), set()).add(command)
+        self.count("commands proposed")
+
+    def read_began(self, read_id: int) -> None:
+        """Take note that a read began: it must see all that is acknowledged by now."""
+        self._reads[read_id] = _Read(self.acknowledged_end)
+
+    # --- what nodes do ---
+
+    def started(self, node: ReplicaNode) -> None:
+        """A process starts."""
+        state = node.disk.state
+        self._applied[node.me] = state.applied_end
+        self._ballot_before[node.me] = state.promised or NO_BALLOT
+        self.say(f"replica {node.me} starts its life {node.life}")
+        if state.applied_end > 1 and self._digests[Slot(state.applied_end - 1)] != state.digest:
+            raise Violation("state-differs", f"replica {node.me} restarted with another state")
+
+    def wrote(self, node: ReplicaNode, persist: Persist) -> None:
+        """A write became durable."""
+        incarnation = node.disk.state.incarnation
+        if persist.founding is not None:
+            founding = decode_founding(persist.founding)
+            for member in founding.members:
+                self._identities.setdefault(member.replica, member.incarnation)
+        if persist.promised is not None:
+            before = self._promise_durable.get(incarnation, NO_BALLOT)
+            if persist.promised < before:
+                raise Violation(
+                    "promise-back", f"replica {node.me}: {before}, then {persist.promised}"
+                )
+            self._promise_durable[incarnation] = persist.promised
+        for entry in persist.accepted:
+            self._see_value(entry.slot, entry.ballot, entry.value)
+            self._vote(node.me, entry.slot, entry.ballot)
+
+    def sends(self, node: ReplicaNode, envelope: Envelope) -> None:
+        """A message leaves."""
+        message = envelope.message
+        if self._trace is not None:
+            self.say(f"{envelope.source} -> {envelope.target} {message}")
+        if isinstance(message, (Hello, Found, Stranger)):
+            return
+        identity = self._identities.get(node.me)
+        if identity != envelope.source_incarnation:
+            raise Violation("stranger-votes", f"replica {node.me} sent {message}")
+        if isinstance(message, Accept):
+            self._see_value(message.slot, message.ballot, message.value)
+            self._durable_ballot(node, message.ballot, "proposed")
+        elif isinstance(message, Prepare):
+            self._durable_ballot(node, message.ballot, "stood")
+        elif isinstance(message, Promise):
+            self._sends_promise(node, message)
+        elif isinstance(message, Accepted):
+            self._sends_accepted(node, message)
+        elif isinstance(message, CatchUpReply):
+            for entry in message.entries:
+                if self.chosen.get(entry.slot) != entry.value:
+                    raise Violation("not-chosen", f"replica {node.me} gave {entry} as chosen")
+
+    def chose(self, node: ReplicaNode, chosen: Chosen) -> None:
+        """A replica applies a slot."""
+        slot = chosen.slot
+        if self._applied[node.me] != slot:
+            raise Violation(
+                "out-of-order",
+                f"replica {node.me} applied slot {slot}, expected {self._applied[node.me]}",
+            )
+        self._applied[node.me] = Slot(slot + 1)
+        value = self.chosen.get(slot)
+        if value is None or decode_batch(value) != chosen.commands:
+            raise Violation("not-chosen", f"replica {node.me} applied {chosen}, chosen: {value!r}")
+        digest = self._digests.setdefault(slot, node.digest)
+        if digest != node.digest:
+            raise Violation("state-differs", f"replica {node.me} after slot {slot}")
+        waiting = self._proposed.get((node.me, node.life))
+        if waiting:
+            for command in chosen.commands:
+                if command in waiting:
+                    waiting.discard(command)
+                    self.acknowledged.setdefault(command, slot)
+                    self.acknowledged_end = max(self.acknowledged_end, Slot(slot + 1))
+                    self.count("commands acknowledged")
+
+    def read_confirmed(self, node: ReplicaNode, read_id: int) -> None:
+        """A replica answers a read."""
+        end = self._reads.pop(read_id).end
+        self.count("reads confirmed")
+        if node.applied_end < end:
+            raise Violation(
+                "stale-read",
+                f"replica {node.me} answered read {read_id} at {node.applied_end}, expected {end}",
+            )
+
+    def read_failed(self, node: ReplicaNode, read_id: int) -> None:
+        """A replica sends a read away."""
+        del self._reads[read_id]
+        self.count("reads failed")
+
+    def noted(self, node: ReplicaNode, text: str) -> None:
+        """A line for the log."""
+        self.say(text)
+        if "became leader" in text:
+            self.count("leaderships")
+            if self._leaders and self._leaders[-1] != node.me:
+                self.count("leader changes")
+            self._leaders.append(node.me)
+        if "stands for election" in text:
+            self.count("candidacies")
+
+    def stopped(self, node: ReplicaNode, text: str) -> None:
+        """A replica stops for good."""
+        self.say(f"replica {node.me} stops: {text}")
+        self.count("replicas stopped")
+        if self._identities.get(node.me) == node.disk.state.incarnation:
+            raise Violation("core", f"replica {node.me} stopped without cause: {text}")
+
+    def turned(self, node: ReplicaNode) -> None:
+        """A turn of a loop ended."""
+
+    def at_end(self, nodes: list[ReplicaNode]) -> None:
+        """Check what was promised to clients against the log, after healing."""
+        for command, slot in self.acknowledged.items():
+            value = self.chosen.get(slot)
+            if value is None or command not in decode_batch(value):
+                raise Violation("lost-command", f"{command!r} was acknowledged in slot {slot}")
+        for node in nodes:
+            if node.applied_end < self.acknowledged_end:
+                raise Violation("lost-command", f"replica {node.me} ends at {node.applied_end}")
+
+    # --- accounts ---
+
+    def _see_value(self, slot: Slot, ballot: Ballot, value: bytes) -> None:
+        if self._values.setdefault((slot, ballot), value) != value:
+            raise Violation("two-values", f"slot {slot} ballot {ballot}")
+
+    def _vote(self, voter: ReplicaId, slot: Slot, ballot: Ballot) -> None:
+        key = (slot, ballot)
+        voters = self._votes.setdefault(key, set())
+        voters.add(voter)
+        if len(voters) < self._quorum:
+            return
+        value = self._values[key]
+        if self.chosen.setdefault(slot, value) != value:
+            raise Violation("two-chosen", f"slot {slot}, the second time under {ballot}")
+
+    def _durable_ballot(self, node: ReplicaNode, ballot: Ballot, what: str) -> None:
+        durable = node.disk.state.promised or NO_BALLOT
+        if durable < ballot:
+            raise Violation("not-durable", f"replica {node.me} {what} under {ballot}")
+        if ballot <= self._ballot_before[node.me]:
+            raise Violation("former-life", f"replica {node.me} {what} under {ballot}")
+
+    def _sends_promise(self, node: ReplicaNode, message: Promise) -> None:
+        state = node.disk.state
+        if (state.promised or NO_BALLOT) < message.ballot:
+            raise Violation("not-durable", f"replica {node.me} promised {message.ballot}")
+        for entry in message.entries:
+            if not self._holds(node, entry.slot, entry.ballot):
+                raise Violation("not-durable", f"replica {node.me} reported {entry}")
+        before = self._promise_sent.get(state.incarnation, NO_BALLOT)
+        self._promise_sent[state.incarnation] = max(before, message.ballot)
+
+    def _sends_accepted(self, node: ReplicaNode, message: Accepted) -> None:
+        state = node.disk.state
+        for slot in message.slots:
+            if not self._holds(node, slot, message.ballot):
+                raise Violation(
+                    "not-durable",
+                    f"replica {node.me} accepted slot {slot} under {message.ballot}",
+                )
+            self._vote(node.me, slot, message.ballot)
+        if (state.promised or NO_BALLOT) < message.ballot:
+            raise Violation("promise-back", f"replica {node.me}: {message} without its promise")
+
+    def _holds(self, node: ReplicaNode, slot: Slot, ballot: Ballot) -> bool:
+        """Whether the disk backs an acceptance: it, a later one, or the chosen value.
+
+        The last for an entry proposed again in a slot that the acceptor knows to be
+        chosen: it isn't written again.
+        """
+        entry: LogEntry | None = node.disk.state.accepted.get(slot)
+        if entry is None:
+            return False
+        return entry.ballot >= ballot or self.chosen.get(slot) == entry.value

@@ -1,0 +1,347 @@
+"""One seed: a cluster, its clients, and what goes wrong; first faults, then healing.
+
+Everything random comes from the seed, so a seed that fails fails again. In the first
+phase only safety is asked for; then everything is healed, and the cluster must decide
+new commands and agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+
+from tasksprint.consensus import Envelope
+from tasksprint.errors import TaskSprintError
+from tasksprint.ids import Incarnation, ReplicaId
+from tasksprint.settings import Settings
+from tests.simulation.checker import Checker, Violation
+from tests.simulation.disk import Disk
+from tests.simulation.network import Network, NetworkFaults
+from tests.simulation.replica_node import ReplicaNode, ReplicaState
+from tests.simulation.timeline import Clock, Timeline
+
+__all__ = ["Outcome", "Scenario", "run_seed"]
+
+# Virtual milliseconds that a healed cluster may take to decide something and agree.
+_HEALING_MS_MAX = 30_000
+_STEPS_MAX = 400_000
+# Commands that a healed cluster must decide.
+_PROBES = 5
+
+
+@dataclass
+class Outcome:
+    """How a seed went."""
+
+    seed: int
+    violation: Violation | None
+    steps: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def run_seed(
+    seed: int,
+    *,
+    trace: Callable[[str], None] | None = None,
+    node_class: type[ReplicaNode] = ReplicaNode,
+) -> Outcome:
+    """Run one seed to its end, or to the first broken rule."""
+    scenario = Scenario(seed, trace=trace, node_class=node_class)
+    violation: Violation | None = None
+    try:
+        scenario.run()
+    except Violation as error:
+        violation = error
+    except (AssertionError, KeyError, TaskSprintError) as error:
+        violation = Violation("core", f"{type(error).__name__}: {error}")
+        violation.__cause__ = error
+    counts = scenario.checker.counts
+    counts["messages sent"] = scenario.network.sent
+    counts["messages lost"] = scenario.network.lost
+    counts["messages duplicated"] = scenario.network.duplicated
+    counts["slots chosen"] = len(scenario.checker.chosen)
+    return Outcome(seed, violation, scenario.timeline.steps, counts)
+
+
+class Scenario:
+    """The world of one seed."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        trace: Callable[[str], None] | None,
+        node_class: type[ReplicaNode],
+    ) -> None:
+        self._random = random = Random(seed)
+        self.timeline = Timeline()
+        size = random.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5))
+        members = tuple(ReplicaId(number) for number in range(1, size + 1))
+        self.checker = Checker(
+            member_count=size,
+            trace=None if trace is None else lambda text: trace(f"{self.timeline.now:9.2f} {text}"),
+        )
+        self.network = Network(self.timeline, Random(random.random()), self._deliver)
+        settings = _draw_settings(random)
+        self.nodes: dict[ReplicaId, ReplicaNode] = {}
+        for member in members:
+            self.nodes[member] = node_class(
+                me=member,
+                members=members,
+                settings=settings,
+                timeline=self.timeline,
+                clock=Clock(
+                    self.timeline,
+                    offset=random.randrange(10_000_000),
+                    rate=random.uniform(0.97, 1.03),
+                ),
+                disk=Disk(
+                    self.timeline, Random(random.random()), ReplicaState(self._incarnation())
+                ),
+                random=Random(random.random()),
+                send=self._send,
+                observer=self.checker,
+            )
+        self._wiped: set[ReplicaId] = set()
+        self._wipes_max = (size - 1) // 2
+        self._commands = 0
+        self._reads = 0
+        self._is_healed = False
+        self._probes: list[bytes] = []
+        self._fault_gap = random.uniform(100, 800)
+        self._command_gap = random.uniform(15, 80)
+
+    # --- wiring ---
+
+    def _incarnation(self) -> Incarnation:
+        return Incarnation(f"{self._random.getrandbits(32):08x}")
+
+    def _send(self, envelope: Envelope) -> None:
+        self.network.send(envelope.source, envelope.target, envelope)
+
+    def _deliver(self, source: int, target: int, envelope: Envelope) -> None:
+        self.nodes[ReplicaId(target)].receive(envelope)
+
+    # --- phases ---
+
+    def run(self) -> None:
+        """Run both phases."""
+        random = self._random
+        self.network.faults = _draw_network(random)
+        for node in self.nodes.values():
+            self.timeline.after(random.uniform(0, 300), partial(self._start, node))
+        self.timeline.after(self._fault_gap, self._fault)
+        self.timeline.after(self._command_gap, self._client)
+        self._run_until(random.uniform(2_000, 7_000))
+        self._heal()
+        self._run_until_settled()
+        self.checker.at_end(self._members_left())
+
+    def _run_until(self, end: float) -> None:
+        while self.timeline.now < end and self.timeline.step():
+            pass
+
+    def _run_until_settled(self) -> None:
+        end = self.timeline.now + _HEALING_MS_MAX
+        while not self._is_settled():
+            for _ in range(50):
+                self.timeline.step()
+            if self.timeline.now > end or self.timeline.steps > _STEPS_MAX:
+                states = [
+                    node.replica.status() if node.replica else None
+                    for node in self.nodes.values()
+                ]
+                raise Violation("no-progress", f"after healing: {states}")
+
+    def _is_settled(self) -> bool:
+        if len(self._probes) < _PROBES:
+            return False
+        if any(probe not in self.checker.acknowledged for probe in self._probes):
+            return False
+        ends = {node.applied_end for node in self._members_left()}
+        return len(ends) == 1 and min(ends) >= self.checker.acknowledged_end
+
+    def _members_left(self) -> list[ReplicaNode]:
+        return [node for node in self.nodes.values() if node.me not in self._wiped]
+
+    # --- clients ---
+
+    def _client(self) -> None:
+        """Submit a command or a read somewhere; after healing, repeat until acknowledged."""
+        random = self._random
+        self.timeline.after(random.uniform(0, 2 * self._command_gap), self._client)
+        nodes = list(self.nodes.values())
+        if self._is_healed:
+            open_probes = [p for p in self._probes if p not in self.checker.acknowledged]
+            if not open_probes and len(self._probes) < _PROBES:
+                self._probes.append(f"probe {len(self._probes)}".encode())
+            for probe in open_probes:
+                self._submit(random.choice(nodes), probe)
+        else:
+            for _ in range(random.choice((1, 1, 1, 2, 12))):
+                self._commands += 1
+                padding = "x" * random.choice((0, 0, 5, 60))
+                self._submit(random.choice(nodes), f"command {self._commands}{padding}".encode())
+        node = random.choice(nodes)
+        self._reads += 1
+        if node.read(self._reads):
+            self.checker.read_began(self._reads)
+
+    def _submit(self, node: ReplicaNode, command: bytes) -> None:
+        # Before the proposal: it may be chosen (and acknowledged) within the call.
+        if node.replica is not None and node.replica.is_leader:
+            self.checker.proposed(node, command)
+        node.propose(command)
+
+    # --- faults ---
+
+    def _fault(self) -> None:
+        """Let something go wrong, and something else end."""
+        if self._is_healed:
+            return
+        random = self._random
+        self.timeline.after(random.uniform(0, 2 * self._fault_gap), self._fault)
+        node = random.choice(list(self.nodes.values()))
+        leaders = [n for n in self.nodes.values() if n.replica is not None and n.replica.is_leader]
+        if leaders and random.random() < 0.4:
+            node = random.choice(leaders)
+        fault = random.choice(
+            (
+                self._crash,
+                self._crash,
+                self._crash_all,
+                self._cut_off,
+                self._partition,
+                self._cut_one_way,
+                self._mend_network,
+                self._mend_network,
+                self._slow_disk,
+                self._disconnect,
+                self._wipe,
+                self._change_network,
+            )
+        )
+        fault(node)
+
+    def _start(self, node: ReplicaNode) -> None:
+        if node.replica is None:
+            node.start()
+
+    def _crash(self, node: ReplicaNode) -> None:
+        if node.replica is None:
+            return
+        random = self._random
+        self.checker.say(f"replica {node.me} crashes")
+        lost, kept = node.crash()
+        self.checker.count("crashes")
+        if lost:
+            self.checker.count("crashes that lost writes")
+        if kept:
+            self.checker.count("crashes after an unreported write")
+        if random.random() < 0.7:  # The process died, and the streams of its peers broke.
+            for peer in self.nodes.values():
+                if peer is not node:
+                    self.timeline.after(
+                        random.uniform(0, 30), partial(peer.disconnected, node.me)
+                    )
+        self.timeline.after(random.choice((5, 300, 2_000)), partial(self._start, node))
+
+    def _crash_all(self, node: ReplicaNode) -> None:
+        if self._random.random() < 0.3:
+            for each in self.nodes.values():
+                self._crash(each)
+
+    def _cut_off(self, node: ReplicaNode) -> None:
+        self.checker.say(f"replica {node.me} is cut off")
+        self.checker.count("partitions")
+        for peer in self.nodes:
+            self.network.cut |= {(node.me, peer), (peer, node.me)}
+
+    def _partition(self, node: ReplicaNode) -> None:
+        side = {member for member in self.nodes if self._random.random() < 0.5}
+        self.checker.say(f"partition of {sorted(side)} from the others")
+        self.checker.count("partitions")
+        for source in self.nodes:
+            for target in self.nodes:
+                if (source in side) != (target in side):
+                    self.network.cut.add((source, target))
+
+    def _cut_one_way(self, node: ReplicaNode) -> None:
+        source, target = self._random.choice(list(self.nodes)), node.me
+        if source != target:
+            self.checker.say(f"nothing gets through from {source} to {target}")
+            self.checker.count("one-way cuts")
+            self.network.cut.add((source, target))
+
+    def _mend_network(self, node: ReplicaNode) -> None:
+        if self.network.cut:
+            self.checker.say("the network is mended")
+        self.network.cut.clear()
+
+    def _change_network(self, node: ReplicaNode) -> None:
+        self.network.faults = _draw_network(self._random)
+
+    def _slow_disk(self, node: ReplicaNode) -> None:
+        node.disk.latency = self._random.choice(((0.1, 1.0), (5.0, 50.0), (100.0, 1_500.0)))
+        self.checker.say(f"the disk of replica {node.me} takes {node.disk.latency} ms")
+        self.checker.count("disks that changed speed")
+
+    def _disconnect(self, node: ReplicaNode) -> None:
+        peer = self._random.choice(list(self.nodes))
+        if peer != node.me:
+            self.checker.say(f"replica {node.me} loses its stream to {peer}")
+            node.disconnected(peer)
+
+    def _wipe(self, node: ReplicaNode) -> None:
+        """Replace a disk by an empty one, never so many that no quorum is left.
+
+        Only once all are founded: before that, losing the founder is not repaired but
+        begun anew by the operator.
+        """
+        if len(self._wiped) >= self._wipes_max or node.me in self._wiped:
+            return
+        if any(each.disk.state.founding is None for each in self.nodes.values()):
+            return
+        self._wiped.add(node.me)
+        self._crash(node)
+        self.checker.say(f"replica {node.me} loses its disk")
+        self.checker.count("disks lost")
+        node.disk.state = ReplicaState(self._incarnation())
+
+    def _heal(self) -> None:
+        self.checker.say("everything is healed")
+        self._is_healed = True
+        self.network.cut.clear()
+        self.network.faults = NetworkFaults()
+        for node in self.nodes.values():
+            node.disk.latency = (0.1, 1.0)
+            self.timeline.after(0, partial(self._start, node))
+
+
+def _draw_settings(random: Random) -> Settings:
+    """Return settings that bring the rare paths about: small windows, small pieces."""
+    heartbeat = random.choice((30, 60))
+    return Settings(
+        heartbeat_interval_ms=heartbeat,
+        election_timeout_min_ms=4 * heartbeat,
+        election_timeout_max_ms=8 * heartbeat,
+        resend_interval_ms=random.choice((50, 100)),
+        pipeline_slots_max=random.choice((1, 2, 8)),
+        entry_bytes_max=random.choice((40, 200, 1_000_000)),
+        log_window_slots=random.choice((8, 16, 1_024)),
+        log_window_bytes_max=random.choice((1_500, 1_000_000)),
+        catch_up_bytes_max=random.choice((50, 500, 1_000_000)),
+    )
+
+
+def _draw_network(random: Random) -> NetworkFaults:
+    return random.choice(
+        (
+            NetworkFaults(),
+            NetworkFaults(loss=0.02, duplication=0.02, delay_max=5.0, straggling=0.02),
+            NetworkFaults(loss=0.2, duplication=0.1, delay_max=20.0, straggling=0.1),
+            NetworkFaults(duplication=0.5, delay_max=40.0),
+        )
+    )
