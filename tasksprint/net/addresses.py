@@ -7,11 +7,14 @@ left to the loop and the operating system.
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 from tasksprint.errors import SettingsError
 
 __all__ = ["cause_of", "format_address", "host_of", "parse_address", "tune_socket"]
+
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:,\[\]]+))(?::[0-9]{0,5})?")
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -41,10 +44,9 @@ def format_address(host: str, port: int) -> str:
 
 
 def host_of(authority: str) -> str:
-    """Return the host in lower case of a `Host` header, without port and brackets."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0].lower()
-    return authority.partition(":")[0].lower()
+    """Return the host in lower case of a `Host` header; "" if it isn't one host."""
+    match = _AUTHORITY.fullmatch(authority)
+    return (match[1] or match[2]).lower() if match else ""
 
 
 def cause_of(error: OSError) -> str:

@@ -71,6 +71,10 @@ class Service:
         if self.on_bug is not None:
             self.on_bug(error)
 
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks of the answers under way."""
+        return [connection.task for connection in self.connections if connection.task]
+
     def keep_upgraded(self, transport: asyncio.Transport) -> None:
         """Remember a connection that left HTTP."""
         self.upgraded = {known for known in self.upgraded if not known.is_closing()}
@@ -85,7 +89,6 @@ class _Exchange:
         "claim",
         "declared_digest",
         "feeder",
-        "identity",
         "keep_alive",
         "refusal",
         "request",
@@ -97,7 +100,6 @@ class _Exchange:
         self.request: Request | None = None
         self.route: Route | None = None
         self.claim: Claim | None = None
-        self.identity = Identity.ANYONE
         self.refusal: Response | None = None  # Decided before the handler was asked.
         self.keep_alive = True
         self.version = "1.1"

@@ -95,11 +95,11 @@ class Raw:
             headers[name.lower()] = value
         body = b""
         if headers.get("transfer-encoding") == "chunked":
-            while True:
-                size = int(await self.reader.readline(), 16)
-                body += (await self.reader.readexactly(size + 2))[:-2]
-                if size == 0:
-                    break
+            chunks = []
+            while not chunks or chunks[-1]:
+                size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
+                chunks.append((await self.reader.readexactly(size + 2))[:-2])
+            body = b"".join(chunks)
         elif status >= 200:
             body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         return status, headers, body

@@ -34,7 +34,17 @@ def test_ipv6_without_brackets_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("authority", "host"),
-    [("Lab1:7070", "lab1"), ("lab1", "lab1"), ("[::1]:7070", "::1"), ("[::1]", "::1"), ("", "")],
+    [
+        ("Lab1:7070", "lab1"),
+        ("lab1", "lab1"),
+        ("[::1]:7070", "::1"),
+        ("[::1]", "::1"),
+        ("", ""),
+        ("127.0.0.1:1, b", ""),
+        ("a b", ""),
+        ("a:x", ""),
+        ("[::1", ""),
+    ],
 )
 def test_host_of_a_host_header(authority: str, host: str) -> None:
     assert host_of(authority) == host
