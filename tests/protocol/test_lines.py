@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.protocol.lines import LineBuffer
+from tests.protocol.steady import steady
 
 
 def buffer(limit: int = 1 << 20) -> LineBuffer:
@@ -26,9 +28,10 @@ def lines(buffer: LineBuffer) -> list[bytes]:
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
+@steady
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=20))
 def test_lines_are_the_same_for_every_way_to_cut_the_stream(
     data: bytes, places: list[int]
@@ -43,6 +46,7 @@ def test_lines_are_the_same_for_every_way_to_cut_the_stream(
     assert box.pending_bytes == len(rest)
 
 
+@steady
 @given(st.lists(st.binary(max_size=30), max_size=6), st.lists(st.integers(0, 400), max_size=20))
 def test_raw_bytes_after_a_line_may_hold_newlines(frames: list[bytes], places: list[int]) -> None:
     data = b"".join(b"%d\n%b" % (len(frame), frame) for frame in frames)

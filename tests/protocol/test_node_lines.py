@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from tasksprint.protocol.node_lines import (
     NodeReply,
     encode_task,
 )
+from tests.protocol.steady import steady
 
 READY = b'{"ready":{},"frames":true,"window":64}\n'
 
@@ -200,6 +202,7 @@ def test_all_streams_in_one_chunk() -> None:
     assert reader().feed(chunk) == [message for _, messages in STREAMS for message in messages]
 
 
+@steady
 @given(
     st.lists(st.sampled_from(STREAMS), max_size=6),
     st.lists(st.integers(0, 1_000), max_size=10),
@@ -211,11 +214,12 @@ def test_chunks_may_fall_anywhere(
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     made = reader()
     found: list[NodeMessage] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         found += made.feed(data[start:end])
     assert found == [message for _, messages in streams for message in messages]
 
 
+@steady
 @given(st.text(max_size=8), st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5)
     | st.floats(allow_nan=False, allow_infinity=False),
@@ -323,6 +327,7 @@ def test_line_over_the_limit_is_refused_with_the_remedy() -> None:
     )
 
 
+@steady
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_garbage_gives_messages_or_a_protocol_error(chunks: list[bytes]) -> None:
     for ready in (b"", READY):
@@ -335,6 +340,7 @@ def test_garbage_gives_messages_or_a_protocol_error(chunks: list[bytes]) -> None
             pass
 
 
+@steady
 @given(
     st.sampled_from([stream for stream, _ in STREAMS]),
     st.integers(0, 100),

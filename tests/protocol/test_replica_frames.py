@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 from tasksprint.protocol.replica_frames import FrameDecoder, encode_frame
+from tests.protocol.steady import steady
 
 LIMIT = 1_000_000
 
@@ -33,6 +35,7 @@ frames = st.lists(
 )
 
 
+@steady
 @given(frames, st.lists(st.integers(0, 2_000), max_size=10))
 def test_frames_are_the_same_for_every_way_to_cut_the_stream(
     sent: list[tuple[list[Any], list[bytes]]], places: list[int]
@@ -44,7 +47,7 @@ def test_frames_are_the_same_for_every_way_to_cut_the_stream(
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     made = decoder()
     found = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         found += made.feed(data[start:end])
     assert found == [(header, parts) for header, parts in sent]
     assert not made.is_inside_frame
@@ -102,6 +105,7 @@ def test_wrong_body_is_refused(body: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("codec", [decode_json, json.loads])
+@steady
 @given(data=st.lists(st.binary(max_size=40), max_size=4), framed=st.booleans())
 def test_garbage_gives_frames_or_a_protocol_error(
     codec: Any, data: list[bytes], framed: bool

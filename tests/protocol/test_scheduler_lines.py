@@ -29,6 +29,7 @@ from tasksprint.tasks import (
     StartTimer,
     WriteLog,
 )
+from tests.protocol.steady import steady
 
 READY = b'{"ready":{}}\n'
 WHO = "scheduler of job 3"
@@ -283,6 +284,7 @@ def test_control_lines() -> None:
     )
 
 
+@steady
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_garbage_gives_messages_or_a_protocol_error(chunks: list[bytes]) -> None:
     for ready in (b"", READY):
@@ -310,6 +312,7 @@ members = st.dictionaries(
 )  # fmt: skip
 
 
+@steady
 @given(st.lists(members | json_values, max_size=3), st.sampled_from([(), ("\\",), ("NaN",)]))
 def test_wild_commands_give_an_answer_or_a_protocol_error(
     wild: list[object], damage: tuple[str, ...]

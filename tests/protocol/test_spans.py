@@ -19,6 +19,7 @@ from tasksprint.protocol.spans import (
     show,
     skip_space,
 )
+from tests.protocol.steady import steady
 
 json_values = st.recursive(
     st.none()
@@ -60,6 +61,8 @@ def test_value_comes_out_as_the_text_that_it_was(value: str) -> None:
     assert values_of(text) == {"نتيجة": value, "b": "1"}
 
 
+@pytest.mark.slow
+@steady
 @given(st.dictionaries(st.text(), json_values, max_size=5), st.booleans())
 def test_any_object_is_cut_where_a_parser_cuts_it(values: dict[str, object], ascii: bool) -> None:
     try:
@@ -137,6 +140,7 @@ def test_line_that_is_no_utf8_is_refused_with_the_byte() -> None:
     assert str(caught.value) == "line from node 3 isn't UTF-8: byte 0xff at offset 6"
 
 
+@steady
 @given(st.text())
 def test_garbage_is_cut_or_refused_and_nothing_else(text: str) -> None:
     for candidate in (text, "{" + text, '{"a":' + text, '{"values":{"k":' + text):
