@@ -54,7 +54,8 @@ def temporary_directory(environ: Mapping[str, str] | None = None) -> Path:
     """
     environ = os.environ if environ is None else environ
     runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and len(os.fsencode(runtime)) <= 40:
+    # The system makes it at login; where it didn't, it isn't ours to make.
+    if os.path.isabs(runtime) and len(os.fsencode(runtime)) <= 40 and os.path.isdir(runtime):
         try:
             return private_directory(Path(runtime) / "tasksprint")
         except SettingsError:

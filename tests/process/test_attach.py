@@ -1,0 +1,432 @@
+"""Nodes that attach by hand: real sockets, and real programs that become nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tasksprint.errors import (
+    NodeFailed,
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    UsageError,
+)
+from tasksprint.process import attach as attach_module
+from tasksprint.process.attach import (
+    AttachedProgram,
+    AttachServer,
+    Callbacks,
+    Hello,
+    LiveClient,
+    attach_and_exec,
+    find_client,
+    live_clients,
+    register_client,
+    socket_path,
+)
+from tasksprint.process.program import ExitReason
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(scenario: Callable[[], Awaitable[T]]) -> T:
+    async def bounded() -> T:
+        return await asyncio.wait_for(scenario(), 20)
+
+    return asyncio.run(bounded())
+
+
+class Client:
+    """A client's side: a server, and what its nodes did."""
+
+    def __init__(self, path: Path, refusal: str = "") -> None:
+        self.hellos: list[Hello] = []
+        self.programs: list[AttachedProgram] = []
+        self.data = b""
+        self.exits: list[ExitReason] = []
+        self._refusal = refusal
+        self._changed = asyncio.Event()
+        self.server = AttachServer(path, on_hello=self.on_hello, on_attached=self.on_attached)
+
+    def on_hello(self, hello: Hello) -> Callbacks | str:
+        self.hellos.append(hello)
+        return self._refusal or Callbacks(on_data=self.on_data, on_exit=self.on_exit)
+
+    def on_attached(self, program: AttachedProgram) -> None:
+        self.programs.append(program)
+        self._changed.set()
+
+    def on_data(self, data: bytes) -> None:
+        self.data += data
+        self._changed.set()
+
+    def on_exit(self, reason: ExitReason) -> None:
+        self.exits.append(reason)
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), 10)
+
+
+NODE_CODE = """
+import sys
+from tasksprint.process.attach import attach_and_exec
+attach_and_exec(
+    ["/bin/sh", "-c", sys.argv[2]], name="gpu", version="1", socket_file=sys.argv[1],
+    env={"PATH": "/usr/bin:/bin", "GREETING": "hello"}, cwd="/")
+"""
+
+
+def start_node(path: Path, script: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", NODE_CODE, str(path), script], cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_node_becomes_the_program_on_the_same_socket(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+        node = start_node(
+            tmp_path / "s", 'echo "$GREETING $$ $PWD"; while read x; do echo "got $x"; done'
+        )
+        await client.until(lambda: b"\n" in client.data)
+        (program,) = client.programs
+        # No process stands between, and the kernel knows who it is.
+        assert client.data == b"hello %d /\n" % node.pid
+        assert program.pid == node.pid == client.hellos[0].pid
+        assert (program.number, client.hellos[0].name) == (1, "gpu")
+        program.write(b"task\n")
+        await client.until(lambda: client.data.endswith(b"got task\n"))
+        assert program.running
+        reason = await program.stop()
+        assert client.exits == [reason]
+        assert reason.describe() == "closed its connection (stopped)"
+        assert await asyncio.to_thread(node.wait, 10) == 0
+        await client.server.close()
+        assert not (tmp_path / "s").exists()
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_attached_program_can_be_killed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        node = start_node(tmp_path / "s", "echo ready; trap '' TERM; sleep 60; :")
+        await client.until(lambda: client.data != b"")
+        client.programs[0].kill("timeout")
+        await client.until(lambda: client.exits != [])
+        assert client.exits[0].describe() == "closed its connection (timeout)"
+        assert await asyncio.to_thread(node.wait, 10) == -signal.SIGKILL
+        client.programs[0].kill("again")
+        await client.server.close()
+
+    run(scenario)
+
+
+async def converse(path: Path, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(sent)
+    answer = await reader.readline()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (
+            b"hello\n",
+            'the hello line is b\'hello\\n\', expected {"attach":NAME,"pid":PID,"version":TEXT}',
+        ),
+        (
+            b'{"attach":"x","pid":"1","version":"1"}\n',
+            'the hello line is b\'{"attach":"x","pid":"1","version":"1"}\\n\', '
+            "expected two texts and an integer",
+        ),
+        (
+            b'{"attach":"","pid":1,"version":"1"}\n',
+            "node name '', expected 1 to 200 bytes on one line",
+        ),
+        (
+            b"x" * 5_000,
+            "the hello line has more than 4096 bytes, expected "
+            '{"attach":NAME,"pid":PID,"version":TEXT}',
+        ),
+    ],
+)
+def test_wrong_hello_is_answered_with_what_is_wrong(
+    tmp_path: Path, sent: bytes, error: str
+) -> None:
+    async def scenario() -> bytes:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        answer = await converse(tmp_path / "s", sent)
+        await client.server.close()
+        assert not client.hellos
+        return answer
+
+    assert json.loads(run(scenario)) == {"error": error}
+
+
+def test_client_may_refuse_a_node(tmp_path: Path) -> None:
+    async def scenario() -> bytes:
+        client = Client(tmp_path / "s", refusal="no job wants it")
+        await client.server.start()
+        answer = await converse(tmp_path / "s", b'{"attach":"x","pid":1,"version":"1"}\n')
+        await client.server.close()
+        return answer
+
+    assert run(scenario) == b'{"error":"no job wants it"}\n'
+
+
+def test_hello_in_pieces_is_understood_and_silence_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach_module, "HELLO_TIMEOUT_S", 0.05)
+
+    async def scenario() -> None:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        silent_reader, silent = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        for byte in b'{"attach":"x","pid":1,"version":"1"}\n':
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert await reader.readline() == b'{"attached":1}\n'
+        assert await silent_reader.read() == b""
+        silent.close()
+        writer.write(b"data")
+        await client.until(lambda: client.data == b"data")
+        writer.close()
+        await client.until(lambda: client.exits != [])
+        await client.server.close()
+
+    run(scenario)
+
+
+def test_second_client_on_the_same_directory_is_refused_and_a_leftover_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left:  # as after a kill -9
+        left.bind(str(path))
+
+    async def scenario() -> str:
+        first = Client(path)
+        await first.server.start()
+        second = Client(path)
+        with pytest.raises(SettingsError) as caught:
+            await second.server.start()
+        await first.server.close()
+        return str(caught.value)
+
+    assert run(scenario) == (
+        f"another client already listens on '{path}'; give this one its own --data-dir"
+    )
+
+
+def test_place_where_no_socket_can_be_made(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await Client(tmp_path / "gone" / "s").server.start()
+
+    with pytest.raises(SettingsError, match="^can't listen on '.*/s': No such file or directory$"):
+        run(scenario)
+
+
+# --- the node's side ---
+
+
+def attach(path: Path, *, answer: bytes | None = None, name: str = "gpu") -> str:
+    """Attach where one who only says `answer` listens, and return the error."""
+    listener = socket.socket(socket.AF_UNIX)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        connection.recv(4096)
+        connection.sendall(answer or b"")
+        connection.close()
+
+    thread = threading.Thread(target=serve)
+    if answer is not None:
+        listener.bind(str(path))
+        listener.listen()
+        thread.start()
+    try:
+        with pytest.raises((PeerUnreachable, Refused, NodeFailed, RemoteProtocolError)) as caught:
+            attach_and_exec(
+                ["/nothing"],
+                name=name,
+                version="1",
+                socket_file=str(path),
+                timeout_s=5,
+            )
+    finally:
+        if answer is not None:
+            thread.join()
+        listener.close()
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_client_that_is_not_there(tmp_path: Path) -> None:
+    assert attach(tmp_path / "s") == (
+        f"PeerUnreachable: the client at '{tmp_path}/s' doesn't answer: "
+        "No such file or directory; is it still running?"
+    )
+
+
+def test_client_that_says_no(tmp_path: Path) -> None:
+    assert attach(tmp_path / "s", answer=b'{"error":"no job wants it"}\n') == (
+        "Refused: the client refuses node 'gpu': no job wants it"
+    )
+
+
+@pytest.mark.parametrize("answer", [b"", b"what?\n", b"[]\n", b'{"x":1}\n'])
+def test_client_that_is_none(tmp_path: Path, answer: bytes) -> None:
+    assert attach(tmp_path / "s", answer=answer) == (
+        f"PeerUnreachable: the client at '{tmp_path}/s' answered {answer!r}, "
+        'expected {"attached":N} or {"error":TEXT}'
+    )
+
+
+def test_node_with_an_impossible_name(tmp_path: Path) -> None:
+    assert attach(tmp_path / "s", name="a\nb") == (
+        "RemoteProtocolError: node name 'a\\nb', expected 1 to 200 bytes on one line"
+    )
+
+
+@pytest.mark.slow
+def test_program_that_cannot_be_executed_says_so_after_attaching(tmp_path: Path) -> None:
+    code = NODE_CODE.replace('["/bin/sh", "-c", sys.argv[2]]', '["/nothing"]')
+
+    async def scenario() -> bytes:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        node = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", code, str(tmp_path / "s")],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            timeout=10,
+            check=False,
+        )
+        await client.until(lambda: client.exits != [])
+        await client.server.close()
+        return node.stderr
+
+    assert run(scenario).endswith(b"NodeFailed: node '/nothing' wasn't found\n")
+
+
+# --- where the socket is, and who has one ---
+
+
+def test_socket_is_in_the_data_directory_if_its_path_fits(tmp_path: Path) -> None:
+    short = Path("/tmp") / "d"
+    assert socket_path(short) == short.resolve() / "nodes.sock"
+    long = tmp_path / ("x" * 100)
+    found = socket_path(long, {"XDG_RUNTIME_DIR": "/not/there", "TMPDIR": "/tmp"})
+    assert found.parent == Path(f"/tmp/tasksprint-{os.getuid()}")
+    assert len(os.fsencode(found)) <= 100
+    assert found == socket_path(long, {"TMPDIR": "/tmp"})
+    assert found != socket_path(tmp_path / ("y" * 100), {"TMPDIR": "/tmp"})
+
+
+class Registry:
+    """A state directory in which clients of made-up process ids stand."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._listeners: list[socket.socket] = []
+
+    def add(self, monkeypatch: pytest.MonkeyPatch, pid: int, *, is_alive: bool = True) -> Path:
+        data = self.directory / f"data{pid}"
+        listener = socket.socket(socket.AF_UNIX)
+        path = self.directory / f"{pid}.sock"
+        listener.bind(str(path))
+        if is_alive:
+            listener.listen()
+            self._listeners.append(listener)
+        else:
+            listener.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "getpid", lambda: pid)
+            return register_client(self.directory, data, path)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path)
+
+
+def test_only_live_client_is_found(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = registry.directory
+    dead = registry.add(monkeypatch, 11, is_alive=False)
+    registry.add(monkeypatch, 22)
+    expected = LiveClient(22, str(directory / "data22"), str(directory / "22.sock"))
+    assert find_client(directory) == expected
+    assert find_client(directory, "22") == expected
+    assert find_client(directory, str(directory / "data22")) == expected
+    assert not dead.exists()
+    with pytest.raises(UsageError) as caught:
+        find_client(directory, "33")
+    assert str(caught.value) == (
+        f"no client '33' runs on this machine: 22 (data in '{directory}/data22')"
+    )
+    registry.close()
+
+
+def test_no_client_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_client(tmp_path)
+    assert str(caught.value) == (
+        "no client runs on this machine (as this user); start one with `tasksprint client`"
+    )
+
+
+def test_several_clients_are_listed(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = registry.directory
+    registry.add(monkeypatch, 22)
+    registry.add(monkeypatch, 11)
+    with pytest.raises(UsageError) as caught:
+        find_client(directory)
+    assert str(caught.value) == (
+        "2 clients run on this machine: "
+        f"11 (data in '{directory}/data11'), 22 (data in '{directory}/data22'); "
+        "say which, by its process id or data directory"
+    )
+    registry.close()
+
+
+def test_clients_of_other_machines_in_a_shared_home_are_left_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "gethostname", lambda: "other")
+        theirs = registry.add(monkeypatch, 5, is_alive=False)
+    (theirs.parent / "nonsense.json").write_text("{")
+    (theirs.parent / f"{socket.gethostname()}-7.json").write_text("{}")
+    assert live_clients(registry.directory) == []
+    assert theirs.exists()

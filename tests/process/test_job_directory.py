@@ -1,0 +1,465 @@
+"""Manifests, archives, and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import stat
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasksprint.errors import RemoteProtocolError, UsageError
+from tasksprint.process import job_directory
+from tasksprint.process.job_directory import (
+    Manifest,
+    pack,
+    pack_programs,
+    parse_manifest,
+    read_job,
+    unpack,
+)
+
+LIMIT = 1024 * 1024
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    directory = tmp_path / "myjob"
+    directory.mkdir()
+    (directory / "scheduler.py").write_text("scheduler")
+    (directory / "node.py").write_text("node")
+    return directory
+
+
+def wrong(directory: Path, manifest: object = None) -> str:
+    """Return what a user reads of a job that can't be used."""
+    if manifest is not None:
+        text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+        (directory / "tasksprint.json").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_job(directory)
+    return str(caught.value)
+
+
+# --- manifests ---
+
+
+def test_job_is_found_by_names(job: Path) -> None:
+    assert read_job(job) == Manifest("myjob", ("scheduler.py",), ("node.py",))
+
+
+def test_everything_can_be_said(job: Path) -> None:
+    (job / "map.sh").write_text("")
+    text = (
+        '{"name":"π","scheduler":["scheduler.py","-v"],"node":"map.sh",'
+        '"params":{"n":1180591620717411303424,"x":[1.5,null]},"seed":5,'
+        '"interpreter":"python3.12","setup":"make all","retries":0,"timeout_ms":100}'
+    )
+    manifest = parse_manifest(text, directory=job)
+    assert manifest == Manifest(
+        "π",
+        ("scheduler.py", "-v"),
+        ("map.sh",),
+        params='{"n": 1180591620717411303424, "x": [1.5, null]}',
+        seed=5,
+        interpreter="python3.12",
+        setup=("/bin/sh", "-c", "make all"),
+        retries=0,
+        timeout_ms=100,
+    )
+    assert parse_manifest(manifest.encode(), directory=job) == manifest
+    short = read_job(job)
+    assert parse_manifest(short.encode(), directory=job) == short
+
+
+def test_attached_nodes_need_no_program(job: Path) -> None:
+    (job / "node.py").unlink()
+    (job / "tasksprint.json").write_text('{"node":"attached:gpu"}')
+    manifest = read_job(job)
+    assert manifest.node == ("attached:gpu",)
+    assert manifest.attached == "gpu"
+    assert Manifest("x", ("s",), ("n",)).attached is None
+
+
+def test_sources_and_leftovers_are_no_programs(job: Path) -> None:
+    for name in ("node.c", "node.o", "node.py~", "scheduler.md", "node.json", "scheduler"):
+        (job / name).write_text("")
+    assert read_job(job) == Manifest("myjob", ("scheduler.py",), ("node.py",))
+
+
+def test_binary_without_a_suffix_is_found(job: Path) -> None:
+    (job / "node.py").rename(job / "node")
+    (job / "node").chmod(0o755)
+    assert read_job(job).node == ("node",)
+
+
+def test_no_such_job(tmp_path: Path) -> None:
+    assert wrong(tmp_path / "x") == (
+        f"no job directory '{tmp_path}/x'; a job is a directory with a scheduler.* and a node.*"
+    )
+
+
+def test_job_without_a_node(job: Path) -> None:
+    (job / "node.py").unlink()
+    assert wrong(job) == (
+        f"'{job}' has no node; name a program node.py (or .sh, .awk, or any that is "
+        "executable), or say which it is in tasksprint.json"
+    )
+
+
+def test_job_with_two_schedulers(job: Path) -> None:
+    (job / "scheduler.sh").write_text("")
+    assert wrong(job) == (
+        f"'{job}' has 2 schedulers: 'scheduler.py', 'scheduler.sh'; say which in "
+        'tasksprint.json, for example {"scheduler": "scheduler.py"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (
+            {"sceduler": "x"},
+            "tasksprint.json has an unknown field 'sceduler'; did you mean 'scheduler'?",
+        ),
+        (
+            {"zzz": 1},
+            "tasksprint.json has an unknown field 'zzz'; its fields are name, scheduler, node, "
+            "params, seed, interpreter, setup, retries, timeout_ms",
+        ),
+        (
+            {"seed": "5"},
+            "tasksprint.json has 'seed': \"5\", expected an integer from 0 to 2**63 - 1",
+        ),
+        (
+            {"seed": 2**63},
+            "tasksprint.json has 'seed': 9223372036854775808, "
+            "expected an integer from 0 to 2**63 - 1",
+        ),
+        (
+            {"retries": True},
+            "tasksprint.json has 'retries': true, expected an integer from 0 to 2**63 - 1",
+        ),
+        ({"params": [1]}, "tasksprint.json has 'params': [1], expected an object"),
+        (
+            {"node": []},
+            "tasksprint.json has 'node': [], "
+            "expected a file name, or a list of a file name and its arguments",
+        ),
+        (
+            {"node": ["node.py", 5]},
+            "tasksprint.json has 'node': [\"node.py\", 5], "
+            "expected a file name, or a list of a file name and its arguments",
+        ),
+        (
+            {"node": "/bin/sh"},
+            "tasksprint.json has 'node': \"/bin/sh\", expected a file inside the job directory",
+        ),
+        (
+            {"scheduler": "../x.py"},
+            "tasksprint.json has 'scheduler': \"../x.py\", "
+            "expected a file inside the job directory",
+        ),
+        (
+            {"node": "attached:"},
+            "tasksprint.json has 'node': \"attached:\", expected 'attached:NAME' and nothing else",
+        ),
+        (
+            {"node": "node.py\0"},
+            "tasksprint.json has 'node': \"node.py\\u0000\", expected no NUL characters",
+        ),
+        (
+            "[1]",
+            "tasksprint.json holds a list, expected an object such as "
+            '{"scheduler": "scheduler.py", "node": "node.py"}',
+        ),
+        (
+            '{"params":{"x":NaN}}',
+            "tasksprint.json has the number NaN, which JSON doesn't know",
+        ),
+        (
+            '{"params":{"x":1e999}}',
+            "tasksprint.json has the number 1e999, which is too large",
+        ),
+        ('{"seed":1,"seed":2}', "tasksprint.json has 'seed' twice in one object"),
+        (
+            "{",
+            "tasksprint.json isn't JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)",
+        ),
+    ],
+)
+def test_wrong_manifest(job: Path, manifest: object, message: str) -> None:
+    assert wrong(job, manifest) == message
+
+
+def test_manifest_that_names_a_missing_program(job: Path) -> None:
+    assert wrong(job, {"node": "nod.py"}) == (
+        f"tasksprint.json names the node 'nod.py', which isn't in '{job}'; did you mean 'node.py'?"
+    )
+
+
+def test_program_that_setup_will_make_need_not_be_there(job: Path) -> None:
+    (job / "tasksprint.json").write_text('{"node":"build/node","setup":"make"}')
+    assert read_job(job).node == ("build/node",)
+
+
+def test_manifest_that_cannot_be_read(job: Path) -> None:
+    (job / "tasksprint.json").write_bytes(b"\xff")
+    assert wrong(job).startswith(f"can't read '{job}/tasksprint.json': 'utf-8' codec")
+
+
+def test_manifest_of_depth_that_no_parser_likes(job: Path) -> None:
+    assert wrong(job, "[" * 100_000).startswith("tasksprint.json isn't JSON: ")
+
+
+# --- archives ---
+
+
+def test_archive_comes_back_as_it_was(job: Path, tmp_path: Path) -> None:
+    (job / "lib").mkdir()
+    (job / "lib" / "données").write_bytes(bytes(range(256)))
+    (job / "empty").mkdir()
+    (job / "node.py").chmod(0o777)
+    (job / "link.py").symlink_to("lib/données")
+    archive, digest = pack(job, archive_bytes_max=LIMIT)
+    assert digest == hashlib.sha256(archive).hexdigest()
+    target = unpack(archive, digest, tmp_path / "jobs")
+    assert target == tmp_path / "jobs" / digest
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
+        "empty", "lib", "lib/données", "link.py", "node.py", "scheduler.py",
+    ]  # fmt: skip
+    assert (target / "link.py").read_bytes() == bytes(range(256))
+    assert not (target / "link.py").is_symlink()
+    assert stat.S_IMODE((target / "node.py").stat().st_mode) == 0o700
+    assert stat.S_IMODE((target / "scheduler.py").stat().st_mode) == 0o600
+    assert os.listdir(tmp_path / "jobs") == [digest]
+    # Again: nothing happens, not even a look at the archive.
+    assert unpack(b"", digest, tmp_path / "jobs") == target
+
+
+def test_same_files_give_the_same_archive(job: Path, tmp_path: Path) -> None:
+    first = pack(job, archive_bytes_max=LIMIT)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("node.py", "scheduler.py"):  # in another order, at another time
+        (other / name).write_bytes((job / name).read_bytes())
+        os.utime(other / name, (1, 1))
+        (other / name).chmod(0o664)
+    assert pack(other, archive_bytes_max=LIMIT) == first
+
+
+def test_leftovers_of_tools_stay_at_home(job: Path, tmp_path: Path) -> None:
+    before = pack(job, archive_bytes_max=LIMIT)
+    for name in ("__pycache__", ".git"):
+        (job / name).mkdir()
+        (job / name / "x").write_text("x")
+    (job / "node.pyc").write_text("")
+    (job / ".node.py.swp").write_text("")
+    assert pack(job, archive_bytes_max=LIMIT) == before
+
+
+def test_too_large_directory_names_sizes_limit_and_largest_file(job: Path) -> None:
+    (job / "data.bin").write_bytes(random.Random(1).randbytes(2 * LIMIT))
+    with pytest.raises(UsageError) as caught:
+        pack(job, archive_bytes_max=LIMIT)
+    assert str(caught.value) == (
+        f"the job in '{job}' has 2.0 MiB, which don't pack into 1048576 bytes "
+        "(archive_bytes_max); the largest file is 'data.bin' with 2.0 MiB; "
+        "keep data out of the job directory: let nodes read it from where it is"
+    )
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "gone", "lib"])
+def test_links_out_of_the_directory_are_refused(job: Path, target: str) -> None:
+    (job / "lib").mkdir()
+    (job.parent / "outside").write_text("")
+    (job / "link").symlink_to(target)
+    with pytest.raises(UsageError) as caught:
+        pack(job, archive_bytes_max=LIMIT)
+    assert str(caught.value) == (
+        f"'link' in '{job}' is a link to '{target}', which is no file inside the job "
+        "directory; put a copy there instead, or move it out"
+    )
+
+
+def test_pipes_and_sockets_are_refused(job: Path) -> None:
+    os.mkfifo(job / "pipe")
+    with pytest.raises(UsageError) as caught:
+        pack(job, archive_bytes_max=LIMIT)
+    assert str(caught.value) == (
+        f"'pipe' in '{job}' is neither a file nor a directory; move it out of the job directory"
+    )
+
+
+def test_file_name_that_is_not_utf_8(job: Path) -> None:
+    try:
+        (job / os.fsdecode(b"n\xff")).write_text("")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(UsageError, match="isn't UTF-8"):
+        pack(job, archive_bytes_max=LIMIT)
+
+
+def test_two_programs_make_a_job(job: Path, tmp_path: Path) -> None:
+    archive, digest, manifest = pack_programs(
+        job / "scheduler.py", job / "node.py", archive_bytes_max=LIMIT
+    )
+    assert manifest == Manifest("myjob", ("scheduler.py",), ("node.py",))
+    assert sorted(os.listdir(unpack(archive, digest, tmp_path / "jobs"))) == [
+        "node.py",
+        "scheduler.py",
+    ]
+    attached = pack_programs(job / "scheduler.py", None, name="gpu", archive_bytes_max=LIMIT)[2]
+    assert attached.attached == "gpu"
+    with pytest.raises(UsageError, match="^no node '.*/x.py'$"):
+        pack_programs(job / "scheduler.py", job / "x.py", archive_bytes_max=LIMIT)
+    other = tmp_path / "scheduler.py"
+    other.write_text("another")
+    with pytest.raises(UsageError, match="are different files named 'scheduler.py'$"):
+        pack_programs(job / "scheduler.py", other, archive_bytes_max=LIMIT)
+
+
+# --- archives of others ---
+
+
+def forged(fill: Callable[[tarfile.TarFile], None]) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as tar:
+        fill(tar)
+    return target.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    def fill(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        tar.addfile(info)
+
+    return forged(fill)
+
+
+def refused(archive: bytes, tmp_path: Path) -> str:
+    root = tmp_path / "jobs"
+    with pytest.raises(RemoteProtocolError) as caught:
+        unpack(archive, hashlib.sha256(archive).hexdigest(), root)
+    assert os.listdir(root) == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a//b", "./a", "a/./b"])
+def test_paths_out_of_the_archive_are_refused(name: str, tmp_path: Path) -> None:
+    # tarfile itself drops a leading "./" of no name; what it leaves must be refused.
+    archive = member(name)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        (found,) = tar.getnames()
+    assert refused(archive, tmp_path) == (
+        f"archive member {found!r} would leave the job directory"
+    )
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
+def test_members_that_are_no_files_are_refused(kind: bytes, tmp_path: Path) -> None:
+    assert refused(member("x", kind, "/etc/passwd"), tmp_path) == (
+        "archive member 'x' is neither a file nor a directory"
+    )
+
+
+def test_member_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        tar.addfile(tarfile.TarInfo("x"))
+        tar.addfile(tarfile.TarInfo("x"))
+
+    assert refused(forged(fill), tmp_path).endswith("stands in the archive twice")
+
+
+def test_file_in_the_place_of_a_directory_is_refused(tmp_path: Path) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        tar.addfile(tarfile.TarInfo("x"))
+        tar.addfile(tarfile.TarInfo("x/y"))
+
+    assert refused(forged(fill), tmp_path).endswith("stands in the archive twice")
+
+
+def test_archive_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_directory, "UNPACKED_BYTES_MAX", 1_000)
+
+    def fill(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo("zeros")
+        info.size = 1_001
+        tar.addfile(info, io.BytesIO(bytes(1_001)))
+
+    assert refused(forged(fill), tmp_path) == "the archive unpacks to more than 1000 bytes"
+
+
+def test_archive_with_too_many_members_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_directory, "MEMBERS_MAX", 1)
+
+    def fill(tar: tarfile.TarFile) -> None:
+        tar.addfile(tarfile.TarInfo("a"))
+        tar.addfile(tarfile.TarInfo("b"))
+
+    assert refused(forged(fill), tmp_path) == "the archive has more than 1 members"
+
+
+@pytest.mark.slow
+def test_damaged_archives_give_one_kind_of_error(job: Path, tmp_path: Path) -> None:
+    archive, _ = pack(job, archive_bytes_max=LIMIT)
+    chance = random.Random(1)
+    damaged = [b"", b"nonsense", gzip.compress(b"nonsense"), archive[:-9]]
+    for _ in range(30):
+        copy = bytearray(archive)
+        copy[chance.randrange(10, len(copy))] ^= 1 << chance.randrange(8)
+        damaged.append(bytes(copy))
+        damaged.append(archive[: chance.randrange(len(archive) - 1)])
+    refusals = 0
+    for number, data in enumerate(damaged):
+        root = tmp_path / str(number)
+        try:
+            unpack(data, hashlib.sha256(data).hexdigest(), root)
+        except RemoteProtocolError as error:
+            refusals += 1
+            assert os.listdir(root) == []
+            assert "archive" in str(error)
+    assert refusals > 40
+
+
+def test_other_archive_than_was_named_is_refused(job: Path, tmp_path: Path) -> None:
+    archive, digest = pack(job, archive_bytes_max=LIMIT)
+    with pytest.raises(RemoteProtocolError) as caught:
+        unpack(archive + b"x", digest, tmp_path / "jobs")
+    found = hashlib.sha256(archive + b"x").hexdigest()
+    assert str(caught.value) == (
+        f"the archive of {len(archive) + 1} bytes has SHA-256 {found}, expected {digest}"
+    )
+
+
+def test_second_process_that_unpacks_the_same_finds_it_done(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, digest = pack(job, archive_bytes_max=LIMIT)
+    root = tmp_path / "jobs"
+    rename = os.rename
+
+    def rename_late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        unpack(archive, digest, root)  # The other one is faster.
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", rename_late)
+    assert unpack(archive, digest, root) == root / digest
+    assert os.listdir(root) == [digest]
