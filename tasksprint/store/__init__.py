@@ -2,9 +2,11 @@
 
 - `records`: what is handed to a replica's store and what it gives back
 - `database`: opening, owning, checking and checkpointing one SQLite file
+- `many_rows`: statements that write many rows in one step
 - `replica_store`: what a replica may not forget, and the mirror of the state
 - `memory_store`: the same on an imagined disk, for tests and the simulator
-- `result_store`: what a client's tasks made
+- `result_store`: what a client's tasks made; `result_reader` reads it, `staging` brings
+  in files, `result_records` are its plain types
 - `memory_result_store`: the same on an imagined disk
 - `writer`: the thread that owns one store, and group commit
 

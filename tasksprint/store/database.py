@@ -1,15 +1,10 @@
-"""One SQLite file: opening it, owning it, checking it, writing many rows at once.
+"""One SQLite file: opening it, owning it, checking it, keeping its log short.
 
 Knows apsw, files, locks and pragmas. Doesn't know what the tables mean: the stores
 bring their schema along.
 
-Three things here look odd and are not:
+Two things here look odd and are not:
 
-- Rows are written by statements with many rows each (`Upsert`, `Delete`), not by
-  `executemany`. apsw lets go of Python's global lock for every step, and a thread
-  that did that wants up to a switch interval (5 ms by default) to get it back from
-  a busy event loop. 100 rows in 100 steps took 190 ms beside a busy loop, in one
-  step 5 ms at most; without any contention it is twice as fast as well.
 - SQLite opens a file that may not be written read-only, without a word. We look.
 - A checkpoint copies pages and waits for the disk, so it is never left to a commit
   that somebody waits for: SQLite's own trigger is off, and the owner of a store
@@ -35,19 +30,14 @@ __all__ = [
     "Cell",
     "Cursor",
     "Database",
-    "Delete",
     "DirectoryLock",
     "Kind",
-    "Upsert",
     "store_errors",
 ]
 
 Cell = int | str | bytes | None
 Cursor = apsw.Cursor
 
-# Statements are compiled for 1, 2, 4 … rows and filled up with NULL rows, which the
-# statement leaves out. More rows in one statement gain nothing any more.
-_ROWS_MAX = 128
 # Pages kept in memory; what was written last and the upper levels of the tables.
 _CACHE_KIB = 8 * 1024
 # Statements that stay compiled: sizes × tables × (upsert, delete), and the single ones.
@@ -360,70 +350,3 @@ class Database:
         """Close the file; the last one to do so folds the log into it."""
         with store_errors(self.path, self.kind.what):
             self.connection.close()
-
-
-def _padded(count: int) -> int:
-    """Return the smallest compiled size that holds `count` rows."""
-    return 1 << (count - 1).bit_length()
-
-
-class _ManyRows:
-    """A statement for 1, 2, 4 … rows; see the module's docstring for the reason."""
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._texts: dict[int, str] = {}
-
-    def _text(self, count: int) -> str:
-        raise NotImplementedError
-
-    def run(self, cursor: apsw.Cursor, cells: list[Cell]) -> None:
-        """Run it for all rows, whose cells stand in `cells` one after the other."""
-        width = self._width
-        assert len(cells) % width == 0, "rows must have as many cells as columns"
-        whole = _ROWS_MAX * width
-        for first in range(0, len(cells), whole):
-            part = cells if len(cells) <= whole else cells[first : first + whole]
-            count = len(part) // width
-            size = _padded(count)
-            if size != count:
-                part = part + [None] * ((size - count) * width)
-            text = self._texts.get(size)
-            if text is None:
-                text = self._texts[size] = self._text(size)
-            cursor.execute(text, part)
-
-    def _values(self, count: int) -> str:
-        row = "(" + ",".join("?" * self._width) + ")"
-        return ",".join([row] * count)
-
-
-class Upsert(_ManyRows):
-    """Insert rows, or overwrite those that are there.
-
-    The first key column may not be NULL: that marks the rows that fill up.
-    """
-
-    def __init__(self, table: str, keys: Iterable[str], values: Iterable[str]) -> None:
-        keys, values = tuple(keys), tuple(values)
-        super().__init__(len(keys) + len(values))
-        self._head = f"INSERT INTO {table} ({','.join(keys + values)}) SELECT * FROM (VALUES "
-        change = ",".join(f"{name}=excluded.{name}" for name in values)
-        self._tail = f") WHERE column1 IS NOT NULL ON CONFLICT ({','.join(keys)}) DO " + (
-            f"UPDATE SET {change}" if change else "NOTHING"
-        )
-
-    def _text(self, count: int) -> str:
-        return self._head + self._values(count) + self._tail
-
-
-class Delete(_ManyRows):
-    """Delete rows by their keys; those that aren't there are no error."""
-
-    def __init__(self, table: str, keys: Iterable[str]) -> None:
-        keys = tuple(keys)
-        super().__init__(len(keys))
-        self._head = f"DELETE FROM {table} WHERE ({','.join(keys)}) IN (VALUES "
-
-    def _text(self, count: int) -> str:
-        return self._head + self._values(count) + ")"

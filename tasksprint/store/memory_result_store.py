@@ -201,6 +201,11 @@ class MemoryResultStore:
         """As `ResultStore.commit_all`."""
         self._check_space()
         directory = self._directory
+        for value in (
+            value for commit in commits for result in commit.results for value in result.values
+        ):
+            is_this = isinstance(value.content, bytes) or value.content.digest == value.digest
+            assert is_this, "the staged value is this one"
         for result in (result for commit in commits for result in commit.results):
             held = directory.results.get((result.job, result.tid))
             if held is not None and held.digest == result.digest:
@@ -210,7 +215,6 @@ class MemoryResultStore:
             for value in result.values:
                 content = value.content
                 if isinstance(content, StagedValue):
-                    assert content.digest == value.digest, "the staged value is this one"
                     content = bytes(directory.staged.pop(content.blob))
                 directory.contents[result.job, result.tid, value.key] = content
         bytes_max = self._settings.log_bytes_per_attempt_max

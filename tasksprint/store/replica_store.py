@@ -27,7 +27,8 @@ from tasksprint.coordination.rows import TABLES, Row, Table
 from tasksprint.errors import SettingsError, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
-from tasksprint.store.database import Cell, Cursor, Database, Delete, DirectoryLock, Kind, Upsert
+from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock, Kind
+from tasksprint.store.many_rows import Delete, Upsert
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
 
 __all__ = ["ReplicaStore"]

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tasksprint.encoding import decode_json
-from tasksprint.errors import StoreError
 from tasksprint.settings import Settings
-from tasksprint.store.database import Cell, Cursor, Database, Delete, DirectoryLock, Kind, Upsert
+from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock
+from tasksprint.store.many_rows import Delete, Upsert
+from tasksprint.store.result_reader import CHUNKS_PER_BLOB, FILE, KIND, ResultReader, cell_int
 from tasksprint.store.result_records import (
     CHUNK_BYTES,
     ROW_VALUE_BYTES_MAX,
@@ -35,231 +35,19 @@ from tasksprint.store.result_records import (
     Result,
     ResultCommit,
     StagedValue,
-    ValueInfo,
 )
 
 __all__ = ["ResultReader", "ResultStore", "Staging"]
 
-_FILE = "results.db"
 _LOCK = "results.lock"
-# The chunks of blob b have the ids from b * 4096 on: one index, and 4 GiB a blob.
-_CHUNKS_PER_BLOB = 4096
 # Chunks that one piece of upkeep deletes: a few milliseconds.
 _CHUNKS_PER_PIECE = 8
-
-_SCHEMA = """
-CREATE TABLE header (
-  one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL, created_ms INTEGER NOT NULL
-) STRICT;
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE results (
-  job INTEGER NOT NULL, tid INTEGER NOT NULL, digest TEXT NOT NULL, manifest BLOB NOT NULL,
-  bytes INTEGER NOT NULL, PRIMARY KEY (job, tid)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE result_values (
-  job INTEGER NOT NULL, tid INTEGER NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL,
-  size INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB, blob INTEGER,
-  PRIMARY KEY (job, tid, key), CHECK ((data IS NULL) <> (blob IS NULL))
-) STRICT, WITHOUT ROWID;
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
-CREATE TABLE garbage (blob INTEGER PRIMARY KEY) STRICT;
-CREATE TABLE logs (
-  job INTEGER NOT NULL, tid INTEGER NOT NULL, attempt INTEGER NOT NULL,
-  head BLOB NOT NULL, tail BLOB NOT NULL, left_out INTEGER NOT NULL,
-  PRIMARY KEY (job, tid, attempt)
-) STRICT, WITHOUT ROWID;
-"""
-
-_KIND = Kind(
-    what="result store",
-    application_id=0x54535253,  # "TSRS"
-    format=1,
-    schema=_SCHEMA,
-    page_bytes=8192,  # holds rows with values of 2 KB without pages of their own
-    synchronous=1,
-)
 _UPSERT_RESULTS = Upsert("results", ("job", "tid"), ("digest", "manifest", "bytes"))
 _UPSERT_VALUES = Upsert(
     "result_values", ("job", "tid", "key"), ("kind", "size", "digest", "data", "blob")
 )
 _UPSERT_LOGS = Upsert("logs", ("job", "tid", "attempt"), ("head", "tail", "left_out"))
 _DELETE_GARBAGE = Delete("garbage", ("blob",))
-
-
-class ResultReader:
-    """The questions to a client's file, over a connection of its own or the writer's."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    @classmethod
-    def open(cls, data_dir: Path, *, settings: Settings | None = None) -> ResultReader:
-        """Open a second, read-only connection to a directory that a store has open.
-
-        Raises:
-            StoreError: There is none, or it can't be read.
-        """
-        database = Database(data_dir / _FILE, _KIND, settings or Settings(), is_read_only=True)
-        return cls(database)
-
-    def read_manifest(self, job: int, tid: int) -> bytes | None:
-        """Return the manifest of a result, or None if it isn't held."""
-        found = self._database.query(
-            "SELECT manifest FROM results WHERE job = ? AND tid = ?", (job, tid)
-        )
-        return _bytes(found[0][0]) if found else None
-
-    def value_info(self, job: int, tid: int, key: str) -> ValueInfo | None:
-        """Return kind, size and digest of a value, or None if it isn't held."""
-        found = self._find(job, tid, key, "NULL")
-        return found[0] if found is not None else None
-
-    def _find(
-        self, job: int, tid: int, key: str, data: str
-    ) -> tuple[ValueInfo, bytes | None, int | None] | None:
-        for kind, size, digest, content, blob in self._database.query(
-            f"SELECT kind, size, digest, {data}, blob FROM result_values"
-            " WHERE job = ? AND tid = ? AND key = ?",
-            (job, tid, key),
-        ):
-            assert isinstance(kind, str) and isinstance(size, int) and isinstance(digest, str)
-            assert content is None or isinstance(content, bytes)
-            assert blob is None or isinstance(blob, int)
-            return ValueInfo(kind, size, digest), content, blob
-        return None
-
-    def read_value(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> bytes | None:
-        """Return a value or a part of it, or None if it isn't held.
-
-        Args:
-            offset: The first byte; beyond the end: nothing.
-            length: How many bytes at most; None: up to the end.
-
-        Raises:
-            StoreError: The whole value was read and isn't what its digest says.
-        """
-        chunks = self.read_chunks(job, tid, key, offset=offset, length=length)
-        return None if chunks is None else b"".join(chunks)
-
-    def read_chunks(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes] | None:
-        """Return a value or a part of it in pieces of 1 MiB at most, or None.
-
-        Each piece is read when it is asked for; nothing is locked in between.
-
-        Raises:
-            StoreError: (while iterating) The whole value was read and isn't what its
-                digest says.
-            LookupError: (while iterating) It was dropped meanwhile.
-        """
-        found = self._find(job, tid, key, "data")
-        if found is None:
-            return None
-        info, data, blob = found
-        end = info.size if length is None else min(info.size, offset + length)
-        name = f"value {key!r} of task {tid} of job {job}"
-        if data is not None:
-            pieces: Iterator[bytes] = iter((data[offset:end],))
-        else:
-            assert blob is not None, "a value stands in its row or in chunks"
-            pieces = self._read_blob(blob, offset, end, name)
-        if offset == 0 and end == info.size:
-            pieces = self._checked(pieces, info, name)
-        return pieces
-
-    def _read_blob(self, blob: int, offset: int, end: int, name: str) -> Iterator[bytes]:
-        while offset < end:
-            number, skipped = divmod(offset, CHUNK_BYTES)
-            part = min(end - offset, CHUNK_BYTES - skipped)
-            is_whole = skipped == 0 and part == CHUNK_BYTES
-            found = self._database.query(
-                f"SELECT {'data' if is_whole else 'substr(data, ?, ?)'} FROM chunks WHERE id = ?",
-                (*(() if is_whole else (skipped + 1, part)), blob * _CHUNKS_PER_BLOB + number),
-            )
-            if not found:
-                raise LookupError(f"{name} was dropped while it was read")
-            yield _bytes(found[0][0])
-            offset += part
-
-    def _checked(self, pieces: Iterator[bytes], info: ValueInfo, name: str) -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-            yield piece
-        if digest.hexdigest() != info.digest:
-            raise StoreError(
-                f"result store {str(self._database.path)!r} is damaged: {name} has "
-                f"SHA-256 {digest.hexdigest()}, expected {info.digest}",
-                hint="check the disk; move this data directory away and start anew",
-            )
-
-    def read_small_values(
-        self, wanted: Sequence[tuple[int, int, str]]
-    ) -> dict[tuple[int, int, str], bytes]:
-        """Return those of the wanted (job, tid, key) that are held and stand in their rows.
-
-        Raises:
-            StoreError: One isn't what its digest says.
-        """
-        values: dict[tuple[int, int, str], bytes] = {}
-        for first in range(0, len(wanted), 100):
-            part = wanted[first : first + 100]
-            for job, tid, key, digest, data in self._database.query(
-                "SELECT job, tid, key, digest, data FROM result_values WHERE data IS NOT NULL"
-                f" AND (job, tid, key) IN (VALUES {','.join(['(?,?,?)'] * len(part))})",
-                [cell for names in part for cell in names],
-            ):
-                assert isinstance(job, int) and isinstance(tid, int) and isinstance(key, str)
-                name = f"value {key!r} of task {tid} of job {job}"
-                assert isinstance(data, bytes) and isinstance(digest, str)
-                info = ValueInfo("", len(data), digest)
-                values[job, tid, key] = b"".join(self._checked(iter((data,)), info, name))
-        return values
-
-    def held(self) -> list[tuple[int, int, str]]:
-        """Return (job, tid, result digest) of every result, in order."""
-        # One row: a step for each result would want the interpreter's lock each time.
-        ((text,),) = self._database.query(
-            "SELECT json_group_array(json_array(job, tid, digest)) FROM results"
-        )
-        assert isinstance(text, str)
-        return sorted((job, tid, digest) for job, tid, digest in decode_json(text.encode()))
-
-    def total_bytes(self) -> int:
-        """Return the sizes of all values held, together."""
-        ((size,),) = self._database.query("SELECT coalesce(sum(bytes), 0) FROM results")
-        return _int(size)
-
-    def reusable_bytes(self) -> int:
-        """Return how much of the file is free for new values: it never shrinks."""
-        ((size,),) = self._database.query(
-            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
-        )
-        return _int(size)
-
-    def read_logs(self, job: int, tid: int | None = None) -> list[LogText]:
-        """Return what nodes printed for a job or one task of it, by tid and attempt."""
-        return [
-            LogText(
-                job,
-                _int(of),
-                _int(attempt),
-                BoundedText(_bytes(head), _bytes(tail), _int(left_out)).render(),
-            )
-            for of, attempt, head, tail, left_out in self._database.query(
-                "SELECT tid, attempt, head, tail, left_out FROM logs WHERE job = ?"
-                + (" AND tid = ?" if tid is not None else "")
-                + " ORDER BY tid, attempt",
-                (job,) if tid is None else (job, tid),
-            )
-        ]
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._database.close()
 
 
 class ResultStore:
@@ -280,9 +68,9 @@ class ResultStore:
         assert isinstance(identity, str)
         self.identity = identity  # random, made with the directory
         # Whatever was staged when the last process ended is garbage.
-        self._garbage = [_int(blob) for (blob,) in database.query("SELECT blob FROM garbage")]
+        self._garbage = [cell_int(blob) for (blob,) in database.query("SELECT blob FROM garbage")]
         # An id in `garbage` may have no chunk yet, and must not be given twice.
-        self._next_blob = max([_int(last_chunk) // _CHUNKS_PER_BLOB, *self._garbage]) + 1
+        self._next_blob = max([cell_int(last_chunk) // CHUNKS_PER_BLOB, *self._garbage]) + 1
 
     @classmethod
     def open(
@@ -309,8 +97,8 @@ class ResultStore:
         lock = DirectoryLock(data_dir, _LOCK)
         try:
             database = Database(
-                data_dir / _FILE,
-                _KIND,
+                data_dir / FILE,
+                KIND,
                 settings,
                 fill=lambda cursor: _fill(cursor, identity or secrets.token_hex(16), now_ms),
             )
@@ -511,12 +299,12 @@ class ResultStore:
 
     def _collect(self) -> None:
         blob = self._garbage[-1]
-        first = blob * _CHUNKS_PER_BLOB
+        first = blob * CHUNKS_PER_BLOB
         with self._database.transaction() as cursor:
             cursor.execute(
                 "DELETE FROM chunks WHERE id IN (SELECT id FROM chunks"
                 " WHERE id >= ? AND id < ? ORDER BY id LIMIT ?)",
-                (first, first + _CHUNKS_PER_BLOB, _CHUNKS_PER_PIECE),
+                (first, first + CHUNKS_PER_BLOB, _CHUNKS_PER_PIECE),
             )
             is_done = self._database.connection.changes() < _CHUNKS_PER_PIECE
             if is_done:
@@ -615,17 +403,17 @@ def _find_held(
             f" (VALUES {','.join(['(?,?)'] * len(part))})",
             [number for name in part for number in name],
         ):
-            found.append(((_int(job), _int(tid)), str(digest)))
+            found.append(((cell_int(job), cell_int(tid)), str(digest)))
     return found
 
 
 def _write_chunks(cursor: Cursor, blob: int, data: bytes, *, first_number: int = 0) -> None:
     view = memoryview(data)
     for number, first in enumerate(range(0, len(data), CHUNK_BYTES), first_number):
-        assert number < _CHUNKS_PER_BLOB, "a value has 4 GiB at most"
+        assert number < CHUNKS_PER_BLOB, "a value has 4 GiB at most"
         cursor.execute(
             "INSERT INTO chunks VALUES (?, ?)",
-            (blob * _CHUNKS_PER_BLOB + number, view[first : first + CHUNK_BYTES]),
+            (blob * CHUNKS_PER_BLOB + number, view[first : first + CHUNK_BYTES]),
         )
 
 
@@ -655,14 +443,4 @@ def _drop_where(cursor: Cursor, condition: str, bindings: Sequence[Cell]) -> tup
     ).fetchall()
     cursor.execute(f"DELETE FROM result_values WHERE {condition}", bindings)
     cursor.execute(f"DELETE FROM results WHERE {condition}", bindings)
-    return [_int(blob) for (blob,) in blobs], _int(size)
-
-
-def _bytes(cell: object) -> bytes:
-    assert isinstance(cell, bytes), "the column holds bytes, by its declaration"
-    return cell
-
-
-def _int(cell: object) -> int:
-    assert isinstance(cell, int), "the column holds integers, by its declaration"
-    return cell
+    return [cell_int(blob) for (blob,) in blobs], cell_int(size)

@@ -16,7 +16,8 @@ import pytest
 from tasksprint.coordination.rows import TABLES
 from tasksprint.errors import SettingsError, StoreError
 from tasksprint.settings import Settings
-from tasksprint.store.database import Database, Kind, Upsert
+from tasksprint.store.database import Database, Kind
+from tasksprint.store.many_rows import Upsert
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_store import ResultStore
@@ -101,6 +102,17 @@ def test_other_process_in_the_same_directory_is_named(
     holder.stdin.close()
     assert holder.wait() == 0
     opener(tmp_path).close()  # The lock ended with its process.
+
+
+@BOTH
+def test_owner_of_a_directory_leaves_its_pid(
+    tmp_path: Path, opener: Any, name: str, what: str
+) -> None:
+    lock = tmp_path / name.replace(".db", ".lock")
+    lock.write_text("123456789 of an owner long gone\n")
+    store = opener(tmp_path)
+    assert lock.read_text() == f"{os.getpid()}\n"
+    store.close()
 
 
 @BOTH
@@ -299,5 +311,8 @@ def test_upsert_without_value_columns_keeps_what_is_there() -> None:
     upsert.run(connection.cursor(), [3, 4])
     upsert.run(connection.cursor(), [])
     assert connection.execute("SELECT a FROM t").fetchall() == [(1,), (2,), (3,), (4,)]
+    for count in range(1, 300):
+        upsert.run(connection.cursor(), list(range(count)))
+    assert len(upsert._texts) == 8  # 1, 2, 4 … 128: each is compiled once.
     with pytest.raises(AssertionError):
         Upsert("t", ("a",), ("b",)).run(connection.cursor(), [1, 2, 3])

@@ -236,7 +236,9 @@ def test_staged_value_of_another_digest_is_our_bug(place: Any) -> None:
     store = place.open_results()
     lying = Value("a", "json", store.stage().finish(), value("a", b"not empty").digest)
     with pytest.raises(AssertionError, match="the staged value is this one"):
-        store.put_results([Result(1, 0, "d", b"[]", (lying,))])
+        store.put_results([result(1, 1), Result(1, 0, "d", b"[]", (lying,))])
+    store.put_results([result(1, 2)])
+    assert [tid for _, tid, _ in store.reader.held()] == [2]
 
 
 def test_value_that_is_dropped_while_it_is_read_ends_the_reading(place: Any) -> None:
