@@ -508,7 +508,7 @@ class Client:
                 failure=NodeFailed,
                 interpreter=start.get("interpreter"),
             )
-            shell.program = await start_program(
+            program = await start_program(
                 argv,
                 cwd=directory,
                 env=child_environment(sdk_directory=Path(sdk_directory())),
@@ -519,6 +519,7 @@ class Client:
                 on_stderr=shell.on_stderr,
                 name=start["node"][0],
             )
+            shell.begin(program)
         except TaskSprintError as error:
             self.node_ended(shell)
             self.workbench.node_exited(effect.node, str(error), {}, self.now_ms())
@@ -536,8 +537,8 @@ class Client:
 
     def _attached(self, program: AttachedProgram) -> None:
         shell = self.attaching.pop(program.hello)
-        shell.program = program
         self.nodes[shell.node] = shell
+        shell.begin(program)
 
     async def _prepare(self, program: str) -> None:
         try:

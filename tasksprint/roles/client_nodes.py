@@ -67,8 +67,16 @@ class NodeShell:
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
         self._garbage = ""  # what it said that no node may say
         self._output = bytearray()
+        self._early = bytearray()
         # Messages behind one whose values are still being read from a file.
         self._held_back: list[NodeMessage] | None = None
+
+    def begin(self, program: Program | AttachedProgram) -> None:
+        """Take the process, and what it has said already."""
+        self.program = program
+        if self._early:
+            early, self._early = bytes(self._early), bytearray()
+            self.on_data(early)
 
     # --- orders ---
 
@@ -91,6 +99,9 @@ class NodeShell:
 
     def on_data(self, data: bytes) -> None:
         if self._garbage:
+            return
+        if self.program is None:  # It spoke before whoever started it got to know it.
+            self._early += data
             return
         try:
             messages = self._reader.feed(data)

@@ -140,6 +140,14 @@ class Coordinator:
         self.streams.start()
         self.wake()
 
+    def release_waiting(self) -> None:
+        """Tell everybody who waits for this replica to ask another one."""
+        self._fail_waiting()
+        for read_id in list(self._reads):
+            self._end_read(read_id, self.not_leader())
+        for waiters in [*self._view_waiters.values(), *self._job_waiters.values()]:
+            _wake_all(waiters)
+
     async def close(self) -> None:
         """Stop everything that this process started; the files stay."""
         for runner in list(self.runners.values()):
@@ -323,7 +331,7 @@ class Coordinator:
 
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
-            _log.info("replica=%d %s", self.options.me, note)
+            _log.info("%s", note)
         if ready.fatal is not None:
             raise StoreError(ready.fatal)
         self._send(ready.send_now)
@@ -490,14 +498,17 @@ class Coordinator:
             self._last_tick_ms = monotonic_ms()
             self._tick_waits = False
             return
+        self._fail_waiting()
+        for waiters in list(self._view_waiters.values()):
+            _wake_all(waiters)
+        self._view_waiters.clear()
+
+    def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for futures in waiting.values():
             for future in futures:
                 if not future.done():
                     future.set_exception(self.not_leader())
-        for waiters in list(self._view_waiters.values()):
-            _wake_all(waiters)
-        self._view_waiters.clear()
 
     def _tick_due_ms(self) -> int:
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
@@ -554,7 +565,7 @@ class Coordinator:
             "address": self.options.advertise,
             "cluster": None if founding is None else founding.cluster,
             "leader": self.replica.leader,
-            "consensus": asdict(self.replica.status()),
+            "consensus": self._consensus_status(),
             "applied_slot": 0 if schedule is None else schedule.applied_slot,
             "digest": None if schedule is None else schedule.digest,
             "log_time_ms": self.log_time_ms,
@@ -566,6 +577,12 @@ class Coordinator:
             or {str(peer): address for peer, address in self.options.peers.items()},
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }
+
+    def _consensus_status(self) -> dict[str, Any]:
+        fields = asdict(self.replica.status())
+        fields["ballot"] = [fields["ballot"].round, fields["ballot"].replica]
+        fields["peers"] = {str(peer): known for peer, known in fields["peers"].items()}
+        return fields
 
     def scheduler_output(self, job: JobId) -> str:
         """Return what the scheduler of a job wrote to stderr on this replica."""

@@ -79,6 +79,7 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
         coordinator.start()
         await wait_for_end(coordinator.stopped)
     finally:
+        coordinator.release_waiting()
         await server.close()
         await coordinator.close()
     return EXIT_OK

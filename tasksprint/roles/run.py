@@ -199,17 +199,19 @@ class PrivateCluster:
                 )
 
     def _stop(self) -> None:
-        # Clients first: they end their nodes in good order while coordinators still answer.
-        for process in reversed(self._processes.values()):
-            if process.poll() is None:
-                process.terminate()
-        deadline_s = time.monotonic() + _STOP_GRACE_S
-        for process in self._processes.values():
-            try:
-                process.wait(max(deadline_s - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        # Clients first: they leave, and end their nodes, while coordinators still answer.
+        for role in ("client", "coordinator"):
+            group = [each for name, each in self._processes.items() if name.startswith(role)]
+            for process in group:
+                if process.poll() is None:
+                    process.terminate()
+            deadline_s = time.monotonic() + _STOP_GRACE_S
+            for process in group:
+                try:
+                    process.wait(max(deadline_s - time.monotonic(), 0))
+                except subprocess.TimeoutExpired:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
         if self._keep is None:
             shutil.rmtree(self.directory, ignore_errors=True)
