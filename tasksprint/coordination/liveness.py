@@ -160,9 +160,9 @@ class Liveness:
             lambda job: line_client_dead(job.event_count, state.time_ms(job), client.cid)
         )
         for job_id in sorted(client.holds):
-            held = client.holds.get(job_id, {})
-            for tid in sorted(held):
-                lost = held.get(tid)
+            for tid in sorted(client.holds.get(job_id, ())):
+                # The loss of another one may have ended the job, or let this one go.
+                lost = client.holds.get(job_id, {}).get(tid)
                 if lost is not None:
                     self._results.lose_holder(lost, client)
 

@@ -125,7 +125,6 @@ class Placement:
         What was placed ahead on it stays: its input exists there now.
         """
         self._take(task)
-        task.ahead = 0
 
     def take_back(self, task: Task, *, is_told: bool) -> None:
         """Take a task from its client, with all that was placed there ahead on it.
@@ -272,7 +271,7 @@ class Placement:
         changes.tasks[task] = None
         changes.views[client.cid] = None
         changes.jobs[job] = None
-        if task.dependents and not task.ahead:
+        if task.users and not task.ahead:
             task.may_extend = True
             heappush(client.extend, (task.placed, task))
             self._extendable[client] = None
@@ -423,14 +422,20 @@ class Placement:
 
     def _find_follower(self, task: Task, client: Client) -> Task | None:
         """Return the first dependent that may follow an assigned task to its client."""
-        if task.ahead or not task.dependents:
+        if task.ahead or not task.users:
             return None
         job = task.job
         tasks = job.tasks
         cid = client.cid
-        for tid in task.dependents[:FOLLOWERS_SEEN_MAX]:
+        seen = 0
+        for tid in task.dependents or ():
             dependent = tasks.get(tid)
-            if dependent is None or dependent.state != WAITING:
+            if dependent is None:
+                continue  # Released; a restored replica doesn't even know its tid.
+            seen += 1
+            if seen > FOLLOWERS_SEEN_MAX:
+                break
+            if dependent.state != WAITING:
                 continue
             if dependent.pending > PENDING_AHEAD_MAX or dependent.failed_on == cid:
                 continue

@@ -223,6 +223,7 @@ class Results:
         task.state = DONE
         task.is_stale = False
         task.error = None
+        task.ahead = 0  # What was placed ahead can run now.
         changes = state.changes
         changes.tasks[task] = None
         changes.jobs[job] = None
@@ -257,7 +258,7 @@ class Results:
         for tid in task.pretasks:
             pretask = tasks[tid]
             pretask.users -= 1
-            if pretask.is_released and not pretask.users and pretask.state == DONE:
+            if pretask.is_released and not pretask.users and pretask.state >= DONE:
                 self.forget(pretask)
 
     def forget(self, task: Task) -> None:
@@ -478,4 +479,6 @@ class Results:
             self._state.changes.tasks[one] = None
             self._state.changes.jobs[one.job] = None
             self.let_go_of_inputs(one)
+            if one.is_released and not one.users:
+                self.forget(one)
 
