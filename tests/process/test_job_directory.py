@@ -254,6 +254,7 @@ def test_same_files_give_the_same_archive(job: Path, tmp_path: Path) -> None:
         os.utime(other / name, (1, 1))
         (other / name).chmod(0o664)
     assert pack(other, archive_bytes_max=LIMIT) == first
+    assert first[0][4:8] == bytes(4)  # The time in gzip's own header.
 
 
 def test_leftovers_of_tools_stay_at_home(job: Path, tmp_path: Path) -> None:
@@ -319,11 +320,11 @@ def test_two_programs_make_a_job(job: Path, tmp_path: Path) -> None:
     ]
     attached = pack_programs(job / "scheduler.py", None, name="gpu", archive_bytes_max=LIMIT)[2]
     assert attached.attached == "gpu"
-    with pytest.raises(UsageError, match="^no node '.*/x.py'$"):
+    with pytest.raises(UsageError, match=r"^no node '.*/x.py'$"):
         pack_programs(job / "scheduler.py", job / "x.py", archive_bytes_max=LIMIT)
     other = tmp_path / "scheduler.py"
     other.write_text("another")
-    with pytest.raises(UsageError, match="are different files named 'scheduler.py'$"):
+    with pytest.raises(UsageError, match=r"are different files named 'scheduler.py'$"):
         pack_programs(job / "scheduler.py", other, archive_bytes_max=LIMIT)
 
 

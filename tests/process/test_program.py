@@ -421,7 +421,7 @@ def test_failure_is_of_the_class_that_was_asked_for() -> None:
             on_exit=seen.on_exit,
         )
 
-    with pytest.raises(SchedulerFailed, match="^scheduler '/nothing' wasn't found$"):
+    with pytest.raises(SchedulerFailed, match=r"^scheduler '/nothing' wasn't found$"):
         run(scenario)
 
 
