@@ -511,6 +511,7 @@ class Inputs:
         del self._copies[copy.copy_key]
         if copy.queued_at is not None:
             self._dequeue(copy)
-        if copy.present:
+        if copy.keys is not None:
+            # Even if none of the values asked for exist: the shell keeps the manifest.
             self._copy_bytes -= copy.size_bytes
             self._released.append(copy.copy_key)
