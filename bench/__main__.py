@@ -25,13 +25,23 @@ def main(arguments: list[str]) -> int:
 
     sub = commands.add_parser("noop", help="independent tasks that do nothing, per second")
     sub.add_argument("--tasks", type=int, default=10_000)
-    sub.set_defaults(measure=lambda options: throughput.noop(options.tasks, runs=options.runs, **_shape(options)))
+    sub.set_defaults(
+        measure=lambda options: throughput.noop(
+            options.tasks, runs=options.runs, **_shape(options)
+        )
+    )
     _add_shape(sub)
     sub = commands.add_parser("chain", help="dependent tasks, ms a link")
     sub.add_argument("--links", type=int, default=500)
-    sub.set_defaults(measure=lambda options: throughput.chain(options.links, runs=options.runs, **_shape(options)))
+    sub.set_defaults(
+        measure=lambda options: throughput.chain(
+            options.links, runs=options.runs, **_shape(options)
+        )
+    )
     _add_shape(sub)
-    sub = commands.add_parser("failover", help="from the death of the leader to the next acknowledgement")
+    sub = commands.add_parser(
+        "failover", help="from the death of the leader to the next acknowledgement"
+    )
     sub.add_argument("--kills", type=int, default=20)
     sub.set_defaults(measure=lambda options: failover.measure(options.kills))
 

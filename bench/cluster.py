@@ -28,11 +28,9 @@ def run_job(cluster: Cluster, name: str, params: str) -> tuple[JobOutcome, float
     directory = JOBS / name
     started_s = time.perf_counter()
     job = cluster.submit(directory, read_job(directory), seed=1, params=params)
-    outcome = None
-    for outcome in cluster.follow(job):
-        pass
+    *_, outcome = cluster.follow(job)
     seconds = time.perf_counter() - started_s
-    if outcome is None or outcome.state != "finished":
+    if outcome.state != "finished":
         raise SystemExit(f"job {name} did not finish: {outcome}")
     return outcome, seconds
 

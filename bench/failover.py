@@ -114,17 +114,19 @@ async def _acknowledged(
 
 async def _steady_leader(private: PrivateCluster, http: HttpClient) -> int:
     """Wait until all members agree on a leader and are level; return its index."""
+    failure = ""
     for _ in range(300):
         try:
             found = []
             for address in private.addresses:
                 response = await http.request(address, "GET", "/v1/status")
                 found.append(response.checked().json())
-        except (PeerUnreachable, Refused, RemoteProtocolError):
-            found = []
+            failure = ""
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            found, failure = [], str(error)
         leaders = {status["leader"] for status in found}
         applied = [status["applied_slot"] for status in found]
         if found and len(leaders) == 1 and None not in leaders and max(applied) - min(applied) < 3:
             return int(leaders.pop()) - 1
         await asyncio.sleep(0.1)
-    raise SystemExit("the members don't agree on a leader")
+    raise SystemExit(f"the members don't agree on a leader: {failure or found}")

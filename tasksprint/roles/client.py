@@ -109,8 +109,7 @@ class Client:
         self.identity = store.identity
         self._cluster = store.get_fact("cluster")
         held = [
-            HeldResult(JobId(job), TaskId(tid), digest)
-            for job, tid, digest in store.reader.held()
+            HeldResult(JobId(job), TaskId(tid), digest) for job, tid, digest in store.reader.held()
         ]
         self.writer: WriterThread[ResultStore, ResultCommit] = WriterThread(
             store, on_failure=self.fail, name="results"
@@ -213,7 +212,9 @@ class Client:
             address=self.address,
             hostname=socket.gethostname(),
             slots=self.options.slots,
-            held=tuple(Held(job, tid, digest) for job, tid, digest in self.workbench.held_results()),
+            held=tuple(
+                Held(job, tid, digest) for job, tid, digest in self.workbench.held_results()
+            ),
         )
         body = encode_command(command)
         response = await self.leader.request("POST", "/v1/commands", body=body)
@@ -403,9 +404,7 @@ class Client:
 
     def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
         self.values.drop_job(job, keep)
-        self._results = [
-            item for item in self._results if item[1][0] != job or item[1][1] in keep
-        ]
+        self._results = [item for item in self._results if item[1][0] != job or item[1][1] in keep]
         future = self.writer.run(_drop_job, job, keep)
         future.add_done_callback(self._check_done)
 

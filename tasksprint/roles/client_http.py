@@ -94,7 +94,9 @@ class ClientPaths:
             if name == key:
                 break
         else:
-            raise Refused(f"no value under key {key!r} of task {tid} of job {job} here", status=404)
+            raise Refused(
+                f"no value under key {key!r} of task {tid} of job {job} here", status=404
+            )
         content_type = "application/json" if kind == "json" else _BYTES
         status, first, end = 200, 0, size
         headers: dict[str, str] = {"Accept-Ranges": "bytes"}

@@ -66,7 +66,9 @@ def run_command(options: argparse.Namespace) -> int:
 def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
     directory, manifest = read_job_option(options.job)
     params = parse_params(manifest, options.param)
-    job = cluster.submit(directory, manifest, seed=seed_of(options.seed, manifest.seed), params=params)
+    job = cluster.submit(
+        directory, manifest, seed=seed_of(options.seed, manifest.seed), params=params
+    )
     if not options.wait:
         if options.json:
             _print_json({"job": job, "state": "running"})
@@ -174,7 +176,9 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
     if options.key is not None:
         if options.key not in [key for key, _ in keys]:
             found = ", ".join(repr(key) for key, _ in keys) or "nothing"
-            raise UsageError(f"task {tid} returned no value under key {options.key!r}, but {found}")
+            raise UsageError(
+                f"task {tid} returned no value under key {options.key!r}, but {found}"
+            )
         _write(cluster.task_value(info, job, tid, options.key))
         return EXIT_OK
     members: list[bytes] = []
@@ -198,7 +202,9 @@ def _because(info: dict[str, Any]) -> str:
 
 
 def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
-    body = encode_json({"sender": os.urandom(8).hex(), "request": 1, "reason": "cancelled by its user"})
+    body = encode_json(
+        {"sender": os.urandom(8).hex(), "request": 1, "reason": "cancelled by its user"}
+    )
     reply = cluster.request("POST", f"/v1/jobs/{options.job_id}/cancel", body=body).json()
     if "error" in reply:
         raise Refused(reply["error"])
@@ -215,7 +221,13 @@ def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
         _print_json(jobs)
         return EXIT_OK
     rows = [
-        [str(job["job"]), job["name"], job["state"], f"{job['seconds']:.1f} s", _counts(job["tasks"])]
+        [
+            str(job["job"]),
+            job["name"],
+            job["state"],
+            f"{job['seconds']:.1f} s",
+            _counts(job["tasks"]),
+        ]
         for job in jobs
     ]
     _print_table(["JOB", "NAME", "STATE", "TIME", "TASKS"], rows)
@@ -368,4 +380,6 @@ def _write(data: bytes) -> None:
 def _print_table(heads: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
     for row in [heads, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

@@ -75,7 +75,9 @@ class CoordinatorOptions:
 class Coordinator:
     """The wiring of one coordinator process; `roles/coordinator_role.py` starts it."""
 
-    def __init__(self, options: CoordinatorOptions, settings: Settings, store: ReplicaStore) -> None:
+    def __init__(
+        self, options: CoordinatorOptions, settings: Settings, store: ReplicaStore
+    ) -> None:
         self.options = options
         self.settings = settings
         self.random = random.Random(os.urandom(16))
@@ -189,7 +191,9 @@ class Coordinator:
     def require_schedule(self) -> Schedule:
         """Return the state machine, or raise `NotLeader` while the cluster isn't founded."""
         if self.schedule is None:
-            raise NotLeader(f"replica {self.options.me} waits for the other members to be up", None)
+            raise NotLeader(
+                f"replica {self.options.me} waits for the other members to be up", None
+            )
         return self.schedule
 
     def not_leader(self) -> NotLeader:
@@ -359,11 +363,9 @@ class Coordinator:
             self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
-        _log.info("replica=%d peer=%d connected", self.options.me, peer)
         self.wake()
 
     def _peer_disconnected(self, peer: ReplicaId) -> None:
-        _log.warning("replica=%d peer=%d disconnected", self.options.me, peer)
         self.replica.disconnected(peer, monotonic_ms())
         self.wake()
 
@@ -387,8 +389,7 @@ class Coordinator:
         if self._writing:
             return
         rows_due = (
-            len(self._rows) >= _MIRROR_ROWS_MAX
-            or now_ms >= self._rows_since_ms + _MIRROR_IDLE_MS
+            len(self._rows) >= _MIRROR_ROWS_MAX or now_ms >= self._rows_since_ms + _MIRROR_IDLE_MS
         )
         if not self._persists and not (self._rows and rows_due):
             return

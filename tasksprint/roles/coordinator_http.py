@@ -188,9 +188,7 @@ class CoordinatorPaths:
         schedule = coordinator.require_schedule()
         if schedule.job_summary(job) is None:
             raise Refused(f"no job {job}", status=404)
-        rows = await coordinator.writer.run(
-            lambda store: list(store.read_rows("job_log", (job,)))
-        )
+        rows = await coordinator.writer.run(lambda store: list(store.read_rows("job_log", (job,))))
         lines = [row.columns[0] for row in rows if row.columns is not None]
         return json_response(
             {

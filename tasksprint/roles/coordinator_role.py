@@ -58,9 +58,7 @@ def run_role(options: argparse.Namespace) -> int:
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
     settings = Settings()
-    store = ReplicaStore.open(
-        options.data_dir, options.me, now_ms=wall_ms(), settings=settings
-    )
+    store = ReplicaStore.open(options.data_dir, options.me, now_ms=wall_ms(), settings=settings)
     coordinator = Coordinator(options, settings, store)
     paths = CoordinatorPaths(coordinator)
     coordinator.streams.add_to(paths.router)

@@ -38,7 +38,9 @@ directory must be changed; 130 interrupted
 def main(arguments: list[str]) -> int:
     """Run the command that `arguments` name, and return its exit code."""
     if not __debug__:
-        print("tasksprint: python -O is refused: the checks are part of the design", file=sys.stderr)
+        print(
+            "tasksprint: python -O is refused: the checks are part of the design", file=sys.stderr
+        )
         return UsageError.exit_code
     if arguments == ["--version"]:
         print(f"tasksprint {__version__}")
@@ -128,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             help="a parameter of the job; the value is JSON, or else a string",
         )
-        shared.add_argument("--seed", type=int, help="the job's seed (default: its manifest's, else chance)")
+        shared.add_argument(
+            "--seed", type=int, help="the job's seed (default: its manifest's, else chance)"
+        )
         return shared
 
     parser = Parser(
@@ -140,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tasksprint {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, help_text: str, example: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(
+        name: str, help_text: str, example: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=help_text,
@@ -156,52 +162,152 @@ def _parser() -> argparse.ArgumentParser:
         common(),
     )
     sub.add_argument("--id", type=int, default=1, help="this replica's number (default 1)")
-    sub.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:7070", help="address to listen at (default 127.0.0.1:7070)")
-    sub.add_argument("--advertise", metavar="HOST:PORT", help="address that others reach it by (default: --listen)")
-    sub.add_argument("--peers", metavar="ID=HOST:PORT,…", help="all founding members, this one too (default: a cluster of one)")
-    sub.add_argument("--data-dir", metavar="DIR", help="where the log is kept (default: under $XDG_STATE_HOME/tasksprint)")
+    sub.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:7070",
+        help="address to listen at (default 127.0.0.1:7070)",
+    )
+    sub.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="address that others reach it by (default: --listen)",
+    )
+    sub.add_argument(
+        "--peers",
+        metavar="ID=HOST:PORT,…",
+        help="all founding members, this one too (default: a cluster of one)",
+    )
+    sub.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where the log is kept (default: under $XDG_STATE_HOME/tasksprint)",
+    )
     sub.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
 
-    sub = add("client", "run one client: it starts nodes, moves data, reports", "client --coordinators 10.0.0.1:7070,10.0.0.2:7070,10.0.0.3:7070 --listen 10.0.0.4:7071", common(), reaching())
-    sub.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="address at which other clients fetch values (default: 127.0.0.1, any port)")
-    sub.add_argument("--advertise", metavar="HOST:PORT", help="address that others reach it by (default: --listen)")
-    sub.add_argument("--nodes", type=int, metavar="N", help="how many nodes at once (default: by CPUs and memory)")
-    sub.add_argument("--data-dir", metavar="DIR", help="where results are kept (default: under $XDG_STATE_HOME/tasksprint)")
+    sub = add(
+        "client",
+        "run one client: it starts nodes, moves data, reports",
+        "client --coordinators 10.0.0.1:7070,10.0.0.2:7070,10.0.0.3:7070 --listen 10.0.0.4:7071",
+        common(),
+        reaching(),
+    )
+    sub.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:0",
+        help="address at which other clients fetch values (default: 127.0.0.1, any port)",
+    )
+    sub.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="address that others reach it by (default: --listen)",
+    )
+    sub.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="how many nodes at once (default: by CPUs and memory)",
+    )
+    sub.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where results are kept (default: under $XDG_STATE_HOME/tasksprint)",
+    )
 
-    sub = add("node", "attach a program to the client on this machine, as a node", "node --exec ./mynode.py", common())
-    sub.add_argument("--exec", metavar="PROGRAM", dest="program", required=True, help="the node program")
-    sub.add_argument("--name", help="the name that jobs ask for as attached:NAME (default: the file's stem)")
-    sub.add_argument("--client", metavar="DIR", help="data directory of the client to join (default: the only live one)")
+    sub = add(
+        "node",
+        "attach a program to the client on this machine, as a node",
+        "node --exec ./mynode.py",
+        common(),
+    )
+    sub.add_argument(
+        "--exec", metavar="PROGRAM", dest="program", required=True, help="the node program"
+    )
+    sub.add_argument(
+        "--name", help="the name that jobs ask for as attached:NAME (default: the file's stem)"
+    )
+    sub.add_argument(
+        "--client",
+        metavar="DIR",
+        help="data directory of the client to join (default: the only live one)",
+    )
     sub.add_argument("arguments", nargs="*", help="arguments of the program")
 
-    sub = add("run", "run one job on a private cluster on this machine", "run examples/montecarlo --coordinators 3 --clients 2", job_options(), reading())
-    sub.add_argument("--coordinators", type=int, default=1, metavar="N", help="how many (default 1)")
+    sub = add(
+        "run",
+        "run one job on a private cluster on this machine",
+        "run examples/montecarlo --coordinators 3 --clients 2",
+        job_options(),
+        reading(),
+    )
+    sub.add_argument(
+        "--coordinators", type=int, default=1, metavar="N", help="how many (default 1)"
+    )
     sub.add_argument("--clients", type=int, default=1, metavar="M", help="how many (default 1)")
-    sub.add_argument("--nodes", type=int, metavar="N", help="nodes of each client (default: the machine's, shared out)")
-    sub.add_argument("--keep", metavar="DIR", help="keep the cluster's files in this new directory")
+    sub.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="nodes of each client (default: the machine's, shared out)",
+    )
+    sub.add_argument(
+        "--keep", metavar="DIR", help="keep the cluster's files in this new directory"
+    )
 
-    sub = add("submit", "hand a job to the cluster", "submit --wait examples/montecarlo", job_options(), common(), reaching(), reading())
+    sub = add(
+        "submit",
+        "hand a job to the cluster",
+        "submit --wait examples/montecarlo",
+        job_options(),
+        common(),
+        reaching(),
+        reading(),
+    )
     sub.add_argument("--wait", action="store_true", help="wait for its end, with progress")
 
     add("status", "show coordinators, clients and jobs", "status", common(), reaching(), reading())
     add("jobs", "list the jobs", "jobs", common(), reaching(), reading())
     add("clients", "list the clients", "clients", common(), reaching(), reading())
 
-    sub = add("result", "print the result of a job, or the values of one task", "result 1 --task 11", common(), reaching(), reading())
+    sub = add(
+        "result",
+        "print the result of a job, or the values of one task",
+        "result 1 --task 11",
+        common(),
+        reaching(),
+        reading(),
+    )
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
     sub.add_argument("--task", type=int, metavar="TID", help="the values that this task returned")
     sub.add_argument("--key", help="only the value under this key, as its bytes")
     sub.add_argument("--wait", action="store_true", help="wait for the job's end")
 
-    sub = add("logs", "print what a job's schedulers and nodes wrote", "logs 1 4", common(), reaching(), reading())
+    sub = add(
+        "logs",
+        "print what a job's schedulers and nodes wrote",
+        "logs 1 4",
+        common(),
+        reaching(),
+        reading(),
+    )
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
-    sub.add_argument("task", type=int, nargs="?", metavar="TID", help="only the attempts at this task")
+    sub.add_argument(
+        "task", type=int, nargs="?", metavar="TID", help="only the attempts at this task"
+    )
 
     sub = add("cancel", "end a job without a result", "cancel 1", common(), reaching(), reading())
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
 
     add("stop", "stop every client and coordinator of the cluster", "stop", common(), reaching())
 
-    sub = add("token", "print a short-lived read-only token for curl and browsers", "token --minutes 60", common())
-    sub.add_argument("--minutes", type=int, default=60, help="how long it is good for (default 60)")
+    sub = add(
+        "token",
+        "print a short-lived read-only token for curl and browsers",
+        "token --minutes 60",
+        common(),
+    )
+    sub.add_argument(
+        "--minutes", type=int, default=60, help="how long it is good for (default 60)"
+    )
     return parser

@@ -102,7 +102,9 @@ def _pair(ballot: Ballot) -> tuple[int, int]:
 
 
 def _entries(entries: Sequence[LogEntry]) -> tuple[list[tuple[int, int, int]], list[bytes]]:
-    heads: list[tuple[int, int, int]] = [(entry.slot, entry.ballot.round, entry.ballot.replica) for entry in entries]
+    heads: list[tuple[int, int, int]] = [
+        (entry.slot, entry.ballot.round, entry.ballot.replica) for entry in entries
+    ]
     return heads, [entry.value for entry in entries]
 
 

@@ -79,12 +79,26 @@ class PrivateCluster:
     """Coordinators and clients as children of this process; a context manager."""
 
     def __init__(
-        self, *, coordinators: int, clients: int, nodes: int, keep: Path | None = None
+        self,
+        *,
+        coordinators: int,
+        clients: int,
+        nodes: int,
+        keep: Path | None = None,
+        command: list[str] | None = None,
     ) -> None:
+        """Describe the cluster; entering the context starts it.
+
+        Args:
+            nodes: Of each client.
+            keep: A new directory for its files, which stay; None: a temporary one.
+            command: What starts this program; None: as this process was started.
+        """
         self._coordinators = coordinators
         self._clients = clients
         self._nodes = nodes
         self._keep = keep
+        self._command = own_command() if command is None else command
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._arguments: dict[str, list[str]] = {}
         self.addresses: list[str] = []
@@ -129,7 +143,9 @@ class PrivateCluster:
             except PeerUnreachable as error:
                 self._check_alive()
                 if time.monotonic() - started_s > settings.find_leader_timeout_ms / 1000:
-                    raise PeerUnreachable(f"the private cluster doesn't come up: {error}") from error
+                    raise PeerUnreachable(
+                        f"the private cluster doesn't come up: {error}"
+                    ) from error
 
     def _start(self) -> None:
         create_key(self.directory / "key")
@@ -156,6 +172,9 @@ class PrivateCluster:
     @staticmethod
     def _listen() -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # Its accepted connections inherit this, and only then can a coordinator that was
+        # killed and started again listen on its port at once.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
         sock.listen(1024)
         return sock
@@ -167,7 +186,7 @@ class PrivateCluster:
         inherited = [word for fd in descriptors for word in ("--listen-fd", str(fd))]
         with open(self.directory / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [*own_command(), *arguments, *inherited]
+                [*self._command, *arguments, *inherited]
                 + ["--data-dir", str(self.directory / name)]
                 + ["--key-file", str(self.directory / "key")],
                 stdin=subprocess.DEVNULL,
@@ -179,11 +198,12 @@ class PrivateCluster:
             )
         self._processes[name] = process
 
-    def kill(self, name: str) -> None:
-        """Kill one process with SIGKILL (tests and measurements), and wait for its end."""
-        process = self._processes[name]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def kill(self, *names: str) -> None:
+        """Kill processes with SIGKILL (tests and measurements), and wait for their ends."""
+        for name in names:
+            os.killpg(self._processes[name].pid, signal.SIGKILL)
+        for name in names:
+            self._processes[name].wait()
 
     def restart(self, name: str) -> None:
         """Start a process again that was killed, with the same files and address."""

@@ -1,0 +1,99 @@
+"""The built archive and clusters of it, for tests on real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.run import PrivateCluster
+from tasksprint.settings import Settings
+from tests.packaging.conftest import need_wheels
+from tests.packaging.standin import CHECKOUT
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tasksprint.pyz, built from this checkout."""
+    path = tmp_path_factory.mktemp("archive") / "tasksprint.pyz"
+    command = [sys.executable, str(CHECKOUT / "build_zipapp.py"), "--output", str(path)]
+    done = subprocess.run(
+        [*command, "--wheels", str(need_wheels())], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of its own, so that tests neither find nor leave anything."""
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    for name in ("TASKSPRINT_KEY_FILE", "TASKSPRINT_COORDINATORS"):
+        monkeypatch.delenv(name, raising=False)
+    return state
+
+
+MakeCluster = Callable[..., PrivateCluster]
+
+
+@pytest.fixture
+def make_cluster(archive: Path, tmp_path: Path, environment: Path) -> Iterator[MakeCluster]:
+    """Start clusters of the archive's processes; all are stopped at the end."""
+    started: list[PrivateCluster] = []
+
+    def make(*, coordinators: int = 1, clients: int = 1, nodes: int = 2) -> PrivateCluster:
+        private = PrivateCluster(
+            coordinators=coordinators,
+            clients=clients,
+            nodes=nodes,
+            keep=tmp_path / f"cluster-{len(started)}",
+            command=[sys.executable, str(archive)],
+        )
+        started.append(private)
+        return private.__enter__()
+
+    yield make
+    for private in started:
+        private.__exit__(None, None, None)
+
+
+@pytest.fixture
+def run(
+    archive: Path, environment: Path, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run one command of the archive to its end."""
+
+    def call(
+        *arguments: str, timeout_s: float = 60, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(archive), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=tmp_path,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return call
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, limit_s: float = 30) -> None:
+    """Wait for a condition, or fail and say which."""
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"still not so after {limit_s} s: {what}"
+        time.sleep(0.02)
+
+
+def connect(private: PrivateCluster) -> Cluster:
+    """Return a connection to a cluster that is up."""
+    return private.connect(Settings())
