@@ -18,11 +18,13 @@ import sys
 from _thread import allocate_lock, start_new_thread
 from time import monotonic, sleep
 
+from tasksprint.sdk import limits
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["WAITING_BYTES_MAX", "Channel", "open_channel", "take_over_early"]
+__all__ = ["WAITING_BYTES_MAX", "Channel", "greet", "open_channel", "take_over_early"]
 
 # How much is read at once.
 _READ_BYTES = 256 * 1024
@@ -35,6 +37,16 @@ _WATCH_SECONDS = 0.01
 _WATCH_ROUNDS = 100
 
 _channel: Channel | None = None
+
+
+def greet(program: str) -> None:
+    """Tell somebody who started a program by hand, at a terminal, what it waits for."""
+    if os.isatty(0):
+        print(
+            f"this {program} waits for lines of the protocol on stdin; "
+            "`tasksprint.pyz run` starts it as part of a job",
+            file=sys.stderr,
+        )
 
 
 def open_channel() -> Channel:
@@ -61,6 +73,7 @@ class Channel:
 
     def __init__(self) -> None:
         self.printed = False  # User code wrote to stdout or stderr; the owner resets it.
+        self._is_open = True  # False in a child that user code forked.
         self.mark = ""  # Put before each line that user code prints.
         self._source = os.dup(0)
         self._target = os.dup(1)
@@ -73,6 +86,8 @@ class Channel:
         os.dup2(2, 1)
         for stream in (sys.stdout, sys.stderr):
             self._prepare(stream)
+
+        os.register_at_fork(after_in_child=self._leave_to_parent)
 
         # What was read: pieces of an unfinished line, and a chunk from `_at` on.
         self._pieces: list[bytes] = []
@@ -114,6 +129,21 @@ class Channel:
             stream.write = write
         except AttributeError:
             pass  # None, or an object that can't be watched.
+
+    def _leave_to_parent(self) -> None:
+        """Let go of the protocol in a child that user code forked.
+
+        Otherwise it might send what waits a second time, take its parent's next task, or
+        keep the client from noticing that the node ended.
+        """
+        for descriptor in (self._source, self._target):
+            os.close(descriptor)
+        self._is_open = False
+        self._lock = allocate_lock()
+        self._waiting = []
+        self._pieces = []
+        self._chunk = b""
+        self._at = 0
 
     def flush_prints(self) -> None:
         """Write out what user code printed, so that it lies before what follows."""
@@ -170,6 +200,8 @@ class Channel:
         self._chunk = b""
         self._at = 0
         self.flush()
+        if not self._is_open:
+            return False
         try:
             self._chunk = os.read(self._source, _READ_BYTES)
         except ConnectionResetError:
@@ -180,6 +212,8 @@ class Channel:
 
     def put(self, *buffers: Any) -> None:
         """Let bytes go out soon."""
+        if not self._is_open:
+            return
         with self._lock:
             if not self._waiting:
                 self._waiting_since = monotonic()
@@ -197,11 +231,19 @@ class Channel:
 
     def _flush_if_free(self) -> None:
         """Write what waits before user code's first line, so that the log shows whose it is."""
-        if self._waiting and self._lock.acquire(False):
-            try:
-                self._write_waiting()
-            finally:
-                self._lock.release()
+        if not self._waiting:
+            return
+        # This is inside of a user's method: an alarm of its `@timeout` that raised in the
+        # middle of a write would leave half a line on the socket.
+        limits.hold_alarms(True)
+        try:
+            if self._lock.acquire(False):
+                try:
+                    self._write_waiting()
+                finally:
+                    self._lock.release()
+        finally:
+            limits.hold_alarms(False)
 
     def flush_old(self) -> None:
         """Write everything that waits, if some of it waited long enough."""

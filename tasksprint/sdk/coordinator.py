@@ -68,6 +68,9 @@ class TaskSprintCoordinator:
 
     def start(self) -> None:
         """Handle events until the coordinator has no more; returns at the end of input."""
+        if type(self).__module__ == "__mp_main__":
+            return  # A child of `multiprocessing` that loads its parent's program.
+        channels.greet("scheduler")
         session = _Session(self, channels.open_channel())
         self.__session = session
         try:

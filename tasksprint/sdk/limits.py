@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
-__all__ = ["forget_limits", "timeout"]
+__all__ = ["forget_limits", "hold_alarms", "timeout"]
+
+# How soon an alarm that came at a bad moment rings again.
+_AGAIN_SECONDS = 0.001
 
 
 class _Limit:
@@ -47,9 +50,21 @@ class _OuterLimitReached(BaseException):
 
 # The limits of the methods that run now, the innermost last.
 _active: list[_Limit] = []
+_is_held = False
+
+
+def hold_alarms(is_held: bool) -> None:
+    """Put off alarms while the SDK does what must not be interrupted."""
+    global _is_held
+    _is_held = is_held
 
 
 def _on_alarm(signum: int, frame: Any) -> None:
+    if _is_held:
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        return
     now = monotonic()
     for limit in _active:
         if not limit.reached and limit.deadline <= now:

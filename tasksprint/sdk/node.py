@@ -81,6 +81,9 @@ class TaskSprintNode:
 
     def start(self) -> None:
         """Run tasks until the client has no more; returns at the end of input."""
+        if type(self).__module__ == "__mp_main__":
+            return  # A child of `multiprocessing` that loads its parent's program.
+        channels.greet("node")
         try:
             _Runner(self, channels.open_channel()).run()
         except KeyboardInterrupt:
@@ -111,7 +114,12 @@ class _Runner:
             line = channel.next_line()
             if line is None:
                 return
-            task = decode(line.decode())
+            try:
+                task = decode(line.decode())
+            except (ValueError, RecursionError) as error:
+                if not self._refuse_line(line, error):
+                    return
+                continue
             args = task["args"]
             if "frames" in task:
                 for place, size in task["frames"]:
@@ -128,6 +136,21 @@ class _Runner:
                 channel.flush()
             else:
                 channel.flush_old()
+
+    def _refuse_line(self, line: bytes, error: Exception) -> bool:
+        """Fail a task whose arguments this Python can't hold; False at the end of input.
+
+        The client's lines are valid JSON in a known form. What may be wrong is an integer
+        with more digits than Python converts, or nesting deeper than its stack.
+        """
+        number = int(line[len(b'{"id":') : line.index(b",")])
+        if line.endswith(b"]]}"):
+            for _, size in decode(line[line.rindex(b'"frames":') + 9 : -1].decode()):
+                if self._channel.take(size) is None:
+                    return False
+        text = f"the arguments can't be read: {type(error).__name__}: {error}"
+        self._channel.put(_encode_failure(number, text, None, False))
+        return True
 
     def _run_task(self, task: dict[str, Any], args: list[Any]) -> None:
         number = task["id"]

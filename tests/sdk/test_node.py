@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasksprint.protocol.node_lines import NodeReady, NodeReply
-from tests.sdk.programs import NodeDriver, Program, write_program
+from tests.sdk.programs import ROOT, NodeDriver, Program, write_program
 
 NODE = """
     from TaskSprintNode import *
@@ -324,6 +326,149 @@ def test_interrupt_from_the_keyboard_ends_the_node_without_a_traceback(
     node.program.process.send_signal(2)
     assert node.program.wait() == 130
     assert "Traceback" not in node.program.stderr()
+
+
+def test_children_that_a_method_forks_keep_away_from_the_protocol(tmp_path: Path) -> None:
+    """Answers that wait aren't sent twice, and a child that falls through takes no task."""
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        import multiprocessing, os
+        def twice(number):
+            print("child", number)
+            return 2 * number
+        class Node(TaskSprintNode):
+            def short(self): return {"r": 1}
+            def pool(self, method):
+                with multiprocessing.get_context(method).Pool(2) as pool:
+                    return {"r": pool.map(twice, [1, 2, 3])}
+            def fall_through(self):
+                child = os.fork()
+                if child == 0:
+                    print("child goes on")
+                    return {"r": "child"}
+                return {"r": os.waitpid(child, 0)[1]}
+            def leave_child(self):
+                if os.fork() == 0:
+                    os.execvp("sleep", ["sleep", "5"])
+                if os.fork() == 0:
+                    import time
+                    time.sleep(5)
+                    os._exit(0)
+                return {}
+        Node().start()
+        print("end of program")
+        """,
+    )
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        node = NodeDriver(program)
+        lines = [node.line("short"), node.line("short"), node.line("pool", "fork")]
+        lines += [node.line("fall_through"), node.line("short"), node.line("leave_child")]
+        program.send(b"".join(buffer for line in lines for buffer in line))
+        replies = [node.next() for _ in lines]
+        assert [reply.id for reply in replies] == list(range(6))  # type: ignore[union-attr]
+        assert [getattr(reply, "values", reply) for reply in replies] == [
+            (("r", "json", value),) for value in (b"1", b"1", b"[2,4,6]", b"0", b"1")
+        ] + [()]
+        shown = program.stderr()
+        assert "child 3\n" in shown and "child goes on\n" in shown and "ready" not in shown
+        program.end_input()
+        assert program.wait() == 0
+        # The children that are left don't keep the socket open.
+        began = time.monotonic()
+        assert program.receive() == b""
+        assert time.monotonic() - began < 4
+
+
+@pytest.mark.slow
+def test_children_of_multiprocessing_that_load_the_program_start_no_node(
+    tmp_path: Path,
+) -> None:
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        import multiprocessing
+        def twice(number): return 2 * number
+        class Node(TaskSprintNode):
+            def pool(self):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    return {"r": pool.map(twice, [1, 2])}
+        Node().start()
+        """,
+    )
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        assert NodeDriver(program).values("pool") == {"r": b"[2,4]"}
+        assert program.stderr() == ""
+
+
+@pytest.mark.slow
+def test_alarm_that_rings_while_answers_are_written_waits(tmp_path: Path) -> None:
+    """A print inside of a method with a limit sends what waits; its alarm must not cut that.
+
+    The write of 8 MiB to a client that doesn't read takes as long as the test wants.
+    """
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        from tasksprint.sdk import channel
+        # All that waits goes out at once, only when the next method prints.
+        channel.WAITING_BYTES_MAX = 1 << 30
+        channel._WAITING_SECONDS_MAX = 1000
+        class Node(TaskSprintNode):
+            def big(self): return {"r": b"x" * (8 << 20)}
+            @timeout(0.05)
+            def loud(self):
+                print("now")
+                while True:
+                    pass
+        Node().start()
+        """,
+    )
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        node = NodeDriver(program)
+        lines = [node.line("big"), node.line("loud")]
+        program.send(b"".join(buffer for line in lines for buffer in line))
+        deadline = time.monotonic() + 30
+        while "now" not in program.stderr() and time.monotonic() < deadline:
+            # The socket's buffer is full: read a little now and then, for 0.1 s and more.
+            time.sleep(0.03)
+            for message in node.reader.feed(program.receive()):
+                node._messages.append(message)
+        first, second = node.next(), node.next()
+        assert isinstance(first, NodeReply) and first.values[0][2] == b"x" * (8 << 20)
+        assert getattr(second, "error", "").startswith("TimeoutError: loud ran for more than")
+
+
+def test_arguments_that_this_python_can_t_hold_fail_the_task_alone(shared: NodeDriver) -> None:
+    deep = b"[" * 200_000 + b"]" * 200_000
+    inputs = [("json", deep), ("bytes", b"x" * 10)]
+    failure = shared.failure("lengths", inputs=inputs)
+    assert failure.error.startswith("the arguments can't be read: RecursionError")
+    assert failure.retry is False
+    assert shared.values("constant") == {"r": b"1"}
+
+
+def test_somebody_at_a_terminal_is_told_what_the_program_waits_for(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    argv = write_program(tmp_path / "node.py", NODE)
+    with open(tmp_path / "stderr", "wb") as file:
+        process = subprocess.Popen(
+            argv,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    os.close(theirs)
+    os.write(ours, b"\x04")  # Ctrl-D
+    assert process.wait(30) == 0
+    os.close(ours)
+    assert "this node waits for lines of the protocol on stdin; `tasksprint.pyz run` starts" in (
+        (tmp_path / "stderr").read_text()
+    )
 
 
 # --- several tasks at once ---
