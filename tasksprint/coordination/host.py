@@ -338,15 +338,20 @@ class SchedulerHost:
 
     def start_failed(self, error: str, now_ms: int) -> None:
         """The process couldn't be started."""
-        self._now_ms = now_ms
-        self._has_process = False
         if self._state == "starting":
+            self._now_ms = now_ms
+            self._has_process = False
             self._crash(error)
+        else:
+            self.exited(error, "", now_ms)
 
     def ready(self, now_ms: int) -> None:
         """The process said that it is ready."""
         self._now_ms = now_ms
         if self._state != "starting":
+            # It took so long to start that it was given up: the order to kill it may have
+            # found nothing to kill.
+            self._stop = "kill"
             return
         self._replay_end = self._chosen_event
         self._state = "replaying" if self._replay_end else "live"

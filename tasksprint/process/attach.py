@@ -207,7 +207,9 @@ class AttachedProgram(Connection):
     """A program that attached itself; made by `AttachServer`.
 
     It has the same methods as `program.Program`. It isn't our child, so how it ended isn't
-    known, and neither is its stderr: that goes to the terminal it was started from.
+    known, and neither is its stderr: that goes to the terminal it was started from. What
+    it started in turn is only reached if it leads a process group (as started by a shell
+    that a person types into).
     """
 
     def __init__(
@@ -234,6 +236,10 @@ class AttachedProgram(Connection):
                 self._pidfd = os.pidfd_open(pid)
         loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[ExitReason] = loop.create_future()
+
+    def deliver_early(self) -> None:
+        """Deliver what has come already; only now may `on_exit` follow."""
+        super().deliver_early()
         self.closed.add_done_callback(lambda _: self._ended())
 
     @property
@@ -274,8 +280,14 @@ class AttachedProgram(Connection):
     def _signal(self, number: signal.Signals) -> None:
         try:
             if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, number)
-            elif self.running and self._pid > 0:
+                signal.pidfd_send_signal(self._pidfd, 0)  # Fails if its id is free again.
+            elif not self.running or self._pid <= 0:
+                return
+            if os.getpgid(self._pid) == self._pid:
+                # An interactive shell gives each of its jobs a group; what the program
+                # started is in it too.
+                os.killpg(self._pid, number)
+            else:
                 os.kill(self._pid, number)
         except OSError:
             pass  # It has ended, or belongs to another user: its connection is closed anyway.
@@ -403,6 +415,7 @@ class AttachServer:
             await loop.create_unix_connection(lambda: program, sock=sock)
             handed_over = True
             self._on_attached(program)
+            program.deliver_early()
         except (OSError, asyncio.TimeoutError):  # two classes in Python 3.10
             pass  # It left, or said nothing: it has attached to nothing yet.
         finally:

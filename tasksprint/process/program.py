@@ -97,6 +97,8 @@ class Connection(asyncio.Protocol):
         # of a program that answered and left. `connection_lost` reads it from here.
         self._last_words = sock.dup()
         self._last_words.setblocking(False)
+        # What comes before whoever started the program holds it: it couldn't answer yet.
+        self._early: list[bytes] | None = []
         # Done once no more data will come.
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -147,7 +149,16 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._on_data(data)
+        if self._early is None:
+            self._on_data(data)
+        else:
+            self._early.append(data)
+
+    def deliver_early(self) -> None:
+        """Deliver what has come already, and from now on everything as it comes."""
+        early, self._early = self._early, None
+        for data in early or ():
+            self._on_data(data)
 
     def resume_writing(self) -> None:
         if self._on_writable is not None:
@@ -156,7 +167,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         try:
             while error is not None and (data := self._last_words.recv(256 * 1024)):
-                self._on_data(data)
+                self.data_received(data)
         except OSError:
             pass  # Nothing is lost: BlockingIOError and ECONNRESET say that it is empty.
         finally:
@@ -190,7 +201,8 @@ async def start_program(
         env: The whole environment; None: ours.
         what: "node" or "scheduler", for messages.
         failure: The exception to raise.
-        on_data: Gets what the program writes to stdout, as it comes.
+        on_data: Gets what the program writes to stdout, as it comes; not before this
+            function has returned, if it is awaited directly.
         on_exit: Called once, after the program was reaped and all it had written was
             delivered; nothing is called after it.
         on_stderr: Gets all of stderr, as it comes.
@@ -249,6 +261,8 @@ async def start_program(
         program.kill()
         child.wait()
         raise
+    # In the next turn of the loop: by then the caller has the program.
+    loop.call_soon(program.deliver_early)
     return program
 
 

@@ -581,6 +581,25 @@ def test_scheduler_that_is_never_ready_is_killed() -> None:
     )
 
 
+def test_scheduler_that_is_started_after_it_was_given_up_is_killed_then() -> None:
+    host = make(History(1))
+    host.effects()
+    host.tick(1_000 + SETTINGS.node_ready_timeout_ms)
+    assert host.effects() == effects(stop="kill")  # The shell had nothing to kill yet.
+    host.ready(50_000)
+    assert host.effects() == effects(stop="kill")
+    assert crash(host, 50_001).notes[0].endswith("(node_ready_timeout_ms)")
+
+
+def test_start_that_fails_after_it_was_given_up_is_the_end_of_it() -> None:
+    host = make(History(1))
+    host.effects()
+    host.tick(1_000 + SETTINGS.node_ready_timeout_ms)
+    host.effects()
+    host.start_failed("no such archive", 50_000)
+    assert host.deadline_ms == 50_000 + RESTART_PAUSE_MS
+
+
 def test_scheduler_that_never_answers_is_killed() -> None:
     history = History(3)
     host, _ = started(history, is_leader=True)

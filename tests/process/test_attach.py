@@ -39,6 +39,7 @@ from tasksprint.process.attach import (
     socket_path,
 )
 from tasksprint.process.program import ExitReason
+from tests.process.test_program import wait_gone
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +96,10 @@ attach_and_exec(
 
 
 def start_node(path: Path, script: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", NODE_CODE, str(path), script], cwd=ROOT)
+    # In a group of its own, as an interactive shell starts it.
+    return subprocess.Popen(
+        [sys.executable, "-c", NODE_CODE, str(path), script], cwd=ROOT, start_new_session=True
+    )
 
 
 @pytest.mark.slow
@@ -131,12 +135,13 @@ def test_attached_program_can_be_killed(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = Client(tmp_path / "s")
         await client.server.start()
-        node = start_node(tmp_path / "s", "echo ready; trap '' TERM; sleep 60; :")
-        await client.until(lambda: client.data != b"")
+        node = start_node(tmp_path / "s", "trap '' TERM; sleep 60 & echo $!; wait")
+        await client.until(lambda: client.data.endswith(b"\n"))
         client.programs[0].kill("timeout")
         await client.until(lambda: client.exits != [])
         assert client.exits[0].describe() == "closed its connection (timeout)"
         assert await asyncio.to_thread(node.wait, 10) == -signal.SIGKILL
+        wait_gone(int(client.data))  # and what it had started
         client.programs[0].kill("again")
         await client.server.close()
 
@@ -239,6 +244,45 @@ def test_hello_in_pieces_is_understood_and_silence_is_not_waited_for(
         await client.server.close()
 
     run(scenario)
+
+
+def test_node_that_leaves_at_once_is_attached_before_it_is_gone(tmp_path: Path) -> None:
+    async def scenario() -> list[str]:
+        told: list[str] = []
+        gone = asyncio.Event()
+
+        def on_exit(reason: ExitReason) -> None:
+            told.append("exit")
+            gone.set()
+
+        server = AttachServer(
+            tmp_path / "s",
+            on_hello=lambda hello: Callbacks(
+                on_data=lambda data: told.append(data.decode()), on_exit=on_exit
+            ),
+            on_attached=lambda program: told.append("attached"),
+        )
+        await server.start()
+        loop = asyncio.get_running_loop()
+        connect = loop.create_unix_connection
+
+        async def slow_connect(*arguments: object, **named: object) -> object:
+            result = await connect(*arguments, **named)  # type: ignore[arg-type]
+            await asyncio.sleep(0.02)  # Long enough to read what came, and its end.
+            return result
+
+        loop.create_unix_connection = slow_connect  # type: ignore[assignment, method-assign]
+        with socket.socket(socket.AF_UNIX) as node:
+            node.connect(str(tmp_path / "s"))
+            node.sendall(b'{"attach":"x","pid":1,"version":"1"}\n')
+            node.setblocking(False)
+            assert await loop.sock_recv(node, 100) == b'{"attached":1}\n'
+            node.sendall(b"ready")
+        await gone.wait()
+        await server.close()
+        return told
+
+    assert run(scenario) == ["attached", "ready", "exit"]
 
 
 def test_second_client_on_the_same_directory_is_refused_and_a_leftover_is_not(

@@ -137,6 +137,36 @@ def test_stdin_and_stdout_are_one_socket_and_the_session_is_its_own() -> None:
     run(scenario)
 
 
+def test_nothing_is_delivered_before_the_caller_has_the_program() -> None:
+    """A fast program says ready while we still wait for its stderr to be connected."""
+
+    async def scenario() -> None:
+        told: list[bool] = []
+        programs: list[Program] = []
+        loop = asyncio.get_running_loop()
+        connect = loop.connect_read_pipe
+
+        async def slow_connect(*arguments: object) -> object:
+            await asyncio.sleep(0.05)  # Long enough for `echo`.
+            return await connect(*arguments)  # type: ignore[arg-type]
+
+        loop.connect_read_pipe = slow_connect  # type: ignore[assignment, method-assign]
+        program = await start_program(
+            ["/bin/sh", "-c", "echo ready; read x"],
+            cwd=None,
+            env=None,
+            what="node",
+            failure=NodeFailed,
+            on_data=lambda data: told.append(bool(programs)),
+            on_exit=lambda reason: None,
+        )
+        programs.append(program)
+        await program.stop()
+        assert told == [True]
+
+    run(scenario)
+
+
 def test_last_answer_of_a_child_that_leaves_is_heard_though_writing_to_it_fails() -> None:
     """It answers one task and exits, while more is written that it doesn't read."""
 
