@@ -1,4 +1,4 @@
-"""From kill -9 of the leader to the next acknowledged command, three coordinators, default settings.
+"""From kill -9 of the leader to the next acknowledged command; three coordinators, defaults.
 
 A command is sent each 20 ms, first to the leader, then to the next member on an error
 or after 250 ms without an answer. What counts is the acknowledgement of the first

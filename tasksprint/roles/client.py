@@ -305,7 +305,7 @@ class Client:
             self._flush_lines()
             self._store()
             self._arm_timer()
-        except Exception as error:  # noqa: BLE001 - whatever it is, this client must stop
+        except Exception as error:  # whatever it is, this client must stop
             self.fail(error)
         finally:
             self._in_turn = False

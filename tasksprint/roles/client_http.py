@@ -90,13 +90,12 @@ class ClientPaths:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
         key = request.text("key")
         manifest = await self._held_manifest(job, tid, request.query.get("digest"))
-        for name, kind, size, _ in manifest or ():
-            if name == key:
-                break
-        else:
+        found = next((item for item in manifest or () if item[0] == key), None)
+        if found is None:
             raise Refused(
                 f"no value under key {key!r} of task {tid} of job {job} here", status=404
             )
+        _, kind, size, _ = found
         content_type = "application/json" if kind == "json" else _BYTES
         status, first, end = 200, 0, size
         headers: dict[str, str] = {"Accept-Ranges": "bytes"}

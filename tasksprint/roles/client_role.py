@@ -23,8 +23,8 @@ from tasksprint.roles.coordinator_role import (
     default_data_directory,
     wait_for_end,
 )
+from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
-from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ async def _serve(
     advertise: str | None,
     state: Path,
 ) -> int:
-    settings = Settings()
+    settings = settings_from_environment()
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)

@@ -26,8 +26,8 @@ from tasksprint.ids import JobId
 from tasksprint.net.keys import make_token, open_key
 from tasksprint.process.directories import state_directory
 from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params, read_job_option
+from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
-from tasksprint.settings import Settings
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +39,7 @@ _PROGRESS_INTERVAL_S = 1.0
 
 def run_command(options: argparse.Namespace) -> int:
     """Carry out the command that `options` name."""
-    settings = Settings()
+    settings = settings_from_environment()
     key = open_key(options.key_file, state_dir=state_directory(), may_create=False)
     if options.command == "token":
         if options.minutes < 1:

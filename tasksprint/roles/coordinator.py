@@ -291,7 +291,7 @@ class Coordinator:
             self._carry_out_all()
             self._write(now_ms)
             self._arm_timer(now_ms)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this replica must stop
+        except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
     def _turn_runners(self, now_ms: int) -> None:
@@ -385,7 +385,7 @@ class Coordinator:
     # --- writing ---
 
     def _write(self, now_ms: int) -> None:
-        """Write what waits, in one transaction, unless one is under way: then it waits for that."""
+        """Write what waits, in one transaction; behind the one under way, if there is one."""
         if self._writing:
             return
         rows_due = (

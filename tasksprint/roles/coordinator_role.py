@@ -18,10 +18,10 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import open_key
 from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
-from tasksprint.roles.clock import wall_ms
-from tasksprint.settings import Settings
+from tasksprint.roles.environment import settings_from_environment
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run_role(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
-    settings = Settings()
+    settings = settings_from_environment()
     store = ReplicaStore.open(options.data_dir, options.me, now_ms=wall_ms(), settings=settings)
     coordinator = Coordinator(options, settings, store)
     paths = CoordinatorPaths(coordinator)

@@ -158,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(
         "coordinator",
         "run one coordinator: a replica of the log, the schedule and the jobs' schedulers",
-        "coordinator --id 1 --listen 10.0.0.1:7070 --peers 1=10.0.0.1:7070,2=10.0.0.2:7070,3=10.0.0.3:7070",
+        "coordinator --id 1 --listen 10.0.0.1:7070 "
+        "--peers 1=10.0.0.1:7070,2=10.0.0.2:7070,3=10.0.0.3:7070",
         common(),
     )
     sub.add_argument("--id", type=int, default=1, help="this replica's number (default 1)")

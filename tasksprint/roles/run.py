@@ -28,6 +28,7 @@ from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
 from tasksprint.roles.commands import end_of_job, seed_of
+from tasksprint.roles.environment import settings_from_environment
 from tasksprint.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _COUNT_MAX = 99
 
 def run_job(options: argparse.Namespace) -> int:
     """Run one job on a private cluster, and print its result."""
+    settings = settings_from_environment()
     directory, manifest = read_job_option(options.job)
     params = parse_params(manifest, options.param)
     for name in ("coordinators", "clients"):
@@ -58,7 +60,7 @@ def run_job(options: argparse.Namespace) -> int:
             nodes=nodes,
             keep=None if options.keep is None else Path(options.keep),
         ) as private:
-            cluster = private.connect(Settings())
+            cluster = private.connect(settings)
             seed = seed_of(options.seed, manifest.seed)
             job = cluster.submit(directory, manifest, seed=seed, params=params)
             print(
@@ -162,8 +164,11 @@ class PrivateCluster:
         for number in range(1, self._clients + 1):
             self._spawn(
                 f"client-{number}",
-                ["client", "--coordinators", ",".join(self.addresses)]
-                + ["--nodes", str(self._nodes)],
+                [
+                    "client",
+                    *("--coordinators", ",".join(self.addresses)),
+                    *("--nodes", str(self._nodes)),
+                ],
                 None,
             )
         for sock in sockets:
@@ -184,11 +189,10 @@ class PrivateCluster:
         self._arguments[name] = arguments
         descriptors = () if listener is None else (listener.fileno(),)
         inherited = [word for fd in descriptors for word in ("--listen-fd", str(fd))]
+        files = ("--data-dir", self.directory / name, "--key-file", self.directory / "key")
         with open(self.directory / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [*self._command, *arguments, *inherited]
-                + ["--data-dir", str(self.directory / name)]
-                + ["--key-file", str(self.directory / "key")],
+                [*self._command, *arguments, *inherited, *map(str, files)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
