@@ -1,11 +1,14 @@
 """The network shell: HTTP/1.1 on both sides, streams between replicas, the cluster key.
 
     addresses        "host:port" and back; options of sockets
+    deadlines        waiting at most so long
     http_messages    what both sides of HTTP share: heads, queries, answers, ranges
     keys             the key file; signing requests; tokens for people
     gate             who may come in: signatures, replays, Host and Origin
     router           which handler answers which path
-    http_server      the server: connections, limits, streaming
+    http_server      the server: an address, and the life of its connections
+    http_connection  one of those: receives requests, answers them in order
+    http_body        a request's body that streams in
     http_client      the client with its pool of connections
     http_blocking    the same requests without asyncio, for the command line
     streams          frames between replicas, on connections that heal themselves

@@ -19,6 +19,7 @@ import httptools
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.addresses import cause_of, parse_address, tune_socket
+from tasksprint.net.deadlines import within
 from tasksprint.net.http_messages import (
     BODY_DIGEST_HEADER,
     DIGEST_NAMED_BYTES,
@@ -222,9 +223,10 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         timeout_ms = self.settings.connect_timeout_ms
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(lambda: _Connection(self, address), host, port),
+            _, connection = await within(
                 timeout_ms / 1000,
+                loop.create_connection(lambda: _Connection(self, address), host, port),
+                discard=lambda made: made[0].abort(),
             )
         except asyncio.TimeoutError as error:  # (Another class than TimeoutError in 3.10.)
             raise PeerUnreachable(
@@ -440,10 +442,18 @@ class _Connection(asyncio.Protocol):
 
     # --- httptools' events ---
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._keep_alive = False  # Nobody asked for a second answer.
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._complete:
+            return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         self.status = self._parser.get_status_code()
         if self.status < 200:
             return
@@ -457,6 +467,8 @@ class _Connection(asyncio.Protocol):
             self._wake()
 
     def on_body(self, data: bytes) -> None:
+        if self._complete:
+            return
         self._chunks.append(data)
         if self._streams:
             waiting = sum(len(chunk) for chunk in self._chunks)
@@ -468,6 +480,8 @@ class _Connection(asyncio.Protocol):
             self._fail(self.too_big(self.settings.body_bytes_max))
 
     def on_message_complete(self) -> None:
+        if self._complete:
+            return
         if self.status < 200:  # "100 Continue" comes before the answer.
             self.headers = {}
             return
@@ -542,7 +556,8 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._disarm()
-        self._transport.abort()
+        if self.is_open:  # (A lost transport of asyncio can't be aborted again.)
+            self._transport.abort()
 
     # --- inside ---
 

@@ -126,6 +126,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_in_head",
         "_is_discarding",
+        "_is_lost",
         "_loop",
         "_out",
         "_parser",
@@ -165,6 +166,7 @@ class Connection(asyncio.Protocol):
         # What is answered, and what waits for its turn:
         self._current: _Exchange | None = None
         self._waiting: deque[_Exchange] = deque()
+        self._is_lost = False
         self._is_discarding = False  # What comes in is not looked at any more.
         self._feeding = False
         self._out: list[bytes] = []  # Answers of one turn are written at once.
@@ -197,6 +199,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._service.connections.discard(self)
+        self._is_lost = True
         self._is_discarding = True
         self._waiting.clear()
         if self._drained is not None and not self._drained.done():
@@ -545,13 +548,14 @@ class Connection(asyncio.Protocol):
                 await self._write_stream(exchange, answer, body)
         except asyncio.CancelledError:
             # The connection is gone, or the server closes; there is nobody to tell.
-            self._transport.abort()
             self.task = None
+            self.abort()
             raise
         except Exception as error:
             # Part of the answer may be out: only the end of the connection says so.
             self._service.tell_bug(f"answering {self._peer}", error)
-            self._transport.abort()
+            self.task = None
+            self.abort()
         self.task = None
         if not self._transport.is_closing():
             self._finish(exchange)
@@ -728,7 +732,7 @@ class Connection(asyncio.Protocol):
             # The peer is still sending: let it read the answer before the end.
             self._transport.write_eof()
             self._resume_reading()
-            self._loop.call_later(_LINGER_S, self._transport.abort)
+            self._loop.call_later(_LINGER_S, self.abort)
         else:
             self._transport.close()
 
@@ -746,7 +750,8 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is under way."""
         self._cancel()
-        self._transport.abort()
+        if not self._is_lost:  # (A lost transport of asyncio can't be aborted again.)
+            self._transport.abort()
 
     def _cancel(self) -> None:
         if self.task is not None:

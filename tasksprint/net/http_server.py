@@ -101,8 +101,9 @@ class HttpServer:
         tasks = service.tasks()
         for connection in list(service.connections):
             connection.abort()
-        for transport in list(service.upgraded):
-            transport.abort()
+        for transport in service.upgraded:
+            if not transport.is_closing():
+                transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_S)
         while service.connections:  # They need a turn of the loop to get lost.

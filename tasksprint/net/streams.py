@@ -39,6 +39,7 @@ import httptools
 from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import cause_of, parse_address, tune_socket
+from tasksprint.net.deadlines import wait_at_most, within
 from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_messages import HttpResponse, request_head, target_of
 from tasksprint.net.keys import ClusterKey, Mac
@@ -249,8 +250,8 @@ class _Opener:
         while True:
             self._wakeup.clear()
             try:
-                sender = await asyncio.wait_for(
-                    self._connect(), settings.connect_timeout_ms / 1000
+                sender = await within(
+                    settings.connect_timeout_ms / 1000, self._connect(), discard=_Sender.close
                 )
             except asyncio.TimeoutError:
                 self._warn(f"no answer within {settings.connect_timeout_ms} ms")
@@ -271,8 +272,7 @@ class _Opener:
                     pause_ms = settings.reconnect_pause_min_ms
                 self._streams.broke(self.peer, f"to it: {cause}")
             jitter = 1 + self._streams.random.random() / 2
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wakeup.wait(), pause_ms * jitter / 1000)
+            await wait_at_most(self._wakeup, pause_ms * jitter / 1000)
             pause_ms = min(2 * pause_ms, settings.reconnect_pause_max_ms)
 
     async def _connect(self) -> _Sender:
@@ -320,6 +320,7 @@ class _Sender(asyncio.Protocol):
         self._body = b""
         self._answer: asyncio.Future[HttpResponse] = self._loop.create_future()
         self.lost: asyncio.Future[str] = self._loop.create_future()
+        self._is_open = False
         self._mac = Mac(bytes(32))
         self._number = 0  # of the next frame
         self._parts: list[bytes] = []
@@ -328,6 +329,7 @@ class _Sender(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_open = True
         _tune(transport, self._streams.settings)
 
     def data_received(self, data: bytes) -> None:
@@ -344,6 +346,7 @@ class _Sender(asyncio.Protocol):
             self._lose(f"it answered what is not HTTP/1.1: {error}")
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._is_open = False
         self._lose(cause_of(error) if isinstance(error, OSError) else "it closed the connection")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -414,14 +417,18 @@ class _Sender(asyncio.Protocol):
             self.lost.cancel()
         if not self._answer.done():
             self._answer.cancel()
-        self._transport.abort()
+        self._abort()
 
     def _lose(self, cause: str) -> None:
         if not self._answer.done():
             self._answer.set_exception(PeerUnreachable(cause))
         if not self.lost.done():
             self.lost.set_result(cause)
-        self._transport.abort()
+        self._abort()
+
+    def _abort(self) -> None:
+        if self._is_open:  # (A lost transport of asyncio can't be aborted again.)
+            self._transport.abort()
 
 
 class _Receiver(asyncio.Protocol):
@@ -437,9 +444,11 @@ class _Receiver(asyncio.Protocol):
         self._buffer = bytearray()
         self._wanted = _HEAD.size  # bytes that the buffer must hold before a look pays
         self._cause = "it closed the connection"
+        self._is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_open = True
         _tune(transport, self._streams.settings)
         self._streams.receiver_made(self)
 
@@ -455,12 +464,14 @@ class _Receiver(asyncio.Protocol):
             self._buffer += memoryview(data)[used:]
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._is_open = False
         if isinstance(error, OSError):
             self._cause = cause_of(error)
         self._streams.receiver_lost(self, self._cause)
 
     def close(self) -> None:
-        self._transport.abort()
+        if self._is_open:  # (A lost transport of asyncio can't be aborted again.)
+            self._transport.abort()
 
     def _take_frames(self, data: bytes) -> int:
         """Hand over the whole frames in `data`; return how many bytes they took."""
@@ -495,7 +506,7 @@ class _Receiver(asyncio.Protocol):
                 (self.source, "frame"),
                 f"replica={self._streams.me} peer={self.source} stream closed: {error}",
             )
-            self._transport.abort()
+            self.close()
             return end
         self._wanted = head_size
         return start

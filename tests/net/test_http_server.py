@@ -188,6 +188,7 @@ def test_big_bodies_go_through_unchanged() -> None:
 # --- streaming ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("announced", [True, False])
 def test_streamed_answer_waits_for_a_slow_reader(announced: bool) -> None:
     async def main() -> None:
@@ -299,6 +300,7 @@ def _put(body: bytes) -> bytes:
     return _post("/value", body).replace(b"POST", b"PUT", 1)
 
 
+@pytest.mark.slow
 def test_streamed_request_is_read_at_the_pace_of_its_handler() -> None:
     async def main() -> None:
         go = asyncio.Event()
