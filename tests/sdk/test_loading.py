@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import tasksprint
-from tests.sdk.programs import ROOT
+from tests.sdk.programs import ROOT, NodeDriver, Program, write_program
 
 # What takes milliseconds to load and isn't needed before something went wrong.
 HEAVY = [
@@ -77,3 +80,33 @@ def test_codec_without_the_c_parts_writes_the_same() -> None:
         make(False)({1}, 0)
     with pytest.raises(ValueError):
         make(False)(float("nan"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minor", range(8, 16))
+def test_node_runs_on_other_pythons(tmp_path: Path, minor: int) -> None:
+    """Nodes may live in older environments than the cluster's."""
+    python = shutil.which(f"python3.{minor}")
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"no python3.{minor} on this machine")
+    _, path = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        import random
+        class Node(TaskSprintNode):
+            @timeout(0.01)
+            def forever(self):
+                while True: pass
+            def values(self): return {"b": b"x", "n": 2**70, "r": random.random()}
+        Node().start()
+        """,
+    )
+    with Program([python, path], stderr=tmp_path / "stderr") as program:
+        node = NodeDriver(program)
+        assert node.values("values", seed=5) == {
+            "b": b"x",
+            "n": b"1180591620717411303424",
+            "r": repr(random.Random(5).random()).encode(),
+        }
+        assert node.failure("forever").error == "TimeoutError: forever ran for more than 0.01 s"
