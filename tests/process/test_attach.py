@@ -267,7 +267,7 @@ def test_node_that_leaves_at_once_is_attached_before_it_is_gone(tmp_path: Path) 
         connect = loop.create_unix_connection
 
         async def slow_connect(*arguments: object, **named: object) -> object:
-            result = await connect(*arguments, **named)  # type: ignore[arg-type]
+            result: object = await connect(*arguments, **named)  # type: ignore[arg-type]
             await asyncio.sleep(0.02)  # Long enough to read what came, and its end.
             return result
 
