@@ -89,11 +89,14 @@ class Answers:
                 if place < (job.next_event, job.next_part):
                     part_index += 1
                     continue
-                if place == (job.next_event, job.next_part):
+                if (
+                    place == (job.next_event, job.next_part)
+                    and part.first_tid == job.next_tid
+                    and part.event < job.event_count
+                ):
                     part_index += 1
-                    if part.first_tid == job.next_tid and part.event < job.event_count:
-                        self._apply_part(job, part)
-                        continue
+                    self._apply_part(job, part)
+                    continue
             # What is left is of later events than the next: something is missing.
             ignored = len(parts) - part_index + len(empty) - empty_index
             break
@@ -196,8 +199,8 @@ class Answers:
             sys.intern(command.name),
             sys.intern(base) if len(base) < 16 else base,
             pretasks,
-            command.prekeys,
-            command.keys,
+            job.share(command.prekeys),
+            job.share(command.keys),
             command.retries,
             command.timeout_ms if command.timeout_ms is not None else job.timeout_ms,
         )

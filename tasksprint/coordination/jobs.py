@@ -41,6 +41,11 @@ __all__ = [
 RUNNING, FINISHED, FAILED_JOB, CANCELLED = "running", "finished", "failed", "cancelled"
 
 
+# Tuples of keys that tasks of a job share: most tasks name the same few.
+SHARED_MAX = 1_000
+SHARED_LENGTH_MAX = 16
+
+
 class Job:
     """One job; mutable, changed by the state machine only."""
 
@@ -70,6 +75,7 @@ class Job:
         "ready",
         "retries",
         "seed",
+        "shared",
         "state",
         "submitted_ms",
         "submitted_wall_ms",
@@ -107,6 +113,7 @@ class Job:
         # finish was said, but some result that it names must be computed again first.
         self.finishing: tuple[tuple[TaskId, ...], str] | None = None
         self.tasks: dict[TaskId, Task] = {}  # in order of tid; without released ones
+        self.shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # `share`
         self.next_tid = TaskId(0)
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
         self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
@@ -120,6 +127,17 @@ class Job:
         self.next_timer = 0  # number of the next timer: order among equal times
         self.log_lines = 0
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
+
+    def share(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Return an equal tuple that other tasks have already; this saves memory only."""
+        if not texts or len(texts) > SHARED_LENGTH_MAX:
+            return texts
+        found = self.shared.get(texts)
+        if found is not None:
+            return found
+        if len(self.shared) < SHARED_MAX:
+            self.shared[texts] = texts
+        return texts
 
     @property
     def is_running(self) -> bool:

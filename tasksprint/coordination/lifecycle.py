@@ -166,6 +166,7 @@ class Lifecycle:
         job.answers = {}
         job.timers = []
         job.estimates_us = {}
+        job.shared = {}
         job.finishing = None
         del state.running[job.job]
         state.changes.jobs[job] = None

@@ -17,6 +17,7 @@ in placement.py (where to run), results.py (what counts) and answers.py (what is
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.coordination.rows import Row
@@ -215,15 +216,16 @@ def restore_task(
     task = Task(
         job,
         tid,
-        name,
+        sys.intern(name),
         "",
         tuple(body[1]),
-        tuple(body[2]),
-        tuple(body[3]),
+        job.share(tuple(body[2])),
+        job.share(tuple(body[3])),
         body[4],
         body[5],
     )
-    task.base = body[0] if body[0] is not None else bases[_base_name(task)]
+    base = body[0] if body[0] is not None else bases[_base_name(task)]
+    task.base = sys.intern(base) if len(base) < 16 else base
     task.state = _STATE_OF_NAME[state]
     task.attempt = attempt
     task.cid = cid if task.state == ASSIGNED else None
