@@ -21,11 +21,14 @@ from typing import Any
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
+    ERROR_CHARACTERS_MAX,
+    TRACEBACK_CHARACTERS_MAX,
     Member,
     NotFiniteError,
     cut_object,
     decode_line,
     excerpt,
+    for_people,
     is_text,
     item_count,
     scan_carried,
@@ -341,9 +344,9 @@ class NodeReader:
             raise RemoteProtocolError(
                 f"{who} answered id {id} with retry {show(retry)}, expected true or false"
             )
-        return NodeFailure(
-            id, _clean(error), None if traceback is None else _clean(traceback), retry
-        )
+        if traceback is not None:
+            traceback = for_people(traceback, TRACEBACK_CHARACTERS_MAX)
+        return NodeFailure(id, for_people(error, ERROR_CHARACTERS_MAX), traceback, retry)
 
     def _read_reply(
         self, id: int, members: dict[str, Member], text: str, line: bytes
@@ -493,11 +496,6 @@ def _reply(id: int, values: list[NodeValue]) -> NodeReply:
 
 def _key_of(value: NodeValue) -> str:
     return value[0]
-
-
-def _clean(text: str) -> str:
-    """Return text for people, with what UTF-8 can't carry replaced."""
-    return text if is_text(text) else text.encode("utf-8", "replace").decode()
 
 
 def _lower(message: str) -> str:

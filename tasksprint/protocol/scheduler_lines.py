@@ -21,11 +21,13 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import TaskId
 from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
+    ERROR_CHARACTERS_MAX,
     Member,
     NotFiniteError,
     cut_object,
     decode_line,
     excerpt,
+    for_people,
     is_text,
     show,
     skip_space,
@@ -392,7 +394,7 @@ class SchedulerReader:
         error = members["fail"][0]
         if not isinstance(error, str):
             raise self._error(f"fails with {show(error)}, expected a string")
-        return FailJob(_clean(error))
+        return FailJob(for_people(error, ERROR_CHARACTERS_MAX))
 
     def _read_timer(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         timer = members["timer"][0]
@@ -412,7 +414,7 @@ class SchedulerReader:
         line = members["log"][0]
         if not isinstance(line, str):
             raise self._error(f"logs {show(line)}, expected a string")
-        return WriteLog(_clean(line))
+        return WriteLog(for_people(line, ERROR_CHARACTERS_MAX))
 
     # --- checks ---
 
@@ -473,11 +475,6 @@ _COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
 def _is_number(value: Any) -> bool:
     """Return whether `value` is an integer that every part of the system can hold."""
     return type(value) is int and 0 <= value < _NUMBER_END
-
-
-def _clean(text: str) -> str:
-    """Return text for people, with what UTF-8 can't carry replaced."""
-    return text if is_text(text) else text.encode("utf-8", "replace").decode()
 
 
 def _listed(words: object) -> str:

@@ -18,12 +18,15 @@ from typing import Any
 from tasksprint.errors import RemoteProtocolError
 
 __all__ = [
+    "ERROR_CHARACTERS_MAX",
     "EXCERPT_CHARACTERS",
+    "TRACEBACK_CHARACTERS_MAX",
     "Member",
     "NotFiniteError",
     "cut_object",
     "decode_line",
     "excerpt",
+    "for_people",
     "is_text",
     "item_count",
     "scan_carried",
@@ -33,6 +36,10 @@ __all__ = [
 
 # How much of somebody else's line an error message quotes.
 EXCERPT_CHARACTERS = 60
+# What programs say about their errors stands in log entries and on people's screens; of longer
+# texts the beginning and the end are kept.
+ERROR_CHARACTERS_MAX = 4_000
+TRACEBACK_CHARACTERS_MAX = 32_000
 
 # What `cut_object` says about a member: (decoded value, start, end) in the text.
 Member = tuple[Any, int, int]
@@ -125,6 +132,14 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def for_people(text: str, characters_max: int) -> str:
+    """Return text that only people read: cut in its middle, what UTF-8 can't carry replaced."""
+    if len(text) > characters_max:
+        half = characters_max // 2 - 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return text if is_text(text) else text.encode("utf-8", "replace").decode()
 
 
 def decode_line(line: bytes, *, who: str) -> str:

@@ -357,6 +357,13 @@ def test_damaged_reply_gives_messages_or_a_protocol_error(
             pass
 
 
+def test_error_as_long_as_a_line_is_cut_before_it_reaches_the_log() -> None:
+    line = json.dumps({"id": 1, "error": "e" * 100_000, "traceback": "t" * 100_000})
+    (failure,) = reader().feed(line.encode() + b"\n")
+    assert isinstance(failure, NodeFailure) and failure.traceback is not None
+    assert len(failure.error) <= 4_000 and len(failure.traceback) <= 32_000
+
+
 def test_many_small_frames_are_taken_in_linear_time() -> None:
     count = 50_000
     frames = ",".join(f'["k{number}",1]' for number in range(count))

@@ -15,6 +15,7 @@ from tasksprint.protocol.spans import (
     cut_object,
     decode_line,
     excerpt,
+    for_people,
     item_count,
     show,
     skip_space,
@@ -174,3 +175,11 @@ def test_time_grows_with_the_length_of_the_line_and_not_faster() -> None:
         return best
 
     assert seconds(80_000) < 10 * seconds(20_000) + 0.01
+
+
+def test_text_for_people_is_cut_in_the_middle_and_made_printable() -> None:
+    assert for_people("short", 10) == "short"
+    assert for_people("a\ud800b", 10) == "a?b"
+    cut = for_people("begin" + "x" * 1_000 + "end", 100)
+    assert len(cut) <= 100
+    assert cut.startswith("begin") and " … " in cut and cut.endswith("end")
