@@ -97,7 +97,8 @@ _scan_value = _scanner(
 _scan_span = _scanner(
     json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
 )
-_scan_string: Callable[[str, int, bool], tuple[str, int]] = json.decoder.scanstring  # type: ignore[attr-defined]
+_ScanString = Callable[[str, int, bool], tuple[str, int]]
+_scan_string: _ScanString = json.decoder.scanstring  # type: ignore[attr-defined]
 
 
 def excerpt(line: str | bytes) -> str:
