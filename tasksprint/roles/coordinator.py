@@ -35,7 +35,7 @@ from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
-from tasksprint.store.records import AppliedPoint, Commit, Recovery
+from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.writer import WriterThread
 
@@ -85,21 +85,25 @@ class Coordinator:
         self.stopped: asyncio.Future[None] = self.loop.create_future()
         self.started_ms = monotonic_ms()
         self.http = HttpClient(options.key, settings)
-        self.recovery: Recovery = store.recover()
-        self._recovered_rows: Iterable[Row] | None = list(self.recovery.rows)
-        self.writer: WriterThread[ReplicaStore, Commit] = WriterThread(
-            store, on_failure=self.fail, name="log"
-        )
+        # Older entries than these are read back when a follower wants them.
+        after_slot = max(store.applied.slot - settings.log_window_slots, 0)
+        recovery = store.recover(after_slot=after_slot)
         self.replica = Replica(
             me=options.me,
             address=options.advertise,
             peers=options.peers,
-            recovered=self.recovery.consensus,
+            recovered=recovery.consensus,
             settings=settings,
             random=self.random,
             now_ms=self.started_ms,
         )
         self.schedule: Schedule | None = None
+        if self.replica.founding is not None:
+            self.schedule = self._new_schedule(recovery.rows if recovery.applied.slot else None)
+        # From here on the store is the writer's.
+        self.writer: WriterThread[ReplicaStore, Commit] = WriterThread(
+            store, on_failure=self.fail, name="log"
+        )
         self.streams = PeerStreams(
             options.me,
             {peer: address for peer, address in options.peers.items() if peer != options.me},
@@ -139,6 +143,9 @@ class Coordinator:
 
     def start(self) -> None:
         """Begin to take part; call once the server listens."""
+        if self.schedule is not None:
+            for job in self.schedule.running_jobs():
+                self._start_runner(job)
         self.streams.start()
         self.wake()
 
@@ -327,7 +334,7 @@ class Coordinator:
         while (ready := self.replica.ready()) is not None:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
-            self._founded()
+            self.schedule = self._new_schedule(None)
         is_leader = self.replica.is_leader
         if is_leader != self._was_leader:
             self._was_leader = is_leader
@@ -417,18 +424,15 @@ class Coordinator:
 
     # --- applying ---
 
-    def _founded(self) -> None:
+    def _new_schedule(self, rows: Iterable[Row] | None) -> Schedule:
         founding = self.replica.founding
         assert founding is not None
-        self.schedule = Schedule(
+        return Schedule(
             cluster=founding.cluster,
             members=tuple(member.replica for member in founding.members),
             rules=RULES,
-            rows=self._recovered_rows if self.recovery.applied.slot else None,
+            rows=rows,
         )
-        self._recovered_rows = None
-        for job in self.schedule.running_jobs():
-            self._start_runner(job)
 
     def _applied_end(self) -> Slot:
         return Slot(1 if self.schedule is None else self.schedule.applied_slot + 1)

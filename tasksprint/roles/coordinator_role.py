@@ -27,14 +27,19 @@ from tasksprint.store.replica_store import ReplicaStore
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["configure_log", "default_data_directory", "parse_peers", "run_role", "wait_for_end"]
+__all__ = ["SWITCH_INTERVAL_S", "configure_log", "default_data_directory", "parse_peers", "run_role", "wait_for_end"]
 
 _log = logging.getLogger("tasksprint.coordinator")
+
+# The writer's thread wants the interpreter for microseconds after each commit; with
+# Python's default of 5 ms it waits for as long while the loop is busy.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def run_role(options: argparse.Namespace) -> int:
     """Run one coordinator until it is told to stop."""
     configure_log()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     state = state_directory()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     _, port = parse_address(options.listen)

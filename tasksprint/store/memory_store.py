@@ -115,6 +115,11 @@ class MemoryReplicaStore:
 
     # --- reading ---
 
+    @property
+    def applied(self) -> AppliedPoint:
+        """As `ReplicaStore.applied`."""
+        return self._content.applied
+
     def recover(self, *, after_slot: int = 0) -> Recovery:
         """As `ReplicaStore.recover`."""
         content = self._content

@@ -195,6 +195,11 @@ class ReplicaStore:
         return self._database.path
 
     @property
+    def applied(self) -> AppliedPoint:
+        """How far the mirror goes."""
+        return self._applied
+
+    @property
     def transactions(self) -> int:
         """How many transactions were committed since it was opened."""
         return self._database.transactions

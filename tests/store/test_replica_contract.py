@@ -133,6 +133,7 @@ def test_any_number_of_rows_is_written_and_deleted(place: Any, count: int) -> No
 def test_what_was_applied_counts_as_chosen(place: Any) -> None:
     store = place.open()
     store.commit(Commit((accept(entry(1, b"v")),), applied=AppliedPoint(1, "d")))
+    assert store.applied == AppliedPoint(1, "d")
     assert store.recover().consensus.chosen_end == 2
 
 
