@@ -27,7 +27,14 @@ from tasksprint.store.replica_store import ReplicaStore
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["SWITCH_INTERVAL_S", "configure_log", "default_data_directory", "parse_peers", "run_role", "wait_for_end"]
+__all__ = [
+    "SWITCH_INTERVAL_S",
+    "configure_log",
+    "default_data_directory",
+    "parse_peers",
+    "run_role",
+    "wait_for_end",
+]
 
 _log = logging.getLogger("tasksprint.coordinator")
 

@@ -58,6 +58,7 @@ class SchedulerRunner:
         self._events: list[bytes] = []  # chosen in this turn
         self._answers: list[ChosenAnswer | EmptyAnswers] = []  # chosen in this turn
         self._ended = False
+        self._stop_at_start = False
         self._output = BoundedText()
 
     @property
@@ -117,12 +118,14 @@ class SchedulerRunner:
         while (effects := self._host.effects()) is not None:
             for note in effects.notes:
                 _log.info("replica=%d job=%d %s", self._coordinator.options.me, self._job, note)
-            if effects.stop and self._program is not None:
-                if effects.stop == "kill":
-                    self._program.kill()
-                else:
-                    self._coordinator.background(self._program.stop())
+            if effects.stop and self._program is None:
+                self._stop_at_start = True  # It is being started: it ends as soon as it is.
+            elif effects.stop == "kill" and self._program is not None:
+                self._program.kill()
+            elif effects.stop and self._program is not None:
+                self._coordinator.background(self._program.stop())
             if effects.start:
+                self._stop_at_start = False
                 self._starting = self._coordinator.background(self._start())
             if effects.write and self._program is not None:
                 self._program.write(effects.write)
@@ -136,6 +139,8 @@ class SchedulerRunner:
         try:
             directory = await self._coordinator.programs.unpacked(self._program_digest)
             self._program = await self._start_in(directory)
+            if self._stop_at_start:
+                self._program.kill()
         except TaskSprintError as error:
             self._host.start_failed(str(error), monotonic_ms())
         finally:
