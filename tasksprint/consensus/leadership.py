@@ -34,17 +34,17 @@ _RESEND_GROWTH_MAX = 16
 class _Proposal:
     """One slot under way."""
 
-    __slots__ = ("commands", "is_chosen", "resend_ms", "resend_wait_ms", "value", "votes")
+    __slots__ = ("commands", "is_chosen", "resend_wait_ms", "sent_ms", "value", "votes")
 
     def __init__(
-        self, value: bytes, commands: tuple[bytes, ...] | None, resend_ms: int, wait_ms: int
+        self, value: bytes, commands: tuple[bytes, ...] | None, sent_ms: int, resend_wait_ms: int
     ) -> None:
         self.value = value
         self.commands = commands  # None: adopted as bytes
         self.votes: set[ReplicaId] = set()
         self.is_chosen = False
-        self.resend_ms = resend_ms
-        self.resend_wait_ms = wait_ms
+        self.sent_ms = sent_ms
+        self.resend_wait_ms = resend_wait_ms
 
 
 class Leadership:
@@ -146,8 +146,9 @@ class Leadership:
     def _open_slot(self, value: bytes, commands: tuple[bytes, ...] | None, now_ms: int) -> None:
         slot = self.next_slot
         self.next_slot = Slot(slot + 1)
-        wait_ms = self._settings.resend_interval_ms
-        self._open[slot] = _Proposal(value, commands, now_ms + wait_ms, wait_ms)
+        self._open[slot] = _Proposal(
+            value, commands, now_ms, self._settings.resend_interval_ms
+        )
         self._acceptor.accept(slot, self.ballot, value)
         self._outbox.accept_own(self.ballot, slot)
         self._announced_end = self._learner.chosen_end
@@ -219,13 +220,17 @@ class Leadership:
     def beat(self, now_ms: int) -> None:
         """Send a heartbeat, and again what wasn't answered."""
         self.heartbeat_ms = now_ms + self._settings.heartbeat_interval_ms
+        interval_ms = self._settings.resend_interval_ms
+        first_slot = self._learner.chosen_end
         for slot, proposal in self._open.items():
-            if now_ms < proposal.resend_ms:
+            # The first open slot is what everything waits for, perhaps at a peer that had
+            # no room for it before: it doesn't wait longer each time.
+            wait_ms = interval_ms if slot == first_slot else proposal.resend_wait_ms
+            if now_ms - proposal.sent_ms < wait_ms:
                 continue
-            longest_ms = _RESEND_GROWTH_MAX * self._settings.resend_interval_ms
-            proposal.resend_wait_ms = min(2 * proposal.resend_wait_ms, longest_ms)
-            proposal.resend_ms = now_ms + proposal.resend_wait_ms
-            accept = Accept(self.ballot, slot, proposal.value, self._learner.chosen_end)
+            proposal.sent_ms = now_ms
+            proposal.resend_wait_ms = min(2 * wait_ms, _RESEND_GROWTH_MAX * interval_ms)
+            accept = Accept(self.ballot, slot, proposal.value, first_slot)
             for peer in self._outbox.peers:
                 if peer not in proposal.votes:
                     self._outbox.send(peer, accept)

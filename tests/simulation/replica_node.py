@@ -24,6 +24,7 @@ from tasksprint.consensus import (
     Recovered,
     Replica,
 )
+from tasksprint.consensus.effects import FIRST_SLOT
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.simulation.disk import Disk
@@ -40,8 +41,8 @@ class ReplicaState:
     founding: bytes | None = None
     promised: Ballot | None = None
     accepted: dict[Slot, LogEntry] = field(default_factory=dict)
-    chosen_end: Slot = Slot(1)
-    applied_end: Slot = Slot(1)
+    chosen_end: Slot = FIRST_SLOT
+    applied_end: Slot = FIRST_SLOT
     digest: bytes = b""  # of the state at `applied_end`
 
     def persist(self, persist: Persist) -> None:
@@ -122,6 +123,7 @@ class ReplicaNode:
         self.digest = b""
         self._turn_is_due = False
         self._alarm = 0
+        self._backlog: list[Callable[[], None]] | None = None  # None: not frozen
 
     # --- the process ---
 
@@ -132,6 +134,7 @@ class ReplicaNode:
         self.applied_end = state.applied_end
         self.digest = state.digest
         self._turn_is_due = False
+        self._backlog = None
         self.replica = self.replica_class(
             me=self.me,
             address=f"replica-{self.me}",
@@ -152,18 +155,36 @@ class ReplicaNode:
         self.replica = None
         return self.disk.crash()
 
+    def freeze(self) -> None:
+        """Stop the process in its tracks (SIGSTOP): what arrives waits, its alarms too."""
+        if self.replica is not None and self._backlog is None:
+            self._backlog = []
+
+    def thaw(self) -> None:
+        """Let it go on, as if no time had passed for it."""
+        backlog, self._backlog = self._backlog, None
+        for event in backlog or ():
+            event()
+
+    def _waits(self, event: Callable[[], None]) -> bool:
+        """Whether the process is frozen; then `event` happens when it thaws."""
+        if self._backlog is None:
+            return False
+        self._backlog.append(event)
+        return True
+
     # --- events ---
 
     def receive(self, envelope: Envelope) -> None:
         """Take a message; several that arrive close together share a turn."""
-        if self.replica is None:
+        if self.replica is None or self._waits(lambda: self.receive(envelope)):
             return
         self.replica.receive(envelope, self.clock.now_ms())
         self._turn_soon()
 
     def propose(self, command: bytes) -> bool:
         """Hand a command to the replica, to propose or to forward."""
-        if self.replica is None:
+        if self.replica is None or self._backlog is not None:
             return False
         is_taken = self.replica.propose(command, self.clock.now_ms())
         if not is_taken:
@@ -173,7 +194,7 @@ class ReplicaNode:
 
     def read(self, read_id: int) -> bool:
         """Ask for a confirmed read."""
-        if self.replica is None:
+        if self.replica is None or self._backlog is not None:
             return False
         is_taken = self.replica.read(read_id, self.clock.now_ms())
         self._turn_soon()
@@ -181,7 +202,7 @@ class ReplicaNode:
 
     def disconnected(self, peer: ReplicaId) -> None:
         """Tell the replica that its stream to a peer broke."""
-        if self.replica is not None:
+        if self.replica is not None and not self._waits(lambda: self.disconnected(peer)):
             self.replica.disconnected(peer, self.clock.now_ms())
             self._turn_soon()
 
@@ -191,10 +212,13 @@ class ReplicaNode:
         if not self._turn_is_due:
             self._turn_is_due = True
             life = self.life
-            self._timeline.after(self._random.choice((0.0, 0.0, 0.5)), lambda: self._late_turn(life))
+            delay = self._random.choice((0.0, 0.0, 0.5))
+            self._timeline.after(delay, lambda: self._late_turn(life))
 
     def _late_turn(self, life: int) -> None:
-        if life == self.life and self.replica is not None:
+        if life != self.life or self.replica is None:
+            return
+        if not self._waits(lambda: self._late_turn(life)):
             self.turn()
 
     def turn(self) -> None:
@@ -247,6 +271,8 @@ class ReplicaNode:
     def _persisted(self, ready: Ready, life: int) -> None:
         if life != self.life or self.replica is None:
             return
+        if self._waits(lambda: self._persisted(ready, life)):
+            return
         for envelope in ready.send_after_persist:
             self._emit(envelope)
         self.replica.persisted(ready.sequence, self.clock.now_ms())
@@ -274,7 +300,7 @@ class ReplicaNode:
         life = self.life
 
         def answer() -> None:
-            if life != self.life or self.replica is None:
+            if life != self.life or self.replica is None or self._waits(answer):
                 return
             entries: list[LogEntry] = []
             size = 0
@@ -295,7 +321,9 @@ class ReplicaNode:
 
         def ring() -> None:
             replica = self.replica
-            if number == self._alarm and life == self.life and replica is not None:
+            if number != self._alarm or life != self.life or replica is None:
+                return
+            if not self._waits(ring):
                 replica.tick(self.clock.now_ms())
                 self.turn()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from tasksprint.consensus import Envelope
+from tasksprint.consensus import Accepted, Envelope, Prepare, Promise
 from tasksprint.errors import TaskSprintError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.settings import Settings
@@ -81,7 +81,7 @@ class Scenario:
         members = tuple(ReplicaId(number) for number in range(1, size + 1))
         self.checker = Checker(
             member_count=size,
-            trace=None if trace is None else lambda text: trace(f"{self.timeline.now:9.2f} {text}"),
+            trace=trace and (lambda text: trace(f"{self.timeline.now:9.2f} {text}")),
         )
         self.network = Network(self.timeline, Random(random.random()), self._deliver)
         settings = _draw_settings(random)
@@ -112,6 +112,9 @@ class Scenario:
         self._probes: list[bytes] = []
         self._fault_gap = random.uniform(100, 800)
         self._command_gap = random.uniform(15, 80)
+        self._election_crashes = random.choice((0.0, 0.05, 0.2))
+        for node in self.nodes.values():
+            node.disk.latency = random.choice(((0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
 
     # --- wiring ---
 
@@ -120,6 +123,7 @@ class Scenario:
 
     def _send(self, envelope: Envelope) -> None:
         self.network.send(envelope.source, envelope.target, envelope)
+        self._crash_at_a_bad_moment(envelope)
 
     def _deliver(self, source: int, target: int, envelope: Envelope) -> None:
         self.nodes[ReplicaId(target)].receive(envelope)
@@ -214,11 +218,13 @@ class Scenario:
                 self._crash_all,
                 self._cut_off,
                 self._partition,
+                self._strand_leader,
                 self._cut_one_way,
                 self._mend_network,
                 self._mend_network,
                 self._slow_disk,
                 self._disconnect,
+                self._freeze,
                 self._wipe,
                 self._change_network,
             )
@@ -248,6 +254,16 @@ class Scenario:
                     )
         self.timeline.after(random.choice((5, 300, 2_000)), partial(self._start, node))
 
+    def _crash_at_a_bad_moment(self, envelope: Envelope) -> None:
+        """Crash who has just said something that it must remember, or who will hear it."""
+        if self._is_healed or not isinstance(envelope.message, (Prepare, Promise, Accepted)):
+            return
+        random = self._random
+        chance = 0.002 if isinstance(envelope.message, Accepted) else self._election_crashes
+        if random.random() < chance:
+            victim = self.nodes[random.choice((envelope.source, envelope.target))]
+            self.timeline.after(random.uniform(0, 10), partial(self._crash, victim))
+
     def _crash_all(self, node: ReplicaNode) -> None:
         if self._random.random() < 0.3:
             for each in self.nodes.values():
@@ -268,6 +284,21 @@ class Scenario:
                 if (source in side) != (target in side):
                     self.network.cut.add((source, target))
 
+    def _strand_leader(self, node: ReplicaNode) -> None:
+        """Leave a leader with a minority until another is elected, then mend."""
+        leaders = [n.me for n in self.nodes.values() if n.replica and n.replica.is_leader]
+        if not leaders:
+            return
+        others = [member for member in self.nodes if member != leaders[0]]
+        side = {leaders[0], *self._random.sample(others, max(0, self._wipes_max - 1))}
+        self.checker.say(f"leader stranded: {sorted(side)}")
+        self.checker.count("leaders stranded")
+        for source in self.nodes:
+            for target in self.nodes:
+                if (source in side) != (target in side):
+                    self.network.cut.add((source, target))
+        self.timeline.after(self._random.uniform(200, 1_200), partial(self._mend_network, node))
+
     def _cut_one_way(self, node: ReplicaNode) -> None:
         source, target = self._random.choice(list(self.nodes)), node.me
         if source != target:
@@ -287,6 +318,12 @@ class Scenario:
         node.disk.latency = self._random.choice(((0.1, 1.0), (5.0, 50.0), (100.0, 1_500.0)))
         self.checker.say(f"the disk of replica {node.me} takes {node.disk.latency} ms")
         self.checker.count("disks that changed speed")
+
+    def _freeze(self, node: ReplicaNode) -> None:
+        node.freeze()
+        self.checker.say(f"replica {node.me} is frozen")
+        self.checker.count("processes frozen")
+        self.timeline.after(self._random.choice((20, 500, 3_000)), node.thaw)
 
     def _disconnect(self, node: ReplicaNode) -> None:
         peer = self._random.choice(list(self.nodes))
@@ -317,6 +354,7 @@ class Scenario:
         self.network.faults = NetworkFaults()
         for node in self.nodes.values():
             node.disk.latency = (0.1, 1.0)
+            node.thaw()
             self.timeline.after(0, partial(self._start, node))
 
 
@@ -330,8 +368,8 @@ def _draw_settings(random: Random) -> Settings:
         resend_interval_ms=random.choice((50, 100)),
         pipeline_slots_max=random.choice((1, 2, 8)),
         entry_bytes_max=random.choice((40, 200, 1_000_000)),
-        log_window_slots=random.choice((8, 16, 1_024)),
-        log_window_bytes_max=random.choice((1_500, 1_000_000)),
+        log_window_slots=random.choice((4, 16, 1_024)),
+        log_window_bytes_max=random.choice((600, 1_000_000)),
         catch_up_bytes_max=random.choice((50, 500, 1_000_000)),
     )
 

@@ -1,0 +1,217 @@
+"""Replicas that are broken on purpose: each must be caught within a few seeds.
+
+Without this, a simulator that checks nothing would be as green as one that checks all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tasksprint.consensus import (
+    Chosen,
+    LogEntry,
+    Nack,
+    Persist,
+    Promise,
+    Ready,
+    Recovered,
+)
+from tasksprint.consensus.acceptor import Acceptor
+from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.effects import FIRST_SLOT
+from tasksprint.consensus.leadership import Leadership
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Members
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.proposer import Campaign
+from tasksprint.ids import Slot
+from tests.simulation.replica_node import ReplicaNode, ReplicaState
+from tests.simulation.scenario import run_seed
+
+# Seeds that each broken replica gets before it must have been caught.
+_SEEDS_MAX = 60
+
+
+def _rules_broken(
+    node_class: type[ReplicaNode] = ReplicaNode, *, seeds: int = _SEEDS_MAX
+) -> set[str]:
+    """Return the rules that the first seed with a violation breaks."""
+    for seed in range(seeds):
+        outcome = run_seed(seed, node_class=node_class)
+        if outcome.violation is not None:
+            return {outcome.violation.rule}
+    return set()
+
+
+class _SpeaksFirst(ReplicaNode):
+    """Sends what should wait for the disk at once."""
+
+    def _persist(self, ready: Ready, persist: Persist) -> None:
+        for envelope in ready.send_after_persist:
+            self._emit(envelope)
+        super()._persist(replace(ready, send_after_persist=()), persist)
+
+
+class _ForgetsPromises(ReplicaNode):
+    """Restarts without its promise, but with its log."""
+
+    def _recover(self) -> Recovered:
+        return replace(super()._recover(), promised=None)
+
+
+class _ForgetsOpenEntries(ReplicaNode):
+    """Restarts without what it accepted and doesn't know to be chosen."""
+
+    def _recover(self) -> Recovered:
+        recovered = super()._recover()
+        end = max(recovered.chosen_end, recovered.applied_end)
+        kept = tuple(entry for entry in recovered.accepted if entry.slot < end)
+        self.disk.state.accepted = {entry.slot: entry for entry in kept}
+        return replace(recovered, accepted=kept)
+
+
+class _KeepsItsName(ReplicaNode):
+    """Returns with an empty log under its old incarnation, as if a disk could forget."""
+
+    def _recover(self) -> Recovered:
+        state = self.disk.state
+        if self.life > 1:
+            self.disk.state = ReplicaState(state.incarnation, state.founding)
+            self.applied_end, self.digest = FIRST_SLOT, b""
+            self._observer.started(self)
+        return super()._recover()
+
+
+class _AppliesBackwards(ReplicaNode):
+    """Applies what was chosen together in the wrong order."""
+
+    def _apply(self, chosen: tuple[Chosen, ...]) -> None:
+        super()._apply(tuple(reversed(chosen)))
+
+
+class _ReappliesOnRestart(ReplicaNode):
+    """Applies the last slot before a crash again."""
+
+    def _recover(self) -> Recovered:
+        recovered = super()._recover()
+        return replace(recovered, applied_end=Slot(max(1, recovered.applied_end - 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("node_class", "rules"),
+    [
+        (_SpeaksFirst, {"not-durable"}),
+        (_ForgetsPromises, {"promise-back", "former-life", "core"}),
+        (_ForgetsOpenEntries, {"two-chosen", "not-chosen", "not-durable", "lost-command"}),
+        (_KeepsItsName, {"promise-back", "two-chosen", "not-durable", "former-life"}),
+        (_AppliesBackwards, {"out-of-order"}),
+        (_ReappliesOnRestart, {"out-of-order"}),
+    ],
+)
+def test_broken_shell_is_caught(node_class: type[ReplicaNode], rules: set[str]) -> None:
+    broken = _rules_broken(node_class)
+    assert broken and broken <= rules
+
+
+def _any_vote_is_a_quorum(self: Members, voters: set[Any]) -> bool:
+    return bool(voters)
+
+
+def _one_member_counts_twice(self: Members, voters: set[Any]) -> bool:
+    return len(voters) + 1 >= self.quorum_size
+
+
+def _mark_without_ballots(
+    self: Learner, ballot: Ballot, end_slot: Slot, acceptor: Acceptor
+) -> None:
+    while self.chosen_end < end_slot and self.chosen_end in acceptor.open:
+        self.choose(acceptor.close(self.chosen_end), None)
+
+
+def _adopt_nothing(
+    self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot
+) -> list[bytes]:
+    return []
+
+
+def _adopt_own_only(
+    self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot
+) -> list[bytes]:
+    values = []
+    slot = chosen_end
+    while slot in own:
+        values.append(own[slot].value)
+        slot = Slot(slot + 1)
+    return values
+
+
+def _confirm_at_once(self: Leadership) -> None:
+    while self._reads:
+        self._outbox.confirmed_reads += self._reads.popleft()[1]
+
+
+def _promise_everybody(self: Acceptor, ballot: Ballot, first_slot: Slot) -> Promise | Nack:
+    """Promise to whoever asked last, even below what was promised before."""
+    self.promised = ballot
+    self._is_promise_new = True
+    return Promise(ballot, first_slot, tuple(self.open.values()))
+
+
+def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]:
+    def work(self: Leadership, now_ms: int) -> None:
+        original(self, now_ms)
+        self.vote(self._me, list(self._open))
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "broken_method", "rules"),
+    [
+        (Members, "is_quorum", _any_vote_is_a_quorum, {"not-chosen", "two-chosen", "core"}),
+        (Members, "is_quorum", _one_member_counts_twice, {"not-chosen", "two-chosen", "core"}),
+        (Learner, "mark", _mark_without_ballots, {"not-chosen"}),
+        (Acceptor, "promise", _promise_everybody, {"promise-back", "core"}),
+        (Campaign, "adopt", _adopt_nothing, {"two-chosen", "core"}),
+        (Campaign, "adopt", _adopt_own_only, {"two-chosen", "core"}),
+        (Leadership, "_confirm_reads", _confirm_at_once, {"stale-read"}),
+        (
+            Leadership,
+            "work",
+            _vote_before_the_write(Leadership.work),
+            {"not-chosen", "lost-command"},
+        ),
+    ],
+)
+def test_broken_core_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    broken_method: Callable[..., Any],
+    rules: set[str],
+) -> None:
+    monkeypatch.setattr(owner, name, broken_method)
+    broken = _rules_broken()
+    assert broken and broken <= rules
+
+
+@pytest.mark.slow
+def test_outbox_that_lets_answers_overtake_writes_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A repeated message must not be answered while the first answer's write is under way."""
+
+    def take_persist(self: Outbox) -> Persist | None:
+        persist = original(self)
+        return None if persist == Persist() else persist
+
+    original = Outbox._take_persist
+    monkeypatch.setattr(Outbox, "_take_persist", take_persist)
+    broken = _rules_broken()
+    assert broken and broken <= {"not-durable", "promise-back"}
