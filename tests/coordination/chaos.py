@@ -38,7 +38,7 @@ from tests.coordination.world import FakeClient, World
 RULES = Rules(ahead_us=3_000, assigned_max=12, request_record_ms=10_000)
 TWINS_MAX = 2
 NAMES = ("map", "merge", "long", "new")
-RUN_US = {"map": 200, "merge": 700, "long": 50_000, "new": 10}
+RUN_US = {"map": 200, "merge": 700, "long": 50_000, "new": 10}  # of a completion
 
 
 class ChaosWorld(World):
@@ -250,6 +250,7 @@ class Chaos:
         if len(self.clients) < 3:
             name = "abc"[len(self.clients)]
             self.clients.append(self.world.join(name, slots=rng.choice([0, 1, 1, 2, 3])))
+            self.clients[-1].run_us = RUN_US
             return
         client = rng.choice(self.clients)
         if client.slots == 0:

@@ -190,6 +190,7 @@ class FakeClient:
         self.world = world
         self.name = name
         self.slots = slots
+        self.run_us: dict[str, int] = {}  # by task name
         self.starts = 0
         self.cid = ClientId(0)
         self.incarnation = Incarnation("")
@@ -291,7 +292,7 @@ class FakeClient:
             digest,
             100,
             inputs_digest(consumed) if consumed else None,
-            300,
+            self.run_us.get(one.name, 100),
             {key: ("json", f'"{digest[:4]}"') for key in one.keys},
         )
 
