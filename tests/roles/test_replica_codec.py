@@ -1,0 +1,82 @@
+"""Every consensus message travels between replicas unchanged."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from tasksprint.consensus import (
+    Accept,
+    Accepted,
+    Ballot,
+    Canvass,
+    CanvassReply,
+    CatchUpReply,
+    CatchUpRequest,
+    ChosenNotice,
+    Envelope,
+    Forward,
+    Found,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    LogEntry,
+    Message,
+    Nack,
+    Prepare,
+    Promise,
+    Stranger,
+)
+from tasksprint.errors import RemoteProtocolError
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.roles.replica_codec import decode, encode
+
+BALLOT = Ballot(7, ReplicaId(2))
+ENTRIES = (LogEntry(Slot(3), BALLOT, b"\n\x00\xff"), LogEntry(Slot(4), Ballot(1, ReplicaId(1)), b""))
+
+MESSAGES: list[Message] = [
+    Hello("10.0.0.1:7070", None, None, (ReplicaId(1), ReplicaId(2))),
+    Hello("10.0.0.1:7070", Incarnation("aa"), "c9f1", (ReplicaId(1),)),
+    Found(b'{"version":1}\n'),
+    Stranger("c9f1", None, Incarnation("bb")),
+    Canvass(11, Slot(5)),
+    CanvassReply(11, True, 6, Slot(5)),
+    Prepare(BALLOT, Slot(9)),
+    Promise(BALLOT, Slot(3), ENTRIES),
+    Promise(BALLOT, Slot(3), ()),
+    Nack(BALLOT, Ballot(8, ReplicaId(3))),
+    Accept(BALLOT, Slot(9), b"\n[1]\n", Slot(8)),
+    Accepted(BALLOT, (Slot(8), Slot(9))),
+    ChosenNotice(BALLOT, Slot(9)),
+    Heartbeat(BALLOT, 4, Slot(9)),
+    HeartbeatReply(BALLOT, 4, Slot(9)),
+    CatchUpRequest(Slot(1)),
+    CatchUpReply(Slot(3), ENTRIES, Slot(9), Slot(1)),
+    Forward((b"[1]", b"", b"\n")),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_message_comes_out_as_it_went_in(message: Message) -> None:
+    envelope = Envelope(ReplicaId(1), Incarnation("aa"), ReplicaId(2), message)
+    assert decode(encode(envelope), who="replica 1") == envelope
+
+
+def test_every_kind_of_message_is_covered() -> None:
+    assert {type(message) for message in MESSAGES} == set(typing.get_args(Message))
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b'[[2,1,"aa",2,"found"],[0]]\n', "speaks version 2 of the replicas' protocol, expected 1"),
+        (b'[[1,1,"aa",2,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,1,"aa",2,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
+        (b"[[],[]]\n", "frame from replica 1 can't be understood"),
+    ],
+)
+def test_frame_that_carries_no_message_is_refused(frame: bytes, message: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(frame, who="replica 1")
+    assert message in str(caught.value)
