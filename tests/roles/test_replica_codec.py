@@ -33,7 +33,10 @@ from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.roles.replica_codec import decode, encode
 
 BALLOT = Ballot(7, ReplicaId(2))
-ENTRIES = (LogEntry(Slot(3), BALLOT, b"\n\x00\xff"), LogEntry(Slot(4), Ballot(1, ReplicaId(1)), b""))
+ENTRIES = (
+    LogEntry(Slot(3), BALLOT, b"\n\x00\xff"),
+    LogEntry(Slot(4), Ballot(1, ReplicaId(1)), b""),
+)
 
 MESSAGES: list[Message] = [
     Hello("10.0.0.1:7070", None, None, (ReplicaId(1), ReplicaId(2))),
@@ -70,7 +73,10 @@ def test_every_kind_of_message_is_covered() -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (b'[[2,1,"aa",2,"found"],[0]]\n', "speaks version 2 of the replicas' protocol, expected 1"),
+        (
+            b'[[2,1,"aa",2,"found"],[0]]\n',
+            "speaks version 2 of the replicas' protocol, expected 1",
+        ),
         (b'[[1,1,"aa",2,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
         (b'[[1,1,"aa",2,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
         (b"[[],[]]\n", "frame from replica 1 can't be understood"),
