@@ -81,17 +81,17 @@ class Chaos:
 
     def run(self, steps: Iterable[tuple[int, int]]) -> None:
         actions = [
-            (14, self.start_tasks),
-            (26, self.work),
-            (6, self.work_unreported),
+            (16, self.start_tasks),
+            (60, self.work),
+            (4, self.work_unreported),
             (6, self.fail),
             (5, self.lose),
-            (6, self.join),
-            (6, self.die),
-            (3, self.leave),
-            (4, self.kill),
+            (7, self.join),
+            (4, self.die),
+            (2, self.leave),
+            (2, self.kill),
             (4, self.release),
-            (3, self.finish),
+            (1, self.finish),
             (1, self.end),
             (4, self.tick),
             (3, self.repeat),
@@ -252,7 +252,8 @@ class Chaos:
             self.clients.append(self.world.join(name, slots=rng.choice([0, 1, 1, 2, 3])))
             self.clients[-1].run_us = RUN_US
             return
-        client = rng.choice(self.clients)
+        dead = [client for client in self.clients if client not in self.alive()]
+        client = rng.choice(dead or self.clients)
         if client.slots == 0:
             client.slots = 1
         for place in list(client.values):

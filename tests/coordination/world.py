@@ -31,6 +31,7 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.rows import TABLES, Row
 from tasksprint.coordination.schedule import Applied, Schedule
+from tasksprint.coordination.tasks import DONE
 from tasksprint.coordination.view import Assignment, View, decode_view, encode_view
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import RULES, Rules
@@ -89,6 +90,8 @@ class World:
         self.log: list[tuple[bytes, ...]] = []
         self.events: dict[int, list[dict[str, Any]]] = {}
         self.notes: list[str] = []
+        # (job, tid, result digest): the digests that it was computed from.
+        self.origins: dict[tuple[JobId, TaskId, str], list[str]] = {}
         self._submitted = 0
 
     def make_schedule(self, rows: Iterable[Row] | None) -> Schedule:
@@ -116,7 +119,21 @@ class World:
         if self.is_checked:
             self.schedule.check()
             self.check_told_once()
+            self.check_origins()
         return applied
+
+    def check_origins(self) -> None:
+        """Assert that each result rests on what its inputs' results are now."""
+        for job in self.schedule._state.running.values():
+            for task in job.tasks.values():
+                if task.state != DONE or task.digest is None:
+                    continue
+                used = self.origins.get((job.job, task.tid, task.digest), [])
+                for tid, digest in zip(task.pretasks, used, strict=True):
+                    pretask = job.tasks.get(tid)
+                    assert pretask is None or pretask.digest == digest, (
+                        f"{task} rests on other bytes than {pretask} has"
+                    )
 
     def check_told_once(self) -> None:
         for events in self.events.values():
@@ -283,6 +300,7 @@ class FakeClient:
             else:
                 consumed.append(item.digest)
         digest = digest_of(one.job, one.name, one.seed, consumed, salt)
+        self.world.origins[one.job, one.tid, digest] = consumed
         self.values[one.job, one.tid] = digest
         self.assigned.pop((one.job, one.tid), None)
         return Completion(
