@@ -30,6 +30,7 @@ import hmac
 import logging
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import cast
@@ -56,6 +57,8 @@ PROTOCOL_NAME = "tasksprint-replica"
 _HEAD = struct.Struct(">I16s")
 _NUMBER = struct.Struct(">Q")
 _MAC_BYTES = 16
+# Frames are joined to writes of about this size.
+_WRITE_BYTES = 256 * 1024
 
 
 class PeerStreams:
@@ -323,14 +326,19 @@ class _Sender(asyncio.Protocol):
         self._is_open = False
         self._mac = Mac(bytes(32))
         self._number = 0  # of the next frame
-        self._parts: list[bytes] = []
+        # Frames wait here and not in the transport: a big buffer of asyncio costs a copy of
+        # itself for each write (before Python 3.12).
+        self._parts: deque[bytes] = deque()
         self._parts_bytes = 0
-        self._dropped = 0
+        self._is_marked = False  # A flush comes at the end of this turn.
+        self._is_paused = False  # The transport has enough.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._is_open = True
-        _tune(transport, self._streams.settings)
+        settings = self._streams.settings
+        self._transport.set_write_buffer_limits(high=settings.write_buffer_bytes_max)
+        _tune(transport, settings)
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
@@ -385,32 +393,51 @@ class _Sender(asyncio.Protocol):
         self._mac = mac
 
     def send(self, frame: bytes) -> bool:
-        waiting = self._parts_bytes + self._transport.get_write_buffer_size()
+        waiting = self._parts_bytes
         if waiting > self._buffer_bytes_max or self.lost.done():
-            self._dropped += 1
             self._streams.warnings.warn(
                 (self._peer, "dropped"),
                 f"replica={self._streams.me} peer={self._peer} doesn't read: frames are dropped, "
                 f"{waiting} bytes wait (stream_buffer_bytes_max {self._buffer_bytes_max})",
             )
             return False
-        parts = self._parts
-        if not parts:
-            self._streams.mark(self)
-        size = len(frame)
         mac = self._mac.digest(_NUMBER.pack(self._number), frame)
         self._number += 1
-        parts.append(_HEAD.pack(size, mac[:_MAC_BYTES]))
-        parts.append(frame)
-        self._parts_bytes += size
+        size = len(frame)
+        self._parts.append(_HEAD.pack(size, mac[:_MAC_BYTES]))
+        self._parts.append(frame)
+        self._parts_bytes += _HEAD.size + size
+        if not self._is_marked and not self._is_paused:
+            self._is_marked = True
+            self._streams.mark(self)
         return True
 
     def flush(self) -> None:
-        parts, self._parts = self._parts, []
-        self._parts_bytes = 0
-        if not parts or self._transport.is_closing():
+        self._is_marked = False
+        parts = self._parts
+        if not self._is_open:
+            parts.clear()
+        if self._parts_bytes <= _WRITE_BYTES and not self._is_paused:
+            data = b"".join(parts)
+            parts.clear()
+            self._parts_bytes = 0
+            self._transport.write(data)
             return
-        self._transport.write(b"".join(parts))
+        while parts and not self._is_paused:
+            batch = [parts.popleft()]
+            size = len(batch[0])
+            while parts and size + len(parts[0]) <= _WRITE_BYTES:
+                size += len(parts[0])
+                batch.append(parts.popleft())
+            self._parts_bytes -= size
+            self._transport.write(b"".join(batch))
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self.flush()
 
     def close(self) -> None:
         if not self.lost.done():
@@ -441,8 +468,9 @@ class _Receiver(asyncio.Protocol):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
         self._frame_bytes_max = streams.settings.frame_bytes_max
         self._number = 0  # of the next frame
-        self._buffer = bytearray()
-        self._wanted = _HEAD.size  # bytes that the buffer must hold before a look pays
+        self._pieces: list[bytes] = []  # of the frame that isn't complete
+        self._pieces_bytes = 0
+        self._wanted = _HEAD.size  # bytes that must be there before a look pays
         self._cause = "it closed the connection"
         self._is_open = False
 
@@ -453,15 +481,17 @@ class _Receiver(asyncio.Protocol):
         self._streams.receiver_made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._wanted:
+        if self._pieces:
+            self._pieces.append(data)
+            self._pieces_bytes += len(data)
+            if self._pieces_bytes < self._wanted:
                 return
-            data = bytes(self._buffer)
-            self._buffer.clear()
+            data = b"".join(self._pieces)
+            self._pieces.clear()
         used = self._take_frames(data)
         if used < len(data):
-            self._buffer += memoryview(data)[used:]
+            self._pieces.append(data[used:] if used else data)
+            self._pieces_bytes = len(data) - used
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_open = False
