@@ -401,3 +401,52 @@ def test_task_with_more_inputs_than_the_cache_takes_still_runs() -> None:
         bench.expect(FetchInputs(7, (request(tid, digest=digest),)))
         bench.fetched(tid, big)
     bench.expect(run(merge, id=2, digests=(digest,) * 7))
+
+
+def test_dependent_of_a_new_attempt_does_not_run_with_the_older_value() -> None:
+    bench = Bench(slots=2, held=(HeldResult(1, 0, OTHER),))
+    bench.serving(1, 2)
+    bench.view(task(0, attempt=2), task(1, made_here(0)))
+    bench.expect(run(task(0, attempt=2), id=2))
+
+
+def test_holder_that_went_and_came_back_is_asked_at_once() -> None:
+    bench = Bench()
+    bench.serving(1)
+    bench.view(task(1, held_by(7, tid=0)), task(2, held_by(7, tid=0)))
+    bench.effects()
+    bench.fetch_failed(0, 7)
+    bench.effects()
+    bench.view(task(1, Input(0, "result", DIGEST, ())))
+    bench.view(task(1, held_by(7, tid=0)))
+    bench.expect(FetchInputs(7, (request(0),)))
+
+
+def test_request_that_waits_for_a_client_that_is_no_holder_any_more_goes_to_another() -> None:
+    """Others of the same job still need the copy, so it lives through the change."""
+    bench = Bench(settings=replace(SETTINGS, fetches_per_peer_max=1, fetch_batch_max=1))
+    bench.serving(1)
+    bench.view(task(10, held_by(7, tid=0)))
+    bench.expect(FetchInputs(7, (request(0),)))
+    bench.view(task(11, held_by(7, tid=1)), task(12, held_by(7, tid=1)))
+    bench.assert_empty()
+    bench.view(task(11, held_by(8, tid=1)))
+    bench.expect(FetchInputs(8, (request(1),)))
+    bench.fetched(1)
+    bench.expect(run(task(11, held_by(8, tid=1)), id=2, digests=(DIGEST,)))
+
+
+def test_lost_copy_does_not_disturb_a_task_that_runs_with_it() -> None:
+    bench = Bench(slots=2)
+    bench.serving(1, 2)
+    tasks = [task(1, held_by(7, tid=0)), task(2, held_by(7, tid=0))]
+    bench.view(*tasks)
+    bench.effects()
+    bench.fetched(0)
+    bench.effects()
+    bench.workbench.run_refused(2, 2, {0: None}, bench.now_ms)
+    bench.expect(FetchInputs(7, (request(0),)))
+    bench.done(1, 2, after_us=1_000)
+    bench.expect(stored(1, id=2))
+    bench.fetched(0)
+    bench.expect(run(tasks[1], node=1, id=3, digests=(DIGEST,)))

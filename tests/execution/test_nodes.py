@@ -538,3 +538,33 @@ def test_attached_node_needs_a_number_of_its_own() -> None:
         LocalProtocolError, match="node 5 attached with a number not from next_node"
     ):
         bench.workbench.node_attached(5, "mine", False, 1, 0)
+
+
+def test_name_that_took_long_once_is_not_written_ahead_next_time() -> None:
+    bench = Bench()
+    bench.serving(1, window=10)
+    bench.measure("work", 100)
+    bench.measure("work", 50_000)
+    bench.view(task(0), task(1))
+    assert sent(bench) == [(1, 0)]
+
+
+def test_full_pipes_run_dry_for_a_program_that_waited_long() -> None:
+    """A program of short tasks, of which new ones keep coming, never has an idle node."""
+    bench = Bench()
+    bench.serving(1, window=2)
+    bench.measure("work", 2_000)
+    bench.view(task(0), task(1))
+    bench.view(task(50, job=2), jobs=(JOB, OTHER_JOB))
+    bench.effects()
+    bench.workbench.program_ready(OTHER_JOB.program)
+    bench.effects()
+    for tid in range(2, 251):
+        bench.view(task(tid))
+        bench.done(1, tid + 1, after_us=2_000)
+        assert sent(bench) == [(1, tid)]
+    bench.view(task(251))
+    bench.done(1, 252, after_us=2_000)
+    assert sent(bench) == []
+    bench.done(1, 253, after_us=2_000)
+    assert StopNode(1) in bench.effects()

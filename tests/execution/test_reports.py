@@ -171,3 +171,37 @@ def test_attempt_that_ended_is_not_begun_again_by_a_view_that_does_not_know() ->
     bench.assert_empty()
     bench.view(task(1, attempt=2))
     bench.expect(run(task(1, attempt=2), id=4))
+
+
+def test_dependent_of_a_replaced_attempt_is_reported_after_the_new_one() -> None:
+    bench = Bench()
+    bench.serving(1)
+    _run(bench, task(0), task(1, made_here(0)))
+    bench.stored(1)
+    bench.view(task(0, attempt=2))
+    bench.effects()
+    bench.done(1, 4, after_us=1_000)
+    bench.effects()
+    bench.stored(0, attempt=2)
+    bench.expect(
+        report(
+            2,
+            completion(0, attempt=2, run_us=1_000),
+            completion(1, run_us=1_000, inputs=inputs_digest(DIGEST)),
+        )
+    )
+
+
+def test_completion_whose_values_were_replaced_before_it_was_sent_is_not_sent() -> None:
+    bench = Bench()
+    bench.serving(1)
+    _run(bench, task(0), task(1))
+    bench.stored(1)
+    bench.expect(report(2, completion(1, run_us=1_000)))
+    bench.stored(0)
+    bench.view(task(0, attempt=2))
+    bench.effects()
+    bench.done(1, 4, values=manifest("result", salt="other"), after_us=1_000)
+    bench.effects()
+    bench.acknowledged(2)
+    bench.assert_empty()
