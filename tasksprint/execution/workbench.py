@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from tasksprint.coordination.view import Assignment, View
@@ -35,13 +34,13 @@ from tasksprint.execution.effects import (
     Manifest,
     NodeId,
     Note,
-    PrepareProgram,
     Reply,
     StoreResult,
     TaskError,
 )
 from tasksprint.execution.inputs import Inputs
 from tasksprint.execution.nodes import Nodes
+from tasksprint.execution.programs import Programs
 from tasksprint.execution.records import (
     Entry,
     Held,
@@ -52,17 +51,14 @@ from tasksprint.execution.records import (
     ProgramState,
     Task,
     TaskState,
-    describe_keys,
 )
 from tasksprint.execution.reports import Reports
 from tasksprint.execution.timers import Timers
+from tasksprint.execution.values import find_too_big, inline_values
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.settings import RULES, Rules, Settings
 
 __all__ = ["Workbench"]
-
-# Programs without tasks and nodes that are remembered, for what was measured of them.
-_IDLE_PROGRAMS_MAX = 100
 
 
 class Workbench:
@@ -101,7 +97,7 @@ class Workbench:
         # The last attempt at each task that ended here, so that a view made before its
         # report was applied doesn't start it again.
         self._ended: dict[JobId, dict[TaskId, int]] = {}
-        self._programs: dict[tuple[str, str], Program] = {}
+        self._programs = Programs(settings, self._timers, self._outbox)
         self._jobs: dict[JobId, Program] = {}
         self._reports = Reports(settings, self._outbox, incarnation)
         self._inputs = Inputs(
@@ -166,7 +162,9 @@ class Workbench:
             return  # Overtaken: what it says is known, or no longer true.
         self.version = view.version
         for entry in view.jobs:
-            self._jobs[entry.job] = self._program(entry.program, entry.node)
+            self._jobs[entry.job] = self._programs.get(
+                entry.program, entry.node, self._jobs.values()
+            )
         if view.whole:
             named = {(one.job, one.tid) for one in view.run}
             for task in [task for key, task in self._tasks.items() if key not in named]:
@@ -214,20 +212,13 @@ class Workbench:
 
     def program_ready(self, digest: str) -> None:
         """Note that nodes of this archive can be started."""
-        for program in self._programs.values():
-            if program.digest == digest and program.state is ProgramState.PREPARING:
-                program.state = ProgramState.PREPARED
+        self._programs.prepared(digest)
 
     def program_failed(self, digest: str, error: str, now_ms: int) -> None:
         """Fail the tasks that wait for this archive; the next one tries again."""
         self._now(now_ms)
-        for program in list(self._programs.values()):
-            if program.digest == digest and program.state is ProgramState.PREPARING:
-                program.state = ProgramState.UNKNOWN
-                self._nodes.fail_ready(program, f"cannot prepare {program}: {error}", {})
-                # For the tasks that still wait for inputs.
-                pause_ms = self._settings.node_restart_pause_max_ms
-                self._timers.start(now_ms + pause_ms, partial(self._prepare_late, program))
+        for program in self._programs.not_prepared(digest, now_ms):
+            self._nodes.fail_ready(program, f"cannot prepare {program}: {error}", {})
 
     def node_ready(self, node: NodeId, frames: bool, window: int, now_ms: int) -> None:
         """Note that a node that was started takes tasks."""
@@ -249,7 +240,8 @@ class Workbench:
         self._now(now_ms)
         if node in self._nodes.nodes or not self._nodes.is_past(node):
             raise LocalProtocolError(f"node {node} attached with a number not from next_node")
-        added = self._nodes.attached(node, self._program("", f"attached:{name}"), now_ms)
+        program = self._programs.get("", f"attached:{name}", self._jobs.values())
+        added = self._nodes.attached(node, program, now_ms)
         added.frames = frames
         self._nodes.ready(added, window, now_ms)
 
@@ -448,7 +440,7 @@ class Workbench:
                 assert not set(task.pending) & set(task.digests)
             ended = self._ended.get(key[0], {}).get(key[1], 0)
             assert ended < task.assignment.attempt
-        for program in self._programs.values():
+        for program in self._programs:
             assert program.tasks == tasks_of.get(program, 0)
 
     # --- private: assignments --------------------------------------------------------
@@ -481,7 +473,7 @@ class Workbench:
         task = self._tasks[key] = Task(assignment, program, self._arrivals)
         program.tasks += 1
         if program.state is ProgramState.UNKNOWN:
-            self._prepare(program)
+            self._programs.prepare(program)
         if assignment.inputs:
             self._inputs.resolve(task)
             if task.pending:
@@ -534,45 +526,7 @@ class Workbench:
         ended[tid] = task.assignment.attempt
         self._remove(task)
 
-    # --- private: programs -----------------------------------------------------------
-
-    def _program(self, digest: str, command: str) -> Program:
-        is_attached = command.startswith("attached:")
-        # A job with attached nodes needs none of what is in its archive.
-        name = ("" if is_attached else digest, command)
-        program = self._programs.get(name)
-        if program is None:
-            self._forget_programs()
-            program = self._programs[name] = Program(*name)
-        return program
-
-    def _forget_programs(self) -> None:
-        """Forget the oldest programs that nobody uses, if there are many."""
-        if len(self._programs) < _IDLE_PROGRAMS_MAX:
-            return
-        used = {id(program) for program in self._jobs.values()}
-        for name, program in list(self._programs.items()):
-            if not (program.tasks or program.nodes or id(program) in used):
-                del self._programs[name]
-                return
-
-    def _prepare(self, program: Program) -> None:
-        # Another program of the same archive may have it done already, or under way.
-        states = {
-            other.state
-            for other in self._programs.values()
-            if other is not program and other.digest == program.digest
-        }
-        if ProgramState.PREPARED in states:
-            program.state = ProgramState.PREPARED
-            return
-        program.state = ProgramState.PREPARING
-        if ProgramState.PREPARING not in states:
-            self._outbox.append(PrepareProgram(program.digest))
-
-    def _prepare_late(self, program: Program, _now_ms: int) -> None:
-        if program.tasks and program.state is ProgramState.UNKNOWN:
-            self._prepare(program)
+    # --- private: nodes --------------------------------------------------------------
 
     def _node(self, node_id: NodeId) -> Node | None:
         """Return a node, or None if it has ended: the shell may say things late."""
@@ -587,23 +541,17 @@ class Workbench:
         assignment = task.assignment
         inline: tuple[tuple[str, str], ...] = ()
         inline_bytes = 0
-        if assignment.keys:
-            found = _inline_values(task, manifest, self._rules)
+        error = find_too_big(task, manifest, self._settings.value_bytes_max)
+        if error is None and assignment.keys:
+            found = inline_values(task, manifest, self._rules)
             if isinstance(found, str):
-                self._fail(task, found, fatal=True, detail=_run_detail(entry.node, run_us))
-                return
-            inline, inline_bytes = found
-        size_bytes = 0
-        for key, _, size, _ in manifest:
-            size_bytes += size
-            if size > self._settings.value_bytes_max:
-                error = (
-                    f"{task} returned {size} bytes under key {key!r}, expected at most "
-                    f"{self._settings.value_bytes_max} (value_bytes_max); "
-                    "split the value over several keys or tasks"
-                )
-                self._fail(task, error, fatal=True, detail=_run_detail(entry.node, run_us))
-                return
+                error = found
+            else:
+                inline, inline_bytes = found
+        if error is not None:
+            self._fail(task, error, fatal=True, detail=_run_detail(entry.node, run_us))
+            return
+        size_bytes = sum([item[2] for item in manifest])
         job, tid, attempt = assignment.job, assignment.tid, assignment.attempt
         digest = result_digest(manifest)  # type: ignore[arg-type]
         inputs_digest: str | None = None
@@ -666,37 +614,3 @@ class Workbench:
 
 def _run_detail(node: Node, run_us: int) -> dict[str, Any]:
     return {"node": node.id, "run_ms": run_us // 1_000}
-
-
-def _inline_values(
-    task: Task, manifest: Manifest, rules: Rules
-) -> tuple[tuple[tuple[str, str], ...], int] | str:
-    """Return (key, kind) of the values that the report must carry, and their size.
-
-    Returns:
-        What is wrong, if one is missing or too big.
-    """
-    found = {key: (kind, size) for key, kind, size, _ in manifest}
-    inline: list[tuple[str, str]] = []
-    total = 0
-    for key in dict.fromkeys(task.assignment.keys):
-        item = found.get(key)
-        if item is None:
-            returned = describe_keys(found)
-            return f"{task} returned no value under key {key!r}, it returned {returned}"
-        kind, size = item
-        if size > rules.inline_value_bytes_max:
-            return (
-                f"{task} returned {size} bytes under key {key!r}, which is one of its keys: "
-                f"expected at most {rules.inline_value_bytes_max} (inline_value_bytes_max); "
-                "leave big values to other tasks and return a small summary under this key"
-            )
-        total += size
-        if total > rules.inline_task_bytes_max:
-            return (
-                f"{task} returned more than {rules.inline_task_bytes_max} bytes under its keys "
-                f"(inline_task_bytes_max), {key!r} is the first one too many; "
-                "leave big values to other tasks and return small summaries under its keys"
-            )
-        inline.append((key, kind))
-    return tuple(inline), total

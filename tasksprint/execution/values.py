@@ -1,0 +1,57 @@
+"""What the values of an answer must be like, before they count.
+
+Knows the limits and how to tell the user about them; pure functions of a manifest.
+"""
+
+from __future__ import annotations
+
+from tasksprint.execution.effects import Manifest
+from tasksprint.execution.records import Task, describe_keys
+from tasksprint.settings import Rules
+
+__all__ = ["find_too_big", "inline_values"]
+
+
+def find_too_big(task: Task, manifest: Manifest, bytes_max: int) -> str | None:
+    """Return what is wrong if a value is larger than any may be."""
+    for key, _, size, _ in manifest:
+        if size > bytes_max:
+            return (
+                f"{task} returned {size} bytes under key {key!r}, expected at most "
+                f"{bytes_max} (value_bytes_max); split the value over several keys or tasks"
+            )
+    return None
+
+
+def inline_values(
+    task: Task, manifest: Manifest, rules: Rules
+) -> tuple[tuple[tuple[str, str], ...], int] | str:
+    """Return (key, kind) of the values that the report must carry, and their size.
+
+    Returns:
+        What is wrong, if one is missing or too big.
+    """
+    found = {key: (kind, size) for key, kind, size, _ in manifest}
+    inline: list[tuple[str, str]] = []
+    total = 0
+    for key in dict.fromkeys(task.assignment.keys):
+        item = found.get(key)
+        if item is None:
+            returned = describe_keys(found)
+            return f"{task} returned no value under key {key!r}, it returned {returned}"
+        kind, size = item
+        if size > rules.inline_value_bytes_max:
+            return (
+                f"{task} returned {size} bytes under key {key!r}, which is one of its keys: "
+                f"expected at most {rules.inline_value_bytes_max} (inline_value_bytes_max); "
+                "leave big values to other tasks and return a small summary under this key"
+            )
+        total += size
+        if total > rules.inline_task_bytes_max:
+            return (
+                f"{task} returned more than {rules.inline_task_bytes_max} bytes under its keys "
+                f"(inline_task_bytes_max), {key!r} is the first one too many; "
+                "leave big values to other tasks and return small summaries under its keys"
+            )
+        inline.append((key, kind))
+    return tuple(inline), total
