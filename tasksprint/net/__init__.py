@@ -8,6 +8,7 @@
     router           which handler answers which path
     http_server      the server: an address, and the life of its connections
     http_connection  one of those: receives requests, answers them in order
+    http_exchange    one request: judged, completed, asked, answered for
     http_body        a request's body that streams in
     http_client      the client with its pool of connections
     http_blocking    the same requests without asyncio, for the command line

@@ -1,42 +1,29 @@
 """One connection of the HTTP server: receives requests, answers them in order.
 
-What happens to a request: its head is judged (route, gate, sizes), then its body is
-read, its signature is checked with the body's digest, and its handler is asked. Each stage
-may refuse it; the refusal is answered in the request's turn, like any answer.
+What a request is worth is judged by its `Exchange`; here are bytes, turns, pauses
+and the end. An answer of a plain handler is written in the turn of the loop in which its
+request arrived; for others a task waits, and no faster than the peer reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable
+from typing import cast
 
 import httptools
 
 from tasksprint.encoding import decode_json
-from tasksprint.errors import (
-    LocalProtocolError,
-    PeerUnreachable,
-    Refused,
-    RemoteProtocolError,
-    TaskSprintError,
-    UsageError,
-)
+from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused
 from tasksprint.net.addresses import format_address, tune_socket
-from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity
 from tasksprint.net.http_body import BodyFeeder
-from tasksprint.net.http_messages import BODY_DIGEST_HEADER, parse_query, response_head
-from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST
-from tasksprint.net.router import Request, Response, Route, Router, Upgrade, error_response
-from tasksprint.settings import Settings
+from tasksprint.net.http_exchange import Exchange, Service
+from tasksprint.net.http_messages import response_head
+from tasksprint.net.router import Response, Upgrade, error_response
 
-__all__ = ["Connection", "Service"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Connection", "Connections"]
 
 # Bigger bodies are written in slices, so that they aren't copied into the transport.
 _SLICE_BYTES = 256 * 1024
@@ -46,34 +33,16 @@ _LINGER_S = 2.0
 _CHUNKED = {"Transfer-Encoding": "chunked"}
 
 
-class Service:
-    """What all connections of one server share."""
+class Connections:
+    """The connections of one server."""
 
-    def __init__(
-        self,
-        router: Router,
-        gate: Gate | None,
-        settings: Settings,
-        on_bug: Callable[[BaseException], None] | None,
-    ) -> None:
-        self.router = router
-        self.gate = gate
-        self.settings = settings
-        self.on_bug = on_bug
-        self.connections: set[Connection] = set()
+    def __init__(self) -> None:
+        self.open: set[Connection] = set()
         self.upgraded: set[asyncio.Transport] = set()  # left HTTP; closed with the server
-        self.warnings = CountedWarnings(log)
-        self.is_closing = False  # Connections end after the answer that they owe.
-
-    def tell_bug(self, what: str, error: BaseException) -> None:
-        """Log an exception that should never have been raised, and tell the role."""
-        log.error("%s failed", what, exc_info=error)
-        if self.on_bug is not None:
-            self.on_bug(error)
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """Return the tasks of the answers under way."""
-        return [connection.task for connection in self.connections if connection.task]
+        return [connection.task for connection in self.open if connection.task]
 
     def keep_upgraded(self, transport: asyncio.Transport) -> None:
         """Remember a connection that left HTTP."""
@@ -81,42 +50,11 @@ class Service:
         self.upgraded.add(transport)
 
 
-class _Exchange:
-    """One request under way, and what became of it at each stage."""
-
-    __slots__ = (
-        "body_digest",
-        "claim",
-        "declared_digest",
-        "feeder",
-        "keep_alive",
-        "refusal",
-        "request",
-        "route",
-        "version",
-    )
-
-    def __init__(self) -> None:
-        self.request: Request | None = None
-        self.route: Route | None = None
-        self.claim: Claim | None = None
-        self.refusal: Response | None = None  # Decided before the handler was asked.
-        self.keep_alive = True
-        self.version = "1.1"
-        self.declared_digest: str | None = None
-        self.body_digest = EMPTY_DIGEST
-        self.feeder: BodyFeeder | None = None
-
-
 class Connection(asyncio.Protocol):
     """One connection of a peer."""
 
     __slots__ = (
-        "_body",
-        "_body_bytes",
-        "_body_bytes_max",
-        "_body_hash",
-        "_body_parts",
+        "_connections",
         "_current",
         "_drained",
         "_feed_bytes",
@@ -142,8 +80,9 @@ class Connection(asyncio.Protocol):
         "task",
     )
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, connections: Connections) -> None:
         self._service = service
+        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
@@ -151,21 +90,16 @@ class Connection(asyncio.Protocol):
         self.moved_at = self._loop.time()
         self.task: asyncio.Task[None] | None = None  # of the exchange that is answered
         # The request that is being received:
-        self._receiving: _Exchange | None = None
+        self._receiving: Exchange | None = None
         self._url = b""
         self._headers: dict[str, str] = {}
         self._in_head = False
         self._head_is_split = False
         self._head_bytes = 0  # of feeds that a head took, after its first
         self._feed_bytes = 0
-        self._body = b""
-        self._body_parts: list[bytes] | None = None
-        self._body_hash: Any = None
-        self._body_bytes = 0
-        self._body_bytes_max = 0
         # What is answered, and what waits for its turn:
-        self._current: _Exchange | None = None
-        self._waiting: deque[_Exchange] = deque()
+        self._current: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
         self._is_lost = False
         self._is_discarding = False  # What comes in is not looked at any more.
         self._feeding = False
@@ -189,16 +123,17 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self._peer = format_address(name[0], name[1]) if isinstance(name, tuple) else "local"
         self._transport.set_write_buffer_limits(high=settings.write_buffer_bytes_max)
-        self._service.connections.add(self)
-        if self._service.is_closing or len(self._service.connections) > settings.connections_max:
+        self._connections.open.add(self)
+        if self._service.is_closing or len(self._connections.open) > settings.connections_max:
             self._is_discarding = True
             self._service.warnings.warn("full", f"peer={self._peer} refused: too many connections")
+            exchange = Exchange(self._service, self._peer, version="1.1", keep_alive=False)
             response = error_response(503, "too many connections", hint="try again later")
-            self._write_bytes(response, cast(bytes, response.body), keep_alive=False)
+            self._write_bytes(exchange, response, cast(bytes, response.body))
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._service.connections.discard(self)
+        self._connections.open.discard(self)
         self._is_lost = True
         self._is_discarding = True
         self._waiting.clear()
@@ -248,7 +183,7 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > self._service.settings.head_bytes_max:
                 self._in_head = False
-                self._refuse_rest(self._head_too_big())
+                self._refuse_rest(self._service.head_too_big())
         self._feeding = False
         if self._out:
             self._flush()
@@ -280,186 +215,80 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         if self._is_discarding:
             return
-        exchange = _Exchange()
-        parser = self._parser
-        self._receiving = exchange
-        exchange.keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
-        exchange.version = parser.get_http_version()
-        self._body = b""
-        self._body_parts = None
-        self._body_bytes = 0
-        try:
-            self._open_exchange(exchange)
-        except Refused as refusal:
-            exchange.refusal = self._answer_to(exchange, refusal)
-        except UnicodeDecodeError:
-            exchange.refusal = error_response(400, "the path is not ASCII")
-        headers = self._headers
+        parser, headers = self._parser, self._headers
+        wants_upgrade = parser.should_upgrade()
+        self._receiving = exchange = Exchange(
+            self._service,
+            self._peer,
+            version=parser.get_http_version(),
+            keep_alive=parser.should_keep_alive() and not wants_upgrade,
+        )
+        exchange.judge(
+            parser.get_method().decode("ascii"),
+            self._url,
+            headers,
+            head_may_be_big=self._head_is_split
+            or self._feed_bytes > self._service.settings.head_bytes_max,
+            bound_host=self._bound_host,
+        )
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        if wants_upgrade and exchange.refusal is None:
+            self._judge_upgrade(exchange, has_body=has_body)
         if exchange.refusal is not None:
-            if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+            if has_body:
                 self._refuse_rest(exchange.refusal)  # Without reading its body.
             return
         # While another answer is due, the peer sends its body unasked, a while later.
         if "expect" in headers and self._current is None:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if exchange.feeder is not None:
+        assert exchange.route is not None
+        if exchange.route.streams_body:
+            exchange.open_stream(
+                BodyFeeder(
+                    buffer_bytes_max=self._service.settings.write_buffer_bytes_max,
+                    hold=self._hold_reading,
+                    go_on=self._go_on_reading,
+                )
+            )
             self._enqueue(exchange)
 
     def on_body(self, data: bytes) -> None:
-        if self._is_discarding or self._receiving is None:
-            return
         exchange = self._receiving
-        self._body_bytes += len(data)
-        if self._body_bytes > self._body_bytes_max:
-            self._refuse_rest(self._answer_to(exchange, self._body_too_big(exchange)))
+        if self._is_discarding or exchange is None:
             return
-        if exchange.feeder is not None:
-            exchange.feeder.feed(data)
-        elif not self._body:
-            self._body = data
-        else:
-            # The digest grows with the body: hashing 64 MiB at the end would hold up
-            # every other connection.
-            if self._body_parts is None:
-                self._body_parts = [self._body]
-                self._body_hash = hashlib.sha256(self._body)
-            self._body_parts.append(data)
-            self._body_hash.update(data)
+        exchange.take(data)
+        if exchange.refusal is not None:
+            self._refuse_rest(exchange.refusal)
 
     def on_message_complete(self) -> None:
         if self._is_discarding or self._receiving is None:
             return
         exchange, self._receiving = self._receiving, None
-        if exchange.feeder is not None:
-            exchange.feeder.end()
-            return
-        request = exchange.request
-        if request is not None:
-            if self._body_parts is not None:
-                request.body = b"".join(self._body_parts)
-                exchange.body_digest = self._body_hash.hexdigest()
-                self._body_parts = self._body_hash = None
-            elif self._body:
-                request.body = self._body
-                if exchange.claim is not None or exchange.declared_digest is not None:
-                    exchange.body_digest = hashlib.sha256(self._body).hexdigest()
-            self._body = b""
-        self._enqueue(exchange)
+        exchange.complete()
+        if exchange.feeder is None:
+            self._enqueue(exchange)
 
     # --- receiving ---
 
-    def _open_exchange(self, exchange: _Exchange) -> None:
-        """Judge a head. Refused: the request is refused without its body."""
-        service = self._service
-        settings = service.settings
-        method = self._parser.get_method().decode("ascii")
-        target = self._url.decode("ascii")
-        headers = self._headers
-        path, _, query_text = target.partition("?")
-        query = parse_query(query_text) if query_text else {}
-        # A stand-in until the route is known: refusals are logged with the path.
-        request = Request(method, path, query, headers, b"", self._peer, Identity.ANYONE, {})
-        exchange.request = request
-        if self._head_is_split or self._feed_bytes > settings.head_bytes_max:
-            size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
-            if size > settings.head_bytes_max:
-                exchange.refusal = self._head_too_big()
-                exchange.keep_alive = False
-                return
-        if not path.startswith("/"):
-            raise Refused(f"the request's path {path!r} doesn't begin with '/'", status=400)
-        route: Route | None
-        if service.gate is None:
-            route, request.segments = service.router.find(method, path)
-            request.identity = Identity.CLUSTER
-        else:
-            # Who was called by a wrong name, or has no key, learns no paths.
-            try:
-                route, request.segments = service.router.find(method, path)
-                access, unknown = route.access, None
-            except Refused as refusal:
-                route, access, unknown = None, Access.KEY, refusal
-            admitted = service.gate.admit(
-                method, target, headers, query, access=access, bound_host=self._bound_host
+    def _judge_upgrade(self, exchange: Exchange, *, has_body: bool) -> None:
+        assert exchange.route is not None
+        if has_body:
+            # The parser takes a body for the bytes of the other protocol.
+            exchange.refusal = error_response(400, "a request to upgrade can't have a body")
+        elif exchange.route.upgrade is not None and (self._current or self._waiting):
+            exchange.refusal = error_response(
+                400, "a request to upgrade can't follow others unanswered"
             )
-            if unknown is not None:
-                raise unknown
-            if type(admitted) is Identity:
-                request.identity = admitted
-            else:
-                exchange.claim = cast(Claim, admitted)
-        assert route is not None
-        exchange.route = route
-        if self._parser.should_upgrade():
-            has_body = "content-length" in headers or "transfer-encoding" in headers
-            if has_body and headers.get("content-length") != "0":
-                raise Refused("a request to upgrade can't have a body", status=400)
-            if route.upgrade is not None and (self._current is not None or self._waiting):
-                raise Refused("a request to upgrade can't follow others unanswered", status=400)
-        self._open_body(exchange, route, request)
-
-    def _open_body(self, exchange: _Exchange, route: Route, request: Request) -> None:
-        settings = self._service.settings
-        headers = request.headers
-        limit = route.body_bytes_max
-        self._body_bytes_max = settings.body_bytes_max if limit is None else limit
-        length_text = headers.get("content-length")
-        is_chunked = "transfer-encoding" in headers
-        if length_text is None and not is_chunked and not route.streams_body:
-            return
-        if length_text is not None and int(length_text) > self._body_bytes_max:
-            raise self._body_too_big(exchange)
-        claim = exchange.claim
-        if route.streams_body:
-            if claim is not None:
-                self._verify(exchange, claim, STREAM_DIGEST)
-            exchange.feeder = BodyFeeder(
-                buffer_bytes_max=settings.write_buffer_bytes_max,
-                hold=self._hold_reading,
-                go_on=self._go_on_reading,
-            )
-            request.stream = exchange.feeder
-        elif claim is not None:
-            declared = headers.get(BODY_DIGEST_HEADER)
-            if declared is not None:
-                self._verify(exchange, claim, declared)
-                exchange.declared_digest = declared
-            elif is_chunked or int(length_text or 0) > settings.unproven_body_bytes_max:
-                self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
-                if not is_chunked:
-                    raise Refused(
-                        f"a body of {length_text} bytes must name its digest in its head",
-                        status=401,
-                        hint=f"send the header {BODY_DIGEST_HEADER}: <SHA-256 in hex> with bodies "
-                        f"of more than {settings.unproven_body_bytes_max} bytes",
-                    )
-
-    def _verify(self, exchange: _Exchange, claim: Claim, digest: str) -> None:
-        assert self._service.gate is not None and exchange.request is not None
-        exchange.request.identity = self._service.gate.verify(claim, digest)
-        exchange.claim = None
 
     def _bound_host(self) -> str:
         name = self._transport.get_extra_info("sockname")
         return str(name[0]) if isinstance(name, tuple) else ""
 
-    def _body_too_big(self, exchange: _Exchange) -> Refused:
-        path = exchange.request.path if exchange.request else ""
-        return Refused(
-            f"the body has more than {self._body_bytes_max} bytes, the most for {path!r}",
-            status=413,
-        )
-
-    def _head_too_big(self) -> Response:
-        return error_response(
-            431,
-            f"the head of the request has more than {self._service.settings.head_bytes_max} bytes "
-            "(head_bytes_max)",
-        )
-
     def _refuse_rest(self, response: Response) -> None:
         """Answer what is being received with a refusal, and look at nothing after it."""
-        exchange = self._receiving or _Exchange()
+        exchange = self._receiving or Exchange(
+            self._service, self._peer, version="1.1", keep_alive=False
+        )
         self._receiving = None
         self._is_discarding = True
         exchange.keep_alive = False
@@ -470,7 +299,7 @@ class Connection(asyncio.Protocol):
             exchange.refusal = response
             self._enqueue(exchange)
 
-    def _enqueue(self, exchange: _Exchange) -> None:
+    def _enqueue(self, exchange: Exchange) -> None:
         if self._current is None and not self._waiting:
             self._start(exchange)
         else:
@@ -487,13 +316,13 @@ class Connection(asyncio.Protocol):
 
     # --- answering ---
 
-    def _start(self, exchange: _Exchange) -> None:
+    def _start(self, exchange: Exchange) -> None:
         """Answer one exchange; at once if its handler can."""
         self._current = exchange
-        answer = exchange.refusal or self._ask(exchange)
+        answer = exchange.ask(may_upgrade=self._parser.should_upgrade())
         if type(answer) is Response and type(answer.body) is bytes:
             if len(answer.body) <= _SLICE_BYTES:
-                self._write_bytes(answer, answer.body, keep_alive=self._keeps(exchange))
+                self._write_bytes(exchange, answer, answer.body)
                 self._finish(exchange)
                 return
         elif type(answer) is Upgrade:
@@ -501,31 +330,8 @@ class Connection(asyncio.Protocol):
             return
         self.task = self._loop.create_task(self._run(exchange, answer))
 
-    def _ask(self, exchange: _Exchange) -> Response | Upgrade | Awaitable[Response]:
-        request, route = exchange.request, exchange.route
-        assert request is not None and route is not None
-        try:
-            if exchange.claim is not None:
-                self._verify(exchange, exchange.claim, exchange.body_digest)
-            elif exchange.declared_digest not in (None, exchange.body_digest):
-                raise Refused(
-                    f"the body's digest is {exchange.body_digest}, the head named "
-                    f"{exchange.declared_digest}",
-                    status=400,
-                )
-            answer = route.handler(request)
-            if type(answer) is Upgrade and not self._parser.should_upgrade():
-                return error_response(
-                    426,
-                    f"{request.path!r} speaks {answer.protocol_name} only",
-                    hint="send Connection: upgrade",
-                )
-            return answer
-        except Exception as error:
-            return self._answer_to(exchange, error)
-
     async def _run(
-        self, exchange: _Exchange, answer: Response | Upgrade | Awaitable[Response]
+        self, exchange: Exchange, answer: Response | Upgrade | Awaitable[Response]
     ) -> None:
         """Wait for a handler, write its answer no faster than the peer reads."""
         try:
@@ -533,12 +339,12 @@ class Connection(asyncio.Protocol):
                 try:
                     answer = await answer
                 except Exception as error:
-                    answer = self._answer_to(exchange, error)
+                    answer = exchange.answer_to(error)
             if not isinstance(answer, Response):
                 raise LocalProtocolError(f"a handler returned {answer!r}, expected a Response")
             body = answer.body
             if isinstance(body, bytes) and len(body) <= _SLICE_BYTES:
-                self._write_bytes(answer, body, keep_alive=self._keeps(exchange))
+                self._write_bytes(exchange, answer, body)
                 self._flush()
                 await self._drain()
             elif isinstance(body, bytes):
@@ -560,10 +366,10 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._finish(exchange)
 
-    def _finish(self, exchange: _Exchange) -> None:
+    def _finish(self, exchange: Exchange) -> None:
         """Close after an answer, or go on with the next request that waits."""
         self._current = None
-        if not exchange.keep_alive or self._service.is_closing or self._is_unread(exchange):
+        if not self._keeps(exchange):
             self._close_gently()
         elif self._waiting and not self._feeding:
             self._next()
@@ -580,19 +386,17 @@ class Connection(asyncio.Protocol):
         if not self._waiting and self._current is None:
             self._resume_reading()
 
-    def _keeps(self, exchange: _Exchange) -> bool:
-        return (
-            exchange.keep_alive and not self._service.is_closing and not self._is_unread(exchange)
-        )
+    def _keeps(self, exchange: Exchange) -> bool:
+        return exchange.keep_alive and not self._service.is_closing and not exchange.is_unread
 
-    def _is_unread(self, exchange: _Exchange) -> bool:
-        """Whether a handler left a part of the body that streams in."""
-        return exchange.feeder is not None and not exchange.feeder.is_complete
+    def _connection_header(self, exchange: Exchange) -> str:
+        if not self._keeps(exchange):
+            return "close"
+        return "keep-alive" if exchange.version == "1.0" else ""
 
-    def _write_bytes(self, response: Response, body: bytes, *, keep_alive: bool) -> None:
-        exchange = self._current
+    def _write_bytes(self, exchange: Exchange, response: Response, body: bytes) -> None:
         size = len(body)
-        if exchange is not None and exchange.request and exchange.request.method == "HEAD":
+        if exchange.is_head_only:
             size = response.body_bytes or size
             body = b""
         head = response_head(
@@ -600,14 +404,13 @@ class Connection(asyncio.Protocol):
             content_type=response.content_type if size else "",
             body_bytes=size,
             headers=response.headers,
-            connection=_connection(exchange, keep_alive),
+            connection=self._connection_header(exchange),
         )
         self._write(head + body)
 
     async def _write_stream(
-        self, exchange: _Exchange, response: Response, body: AsyncIterator[bytes]
+        self, exchange: Exchange, response: Response, body: AsyncIterator[bytes]
     ) -> None:
-        request = exchange.request
         size = response.body_bytes
         is_chunked = size is None and exchange.version == "1.1"
         if size is None and not is_chunked:
@@ -619,12 +422,12 @@ class Connection(asyncio.Protocol):
                 content_type=response.content_type,
                 body_bytes=size,
                 headers=headers,
-                connection=_connection(exchange, self._keeps(exchange)),
+                connection=self._connection_header(exchange),
             )
         )
         self._flush()
         try:
-            if request is None or request.method != "HEAD":
+            if not exchange.is_head_only:
                 await self._write_chunks(body, size, is_chunked)
         finally:
             close = getattr(body, "aclose", None)
@@ -670,33 +473,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
             self._out.clear()
 
-    def _answer_to(self, exchange: _Exchange, error: Exception) -> Response:
-        """Return the answer for what a handler or the gate raised; log what must be."""
-        request = exchange.request
-        method, path = (request.method, request.path) if request else ("?", "?")
-        if not isinstance(error, TaskSprintError) or isinstance(error, LocalProtocolError):
-            self._service.tell_bug(f"{method} {path!r} of {self._peer}", error)
-            return error_response(
-                500,
-                f"a bug in this process: {type(error).__name__}",
-                hint="its log has the details",
-            )
-        status = 500
-        if isinstance(error, Refused):
-            status = error.status or 403
-            if status in (401, 403) and self._service.gate is not None:
-                self._service.gate.report(self._peer.rpartition(":")[0], method, path, error)
-        elif isinstance(error, (RemoteProtocolError, UsageError)):
-            status = 400
-        elif isinstance(error, PeerUnreachable):
-            status = 503
-        else:
-            log.error("%s %r of %s failed: %s", method, path, self._peer, error)
-        response = error_response(status, str(error.args[0]), hint=error.hint)
-        if status == 405:
-            response.headers = {"Allow": self._service.router.allowed(path)}
-        return response
-
     # --- leaving ---
 
     def _leave_http(self, rest: bytes) -> None:
@@ -714,8 +490,8 @@ class Connection(asyncio.Protocol):
                 connection="Upgrade",
             )
         )
-        self._service.connections.discard(self)
-        self._service.keep_upgraded(self._transport)
+        self._connections.open.discard(self)
+        self._connections.keep_upgraded(self._transport)
         self._is_discarding = True
         protocol = upgrade.make_protocol()
         self._transport.set_protocol(protocol)
@@ -776,9 +552,3 @@ async def _slices(body: bytes) -> AsyncIterator[bytes]:
     view = memoryview(body)
     for start in range(0, len(body), _SLICE_BYTES):
         yield cast(bytes, view[start : start + _SLICE_BYTES])
-
-
-def _connection(exchange: _Exchange | None, keep_alive: bool) -> str:
-    if not keep_alive:
-        return "close"
-    return "keep-alive" if exchange is not None and exchange.version == "1.0" else ""

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from tasksprint.errors import SettingsError
 from tasksprint.net.addresses import format_address, parse_address
 from tasksprint.net.gate import Gate
-from tasksprint.net.http_connection import Connection, Service
+from tasksprint.net.http_connection import Connection, Connections
+from tasksprint.net.http_exchange import Service
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
 
@@ -50,13 +51,14 @@ class HttpServer:
         self.settings = settings
         self.address = ""  # with the real port, once it listens
         self._service = Service(router, gate, settings, on_bug)
+        self._connections = Connections()
         self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def connection_count(self) -> int:
         """How many connections there are, without those that left HTTP."""
-        return len(self._service.connections)
+        return len(self._connections.open)
 
     async def listen(self, address: str, *, inherited: socket.socket | None = None) -> str:
         """Listen on an address and return it; port 0 gets a free port, which it tells.
@@ -76,7 +78,7 @@ class HttpServer:
             sockets = await self._bind(host, port, address)
         for listener in sockets:
             server = await loop.create_server(
-                lambda: Connection(self._service), sock=listener, backlog=1024
+                lambda: Connection(self._service, self._connections), sock=listener, backlog=1024
             )
             self._servers.append(server)
         self.address = format_address(host, sockets[0].getsockname()[1])
@@ -87,26 +89,26 @@ class HttpServer:
 
     async def close(self, *, grace_ms: int = 1_000) -> None:
         """Stop listening, let running answers end within the grace, then close everything."""
-        service = self._service
-        service.is_closing = True
+        connections = self._connections
+        self._service.is_closing = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         for server in self._servers:
             server.close()
-        for connection in list(service.connections):
+        for connection in list(connections.open):
             connection.close_when_idle()
-        tasks = service.tasks()
+        tasks = connections.tasks()
         if tasks and grace_ms:
             await asyncio.wait(tasks, timeout=grace_ms / 1000)
-        tasks = service.tasks()
-        for connection in list(service.connections):
+        tasks = connections.tasks()
+        for connection in list(connections.open):
             connection.abort()
-        for transport in service.upgraded:
+        for transport in connections.upgraded:
             if not transport.is_closing():
                 transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_S)
-        while service.connections:  # They need a turn of the loop to get lost.
+        while connections.open:  # They need a turn of the loop to get lost.
             await asyncio.sleep(0)
 
     async def _bind(self, host: str, port: int, address: str) -> list[socket.socket]:
@@ -149,7 +151,7 @@ class HttpServer:
         idle_s = self.settings.connection_idle_ms / 1000
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for connection in list(self._service.connections):
+        for connection in list(self._connections.open):
             if now - connection.moved_at > idle_s and connection.is_stuck():
                 connection.abort()
         self._sweeper = loop.call_later(max(idle_s / 8, 0.01), self._sweep)
