@@ -128,9 +128,7 @@ class Answers:
             return
         digest = answer_digest(part.first_tid, part.last, part.commands)
         started = sum([type(command) is StartTask for command in part.commands])
-        chosen = ChosenAnswer(
-            part.event, part.part, part.last, digest, started, part.commands
-        )
+        chosen = ChosenAnswer(part.event, part.part, part.last, digest, started, part.commands)
         changes.answers.append((job.job, chosen))
         job.answers[part.event, part.part] = digest
         body = encode_json((part.last, part.first_tid, _summarise(part.commands)))

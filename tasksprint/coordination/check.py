@@ -9,6 +9,7 @@ from tasksprint.coordination.clients import Client
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import ASSIGNED, DONE, READY, STATES, WAITING, Task
+from tasksprint.ids import TaskId
 
 __all__ = ["check"]
 
@@ -44,47 +45,59 @@ def _check_job(state: State, job: Job) -> None:
     assert job.next_part == 0 or job.next_event < job.event_count
     assert job.timers == sorted(job.timers)
     told: dict[int, int] = {}
+    counted = _count(job)
+    queued = dict.fromkeys(job.ready)
     for task in tasks.values():
-        _check_task(state, task)
+        _check_task(state, task, counted[task.tid])
+        assert task.state != READY or task.tid in queued, f"{task} is not in the queue"
         if task.event is not None:
             assert task.event not in told
             told[task.event] = task.tid
             assert '"kind":"task_done"' in job.events[task.event].decode()
             assert f'"tid":{task.tid},' in job.events[task.event].decode()
-    queued = sorted(set(job.ready))
-    for task in tasks.values():
-        if task.state == READY:
-            assert task.tid in queued, f"{task} is not in the queue"
 
 
-def _check_task(state: State, task: Task) -> None:
+class _Counted:
+    """What other tasks say about one."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.ahead = 0
+        self.dependents: list[TaskId] = []
+
+
+def _count(job: Job) -> dict[TaskId, _Counted]:
+    counted = {tid: _Counted() for tid in job.tasks}
+    for task in job.tasks.values():
+        for tid in task.pretasks:
+            assert tid < task.tid
+            if tid in counted:
+                counted[tid].dependents.append(task.tid)
+                counted[tid].users += task.state < DONE
+                counted[tid].ahead += task.state == ASSIGNED
+    return counted
+
+
+def _check_task(state: State, task: Task, counted: _Counted) -> None:
     tasks = task.job.tasks
-    users = ahead = 0
-    expected: list[int] = []
-    for other in tasks.values():
-        places = other.pretasks.count(task.tid) if task.tid < other.tid else 0
-        expected += [other.tid] * places
-        if other.state < DONE:
-            users += places
-            if other.state == ASSIGNED and task.state != DONE:
-                ahead += places
-    assert task.users == users, f"{task}: {task.users} users, counted {users}"
+    assert task.users == counted.users, f"{task}: {task.users} users, counted {counted.users}"
     live = [tid for tid in task.dependents or () if tid in tasks]
-    assert live == expected, f"{task}: dependents {live}, counted {expected}"
+    assert live == counted.dependents, f"{task}: dependents {live}, not {counted.dependents}"
     if task.state == ASSIGNED:
         assert task.cid is not None
         client = state.clients[task.cid]
         assert client.is_alive
         assert task in client.changes.run
         assert task.load_us > 0
-        assert task.ahead == ahead, f"{task}: {task.ahead} ahead, counted {ahead}"
+        assert task.ahead == counted.ahead, f"{task}: {task.ahead}, counted {counted.ahead}"
         for tid in task.pretasks:
             pretask = tasks[tid]
             if pretask.state != DONE:
                 assert pretask.cid == task.cid, f"{task} is ahead of {pretask}"
         if task.may_extend:
-            assert (task.placed, task) in client.extend
+            assert any(entry[1] is task for entry in client.extend)
     else:
+        assert task.state == DONE or counted.ahead == 0
         assert task.cid is None
         assert task.load_us == 0
         assert task.placed == 0

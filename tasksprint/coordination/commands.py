@@ -199,16 +199,7 @@ class SchedulerOut:
     error: str
 
 
-Command = (
-    Tick
-    | JoinClient
-    | LeaveClient
-    | Report
-    | SubmitJob
-    | Answer
-    | CancelJob
-    | SchedulerOut
-)
+Command = Tick | JoinClient | LeaveClient | Report | SubmitJob | Answer | CancelJob | SchedulerOut
 
 
 def inputs_digest(result_digests: Sequence[str]) -> str:
@@ -422,10 +413,7 @@ def _join(
         _text(hostname),
         _number(slots),
         tuple(
-            [
-                Held(_number(job), _number(tid), _text(digest))
-                for job, tid, digest in _list(held)
-            ]
+            [Held(_number(job), _number(tid), _text(digest)) for job, tid, digest in _list(held)]
         ),
     )
 
@@ -471,9 +459,7 @@ def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
     return kind, text
 
 
-def _failure(
-    job: Any, tid: Any, attempt: Any, error: Any, fatal: Any, detail: Any
-) -> Failure:
+def _failure(job: Any, tid: Any, attempt: Any, error: Any, fatal: Any, detail: Any) -> Failure:
     if type(detail) is not dict:
         raise ValueError(f"expected an object, found {detail!r:.50}")
     return Failure(

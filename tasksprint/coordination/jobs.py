@@ -165,8 +165,7 @@ def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None
     for key, value in (("retries", retries), ("timeout_ms", timeout_ms)):
         if value is not None and (type(value) is not int or not 0 <= value < 2**53):
             raise ValueError(
-                f"the manifest's {key!r} must be a whole number of at least 0,"
-                f" found {value!r:.50}"
+                f"the manifest's {key!r} must be a whole number of at least 0, found {value!r:.50}"
             )
     return node, retries, timeout_ms
 
@@ -257,9 +256,7 @@ def line_client_joined(number: int, time_ms: int, cid: ClientId, slots: int) -> 
 
 def line_client_dead(number: int, time_ms: int, cid: ClientId) -> bytes:
     """Return the line that says that a client is gone."""
-    return (
-        f'{{"event":{number},"kind":"client_dead","time_ms":{time_ms},"cid":{cid}}}'
-    ).encode()
+    return (f'{{"event":{number},"kind":"client_dead","time_ms":{time_ms},"cid":{cid}}}').encode()
 
 
 def line_task_done(
@@ -316,6 +313,4 @@ def line_task_failed(
 
 def line_timer(number: int, time_ms: int, timer: int) -> bytes:
     """Return the line that says that a timer has run out."""
-    return (
-        f'{{"event":{number},"kind":"timer","time_ms":{time_ms},"timer":{timer}}}'
-    ).encode()
+    return (f'{{"event":{number},"kind":"timer","time_ms":{time_ms},"timer":{timer}}}').encode()

@@ -37,6 +37,10 @@ def bounded(error: str) -> str:
     return f"{error[:half]} … {error[-half:]}"
 
 
+def _sentence(error: str) -> str:
+    return error.partition("\n")[0]
+
+
 class Lifecycle:
     """Starts and ends jobs."""
 
@@ -198,13 +202,16 @@ class Lifecycle:
             named = gone
         else:
             return
+        first = job.out[named[0]][1]
         if len(members) == 1:
-            self.fail(job, f"the scheduler {what}: {job.out[named[0]][1]}")
+            self.fail(job, first)
+            return
+        if len({_sentence(job.out[replica][1]) for replica in named}) == 1:
+            # What follows the sentence (the tail of stderr) differs in paths at least.
+            self.fail(job, f"on {len(named)} of {len(members)} replicas {first}")
             return
         told = "; ".join(f"replica {replica}: {job.out[replica][1]}" for replica in named)
-        self.fail(
-            job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}"
-        )
+        self.fail(job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}")
 
     def run_out_timers(self) -> None:
         """Raise the events of all timers that are due."""

@@ -132,9 +132,7 @@ def _restore_senders(state: State, rows: Iterable[tuple[Any, Any]]) -> None:
         state.senders.add(sender)
 
 
-def _restore_tasks(
-    state: State, rows: Iterable[tuple[Any, Any]], facts: dict[str, str]
-) -> None:
+def _restore_tasks(state: State, rows: Iterable[tuple[Any, Any]], facts: dict[str, str]) -> None:
     for (job_id, tid), (name, task_state, cid, attempt, body) in rows:
         job = state.jobs[job_id]
         if job.is_running or tid in job.keep:

@@ -377,7 +377,8 @@ class Results:
                     placement.make_waiting(dependent)
             if pending == 0:
                 placement.make_ready(one)
-            self._state.note(f"job={job.job} tid={one.tid} result lost, computed again")
+            again = self._state.changes.again
+            again[job.job] = again.get(job.job, 0) + 1
         return True
 
     def _lifecycle_error(self, task: Task, why: str) -> None:
@@ -396,9 +397,8 @@ class Results:
         """Take back the old bytes of a result that is being computed again."""
         if task.state == ASSIGNED:
             self._placement.take_back(task, is_told=True)
-        self._state.note(
-            f"job={task.job.job} tid={task.tid} cid={client.cid} came back with the result"
-        )
+        restored = self._state.changes.restored
+        restored[task.job.job] = restored.get(task.job.job, 0) + 1
         self._become_done(task, client)
 
     # --- failures ---
@@ -426,9 +426,7 @@ class Results:
         if failure.fatal or task.failures > retries:
             self._give_up(task, client, task.error, failure.detail)
 
-    def _give_up(
-        self, task: Task, client: Client, error: str, detail: dict[str, object]
-    ) -> None:
+    def _give_up(self, task: Task, client: Client, error: str, detail: dict[str, object]) -> None:
         """Fail an unassigned task for good."""
         state = self._state
         job = task.job
@@ -449,9 +447,7 @@ class Results:
         self.let_go_of_inputs(task)
         if job.finishing is None:
             full = {**detail, "name": task.name, "attempts": task.failures, "cid": client.cid}
-            line = line_task_failed(
-                job.event_count, state.time_ms(job), task.tid, text, full
-            )
+            line = line_task_failed(job.event_count, state.time_ms(job), task.tid, text, full)
             state.raise_event(job, line)
 
     # --- killing ---
@@ -481,4 +477,3 @@ class Results:
             self.let_go_of_inputs(one)
             if one.is_released and not one.users:
                 self.forget(one)
-

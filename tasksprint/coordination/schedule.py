@@ -103,7 +103,7 @@ class Schedule:
             self._commit(changes),
             tuple(changes.views),
             tuple([job.job for job in changes.jobs]),
-            tuple(changes.notes),
+            changes.all_notes(),
         )
 
     def _apply_bytes(self, data: bytes) -> bytes | None:
@@ -153,9 +153,7 @@ class Schedule:
         state = self._state
         client = self._liveness.find(report.cid, report.incarnation)
         if client is None:
-            return _json(
-                {"error": f"dead: client {report.cid} must join again", "rejoin": True}
-            )
+            return _json({"error": f"dead: client {report.cid} must join again", "rejoin": True})
         reply = state.senders.find_reply(client.sender, report.request)
         if reply is None:
             reply = _REPORTED
@@ -178,9 +176,7 @@ class Schedule:
                 if refusal is not None:
                     reply = _error(refusal)
                 else:
-                    reply = _json(
-                        {"job": command.job, "state": state.jobs[command.job].state}
-                    )
+                    reply = _json({"job": command.job, "state": state.jobs[command.job].state})
             state.changes.senders[sender] = state.senders.record(
                 sender, command.request, 0, reply, state.log_ms
             )
@@ -200,9 +196,7 @@ class Schedule:
             rows.append(
                 sender_row(sender) if sender is not None else Row("senders", (name,), None)
             )
-        rows += [
-            estimate_row(job, name) for job, name in changes.estimates if job.is_running
-        ]
+        rows += [estimate_row(job, name) for job, name in changes.estimates if job.is_running]
         facts = _facts(state)
         if facts != self._facts:
             self._facts = facts

@@ -26,6 +26,7 @@ class Changes:
     """What the entry being applied changed; dictionaries are used as ordered sets."""
 
     __slots__ = (
+        "again",
         "answers",
         "clients",
         "estimates",
@@ -33,6 +34,7 @@ class Changes:
         "facts",
         "jobs",
         "notes",
+        "restored",
         "rows",
         "senders",
         "tasks",
@@ -51,6 +53,18 @@ class Changes:
         self.events: list[tuple[JobId, Event]] = []
         self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
         self.notes: list[str] = []
+        # Counted, for one client can lose or bring back any number of results.
+        self.again: dict[JobId, int] = {}  # tasks to be computed again
+        self.restored: dict[JobId, int] = {}  # … that needn't any more
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Return the notes, with what was only counted."""
+        notes = self.notes
+        for job, count in self.restored.items():
+            notes.append(f"job={job} {count} results that were lost came back")
+        for job, count in self.again.items():
+            notes.append(f"job={job} {count} tasks are computed again: results lost or changed")
+        return tuple(notes)
 
 
 class State:

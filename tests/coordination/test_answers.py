@@ -74,9 +74,7 @@ def test_runs_of_empty_answers_stand_between_parts() -> None:
     job = world.submit()
     for name in "abcd":
         world.join(name)
-    answer = Answer(
-        job, (part(0, 0, True, 0, MAP), part(3, 0, True, 1, MAP)), ((1, 3), (4, 5))
-    )
+    answer = Answer(job, (part(0, 0, True, 0, MAP), part(3, 0, True, 1, MAP)), ((1, 3), (4, 5)))
     assert world.apply(answer).answers == (
         (job, chosen(0, 0, True, 0, MAP)),
         (job, EmptyAnswers(1, 3)),

@@ -95,9 +95,7 @@ class World:
         self._submitted = 0
 
     def make_schedule(self, rows: Iterable[Row] | None) -> Schedule:
-        return Schedule(
-            cluster="c1", members=self.members, rules=self.rules, rows=rows
-        )
+        return Schedule(cluster="c1", members=self.members, rules=self.rules, rows=rows)
 
     def apply(self, *commands: Command | bytes) -> Applied:
         """Apply one entry, with all checks."""
@@ -225,9 +223,7 @@ class FakeClient:
         self.assigned = {}
         held = tuple(Held(job, tid, digest) for (job, tid), digest in self.values.items())
         applied = self.world.apply(
-            JoinClient(
-                self.name, self.incarnation, f"{self.name}:1", self.name, self.slots, held
-            )
+            JoinClient(self.name, self.incarnation, f"{self.name}:1", self.name, self.slots, held)
         )
         self.cid = ClientId(reply_of(applied)["cid"])
         return applied
@@ -247,9 +243,7 @@ class FakeClient:
         assert view == found
         if view.whole:
             named = {(one.job, one.tid) for one in view.run}
-            self.assigned = {
-                place: one for place, one in self.assigned.items() if place in named
-            }
+            self.assigned = {place: one for place, one in self.assigned.items() if place in named}
         for stop in view.stop:
             one = self.assigned.get((stop.job, stop.tid))
             if one is not None and one.attempt == stop.attempt:
@@ -316,8 +310,7 @@ class FakeClient:
 
     def can_run(self, one: Assignment) -> bool:
         return all(
-            item.digest is not None or (one.job, item.tid) in self.values
-            for item in one.inputs
+            item.digest is not None or (one.job, item.tid) in self.values for item in one.inputs
         )
 
     def report(
