@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "end_of_job", "print_outcome", "run_command", "seed_of"]
 
 _PROGRESS_INTERVAL_S = 1.0
+# How long `stop` waits for clients to leave before it stops the coordinators.
+_LEAVE_S = 3.0
+_STOP_GIVE_UP_MS = 2_000
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -306,10 +309,10 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
                 member["address"],
                 consensus["role"],
                 str(member["applied_slot"]),
-                f"ballot {consensus['ballot'][0]}.{consensus['ballot'][1]}",
+                "{}.{}".format(*consensus["ballot"]),
             ]
         )
-    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", ""], rows)
+    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
     alive = [client for client in clients if client["state"] == "alive"]
     nodes = sum(client["slots"] for client in alive)
     print(f"{len(alive)} of {len(clients)} clients alive, with {nodes} nodes")
@@ -346,22 +349,37 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
 
 def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
     members = _members(cluster, parse_addresses(options.coordinators))
-    stopped = 0
-    targets = []
+    coordinators = [member["address"] for member in members.values() if "error" not in member]
+    clients = _living_clients(cluster)
+    stopped = _stop_each(cluster, clients)
+    # They leave in good order while somebody is there to hear it.
+    deadline_s = time.monotonic() + _LEAVE_S
+    while clients and _living_clients(cluster) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    stopped += _stop_each(cluster, coordinators)
+    total = len(clients) + len(coordinators)
+    print(f"stopped {stopped} of {total} processes")
+    return EXIT_OK if stopped == total else PeerUnreachable.exit_code
+
+
+def _living_clients(cluster: Cluster) -> list[str]:
+    """Return the addresses of the clients that can be asked to stop."""
     try:
-        clients = cluster.request("GET", "/v1/clients").json()
+        clients = cluster.request("GET", "/v1/clients", give_up_ms=_STOP_GIVE_UP_MS).json()
     except PeerUnreachable:
-        clients = []  # No quorum: what can be reached is stopped all the same.
-    targets += [c["address"] for c in clients if c["state"] == "alive" and c["address"]]
-    targets += [member["address"] for member in members.values() if "error" not in member]
-    for address in targets:
+        return []  # No quorum: what can be reached is stopped all the same.
+    return [one["address"] for one in clients if one["state"] == "alive" and one["address"]]
+
+
+def _stop_each(cluster: Cluster, addresses: list[str]) -> int:
+    stopped = 0
+    for address in addresses:
         try:
             cluster.direct(address, "POST", "/v1/stop")
             stopped += 1
         except (PeerUnreachable, Refused) as error:
             print(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)
-    print(f"stopped {stopped} of {len(targets)} processes")
-    return EXIT_OK if stopped == len(targets) else PeerUnreachable.exit_code
+    return stopped
 
 
 # --- printing ---
