@@ -140,8 +140,8 @@ class Router:
     """Maps (method, path) to a route.
 
     A pattern is a path whose segments may be `{name}` for a decimal integer or
-    `{name:text}` for any one segment, percent-decoded. A literal segment is preferred to
-    an integer, an integer to a text. HEAD falls back to GET.
+    `{name:text}` for any one segment, be it empty, percent-decoded. A literal segment is
+    preferred to an integer, an integer to a text. HEAD falls back to GET.
     """
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class Router:
             if routes is not None:
                 segments[name] = part
                 return routes
-        if place.text is not None and part:
+        if place.text is not None:
             name, following = place.text
             routes = self._walk(following, parts, index + 1, segments)
             if routes is not None:

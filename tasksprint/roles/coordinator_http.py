@@ -176,7 +176,7 @@ class CoordinatorPaths:
         def answer(schedule: Any) -> Response:
             info = schedule.task_info(job, tid)
             if info is None:
-                raise Refused(f"job {job} has no task {tid}", status=404)
+                raise Refused(_no_task(schedule, job, tid), status=404)
             return json_response(info)
 
         return await self._read(answer)
@@ -230,6 +230,20 @@ class CoordinatorPaths:
             return not_leader_response(error)
         response: Response = answer(schedule)
         return response
+
+
+def _no_task(schedule: Any, job: JobId, tid: TaskId) -> str:
+    """Say why nothing is known of a task."""
+    summary = schedule.job_summary(job)
+    if summary is None:
+        return f"no job {job}"
+    started = sum(summary["tasks"].values())
+    if tid >= started:
+        return f"job {job} has no task {tid}: it started {started} so far, numbered from 0"
+    return (
+        f"task {tid} of job {job} is forgotten: an ended job keeps the tasks that its "
+        "scheduler named in finish(taskids=…), a running one all but those released"
+    )
 
 
 def not_leader_response(error: NotLeader) -> Response:

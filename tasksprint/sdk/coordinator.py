@@ -331,9 +331,11 @@ class _Session:
 
     def _fail_job(self, event: dict[str, Any]) -> None:
         # Not through the object, where the user may keep something else called `fail`.
-        TaskSprintCoordinator.fail(
-            self._scheduler, f"task {event['tid']} failed: {event['error']}"
-        )
+        error: str = event["error"]
+        task = f"task {event['tid']} "
+        if not error.startswith(task):  # The coordinator's own words name the task already.
+            error = f"{task}failed: {error}"
+        TaskSprintCoordinator.fail(self._scheduler, error)
 
 
 def _parameter_count(method: Any, count_max: int) -> int:

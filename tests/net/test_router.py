@@ -44,6 +44,8 @@ def _router() -> Router:
             {"job": "3", "key": "a/b é"},
         ),
         ("GET", "/v1/files/7", "/v1/files/{name:text}", {"name": "7"}),
+        # A value may have the empty key.
+        ("GET", "/v1/files/", "/v1/files/{name:text}", {"name": ""}),
     ],
 )
 def test_path_finds_its_route(
