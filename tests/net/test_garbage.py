@@ -1,0 +1,111 @@
+"""Changed bytes, on every parser that faces the network: an answer or an end, never a bug."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError
+from tasksprint.net.gate import Gate
+from tasksprint.net.router import Router
+from tests.net.support import (
+    KEY,
+    SETTINGS,
+    client_of,
+    echo,
+    raw_connection,
+    run,
+    serving,
+)
+from tests.net.test_http_client import _says, strange_server
+
+_ROUNDS = 400
+
+
+def _changed(data: bytes, random: Random) -> bytes:
+    """Change, drop, double or insert a few bytes."""
+    changed = bytearray(data)
+    for _ in range(random.randint(1, 3)):
+        at = random.randrange(len(changed))
+        match random.randrange(5):
+            case 0:
+                changed[at] = random.randrange(256)
+            case 1:
+                del changed[at : at + random.randint(1, 20)]
+            case 2:
+                changed[at:at] = changed[at : at + random.randint(1, 20)]
+            case 3:
+                changed[at:at] = random.choice([b"\r\n", b"\0", b"0", b": ", b"\xff", b"/", b"%"])
+            case _:
+                changed = changed[: at + 1]
+    return bytes(changed)
+
+
+@pytest.mark.slow
+def test_changed_requests_are_answered_or_cut_and_never_a_bug() -> None:
+    async def main() -> None:
+        random = Random(7)
+        bugs: list[BaseException] = []
+        router = Router()
+        router.add("POST", "/x", echo)
+        router.add("POST", "/jobs/{job}/values/{key:text}", echo)
+        router.add("PUT", "/stream", echo, streams_body=True)
+        async with serving(router, gate=Gate(KEY, SETTINGS), on_bug=bugs.append) as server:
+            address = server.address
+
+            def good(method: str, target: str, framing: str, body: str) -> bytes:
+                signature = KEY.sign(method, target, address)
+                return (
+                    f"{method} {target} HTTP/1.1\r\nHost: {address}\r\n"
+                    f"Authorization: {signature}\r\n{framing}\r\n\r\n{body}"
+                ).encode()
+
+            for number in range(_ROUNDS):
+                data = random.choice(
+                    [
+                        good("POST", "/x?a=1", "Content-Length: 0", ""),
+                        good("POST", "/jobs/3/values/a%20b", "Content-Length: 4", "body"),
+                        good(
+                            "PUT", "/stream", "Transfer-Encoding: chunked", "3\r\nabc\r\n0\r\n\r\n"
+                        ),
+                        good("POST", "/x", "Connection: Upgrade\r\nUpgrade: h2c", ""),
+                    ]
+                )
+                async with raw_connection(address) as raw:
+                    raw.write(_changed(data, random) + data)
+                    raw.writer.write_eof()
+                    try:
+                        answer = await raw.rest()
+                    except ConnectionResetError:
+                        answer = b""
+                    assert not answer or answer.startswith(b"HTTP/1.1 "), (number, data)
+            assert bugs == []
+            async with client_of(KEY) as client:
+                assert (await client.request(address, "POST", "/x", body=b"ok")).body == b"ok"
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_changed_answers_are_answers_or_errors_that_name_the_address() -> None:
+    async def main() -> None:
+        random = Random(8)
+        settings = replace(SETTINGS, answer_timeout_ms=500)
+        good = [
+            b'HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 7\r\n\r\n{"a":1}',
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        ]
+        talks = [_says(_changed(random.choice(good), random)) for _ in range(_ROUNDS)]
+        async with strange_server(*talks) as (address, _):
+            for _ in range(_ROUNDS):
+                async with client_of(None, settings) as client:
+                    try:
+                        await client.request(address, "GET", "/", repeatable=False)
+                    except (PeerUnreachable, RemoteProtocolError) as error:
+                        assert address in str(error)
+            await asyncio.sleep(0)
+
+    run(main)
