@@ -224,10 +224,24 @@ def test_schedulers_that_differ_fail_the_job_once_none_is_left() -> None:
 def test_the_only_scheduler_that_crashes_fails_the_job_with_its_error() -> None:
     world = World(members=(1,))  # type: ignore[arg-type]
     job = world.submit()
-    world.apply(SchedulerOut(1, job, "crashed", "exit code 1: no such file"))
+    world.apply(SchedulerOut(1, job, "crashed", "the scheduler exited with code 1: no such file"))
     summary = world.schedule.job_summary(job)
     assert summary is not None
-    assert summary["error"] == "the scheduler crashed: exit code 1: no such file"
+    assert summary["error"] == "the scheduler exited with code 1: no such file"
+
+
+def test_schedulers_that_crash_alike_are_told_once() -> None:
+    world = World()
+    job = world.submit()
+    for replica in (1, 3):
+        tail = f"\nin /data/{replica}/scheduler.py"
+        error = f"scheduler exited with code 1{tail}"
+        world.apply(SchedulerOut(replica, job, "crashed", error))
+    summary = world.schedule.job_summary(job)
+    assert summary is not None
+    assert summary["error"] == (
+        "on 2 of 3 replicas scheduler exited with code 1\nin /data/1/scheduler.py"
+    )
 
 
 def test_log_lines_are_rows_and_long_ones_are_cut() -> None:
