@@ -144,6 +144,7 @@ class Client:
         self._logs: list[LogText] = []
         self._lines: dict[NodeShell, list[bytes]] = {}
         self._storing = False
+        self._write_waiters: list[asyncio.Future[None]] = []
 
     # --- starting and stopping ---
 
@@ -389,6 +390,10 @@ class Client:
 
     def _stored(self, results: list[tuple[Result, tuple[JobId, TaskId, int]]]) -> None:
         self._storing = False
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         names = [name for _, name in results]
         for result, (job, tid, _) in results:
             self.values.stored(job, tid, result.digest)
@@ -469,7 +474,12 @@ class Client:
         """Read inputs that have left memory, then run the task."""
         inputs, missing = await self.values.load_inputs(effect)
         if missing:
-            refused = dict.fromkeys(missing)
+            job = effect.assignment.job
+            digests = {tid: digest for tid, _, digest in effect.inputs}
+            refused: dict[TaskId, Manifest | None] = {}
+            for tid in missing:
+                found = await self.writer.run(held_manifest, job, tid, digests[tid])
+                refused[tid] = found
             self.workbench.run_refused(effect.node, effect.id, refused, self.now_ms())
         elif self.nodes.get(effect.node) is shell:
             shell.run(effect, inputs)
@@ -478,6 +488,12 @@ class Client:
     async def _load_value(
         self, job: JobId, tid: TaskId, digest: str, key: str
     ) -> tuple[str, bytes] | None:
+        # A value that came from a file was never in memory, and its result may still wait
+        # for the transaction under way: then the one after that has it.
+        while any(name[:2] == (job, tid) for _, name in self._results):
+            write_ended: asyncio.Future[None] = self.loop.create_future()
+            self._write_waiters.append(write_ended)
+            await write_ended
         return await self.writer.run(_read_value, job, tid, digest, key)
 
     def write_soon(self, shell: NodeShell, data: bytes) -> None:
@@ -519,7 +535,7 @@ class Client:
                 name=start["node"][0],
             )
             shell.begin(program)
-        except TaskSprintError as error:
+        except (TaskSprintError, OSError) as error:
             self.node_ended(shell)
             self.workbench.node_exited(effect.node, str(error), {}, self.now_ms())
             self.turn()
