@@ -370,7 +370,7 @@ class SchedulerHost:
         for answer in answers:
             event = answer.event
             if event >= sent_end:
-                self._fail(f"it answered event {event}, which it hasn't been sent")
+                self._fail(f"the scheduler answered event {event}, which it hasn't been sent")
                 return
             # The protocol's reader has checked the order.
             assert event == self._own_event and answer.part == self._own_part
@@ -414,9 +414,9 @@ class SchedulerHost:
                     # It has said all that it will; its answers may still be to be chosen.
                     self._state = "finished"
                 elif self._state == "starting":
-                    self._crash(f"it ended before it was ready: {reason}{tail}")
+                    self._crash(f"the scheduler ended before it was ready: {reason}{tail}")
                 else:
-                    self._crash(f"it ended: {reason}{tail}")
+                    self._crash(f"the scheduler ended {self._where()}: {reason}{tail}")
             case _:
                 pass
 
@@ -430,13 +430,13 @@ class SchedulerHost:
                 self._progress_ms = now_ms
             elif self._state == "starting":
                 self._fail(
-                    f"it isn't ready after {self._settings.node_ready_timeout_ms} ms "
+                    f"the scheduler isn't ready after {self._settings.node_ready_timeout_ms} ms "
                     "(node_ready_timeout_ms)"
                 )
             else:
                 what = describe_event(self._own_event, self._events[self._own_event])
                 self._fail(
-                    f"it hasn't answered {what} for "
+                    f"the scheduler hasn't answered {what} for "
                     f"{self._settings.scheduler_answer_timeout_ms} ms "
                     "(scheduler_answer_timeout_ms)"
                 )
@@ -583,7 +583,7 @@ class SchedulerHost:
         event, part, last, commands = answer.event, answer.part, answer.last, answer.commands
         if len(commands) > self._rules.commands_per_part_max:
             self._fail(
-                f"it answered event {event} with {len(commands)} commands in one part, "
+                f"the scheduler answered event {event} with {len(commands)} commands in one part, "
                 f"expected at most {self._rules.commands_per_part_max} "
                 "(commands_per_part_max); cut the answer into parts"
             )
@@ -698,20 +698,20 @@ class SchedulerHost:
             self._failed_at, self._failures = point, 1
         else:
             self._failures += 1
-        event, where = self._own_event, "at"
-        if event == self._sent_end:
-            event, where = event - 1, "after"
-        where = (
-            f"{where} {describe_event(event, self._events[event])}"
-            if event >= 0
-            else ("at its start")
-        )
-        text = f"replica {self.replica}: the scheduler failed {where}: {error}"
-        self._notes.append(text)
+        self._notes.append(f"replica {self.replica}: {error}")
         if self._failures > 1 or self._restarts >= RESTARTS_MAX:
-            self._give_up("crashed", text)
+            self._give_up("crashed", error)
         else:
             self._pause()
+
+    def _where(self) -> str:
+        """Return between which events the process is, in words."""
+        event, word = self._own_event, "at"
+        if event == self._sent_end:
+            event, word = event - 1, "after"
+        if event < 0:
+            return "before any event"
+        return f"{word} {describe_event(event, self._events[event])}"
 
     def _pause(self) -> None:
         self._clear_run()

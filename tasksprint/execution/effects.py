@@ -111,6 +111,7 @@ class PrepareProgram:
     """Get this archive and make it ready to start; answer program_ready or program_failed."""
 
     program: str  # digest of the archive
+    command: str  # the manifest's "node": it may name a setup
 
 
 @dataclass(frozen=True, slots=True)

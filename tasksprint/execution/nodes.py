@@ -270,7 +270,7 @@ class Nodes:
         return [
             {
                 "node": node.id,
-                "program": str(node.program),
+                "program": node.program.name,
                 "attached": node.attached,
                 "state": node.state.value,
                 "tasks": len(node.pipe),
@@ -426,7 +426,7 @@ class Nodes:
                 self._arm(node, until_ms)
             else:
                 late = (
-                    f"node of {node.program} didn't say that it is ready within "
+                    f"it didn't say that it is ready within "
                     f"{settings.node_ready_timeout_ms} ms (node_ready_timeout_ms)"
                 )
                 self.kill(node, late, error=late)
@@ -560,7 +560,8 @@ class Nodes:
             return
         if any(node.state is _SERVING for node in program.nodes.values()):
             return  # Those that did start will run the tasks.
-        error = f"node program {program} ended {tries} times before it was ready: {reason}"
+        starts = "1 start" if tries == 1 else f"{tries} starts"
+        error = f"no node of {program} got ready in {starts}: {reason}"
         self.fail_ready(program, error, {"starts": tries, **detail})
 
     def _pause(self, program: Program, doublings: int, now_ms: int) -> None:

@@ -60,7 +60,7 @@ class Programs:
             return
         program.state = ProgramState.PREPARING
         if ProgramState.PREPARING not in states:
-            self._outbox.append(PrepareProgram(program.digest))
+            self._outbox.append(PrepareProgram(program.digest, program.command))
 
     def prepared(self, digest: str) -> None:
         """Note that an archive is ready."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tasksprint.coordination.view import Assignment
+from tasksprint.encoding import decode_json
+from tasksprint.errors import RemoteProtocolError
 from tasksprint.execution.effects import Manifest, NodeId
 from tasksprint.ids import ClientId, JobId, TaskId
 
@@ -165,6 +167,14 @@ class Node:
         return None
 
 
+def _program_name(command: str) -> str:
+    """Return the file that a command of the view starts, or "attached:NAME"."""
+    try:
+        return str(decode_json(command.encode())["node"][0])
+    except (RemoteProtocolError, LookupError, TypeError):
+        return command
+
+
 class Program:
     """What nodes run: a file of an archive, or whatever attaches by a name (owned by nodes)."""
 
@@ -174,6 +184,7 @@ class Program:
         "digest",
         "estimates",
         "is_attached",
+        "name",
         "nodes",
         "paused_until_ms",
         "ready",
@@ -187,6 +198,7 @@ class Program:
     def __init__(self, digest: str, command: str) -> None:
         self.digest = digest
         self.command = command
+        self.name = _program_name(command)
         self.is_attached = command.startswith("attached:")
         self.state = ProgramState.PREPARED if self.is_attached else ProgramState.UNKNOWN
         self.nodes: dict[NodeId, Node] = {}
@@ -201,7 +213,7 @@ class Program:
         self.told_absent = False
 
     def __str__(self) -> str:
-        return self.command if self.is_attached else f"{self.command} of {self.digest[:12]}"
+        return repr(self.name)
 
 
 class Held:

@@ -348,8 +348,8 @@ class Client:
             case KillNode(node, why):
                 if (shell := self.nodes.get(node)) is not None:
                     shell.kill(why)
-            case PrepareProgram(program):
-                self.background(self._prepare(program))
+            case PrepareProgram(program, command):
+                self.background(self._prepare(program, command))
             case DropResults(job, tids):
                 self._drop(job, tids)
             case DropJobResults(job, keep):
@@ -515,7 +515,6 @@ class Client:
         try:
             start = decode_json(effect.command.encode())
             directory = self.programs.directory(effect.program)
-            await self.programs.set_up(effect.program, start.get("setup", ()))
             argv = command_line(
                 start["node"],
                 directory=directory,
@@ -555,9 +554,9 @@ class Client:
         self.nodes[shell.node] = shell
         shell.begin(program)
 
-    async def _prepare(self, program: str) -> None:
+    async def _prepare(self, program: str, command: str) -> None:
         try:
-            await self.programs.prepare(program)
+            await self.programs.prepare(program, command)
         except (TaskSprintError, OSError) as error:
             self.workbench.program_failed(program, str(error), self.now_ms())
         else:

@@ -141,7 +141,7 @@ class SchedulerRunner:
             self._program = await self._start_in(directory)
             if self._stop_at_start:
                 self._program.kill()
-        except TaskSprintError as error:
+        except (TaskSprintError, OSError) as error:
             self._host.start_failed(str(error), monotonic_ms())
         finally:
             self._starting = None

@@ -237,7 +237,7 @@ def test_result_that_a_peer_asked_for_in_vain_is_reported_lost() -> None:
     bench.workbench.result_missing(1, 5)
     bench.view(task(6))
     bench.workbench.result_missing(1, 6)
-    bench.expect(PrepareProgram(PROGRAM), report(1, lost=((1, 4),)))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND), report(1, lost=((1, 4),)))
 
 
 def test_result_that_cannot_be_read_any_more_is_lost_and_fetched() -> None:

@@ -63,7 +63,7 @@ def test_program_is_prepared_while_inputs_are_fetched() -> None:
     bench = Bench()
     bench.view(task(1, held_by(7, tid=0)))
     wanted = FetchRequest(1, 0, DIGEST, ("result",))
-    bench.expect(PrepareProgram(PROGRAM), FetchInputs(7, (wanted,)))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND), FetchInputs(7, (wanted,)))
 
 
 def test_jobs_with_the_same_program_share_nodes() -> None:
@@ -77,12 +77,12 @@ def test_jobs_with_the_same_program_share_nodes() -> None:
 def test_program_that_cannot_be_prepared_fails_its_tasks_and_is_tried_again_for_new_ones() -> None:
     bench = Bench()
     bench.view(task(0), task(1, made_here(7)))
-    bench.expect(PrepareProgram(PROGRAM))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND))
     bench.workbench.program_failed(PROGRAM, "setup ended with exit code 1", bench.now_ms)
-    error = f"cannot prepare node.py of {PROGRAM[:12]}: setup ended with exit code 1"
+    error = "cannot prepare 'node.py': setup ended with exit code 1"
     bench.expect(report(1, failures=(failed(0, error),)))
     bench.view(task(0, attempt=2))
-    bench.expect(PrepareProgram(PROGRAM))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND))
     bench.workbench.program_ready(PROGRAM)
     bench.expect(StartNode(1, PROGRAM, COMMAND))
 
@@ -95,14 +95,14 @@ def test_program_is_prepared_again_after_a_pause_for_tasks_that_wait_for_inputs(
     bench.pass_time(399)
     bench.assert_empty()
     bench.pass_time(1)
-    bench.expect(PrepareProgram(PROGRAM))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND))
 
 
 def test_idle_node_gives_its_slot_to_a_program_without_any() -> None:
     bench = Bench()
     bench.serving(1)
     bench.view(task(0, job=2), jobs=(OTHER_JOB,))
-    bench.expect(PrepareProgram(OTHER_JOB.program))
+    bench.expect(PrepareProgram(OTHER_JOB.program, "other.py"))
     bench.workbench.program_ready(OTHER_JOB.program)
     bench.expect(StopNode(1))
     bench.assert_empty()
@@ -374,9 +374,7 @@ def test_program_that_never_becomes_ready_fails_its_tasks_after_some_tries() -> 
     bench.pass_time(200)
     bench.expect(StartNode(3, PROGRAM, COMMAND))
     bench.exited(3, "exit code 127", {"stderr": "not found"})
-    error = (
-        f"node program node.py of {PROGRAM[:12]} ended 3 times before it was ready: exit code 127"
-    )
+    error = "no node of 'node.py' got ready in 3 starts: exit code 127"
     detail = {"starts": 3, "stderr": "not found"}
     bench.expect(report(1, failures=(failed(0, error, **detail), failed(1, error, **detail))))
     # The next try is the last for those that wait then, until one becomes ready.
@@ -386,7 +384,7 @@ def test_program_that_never_becomes_ready_fails_its_tasks_after_some_tries() -> 
     bench.expect(StartNode(4, PROGRAM, COMMAND))
     bench.exited(4, "exit code 127")
     bench.acknowledged(1)
-    error = error.replace("3 times", "4 times")
+    error = error.replace("3 starts", "4 starts")
     bench.expect(report(2, failures=(failed(0, error, attempt=2, starts=4),)))
 
 
@@ -397,15 +395,12 @@ def test_node_that_does_not_say_ready_in_time_counts_as_dead() -> None:
     bench.workbench.program_ready(PROGRAM)
     bench.expect(StartNode(1, PROGRAM, COMMAND))
     bench.pass_time(1_000)
-    late = (
-        f"node of node.py of {PROGRAM[:12]} didn't say that it is ready within 1000 ms "
-        "(node_ready_timeout_ms)"
-    )
+    late = "it didn't say that it is ready within 1000 ms (node_ready_timeout_ms)"
     bench.expect(KillNode(1, late))
     bench.ready(1)
     bench.assert_empty()
     bench.exited(1, "killed by SIGKILL")
-    error = f"node program node.py of {PROGRAM[:12]} ended 1 times before it was ready: {late}"
+    error = f"no node of 'node.py' got ready in 1 start: {late}"
     bench.expect(report(1, failures=(failed(0, error, starts=1),)))
 
 
@@ -500,7 +495,7 @@ def test_attached_node_serves_the_jobs_that_name_it_beyond_the_slots() -> None:
         )
     )
     bench.view(task(50, job=2), jobs=(OTHER_JOB,))
-    bench.expect(PrepareProgram(OTHER_JOB.program))
+    bench.expect(PrepareProgram(OTHER_JOB.program, "other.py"))
     bench.workbench.program_ready(OTHER_JOB.program)
     bench.expect(StartNode(1, OTHER_JOB.program, "other.py"))
     node = bench.workbench.next_node()

@@ -42,7 +42,7 @@ def test_task_without_inputs_runs_is_stored_and_reported() -> None:
     """The whole way, effect by effect."""
     bench = Bench()
     bench.view(task(0, keys=("result",)))
-    bench.expect(PrepareProgram(PROGRAM))
+    bench.expect(PrepareProgram(PROGRAM, COMMAND))
     bench.workbench.program_ready(PROGRAM)
     bench.expect(StartNode(1, PROGRAM, COMMAND))
     bench.ready(1)
@@ -314,7 +314,7 @@ def test_summary_is_for_people() -> None:
         "nodes": [
             {
                 "node": 1,
-                "program": "node.py of pppppppppppp",
+                "program": "node.py",
                 "attached": False,
                 "state": "serving",
                 "tasks": 1,
