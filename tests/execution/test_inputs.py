@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .helpers import (
+    COMMAND,
     DIGEST,
     ME,
     PROGRAM,
