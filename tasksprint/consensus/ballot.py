@@ -19,7 +19,7 @@ class Ballot(NamedTuple):
     A named tuple, because ballots are compared several times for each message, and
     tuples compare in C.
 
-    Source: Lamport, "Paxos Made Simple" (2001), section 2.2: different proposers
+    Source: Lamport, "Paxos Made Simple" (2001), section 2.5: different proposers
     choose their numbers "from disjoint sets of numbers".
     """
 

@@ -93,9 +93,7 @@ class Candidate:
     ) -> None:
         """Answer whether a new leader is welcome: not to who leads, stands or hears a leader."""
         election = self._election
-        is_welcome = (
-            not is_leader and self.campaign is None and not election.hears_leader(now_ms)
-        )
+        is_welcome = not is_leader and self.campaign is None and not election.hears_leader(now_ms)
         if is_welcome and election.canvass is None:
             election.wait_briefly(now_ms)
         self._outbox.send(
@@ -127,9 +125,7 @@ class Candidate:
         """
         election = self._election
         election.stand(cause)
-        ballot = Ballot(
-            max(election.round, self._acceptor.promised.round) + 1, self._outbox.me
-        )
+        ballot = Ballot(max(election.round, self._acceptor.promised.round) + 1, self._outbox.me)
         election.see_round(ballot.round)
         self._acceptor.raise_promise(ballot)
         self.campaign = Campaign(ballot, self._admission.members)

@@ -130,9 +130,7 @@ class CatchUp:
             assert entry.slot < self._learner.chosen_end, "the store gave an open slot"
         self._reply(request.target, request.first_slot, entries)
 
-    def _reply(
-        self, target: ReplicaId, first_slot: Slot, entries: tuple[LogEntry, ...]
-    ) -> None:
+    def _reply(self, target: ReplicaId, first_slot: Slot, entries: tuple[LogEntry, ...]) -> None:
         learner = self._learner
         self._outbox.send(
             target, CatchUpReply(first_slot, entries, learner.chosen_end, learner.log_start)

@@ -146,9 +146,7 @@ class Leadership:
     def _open_slot(self, value: bytes, commands: tuple[bytes, ...] | None, now_ms: int) -> None:
         slot = self.next_slot
         self.next_slot = Slot(slot + 1)
-        self._open[slot] = _Proposal(
-            value, commands, now_ms, self._settings.resend_interval_ms
-        )
+        self._open[slot] = _Proposal(value, commands, now_ms, self._settings.resend_interval_ms)
         self._acceptor.accept(slot, self.ballot, value)
         self._outbox.accept_own(self.ballot, slot)
         self._announced_end = self._learner.chosen_end

@@ -29,7 +29,7 @@ class Members:
     def is_quorum(self, voters: AbstractSet[ReplicaId]) -> bool:
         """Whether these hold a majority; a set, so that nobody counts twice.
 
-        Source: Lamport, "Paxos Made Simple", section 2.1: "any two majorities have at
+        Source: Lamport, "Paxos Made Simple", section 2.2: "any two majorities have at
         least one acceptor in common".
         """
         return len(voters & self._id_set) >= self.quorum_size

@@ -71,7 +71,7 @@ class Stranger:
 
 @dataclass(frozen=True, slots=True)
 class Canvass:
-    """"May I stand?", asked before a ballot is raised, so that nobody disturbs a leader."""
+    """May I stand? Asked before a ballot is raised, so that nobody disturbs a leader."""
 
     number: int  # random; the answer repeats it
     chosen_end: Slot

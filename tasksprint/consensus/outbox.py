@@ -105,9 +105,7 @@ class Outbox:
             ballot = self._ack_ballot
             message = Accepted(ballot, tuple(self._ack_slots))
             self._ack_slots.clear()
-            self._send_after.append(
-                Envelope(self.me, self._incarnation, ballot.replica, message)
-            )
+            self._send_after.append(Envelope(self.me, self._incarnation, ballot.replica, message))
 
     def accept_own(self, ballot: Ballot, slot: Slot) -> None:
         """Remember that the next write holds this leader's own acceptance."""

@@ -62,7 +62,7 @@ class Campaign:
 
         Source: "Paxos Made Simple", section 2.2, phase 2(a): "v is the value of the
         highest-numbered proposal among the responses"; section 3: gaps are filled
-        with "a special 'no-op' command".
+        with a command "that leaves the state unchanged".
 
         Args:
             own: This replica's own open entries; it is one of those who promised.

@@ -154,8 +154,7 @@ class Scenario:
                 self.timeline.step()
             if self.timeline.now > end or self.timeline.steps > _STEPS_MAX:
                 states = [
-                    node.replica.status() if node.replica else None
-                    for node in self.nodes.values()
+                    node.replica.status() if node.replica else None for node in self.nodes.values()
                 ]
                 raise Violation("no-progress", f"after healing: {states}")
 
@@ -249,9 +248,7 @@ class Scenario:
         if random.random() < 0.7:  # The process died, and the streams of its peers broke.
             for peer in self.nodes.values():
                 if peer is not node:
-                    self.timeline.after(
-                        random.uniform(0, 30), partial(peer.disconnected, node.me)
-                    )
+                    self.timeline.after(random.uniform(0, 30), partial(peer.disconnected, node.me))
         self.timeline.after(random.choice((5, 300, 2_000)), partial(self._start, node))
 
     def _crash_at_a_bad_moment(self, envelope: Envelope) -> None:

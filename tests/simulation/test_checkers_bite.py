@@ -133,15 +133,11 @@ def _mark_without_ballots(
         self.choose(acceptor.close(self.chosen_end), None)
 
 
-def _adopt_nothing(
-    self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot
-) -> list[bytes]:
+def _adopt_nothing(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
     return []
 
 
-def _adopt_own_only(
-    self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot
-) -> list[bytes]:
+def _adopt_own_only(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
     values = []
     slot = chosen_end
     while slot in own:

@@ -1,0 +1,54 @@
+"""Batches of commands as the value of a slot."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasksprint.consensus import NOOP, decode_batch, encode_batch
+from tasksprint.errors import RemoteProtocolError
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.binary(max_size=300), max_size=30))
+def test_batch_comes_back_as_it_was(commands: list[bytes]) -> None:
+    assert decode_batch(encode_batch(commands)) == tuple(commands)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.data())
+def test_cut_batch_is_refused_or_ends_between_commands(
+    commands: list[bytes], data: st.DataObject
+) -> None:
+    whole = encode_batch(commands)
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    try:
+        decoded = decode_batch(cut)
+    except RemoteProtocolError:
+        return
+    assert decoded == tuple(commands[: len(decoded)])
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.binary(max_size=60))
+def test_garbage_is_refused_or_is_a_batch(garbage: bytes) -> None:
+    try:
+        commands = decode_batch(garbage)
+    except RemoteProtocolError:
+        return
+    assert encode_batch(commands) == garbage
+
+
+def test_empty_batch_is_the_no_op() -> None:
+    assert encode_batch([]) == NOOP
+    assert decode_batch(NOOP) == ()
+
+
+def test_refusal_says_what_is_wrong() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_batch(b"\0\0\0\x09abc")
+    assert str(caught.value) == (
+        "a batch of 7 bytes ends within a command, expected 13 bytes; "
+        "a replica runs another version, or its disk is damaged"
+    )
