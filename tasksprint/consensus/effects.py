@@ -77,7 +77,8 @@ class Ready:
 
     1. `send_now` may go out at once.
     2. `persist` must be durable, and so must those of all earlier `Ready`s, before
-       `send_after_persist` goes out and before `Replica.persisted(sequence)`.
+       `send_after_persist` goes out and before `Replica.persisted(sequence)`. Without
+       `persist` there is nothing to wait for, and `send_after_persist` is empty.
     3. `chosen` may be applied at once; what comes from applying it must not become
        durable before `persist` is.
     4. `confirmed_reads` may be answered once everything in `chosen`, of this and all

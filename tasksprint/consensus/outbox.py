@@ -150,7 +150,10 @@ class Outbox:
         ):
             return None
         if persist is None:
+            # Whatever it rests on is durable already: nothing is left to wait for.
             self._sequence += 1
+            self._send_now += self._send_after
+            self._send_after.clear()
         ready = Ready(
             self._sequence,
             tuple(self._send_now),

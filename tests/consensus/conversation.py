@@ -315,7 +315,7 @@ class Conversation:
             self._say(f"note: {note}")
         self._emit(ready.send_now)
         if ready.persist is None:
-            self._emit(ready.send_after_persist)
+            assert ready.send_after_persist == ()
         else:
             self._machines[me].unwritten.append(ready)
             self._say(f"{me} writes {describe_persist(ready.persist)}")

@@ -239,8 +239,7 @@ class ReplicaNode:
         for envelope in ready.send_now:
             self._emit(envelope)
         if ready.persist is None:
-            for envelope in ready.send_after_persist:
-                self._emit(envelope)
+            assert ready.send_after_persist == ()
         else:
             self._persist(ready, ready.persist)
         self._apply(ready.chosen)
