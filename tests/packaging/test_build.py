@@ -127,7 +127,7 @@ def test_every_key_lists_inner_zips_and_files_that_are_there(fake_checkout: Path
     check_sets(fake_checkout / "all.pyz", build_zipapp.select_keys("all", [], ""), fake_checkout)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_wheels_of_both_linux_platforms_go_into_one_file(tmp_path: Path) -> None:
     keys = build_zipapp.select_keys("linux", [], "")
     pins = build_zipapp.read_pins(str(LOCK))

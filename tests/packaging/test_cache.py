@@ -296,6 +296,7 @@ def test_noexec_everywhere_names_each_place_with_its_reason(
     assert lines[-1].startswith("set TASKSPRINT_CACHE to a folder of your own, with ")
 
 
+@pytest.mark.long
 def test_content_unused_for_a_month_goes_and_what_runs_stays(
     archive: Archive, home: Path
 ) -> None:
@@ -370,7 +371,7 @@ def test_a_cache_emptied_after_the_archive_was_replaced_is_an_error_with_a_remed
     assert stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_file_and_one_home_serve_every_python_of_this_machine(
     archive: Archive, home: Path
 ) -> None:

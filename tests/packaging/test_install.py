@@ -112,7 +112,7 @@ def test_this_very_checkout_answers_too() -> None:
     assert (Path(installation.sdk_directory()) / "tasksprint" / "installation.py").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wheel_holds_the_package_and_the_two_modules_and_nothing_else(
     checkout: Path, tmp_path: Path
 ) -> None:
