@@ -291,3 +291,15 @@ def test_a_client_without_an_address_is_named_all_the_same() -> None:
     assert view is not None
     assert [(client.cid, client.address) for client in view.clients] == [(1, None)]
     assert info(world, job, 0)["addresses"] == []
+
+
+def test_after_a_restart_of_the_replica_tasks_come_in_the_order_of_placement() -> None:
+    world = World()
+    client = world.join(slots=2)
+    job = world.submit()
+    world.answer(job, MAP, MAP)
+    client.fail(0)
+    world.restart()
+    view = world.schedule.view(client.cid, client.incarnation, 0)
+    assert view is not None
+    assert [(one.tid, one.attempt) for one in view.run] == [(1, 1), (0, 2)]

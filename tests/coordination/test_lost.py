@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tasksprint.coordination.commands import Lost
+from tasksprint.coordination.commands import Completion, Failure, Lost
 from tasksprint.ids import JobId, TaskId
 from tasksprint.tasks import FinishJob, ReleaseTasks, StartTask
-from tests.coordination.world import World
+from tests.coordination.world import FakeClient, World
 
 MAP = StartTask("map")
 
@@ -274,3 +274,52 @@ def test_finish_goes_on_without_a_result_that_can_not_be_computed_again() -> Non
     assert summary is not None
     assert summary["state"] == "finished"
     assert "job=1 finished without the lost results of tasks [0]" in world.notes
+
+
+def _with_a_changed_result() -> tuple[World, FakeClient, FakeClient, JobId, Completion]:
+    """Task 0 has another result than when task 1 used it, and task 2 used that task 1.
+
+    Returns:
+        The world, the client that computes, one that is dead and holds the old result of
+        task 1, the job, and a completion of task 2 that was made from that.
+    """
+    world = World()
+    client = world.join("a", slots=1)
+    job = world.submit()
+    world.answer(job, MAP, after(0), StartTask("use", pretasks=(1,), prekeys=("r",)))  # type: ignore[arg-type]
+    client.work(1)
+    client.work(1)
+    client.poll()
+    made = client.run(client.assigned[job, TaskId(2)])
+    old = world.join("old", slots=0)
+    old.values[job, TaskId(1)] = client.values[job, TaskId(1)]
+    old.join()
+    old.leave()
+    client.report(lost=[Lost(job, TaskId(0))])
+    world.answer(job, after(0))
+    while world.state_of(job, 0) != "done":
+        client.report(failures=[Failure(job, TaskId(2), made.attempt, "x", False)])
+        client.work(1, salt="again")
+    assert world.states(job)[:2] == "da", "task 1 is done no more"
+    return world, client, old, job, made
+
+
+def test_what_was_made_from_bytes_that_do_not_count_any_more_is_void() -> None:
+    world, client, _, job, made = _with_a_changed_result()
+    client.report(completions=[made])
+    assert world.state_of(job, 2) != "done"
+    while client.work(salt="again"):
+        pass
+    assert world.states(job) == "dddd"
+    assert sorted(told(world, job)) == [0, 1, 2, 3]  # type: ignore[type-var]
+
+
+def test_old_bytes_that_rest_on_a_changed_input_do_not_come_back() -> None:
+    world, client, old, job, _ = _with_a_changed_result()
+    old.join()
+    assert world.state_of(job, 1) == "assigned"
+    old.poll()
+    assert old.values == {}
+    while client.work(salt="again"):
+        pass
+    assert world.states(job) == "dddd"
