@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,9 @@ from tasksprint.roles.client import Client, ClientOptions
 from tasksprint.roles.client_http import ClientPaths
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator_role import (
-    SWITCH_INTERVAL_S,
     configure_log,
     default_data_directory,
+    tune_interpreter,
     wait_for_end,
 )
 from tasksprint.roles.environment import settings_from_environment
@@ -42,7 +41,7 @@ _NODES_MAX = 1_000
 def run_role(options: argparse.Namespace) -> int:
     """Run one client until it is told to stop."""
     configure_log()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    tune_interpreter()
     state = state_directory()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     coordinators = parse_addresses(options.coordinators)

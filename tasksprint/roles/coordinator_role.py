@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = [
-    "SWITCH_INTERVAL_S",
     "configure_log",
     "default_data_directory",
     "parse_peers",
     "run_role",
+    "tune_interpreter",
     "wait_for_end",
 ]
 
@@ -40,13 +41,16 @@ _log = logging.getLogger("tasksprint.coordinator")
 
 # The writer's thread wants the interpreter for microseconds after each commit; with
 # Python's default of 5 ms it waits for as long while the loop is busy.
-SWITCH_INTERVAL_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0005
+# Python's collector looks for cycles each 700 objects, and through all of them now and
+# then: a fifth of the time of a state of many small objects that make none.
+_GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 
 def run_role(options: argparse.Namespace) -> int:
     """Run one coordinator until it is told to stop."""
     configure_log()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    tune_interpreter()
     state = state_directory()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     _, port = parse_address(options.listen)
@@ -106,6 +110,12 @@ async def wait_for_end(stopped: asyncio.Future[None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await stopped
+
+
+def tune_interpreter() -> None:
+    """Set what suits a process with one busy loop, a writer's thread and many live objects."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 def configure_log() -> None:
