@@ -412,6 +412,18 @@ class Workbench:
             **self._inputs.summary(),
         }
 
+    def obstacles(self) -> list[str]:
+        """Return sentences on what tasks wait for that somebody must see to."""
+        found = ["no work is taken: the disk is almost full"] if self._nodes.is_disk_low else []
+        for program in self._programs:
+            if program.is_attached and program.ready and not program.nodes:
+                name = program.command.partition(":")[2]
+                found.append(
+                    f"tasks wait for a node attached as {name!r}; "
+                    f"start one with: tasksprint node --exec PROG --name {name}"
+                )
+        return found
+
     def check(self) -> None:
         """Assert the invariants of all parts."""
         self._inputs.check()

@@ -80,6 +80,7 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 _log = logging.getLogger("tasksprint.client")
 
 _DISK_CHECK_S = 5.0
+_ATTACHED_GRACE_S = 1.0
 _CONFLICT = 409
 
 
@@ -157,11 +158,18 @@ class Client:
 
     async def close(self) -> None:
         """Leave the cluster if it still answers, end the nodes, close the files."""
+        self._in_turn = True  # No more turns: nodes that end now must not be started anew.
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        attached = [
+            node.program
+            for node in self.nodes.values()
+            if isinstance(node.program, AttachedProgram)
+        ]
         for node in list(self.nodes.values()):
-            node.kill("its client stops")
+            if node.program not in attached:
+                node.kill("its client stops")
         if self._joined.is_set():
             leave = LeaveClient(self.workbench.cid, self.workbench.incarnation)
             try:
@@ -170,6 +178,17 @@ class Client:
                 )
             except TaskSprintError as error:
                 _log.warning("cid=%d left without a word: %s", self.workbench.cid, error)
+        # Somebody started these by hand: they are asked first, and may end what they do.
+        await asyncio.gather(
+            *[
+                program.stop(
+                    grace_s=_ATTACHED_GRACE_S,
+                    terminate_s=_ATTACHED_GRACE_S,
+                    why="its client stops",
+                )
+                for program in attached
+            ]
+        )
         await self._attach_server.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -137,7 +137,8 @@ class ClientPaths:
         )
 
     def _status(self, request: Request) -> Response:
-        return json_response(self._client.workbench.summary())
+        workbench = self._client.workbench
+        return json_response({**workbench.summary(), "obstacles": workbench.obstacles()})
 
     def _stop(self, request: Request) -> Response:
         _log.info("stops: asked to by %s", request.peer)
@@ -150,7 +151,8 @@ def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
         job, tid, digest, keys = item
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
-    if type(job) is not int or type(tid) is not int or not isinstance(digest, str):
+    is_name = type(job) is int and type(tid) is int and isinstance(digest, str)
+    if not is_name or not isinstance(keys, list):
         raise RemoteProtocolError(f"not a wanted result: {item!r}")
     return JobId(job), TaskId(tid), digest, keys
 

@@ -32,7 +32,7 @@ from tasksprint.roles.leader import parse_addresses
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["Progress", "end_of_job", "print_outcome", "run_command", "seed_of"]
+__all__ = ["Progress", "counted", "end_of_job", "print_outcome", "run_command", "seed_of"]
 
 _PROGRESS_INTERVAL_S = 1.0
 # How long `stop` waits for clients to leave before it stops the coordinators.
@@ -130,7 +130,9 @@ class Progress:
         text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{text}")
-        elif now_s - self._last_s < _PROGRESS_INTERVAL_S or text == self._last_text:
+        elif text == self._last_text or (
+            outcome.state == "running" and now_s - self._last_s < _PROGRESS_INTERVAL_S
+        ):
             return
         else:
             self._stream.write(text + "\n")
@@ -146,6 +148,8 @@ class Progress:
 
 def _counts(tasks: dict[str, int]) -> str:
     total = sum(tasks.values())
+    if total == 0:
+        return "no tasks yet"
     parts = [f"{tasks.get('done', 0)} of {total} tasks done"]
     for state in ("assigned", "ready", "waiting", "failed", "killed"):
         if tasks.get(state):
@@ -200,6 +204,11 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
     return EXIT_OK
 
 
+def counted(number: int, name: str) -> str:
+    """Return "1 client" or "2 clients"."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 def _because(info: dict[str, Any]) -> str:
     return f": {info['error']}" if info.get("error") else ""
 
@@ -211,10 +220,14 @@ def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
     reply = cluster.request("POST", f"/v1/jobs/{options.job_id}/cancel", body=body).json()
     if "error" in reply:
         raise Refused(reply["error"])
+    # It may have ended by itself before.
+    outcome, _ = cluster.job(JobId(options.job_id))
     if options.json:
-        _print_json({"job": options.job_id, "state": "cancelled"})
-    else:
+        _print_json({"job": options.job_id, "state": outcome.state})
+    elif outcome.state == "cancelled":
         print(f"cancelled job {options.job_id}")
+    else:
+        print(f"job {options.job_id} had {outcome.state} before")
     return EXIT_OK
 
 
@@ -315,15 +328,30 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
     alive = [client for client in clients if client["state"] == "alive"]
     nodes = sum(client["slots"] for client in alive)
-    print(f"{len(alive)} of {len(clients)} clients alive, with {nodes} nodes")
+    known = counted(len(clients), "client")
+    print(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
+    for client in alive:
+        for obstacle in _obstacles(cluster, client):
+            print(f"client {client['cid']}: {obstacle}")
     for member in members.values():
         for job, status in member.get("schedulers", {}).items():
             print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
     running = [job for job in jobs if job["state"] == "running"]
     for job in running:
         print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
-    print(f"{len(running)} of {len(jobs)} jobs running")
+    print(f"{len(running)} of {counted(len(jobs), 'job')} running")
     return EXIT_OK
+
+
+def _obstacles(cluster: Cluster, client: dict[str, Any]) -> list[str]:
+    """Return what keeps a client's tasks from running; only one with tasks is asked."""
+    if not client["assigned"] or client["address"] is None:
+        return []
+    try:
+        found = cluster.direct(client["address"], "GET", "/v1/status").json()
+    except (PeerUnreachable, Refused) as error:
+        return [f"doesn't answer: {error}"]
+    return [str(text) for text in found.get("obstacles", ())]
 
 
 def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:

@@ -523,9 +523,18 @@ class Coordinator:
             due_ms = min(due_ms, self._last_tick_ms + left_ms)
         return due_ms
 
-    def _tick_log(self, now_ms: int) -> None:
+    def tick_now(self) -> None:
+        """Bring log time up to date, so that what is proposed next has the right time.
+
+        Else a job that takes less than a tick would have taken no time.
+        """
+        self._tick_log(monotonic_ms(), is_due=True)
+
+    def _tick_log(self, now_ms: int, *, is_due: bool = False) -> None:
         """Propose a tick when one is due and the one before has been applied."""
-        if not self._is_established() or self._tick_waits or now_ms < self._tick_due_ms():
+        if not self._is_established() or self._tick_waits:
+            return
+        if not is_due and now_ms < self._tick_due_ms():
             return
         schedule = self.schedule
         assert schedule is not None

@@ -135,6 +135,7 @@ class CoordinatorPaths:
             program=_text(body, "program"),
             manifest=encode_json(_for_clients(manifest)).decode(),
         )
+        self._coordinator.tick_now()
         return await self._decide(encode_command(command))
 
     async def _cancel(self, request: Request) -> Response:
@@ -145,6 +146,7 @@ class CoordinatorPaths:
             job=JobId(request.integer("job")),
             reason=_text(body, "reason"),
         )
+        self._coordinator.tick_now()
         return await self._decide(encode_command(command))
 
     async def _jobs(self, request: Request) -> Response:

@@ -27,7 +27,7 @@ from tasksprint.net.keys import create_key
 from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
-from tasksprint.roles.commands import end_of_job, seed_of
+from tasksprint.roles.commands import counted, end_of_job, seed_of
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.settings import Settings
 
@@ -64,8 +64,9 @@ def run_job(options: argparse.Namespace) -> int:
             seed = seed_of(options.seed, manifest.seed)
             job = cluster.submit(directory, manifest, seed=seed, params=params)
             print(
-                f"job {manifest.name!r} (seed {seed}) on {options.coordinators} "
-                f"coordinator(s) and {options.clients} client(s) of {nodes} node(s)",
+                f"job {manifest.name!r} (seed {seed}) on "
+                f"{counted(options.coordinators, 'coordinator')} and "
+                f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
                 file=sys.stderr,
             )
             return end_of_job(cluster, job, as_json=options.json)

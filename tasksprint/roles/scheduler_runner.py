@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
+from tasksprint.coordination.commands import Answer
 from tasksprint.coordination.host import SchedulerHost
 from tasksprint.errors import RemoteProtocolError, SchedulerFailed, TaskSprintError
 from tasksprint.ids import JobId
@@ -22,6 +23,7 @@ from tasksprint.process.program import ExitReason, Program, start_program
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.store.result_records import BoundedText
+from tasksprint.tasks import FailJob, FinishJob
 
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
@@ -130,6 +132,8 @@ class SchedulerRunner:
             if effects.write and self._program is not None:
                 self._program.write(effects.write)
             for answer in effects.propose:
+                if _may_end_job(answer):
+                    self._coordinator.tick_now()
                 self._coordinator.propose(answer)
             if effects.out is not None:
                 self._coordinator.propose(effects.out)
@@ -216,3 +220,10 @@ class SchedulerRunner:
             "restarts": status.restarts,
             "text": status.text,
         }
+
+
+def _may_end_job(answer: Answer) -> bool:
+    """Whether the last command ends the job; others may, but hardly ever do."""
+    if not answer.parts or not answer.parts[-1].commands:
+        return False
+    return isinstance(answer.parts[-1].commands[-1], FinishJob | FailJob)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
@@ -125,8 +126,10 @@ def shared_cluster(
         keep=folder / "cluster",
         command=[sys.executable, str(archive)],
     )
+    # Clients register in the state directory, so that nodes find them.
+    environment = {"XDG_STATE_HOME": str(folder / "state")}
     try:
-        with private:
+        with mock.patch.dict(os.environ, environment), private:
             commands = Commands(
                 archive,
                 folder,
