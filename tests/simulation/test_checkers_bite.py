@@ -5,7 +5,7 @@ Without this, a simulator that checks nothing would be as green as one that chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, ValuesView
 from dataclasses import replace
 from typing import Any
 
@@ -133,17 +133,13 @@ def _mark_without_ballots(
         self.choose(acceptor.close(self.chosen_end), None)
 
 
-def _adopt_nothing(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
-    return []
+def _adopt_nothing(self: Campaign, slot: Slot) -> bytes | None:
+    return None
 
 
-def _adopt_own_only(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
-    values = []
-    slot = chosen_end
-    while slot in own:
-        values.append(own[slot].value)
-        slot = Slot(slot + 1)
-    return values
+def _take_own_only(self: Campaign, entries: Iterable[LogEntry]) -> None:
+    if isinstance(entries, ValuesView):
+        self._highest.update({entry.slot: entry for entry in entries})
 
 
 def _confirm_at_once(self: Leadership) -> None:
@@ -175,7 +171,7 @@ def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]
         (Learner, "mark", _mark_without_ballots, {"not-chosen"}),
         (Acceptor, "promise", _promise_everybody, {"promise-back", "core"}),
         (Campaign, "adopt", _adopt_nothing, {"two-chosen", "core"}),
-        (Campaign, "adopt", _adopt_own_only, {"two-chosen", "core"}),
+        (Campaign, "_take", _take_own_only, {"two-chosen", "core"}),
         (Leadership, "_confirm_reads", _confirm_at_once, {"stale-read"}),
         (
             Leadership,
