@@ -210,6 +210,10 @@ class PrivateCluster:
         for name in names:
             self._processes[name].wait()
 
+    def pid(self, name: str) -> int:
+        """Return the process id (and group) of a process."""
+        return self._processes[name].pid
+
     def restart(self, name: str) -> None:
         """Start a process again that was killed, with the same files and address."""
         self._spawn(name, self._arguments[name], None)
