@@ -80,6 +80,7 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 _log = logging.getLogger("tasksprint.client")
 
 _DISK_CHECK_S = 5.0
+_FOUNDING_PAUSE_S = 0.2
 _ATTACHED_GRACE_S = 1.0
 _CONFLICT = 409
 
@@ -243,11 +244,7 @@ class Client:
             raise SettingsError(f"the cluster refuses this client: {reply['error']}")
         cluster = reply["cluster"]
         if self._cluster is not None and self._cluster != cluster:
-            raise SettingsError(
-                f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
-                f"{self._cluster!r}, this is cluster {cluster!r}",
-                hint="give this client its own --data-dir",
-            )
+            raise self._other_cluster(cluster)
         if self._cluster is None:
             self._cluster = cluster
             await self.writer.run(ResultStore.set_fact, "cluster", cluster)
@@ -257,8 +254,28 @@ class Client:
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
+    async def _check_cluster(self) -> None:
+        """Stop before joining a cluster that isn't the one of the data directory."""
+        while self._cluster is not None:
+            response = await self.leader.request("GET", "/v1/status")
+            cluster = response.checked().json()["cluster"]
+            if cluster is None:  # It isn't founded yet.
+                await asyncio.sleep(_FOUNDING_PAUSE_S)
+                continue
+            if cluster != self._cluster:
+                raise self._other_cluster(cluster)
+            return
+
+    def _other_cluster(self, cluster: str) -> SettingsError:
+        return SettingsError(
+            f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
+            f"{self._cluster!r}, this is cluster {cluster!r}",
+            hint="give this client its own --data-dir",
+        )
+
     async def _follow(self) -> None:
         """Poll the view for ever; join first, and anew when this incarnation isn't known."""
+        await self._check_cluster()
         await self._join()
         workbench = self.workbench
         wait_ms = self.settings.view_poll_max_ms

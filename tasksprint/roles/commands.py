@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "counted", "end_of_job", "print_outcome", "run_command", "seed_of"]
 
 _PROGRESS_INTERVAL_S = 1.0
+_SEED_END = 2**63
 # How long `stop` waits for clients to leave before it stops the coordinators.
 _LEAVE_S = 3.0
 _STOP_GIVE_UP_MS = 2_000
@@ -84,9 +85,12 @@ def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def seed_of(option: int | None, manifest: int | None) -> int:
     """Return the job's seed: the command line's, else the manifest's, else a random one."""
-    for seed in (option, manifest):
-        if seed is not None:
-            return seed
+    if option is not None:
+        if not 0 <= option < _SEED_END:
+            raise UsageError(f"--seed {option} is not from 0 to 2**63 - 1")
+        return option
+    if manifest is not None:
+        return manifest
     return secrets.randbits(53)
 
 
@@ -173,8 +177,14 @@ def _result(cluster: Cluster, options: argparse.Namespace) -> int:
 def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid: int) -> int:
     info, keys = cluster.task_values(job, tid)
     state = info["state"]
+    if state in ("failed", "killed"):
+        raise JobFailed(info.get("error") or f"task {tid} of job {job} was {state}")
     if not info.get("holders") and state != "done":
-        raise JobFailed(f"task {tid} of job {job} is {state}" + _because(info))
+        state = "running" if state == "assigned" else state
+        raise Refused(
+            f"task {tid} of job {job} isn't done, it is {state}",
+            hint=f"'result {job} --wait' waits for the job's end",
+        )
     if not info.get("holders"):
         raise Refused(
             f"the values of task {tid} of job {job} are not kept any more",
@@ -207,10 +217,6 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
 def counted(number: int, name: str) -> str:
     """Return "1 client" or "2 clients"."""
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
-
-
-def _because(info: dict[str, Any]) -> str:
-    return f": {info['error']}" if info.get("error") else ""
 
 
 def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
@@ -365,8 +371,12 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
         except (PeerUnreachable, Refused) as error:
             failure = error
     else:
-        assert failure is not None
-        raise failure
+        if isinstance(failure, Refused):
+            raise failure
+        raise PeerUnreachable(
+            f"no coordinator answers at {', '.join(known)}: {failure}",
+            hint="start one with 'tasksprint coordinator', or name others with --coordinators",
+        )
     for replica, address in addresses.items():
         try:
             found[replica] = cluster.direct(address, "GET", "/v1/status").json()

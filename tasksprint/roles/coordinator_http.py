@@ -8,6 +8,7 @@ leads, if it knows. docs/protocol.md describes every path.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from tasksprint.coordination.commands import (
@@ -24,7 +25,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import Refused, RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.net.gate import Access
-from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MISDIRECTED
 from tasksprint.settings import RULES
@@ -64,7 +65,7 @@ class CoordinatorPaths:
 
     # --- what clients ask ---
 
-    async def _command(self, request: Request) -> Response:
+    def _command(self, request: Request) -> Response | Later:
         """Have a client's command decided: join, report, leave."""
         command = decode_command(request.body)
         match command:
@@ -74,7 +75,18 @@ class CoordinatorPaths:
                 pass
             case _:
                 raise Refused(f"a {type(command).__name__} has a path of its own", status=400)
-        return await self._decide(request.body)
+        later = Later()
+        try:
+            self._coordinator.decide_then(request.body, command, partial(self._answer, later))
+        except NotLeader as error:
+            return not_leader_response(error)
+        return later
+
+    def _answer(self, later: Later, reply: bytes | None) -> None:
+        if reply is None:
+            later.answer(not_leader_response(self._coordinator.not_leader()))
+        else:
+            later.answer(Response(200, reply))
 
     async def _view(self, request: Request) -> Response:
         coordinator = self._coordinator
@@ -136,6 +148,12 @@ class CoordinatorPaths:
             manifest=encode_json(_for_clients(manifest)).decode(),
         )
         self._coordinator.tick_now()
+        if await self._coordinator.programs.obtain(command.program) is None:
+            raise Refused(
+                f"no archive {command.program!r} here",
+                status=404,
+                hint="POST it to /v1/programs first",
+            )
         return await self._decide(encode_command(command))
 
     async def _cancel(self, request: Request) -> Response:
@@ -258,10 +276,20 @@ def _for_clients(manifest: Any) -> dict[str, Any]:
 
     It is "attached:NAME", or the JSON of what it takes to start a node.
     """
-    if not isinstance(manifest, dict) or not manifest.get("node"):
-        raise Refused("the manifest names no node", status=400)
+    if not isinstance(manifest, dict):
+        raise Refused("the manifest is no JSON object", status=400)
+    # What every replica's scheduler and every client takes for granted must be so before
+    # it stands in the log.
+    for name in ("scheduler", "node", "setup"):
+        words = manifest.get(name, [] if name == "setup" else None)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise Refused(f"the manifest's {name!r} is not a list of strings", status=400)
+        if not words and name != "setup":
+            raise Refused(f"the manifest's {name!r} is empty", status=400)
+    if not isinstance(manifest.get("interpreter", ""), str):
+        raise Refused("the manifest's 'interpreter' is not a string", status=400)
     node = manifest["node"]
-    if isinstance(node, list) and str(node[0]).startswith("attached:"):
+    if node[0].startswith("attached:"):
         return {**manifest, "node": node[0]}
     start = {"node": node}
     for name in ("interpreter", "setup"):

@@ -273,8 +273,8 @@ def test_result_of_a_running_job_says_so(shared: Shared, job_folder: Path, tmp_p
     wait_until(lambda: shared.cluster.job(job)[0].tasks["done"] == 2, "the others are done")
     text = shared.commands.text("result", str(job))
     assert text == f"job {job} is running: 2 of 3 tasks done, 1 running\n"
-    why = shared.commands("result", str(job), "--task", "2", code=1).stderr.decode()
-    assert why == f"tasksprint: task 2 of job {job} is assigned\n"
+    why = shared.commands("result", str(job), "--task", "2", code=77).stderr.decode()
+    assert why.startswith(f"tasksprint: task 2 of job {job} isn't done, it is running; ")
     status = shared.commands.text("status")
     assert f"job {job} 'mixed': 2 of 3 tasks done, 1 running" in status
     assert re.search(r"^1 +127\.0\.0\.1:\d+ +leader", status, re.MULTILINE)
