@@ -16,13 +16,19 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, Ready, Replica
-from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
+from tasksprint.coordination.commands import (
+    Command,
+    SilentClient,
+    Tick,
+    decode_command,
+    encode_command,
+)
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.errors import StoreError, TaskSprintError
@@ -51,6 +57,10 @@ _MIRROR_IDLE_MS = 50
 _MIRROR_ROWS_MAX = 5_000
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
+
+# Takes what the state machine replied to a command; None: this replica doesn't lead (any
+# more), and the command may have been chosen all the same.
+Decided = Callable[[bytes | None], None]
 
 
 class NotLeader(TaskSprintError):
@@ -97,6 +107,8 @@ class Coordinator:
             random=self.random,
             now_ms=self.started_ms,
         )
+        # Commands that were decoded when they came in, until they are applied.
+        self._decoded: dict[bytes, Command] = {}
         self.schedule: Schedule | None = None
         if self.replica.founding is not None:
             self.schedule = self._new_schedule(recovery.rows if recovery.applied.slot else None)
@@ -132,7 +144,8 @@ class Coordinator:
         self._rows_since_ms = 0
         self._writing = False
         self._to_apply: deque[Chosen] = deque()
-        self._waiting: dict[bytes, list[asyncio.Future[bytes]]] = {}
+        self._waiting: dict[bytes, list[Decided]] = {}
+        self._decided: deque[tuple[Decided, bytes | None]] = deque()
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._confirmed: list[tuple[int, Slot]] = []
         self._last_read = 0
@@ -227,13 +240,44 @@ class Coordinator:
                 command may have been chosen all the same. Repeat it: requests are
                 counted once.
         """
+        future: asyncio.Future[bytes | None] = self.loop.create_future()
+
+        def decided(reply: bytes | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.decide_then(command, None, decided)
+        reply = await future
+        if reply is None:
+            raise self.not_leader()
+        return reply
+
+    def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
+        """Do as `decide` does, and call `then` at the end: for commands by the thousand.
+
+        Args:
+            decoded: The same command, where it was decoded already.
+
+        Raises:
+            NotLeader: This replica doesn't lead; `then` won't be called.
+        """
         self.require_schedule()
         if not self.replica.propose(command, monotonic_ms()):
             raise self.not_leader()
-        future: asyncio.Future[bytes] = self.loop.create_future()
-        self._waiting.setdefault(command, []).append(future)
+        self._wait_for(command, then)
+        if decoded is not None:
+            self._decoded[command] = decoded
         self.wake()
-        return await future
+
+    def _wait_for(self, command: bytes, then: Decided) -> None:
+        waiting = self._waiting.get(command)
+        if waiting is None:
+            self._waiting[command] = [then]
+        else:
+            waiting.append(then)
+
+    def _decode(self, command: bytes) -> Command:
+        return self._decoded.pop(command, None) or decode_command(command)
 
     def propose(self, command: Command) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
@@ -298,6 +342,9 @@ class Coordinator:
             self._carry_out_all()
             self._write(now_ms)
             self._arm_timer(now_ms)
+            if self._decided:
+                # After the messages of this turn: others have to work on those.
+                self.loop.call_soon(self._tell_decided)
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
@@ -432,6 +479,7 @@ class Coordinator:
             members=tuple(member.replica for member in founding.members),
             rules=RULES,
             rows=rows,
+            decode=self._decode,
         )
 
     def _applied_end(self) -> Slot:
@@ -459,9 +507,8 @@ class Coordinator:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         if self._waiting:
             for command, reply in zip(chosen.commands, applied.replies, strict=True):
-                for future in self._waiting.pop(command, ()):
-                    if not future.done():
-                        future.set_result(reply if reply is not None else b"{}")
+                for then in self._waiting.pop(command, ()):
+                    self._decided.append((then, b"{}" if reply is None else reply))
         for job, event in applied.events:
             if (runner := self.runners.get(job)) is not None:
                 runner.event_chosen(event)
@@ -510,10 +557,18 @@ class Coordinator:
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for futures in waiting.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(self.not_leader())
+        self._decoded.clear()
+        for takers in waiting.values():
+            self._decided.extend([(then, None) for then in takers])
+        self._tell_decided()
+
+    def _tell_decided(self) -> None:
+        try:
+            while self._decided:
+                then, reply = self._decided.popleft()
+                then(reply)
+        except Exception as error:  # a bug, whoever was to be told
+            self.fail(error)
 
     def _tick_due_ms(self) -> int:
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
@@ -550,14 +605,10 @@ class Coordinator:
             return
         self._last_tick_ms = now_ms
         self._tick_waits = True
-        future: asyncio.Future[bytes] = self.loop.create_future()
-        future.add_done_callback(self._tick_applied)
-        self._waiting.setdefault(command, []).append(future)
+        self._wait_for(command, self._tick_applied)
 
-    def _tick_applied(self, future: asyncio.Future[bytes]) -> None:
+    def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False
-        if not future.cancelled():
-            future.exception()  # leadership was lost: the next leader ticks
 
     def _end_read(self, read_id: int, error: NotLeader | None) -> None:
         future = self._reads.pop(read_id, None)
