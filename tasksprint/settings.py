@@ -35,6 +35,10 @@ class Settings:
     pipeline_slots_max: int = 8
     # Bytes of commands in one entry. Bounds the time of one apply step and one write.
     entry_bytes_max: int = 1 * MIB
+    # One command, which may be larger than an entry otherwise gets: a report with many
+    # values, a client that joins with many results. Must leave room in a frame beside
+    # log_window_bytes_max: a promise carries all that is open.
+    command_bytes_max: int = 24 * MIB
     # Commands that may wait for a slot; more are refused ("busy"), never lost silently.
     waiting_commands_max: int = 100_000
     # Chosen entries kept in memory for followers that lag a little; older ones are

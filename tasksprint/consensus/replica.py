@@ -15,7 +15,7 @@ The three rules on which everything rests:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
@@ -232,9 +232,9 @@ class Replica:
         """Let a command wait for the next entry.
 
         Returns:
-            False: this replica doesn't lead, or too many wait; nothing was taken. True
-            is no promise: a leader that steps down drops what waits, silently, so
-            senders repeat their commands.
+            False: this replica doesn't lead, too many wait, or it is larger than
+            command_bytes_max; nothing was taken. True is no promise: a leader that steps
+            down drops what waits, silently, so senders repeat their commands.
         """
         self._now_ms = now_ms
         leadership = self._leadership
@@ -242,6 +242,8 @@ class Replica:
             return False
         if len(leadership.waiting) >= self._settings.waiting_commands_max:
             return False
+        if len(command) > self._settings.command_bytes_max:
+            return False  # Its frame, or a promise that holds it, might never get through.
         leadership.add(command)
         return True
 
@@ -378,7 +380,8 @@ class Replica:
             self._leadership.work(self._now_ms)
         if self._forwards:
             if self._election.leader is not None and self._leadership is None:
-                self._outbox.send(self._election.leader, Forward(tuple(self._forwards)))
+                for commands in _pieces(self._forwards, self._settings.catch_up_bytes_max):
+                    self._outbox.send(self._election.leader, Forward(commands))
             self._forwards.clear()
         return self._outbox.take()
 
@@ -564,3 +567,17 @@ class Replica:
         if self._admission.founding is None:
             assert self._leadership is None and campaign is None
             assert self._acceptor.promised == NO_BALLOT
+
+
+def _pieces(commands: list[bytes], bytes_max: int) -> Iterator[tuple[bytes, ...]]:
+    """Cut commands into pieces of at most so many bytes, or of one command."""
+    piece: list[bytes] = []
+    size = 0
+    for command in commands:
+        if piece and size + len(command) > bytes_max:
+            yield tuple(piece)
+            piece, size = [], 0
+        piece.append(command)
+        size += len(command)
+    if piece:
+        yield tuple(piece)

@@ -259,6 +259,11 @@ class Schedule:
         """Return cid, incarnation and last applied request of each living client."""
         return reading.living_clients(self._state)
 
+    def is_out(self, job: JobId, replica: ReplicaId) -> bool:
+        """Whether the log says that a replica's scheduler of a running job is gone."""
+        found = self._state.running.get(job)
+        return found is not None and replica in found.out
+
     def scheduler_history(self, job: JobId) -> reading.SchedulerHistory:
         """Return what a scheduler of a running job must be fed and compared with."""
         return reading.scheduler_history(self._state.running[job])

@@ -31,7 +31,7 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.errors import StoreError, TaskSprintError
+from tasksprint.errors import Refused, RemoteProtocolError, StoreError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
@@ -132,6 +132,9 @@ class Coordinator:
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
         self._was_leader = False
+        # What must be applied before this leader knows all that former ones decided.
+        self._current_end: Slot | None = None
+        self._is_over = False  # It has failed or is closed: it says and writes nothing more.
         self._last_tick_ms = 0
         self._tick_waits = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -172,6 +175,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Stop everything that this process started; the files stay."""
+        self._is_over = True
         for runner in list(self.runners.values()):
             runner.stop()
         if self._timer is not None:
@@ -199,6 +203,7 @@ class Coordinator:
 
     def fail(self, error: BaseException) -> None:
         """Stop this replica: it can't explain its own state or write to its disk."""
+        self._is_over = True
         if not self.stopped.done():
             self.stopped.set_exception(error)
 
@@ -209,7 +214,9 @@ class Coordinator:
         return 0 if self.schedule is None else self.schedule.log_time_ms
 
     def require_schedule(self) -> Schedule:
-        """Return the state machine, or raise `NotLeader` while the cluster isn't founded."""
+        """Return the state machine, or raise `NotLeader` while it can't be relied on."""
+        if self._is_over:
+            raise NotLeader(f"replica {self.options.me} stops", None)
         if self.schedule is None:
             raise NotLeader(
                 f"replica {self.options.me} waits for the other members to be up", None
@@ -239,6 +246,7 @@ class Coordinator:
             NotLeader: This replica doesn't lead, or stopped leading meanwhile; the
                 command may have been chosen all the same. Repeat it: requests are
                 counted once.
+            Refused: It is too big for the log, or too many wait.
         """
         future: asyncio.Future[bytes | None] = self.loop.create_future()
 
@@ -260,10 +268,23 @@ class Coordinator:
 
         Raises:
             NotLeader: This replica doesn't lead; `then` won't be called.
+            Refused: It is too big for the log, or too many wait; the same.
         """
         self.require_schedule()
+        limit = self.settings.command_bytes_max
+        if len(command) > limit:
+            raise Refused(
+                f"a command of {len(command)} bytes, at most {limit} (command_bytes_max)",
+                status=413,
+            )
         if not self.replica.propose(command, monotonic_ms()):
-            raise self.not_leader()
+            if not self.replica.is_leader:
+                raise self.not_leader()
+            raise Refused(
+                f"replica {self.options.me} is busy: {self.settings.waiting_commands_max} "
+                "commands wait (waiting_commands_max)",
+                status=503,
+            )
         self._wait_for(command, then)
         if decoded is not None:
             self._decoded[command] = decoded
@@ -279,11 +300,10 @@ class Coordinator:
     def _decode(self, command: bytes) -> Command:
         return self._decoded.pop(command, None) or decode_command(command)
 
-    def propose(self, command: Command) -> None:
+    def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
-        encoded = encode_command(command)
-        if not self.replica.propose(encoded, monotonic_ms()):
-            self.replica.forward(encoded)
+        if not self.replica.propose(command, monotonic_ms()):
+            self.replica.forward(command)
         self.wake()
 
     async def confirm_read(self) -> Schedule:
@@ -331,6 +351,8 @@ class Coordinator:
 
     def _turn(self) -> None:
         self._turn_due = False
+        if self._is_over:
+            return
         try:
             now_ms = monotonic_ms()
             if now_ms >= self.replica.deadline_ms:
@@ -359,7 +381,7 @@ class Coordinator:
 
     def _arm_timer(self, now_ms: int) -> None:
         due_ms = self.replica.deadline_ms
-        if self._is_established():
+        if self.is_current and not self._tick_waits:
             due_ms = min(due_ms, self._tick_due_ms())
         if self._rows and not self._writing:
             due_ms = min(due_ms, self._rows_since_ms + _MIRROR_IDLE_MS)
@@ -386,6 +408,8 @@ class Coordinator:
         if is_leader != self._was_leader:
             self._was_leader = is_leader
             self._leadership_changed(is_leader)
+        if is_leader and self._current_end is None and self.replica.is_established:
+            self._current_end = self.replica.chosen_end
 
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
@@ -412,8 +436,14 @@ class Coordinator:
 
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
         envelope = replica_codec.decode(frame, who=f"replica {source}")
-        if envelope.source == source:  # who proved the key may still speak only for itself
-            self.replica.receive(envelope, monotonic_ms())
+        if envelope.source == source and not self._is_over:
+            # (Who proved the key may still speak only for itself.)
+            try:
+                self.replica.receive(envelope, monotonic_ms())
+            except RemoteProtocolError:
+                raise
+            except Exception as error:  # its state can't be explained any more
+                self.fail(error)
             self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
@@ -428,7 +458,10 @@ class Coordinator:
             if error := future.exception():
                 self.fail(error)
                 return
-            self.replica.log_read(request, future.result(), monotonic_ms())
+            try:
+                self.replica.log_read(request, future.result(), monotonic_ms())
+            except Exception as bug:
+                self.fail(bug)
             self.wake()
 
         future = self.writer.run(
@@ -463,11 +496,21 @@ class Coordinator:
 
     def _written(self, persists: list[tuple[int, Persist, tuple[Envelope, ...]]]) -> None:
         self._writing = False
-        for _, _, envelopes in persists:
-            self._send(envelopes)
-        if persists:
-            self.replica.persisted(persists[-1][0], monotonic_ms())
+        if self._is_over:
+            return
+        try:
+            for _, _, envelopes in persists:
+                self._send(envelopes)
+            if persists:
+                self.replica.persisted(persists[-1][0], monotonic_ms())
+        except Exception as error:
+            self.fail(error)
         self.wake()
+
+    def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
+        """Return the mirror's rows that no write has been asked for yet, oldest first."""
+        size = len(key_prefix)
+        return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 
     # --- applying ---
 
@@ -537,10 +580,17 @@ class Coordinator:
 
     # --- leading ---
 
-    def _is_established(self) -> bool:
-        return self.schedule is not None and self.replica.is_established
+    @property
+    def is_current(self) -> bool:
+        """Whether this replica leads, and its state holds all that former leaders decided."""
+        return (
+            self._current_end is not None
+            and self._applied_end() >= self._current_end
+            and self.replica.is_leader
+        )
 
     def _leadership_changed(self, is_leader: bool) -> None:
+        self._current_end = None
         for runner in self.runners.values():
             runner.lead(is_leader)
         if is_leader:
@@ -587,7 +637,7 @@ class Coordinator:
 
     def _tick_log(self, now_ms: int, *, is_due: bool = False) -> None:
         """Propose a tick when one is due and the one before has been applied."""
-        if not self._is_established() or self._tick_waits:
+        if not self.is_current or self._tick_waits:
             return
         if not is_due and now_ms < self._tick_due_ms():
             return
@@ -595,8 +645,9 @@ class Coordinator:
         assert schedule is not None
         log_time_ms = schedule.log_time_ms
         silent: list[SilentClient] = []
+        before, self._last_heard = self._last_heard, {}  # without those that are gone
         for cid, incarnation, request in schedule.living_clients():
-            heard_ms = self._last_heard.setdefault(cid, log_time_ms)
+            heard_ms = self._last_heard[cid] = before.get(cid, log_time_ms)
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, incarnation, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
@@ -609,6 +660,7 @@ class Coordinator:
 
     def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False
+        self.wake()  # The timer was set without the next tick.
 
     def _end_read(self, read_id: int, error: NotLeader | None) -> None:
         future = self._reads.pop(read_id, None)

@@ -98,14 +98,22 @@ class CoordinatorPaths:
             RULES.liveness_span_ms // 3,
         )
         incarnation = Incarnation(request.query.get("incarnation", ""))
+        is_confirmed = False
         while True:
             try:
                 schedule = coordinator.require_schedule()
-                if not coordinator.replica.is_established:
+                # A state that lacks what a former leader decided would send living clients
+                # to join again, or take back what they know.
+                if not coordinator.is_current or since > schedule.applied_slot:
                     raise coordinator.not_leader()
+                view = schedule.view(cid, incarnation, since)
+                if view is None and not is_confirmed:
+                    # A leader that was stopped for a while may not know that it lost office.
+                    await coordinator.confirm_read()
+                    is_confirmed = True
+                    continue
             except NotLeader as error:
                 return not_leader_response(error)
-            view = schedule.view(cid, incarnation, since)
             if view is None:
                 return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
             coordinator.heard(cid)
@@ -205,10 +213,15 @@ class CoordinatorPaths:
         """Return the lines that the scheduler logged, and what it wrote on this replica."""
         job = JobId(request.integer("job"))
         coordinator = self._coordinator
-        schedule = coordinator.require_schedule()
+        try:
+            schedule = coordinator.require_schedule()
+        except NotLeader as error:
+            return not_leader_response(error)
         if schedule.job_summary(job) is None:
             raise Refused(f"no job {job}", status=404)
+        unwritten = coordinator.unwritten_rows("job_log", (job,))
         rows = await coordinator.writer.run(lambda store: list(store.read_rows("job_log", (job,))))
+        rows += unwritten
         lines = [row.columns[0] for row in rows if row.columns is not None]
         return json_response(
             {
