@@ -143,6 +143,7 @@ class NodeShell:
             workbench.node_attached(
                 self.node, self._attached, message.frames, message.window, now_ms
             )
+            self._client.attached_changed()
         self._client.turn()
 
     def _reply(self, message: NodeReply) -> Reply:
@@ -250,11 +251,12 @@ class NodeShell:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())
         elif self._reader.ready is not None:
             workbench.node_detached(self.node, text, self._client.now_ms())
+            self._client.attached_changed()
         self._client.turn()
 
 
 def attach_callbacks(client: Client, hello: Hello) -> Callbacks:
     """Return what a node that attaches itself is to be connected to."""
     shell = NodeShell(client, client.workbench.next_node(), hello.name)
-    client.attaching[hello] = shell
+    client.attaching[id(hello)] = shell
     return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit)

@@ -93,7 +93,7 @@ class Coordinator:
         self.version = 0  # of the last view that was given
         self._incarnations: dict[ClientId, Incarnation] = {}
         self._changed = asyncio.Event()
-        router = Router()
+        self.router = router = Router()
         router.add("POST", "/v1/commands", self._command, access=Access.OPEN)
         router.add("GET", "/v1/status", self._status, access=Access.OPEN)
         router.add("GET", "/v1/view", self._view, access=Access.OPEN)
