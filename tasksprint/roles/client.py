@@ -28,7 +28,6 @@ from tasksprint.coordination.commands import (
     JoinClient,
     LeaveClient,
     Lost,
-    NodesAttached,
     Report,
     encode_command,
 )
@@ -83,8 +82,6 @@ _log = logging.getLogger("tasksprint.client")
 _DISK_CHECK_S = 5.0
 _FOUNDING_PAUSE_S = 0.2
 _ATTACHED_GRACE_S = 1.0
-_REPORTS_PAUSE_S = 0.01
-_REPORTS_PAUSES_MAX = 100
 _CONFLICT = 409
 
 
@@ -146,7 +143,6 @@ class Client:
         self._in_turn = False
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
-        self._attached_changed = asyncio.Event()
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
         self._lines: dict[NodeShell, list[bytes]] = {}
@@ -162,7 +158,6 @@ class Client:
         await self._attach_server.start()
         self.background(self._follow())
         self.background(self._send_reports())
-        self.background(self._tell_attached())
         self.background(self._watch_disk())
 
     async def close(self) -> None:
@@ -259,7 +254,6 @@ class Client:
         cid = ClientId(reply["cid"])
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
-        self.attached_changed()
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
@@ -329,35 +323,6 @@ class Client:
                 continue
             self.workbench.report_acknowledged(effect.incarnation, effect.request)
             self.turn()
-
-    def attached_changed(self) -> None:
-        """Note that nodes were attached, or that some are gone."""
-        self._attached_changed.set()
-
-    async def _tell_attached(self) -> None:
-        """Tell the coordinator which nodes are attached here, each time that this changes."""
-        told: tuple[Incarnation, dict[str, int]] = (Incarnation(""), {})
-        request = 0
-        while True:
-            await self._attached_changed.wait()
-            self._attached_changed.clear()
-            await self._joined.wait()
-            # What ran on a node that is gone has failed: that counts only if it is told first.
-            for _ in range(_REPORTS_PAUSES_MAX):
-                if not self.workbench.has_unreported:
-                    break
-                await asyncio.sleep(_REPORTS_PAUSE_S)
-            incarnation, nodes = self.workbench.incarnation, self.workbench.attached_nodes()
-            if told == (incarnation, nodes) or (told[0] != incarnation and not nodes):
-                continue
-            request += 1
-            command = NodesAttached(
-                self.workbench.cid, incarnation, request, tuple(nodes.items())
-            )
-            body = encode_command(command)
-            response = await self.leader.request("POST", "/v1/commands", body=body)
-            if "error" not in response.checked().json():  # Else it joins anew, and tells then.
-                told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:
         while True:

@@ -143,7 +143,6 @@ class NodeShell:
             workbench.node_attached(
                 self.node, self._attached, message.frames, message.window, now_ms
             )
-            self._client.attached_changed()
         self._client.turn()
 
     def _reply(self, message: NodeReply) -> Reply:
@@ -251,7 +250,6 @@ class NodeShell:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())
         elif self._reader.ready is not None:
             workbench.node_detached(self.node, text, self._client.now_ms())
-            self._client.attached_changed()
         self._client.turn()
 
 
