@@ -143,6 +143,10 @@ class Settings:
     connect_timeout_ms: int = 2_000
     # An answer must begin within this, beyond what the request itself asked to wait.
     answer_timeout_ms: int = 10_000
+    # And the answer of a coordinator to a client within this at first: one that was
+    # stopped in its tracks keeps its connections. Too small: busy coordinators are asked
+    # twice. Too large: a client waits there so long that the next leader takes it for dead.
+    leader_answer_timeout_ms: int = 1_500
     # A request's time may differ from ours by this much: clocks of lab machines drift.
     clock_skew_max_ms: int = 300_000
     # How long a command looks for a coordinator that answers before it gives up.

@@ -120,15 +120,27 @@ class Leader:
         Raises:
             PeerUnreachable: Nobody led within `give_up_ms`.
         """
+        settings = self._http.settings
+        answer_ms = settings.leader_answer_timeout_ms
         started_ms = monotonic_ms()
         while True:
             address = self._rota.address
+            asked_ms = monotonic_ms()
             try:
                 response = await self._http.request(
-                    address, method, path, query=query, body=body, wait_ms=wait_ms
+                    address,
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    wait_ms=wait_ms,
+                    answer_timeout_ms=answer_ms,
                 )
             except (PeerUnreachable, RemoteProtocolError) as error:
                 pause_s, cause = self._rota.failed(), str(error)
+                if monotonic_ms() - asked_ms >= answer_ms:
+                    # Not stalled but slow, perhaps: then it must get its time in the end.
+                    answer_ms = min(2 * answer_ms, settings.answer_timeout_ms)
             else:
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
