@@ -175,6 +175,15 @@ class Replica:
         return self._learner.chosen_end
 
     @property
+    def state_givers(self) -> tuple[ReplicaId, ...]:
+        """Whom to ask for a copy of the state; nobody: the log will do.
+
+        Set while this replica lacks slots that every other one that it can reach has
+        truncated. The shell fetches the copy and says so by `state_copied`.
+        """
+        return () if self._leadership is not None else self._catch_up.state_givers
+
+    @property
     def founding(self) -> Founding | None:
         """Who belongs to the cluster; None: unfounded."""
         return self._admission.founding
@@ -206,6 +215,8 @@ class Replica:
             last_cause=self._election.cause,
             waiting_commands=0 if self._leadership is None else len(self._leadership.waiting),
             open_slots=len(self._acceptor.open),
+            log_start=self._learner.log_start,
+            state_givers=self.state_givers,
             peers={
                 peer: PeerStatus(
                     self._catch_up.known_end(peer),
@@ -290,6 +301,28 @@ class Replica:
         """Pass entries on that were read back for a peer."""
         self._now_ms = now_ms
         self._catch_up.log_read(request, entries)
+
+    def truncated(self, log_start: Slot) -> None:
+        """Learn that the store forgets entries below a slot; call it before it does.
+
+        Reads of the log that were asked for before must be answered from before, too.
+        """
+        self._learner.truncate(log_start)
+
+    def state_copied(self, applied_end: Slot, now_ms: int) -> None:
+        """Learn that a copy of the state, up to this slot, is durable in place of our own.
+
+        The store has forgotten the log below it. Promises and acceptances from there on
+        stay as they are; entries below that the shell has not applied are not to be.
+        """
+        self._now_ms = now_ms
+        assert self._leadership is None, "a leader has all that is chosen"
+        self._learner.skip_to(applied_end, self._acceptor)
+        self._catch_up.progressed()
+        self._catch_up.stop()
+        self._outbox.note(f"took over a copy of the state up to slot {applied_end - 1}")
+        self._candidate.extend(now_ms)
+        self._try_take_office()
 
     def persisted(self, sequence: int, now_ms: int) -> None:
         """Learn that everything up to this `Ready`'s `persist` is durable."""
