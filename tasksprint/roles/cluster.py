@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ class Cluster:
             except PeerUnreachable as error:
                 pause_s, cause = self._rota.failed(), str(error)
             else:
+                what, hint = "answers", "start one with 'tasksprint coordinator', or name others"
                 if response.status == MISDIRECTED:
+                what, hint = "leads", "a majority of them must be up: see 'status'; or name others"
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = _words(response) or f"{address} doesn't lead"
                 elif response.status == _UNAVAILABLE:
@@ -102,9 +104,8 @@ class Cluster:
                     return response.checked()
             if monotonic_ms() - started_ms >= limit_ms:
                 raise PeerUnreachable(
-                    f"no coordinator answers at {', '.join(self._addresses)}: {cause}",
-                    hint="start one with 'tasksprint coordinator', or name others with "
-                    "--coordinators",
+                    f"no coordinator {what} at {', '.join(self._addresses)}: {cause}",
+                    hint=f"{hint} with --coordinators",
                 )
             time.sleep(pause_s)
 
@@ -161,11 +162,18 @@ class Cluster:
         summary = self.request("GET", path, query=query, wait_ms=wait_ms).json()
         return _outcome(summary), summary["version"]
 
-    def follow(self, job: JobId) -> Iterator[JobOutcome]:
-        """Yield how a job stands each time that this changed; last, how it ended."""
+    def follow(
+        self, job: JobId, check: Callable[[], None] = lambda: None
+    ) -> Iterator[JobOutcome]:
+        """Yield how a job stands each time that this changed; last, how it ended.
+
+        Args:
+            check: Called every second or so; it may raise.
+        """
         seen = ""
         while True:
             outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
+            check()
             if version != seen:
                 seen = version
                 yield outcome

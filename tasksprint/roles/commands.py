@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tasksprint.encoding import encode_json
@@ -94,11 +95,17 @@ def seed_of(option: int | None, manifest: int | None) -> int:
     return secrets.randbits(53)
 
 
-def end_of_job(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
-    """Wait for a job's end with progress on stderr, print its result, return the exit code."""
+def end_of_job(
+    cluster: Cluster, job: JobId, *, as_json: bool, check: Callable[[], None] = lambda: None
+) -> int:
+    """Wait for a job's end with progress on stderr, print its result, return the exit code.
+
+    Args:
+        check: Called every second or so; it may raise.
+    """
     progress = Progress(sys.stderr)
     outcome: JobOutcome | None = None
-    for outcome in cluster.follow(job):
+    for outcome in cluster.follow(job, check):
         progress.show(outcome)
     assert outcome is not None
     progress.end()
@@ -311,27 +318,13 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     members = _members(cluster, parse_addresses(options.coordinators))
+    if not options.json:  # First of all: what follows needs a majority of them.
+        _print_members(members)
     clients = cluster.request("GET", "/v1/clients").json()
     jobs = cluster.request("GET", "/v1/jobs").json()
     if options.json:
         _print_json({"coordinators": members, "clients": clients, "jobs": jobs})
         return EXIT_OK
-    rows = []
-    for name, member in sorted(members.items()):
-        if "error" in member:
-            rows.append([name, "-", "unreachable", "-", member["error"]])
-            continue
-        consensus = member["consensus"]
-        rows.append(
-            [
-                name,
-                member["address"],
-                consensus["role"],
-                str(member["applied_slot"]),
-                "{}.{}".format(*consensus["ballot"]),
-            ]
-        )
-    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
     alive = [client for client in clients if client["state"] == "alive"]
     nodes = sum(client["slots"] for client in alive)
     known = counted(len(clients), "client")
@@ -358,6 +351,26 @@ def _obstacles(cluster: Cluster, client: dict[str, Any]) -> list[str]:
     except (PeerUnreachable, Refused) as error:
         return [f"doesn't answer: {error}"]
     return [str(text) for text in found.get("obstacles", ())]
+
+
+def _print_members(members: dict[str, dict[str, Any]]) -> None:
+    rows = []
+    for name, member in sorted(members.items()):
+        if "error" in member:
+            rows.append([name, "-", "unreachable", "-", member["error"]])
+            continue
+        consensus = member["consensus"]
+        rows.append(
+            [
+                name,
+                member["address"],
+                consensus["role"],
+                str(member["applied_slot"]),
+                "{}.{}".format(*consensus["ballot"]),
+            ]
+        )
+    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
+    sys.stdout.flush()
 
 
 def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,7 @@ _APPLY_MS_MAX = 20
 # the log, which is on disk already, so a crash loses nothing.
 _MIRROR_IDLE_MS = 50
 _MIRROR_ROWS_MAX = 5_000
+_WAITS = "replica %d waits for the other members to be up"
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
 
@@ -218,9 +219,7 @@ class Coordinator:
         if self._is_over:
             raise NotLeader(f"replica {self.options.me} stops", None)
         if self.schedule is None:
-            raise NotLeader(
-                f"replica {self.options.me} waits for the other members to be up", None
-            )
+            raise NotLeader(_WAITS % self.options.me, None)
         return self.schedule
 
     def not_leader(self) -> NotLeader:
@@ -228,6 +227,8 @@ class Coordinator:
         address = None
         if leader is not None and leader != self.options.me:
             address = self.address_of(leader)
+        if self.schedule is None:
+            return NotLeader(_WAITS % self.options.me, None)
         return NotLeader(f"replica {self.options.me} is not the leader", address)
 
     def address_of(self, replica: ReplicaId) -> str | None:

@@ -39,6 +39,8 @@ __all__ = [
 
 _log = logging.getLogger("tasksprint.coordinator")
 
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 # The writer's thread wants the interpreter for microseconds after each commit; with
 # Python's default of 5 ms it waits for as long while the loop is busy.
 _SWITCH_INTERVAL_S = 0.0005
@@ -144,9 +146,14 @@ def tune_interpreter() -> None:
 
 def configure_log() -> None:
     """Write the log to stderr, a line for each change of state."""
+    level = os.environ.get("TASKSPRINT_LOG", "INFO")
+    if level.upper() not in _LOG_LEVELS:
+        raise SettingsError(
+            f"TASKSPRINT_LOG is {level!r}, expected one of {', '.join(_LOG_LEVELS)}"
+        )
     logging.basicConfig(
         stream=sys.stderr,
-        level=os.environ.get("TASKSPRINT_LOG", "INFO").upper(),
+        level=level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
     )
 

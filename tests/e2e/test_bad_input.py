@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -32,6 +34,7 @@ from tasksprint.errors import Refused
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.main import main
 from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import connect, wait_until
 from tests.packaging.standin import CHECKOUT
@@ -46,6 +49,9 @@ SETTINGS = {
     "node_start_tries_max": 2,
     "line_bytes_max": LINE_BYTES_MAX,
 }
+# What is asked for so often here that each gets no process of its own; that these commands
+# work as processes is seen in test_commands.py.
+QUESTIONS = ("submit", "result", "cancel", "logs", "jobs", "status")
 # Nobody waits for so long unless something hangs.
 DEADLINE_S = 40.0
 
@@ -113,12 +119,10 @@ class Commands:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(
-        self, *arguments: str, python: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            [sys.executable, *python, str(self.archive), *arguments],
+            [sys.executable, str(self.archive), *arguments],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -127,10 +131,24 @@ class Commands:
             timeout=DEADLINE_S,
         )
 
-    def fails(self, what: str, *arguments: str, **environment: Any) -> None:
+    def fails(self, what: str, *arguments: str, **environment: str) -> None:
         """Run a command and compare its end with a row."""
+        if arguments[0] in QUESTIONS:
+            self._ask(what, *arguments, **environment)
+            return
         done = self(*arguments, **environment)
         check(what, done.returncode, done.stderr)
+
+    def _ask(self, what: str, *arguments: str, **environment: str) -> None:
+        """Run a command in this process: starting another one takes most of its time."""
+        stderr = io.StringIO()
+        with (
+            mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True),
+            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())),
+            contextlib.redirect_stderr(stderr),
+        ):
+            exit_code = main(list(arguments))
+        check(what, exit_code, stderr.getvalue())
 
     @contextlib.contextmanager
     def running(self, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
@@ -351,7 +369,8 @@ def test_bad_job_fails_with_one_sentence(what: str, served: Served) -> None:
 
 def test_submit_that_waits_ends_like_the_job(served: Served, tmp_path: Path) -> None:
     directory = JOBS["node has no such method"].write(tmp_path / "job")
-    served.commands.fails("node has no such method", "submit", "--wait", str(directory))
+    done = served.commands("submit", "--wait", str(directory))
+    check("node has no such method", done.returncode, done.stderr)
 
 
 def test_json_has_the_error_as_well(served: Served) -> None:
@@ -477,6 +496,11 @@ def submit_by_hand(cluster: Cluster, manifest: str, program: str) -> None:
     cluster.request("POST", "/v1/jobs", body=body)
 
 
+@row("file in the way of `--keep`")
+def test_kept_directory_that_cannot_be_made(what: str, commands: Commands, job: Path) -> None:
+    commands.fails(what, "run", str(job), "--keep", str(job / "node.py" / "kept"))
+
+
 # --- what is asked for ---
 
 
@@ -536,6 +560,29 @@ def test_coordinator_that_is_not_there(what: str, served: Served) -> None:
     )
 
 
+@row("no majority of coordinators")
+def test_coordinator_that_waits_for_the_others(
+    what: str, commands: Commands, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    peers = ["--peers", f"1={address},2=127.0.0.1:{free_port()}"]
+    arguments = ["--listen", address, "--data-dir", str(tmp_path / "data"), *peers]
+    soon = '{"find_leader_timeout_ms": 200}'
+    with commands.running("coordinator", *arguments, until="listens on"):
+        commands.fails(what, "jobs", "--coordinators", address, TASKSPRINT_SETTINGS=soon)
+        status = commands("status", "--coordinators", address, TASKSPRINT_SETTINGS=soon)
+        check(what, status.returncode, status.stderr)
+        assert re.search(r"^2 .*unreachable", status.stdout, re.MULTILINE)
+
+
+def test_client_that_finds_nobody_says_so_and_goes_on(commands: Commands, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    arguments = ["--coordinators", address, "--data-dir", str(tmp_path / "data")]
+    said = f"no coordinator leads at {address}, still looking: cannot reach {address}: "
+    with commands.running("client", *arguments, until=said + "connection refused") as client:
+        assert client.poll() is None
+
+
 @row("address that is none")
 def test_address_without_a_port(what: str, served: Served) -> None:
     served.commands.fails(what, "status", "--coordinators", "localhost")
@@ -557,19 +604,29 @@ def test_other_key_is_refused(what: str, served: Served, tmp_path: Path) -> None
         ("no key file", None, 0),
         ("key file that others may read", "ab" * 32, 0o644),
         ("key file that holds no key", "secret", 0o600),
+        ("key file that can't be read", None, 0),
     ],
 )
 def test_key_file_that_is_wrong(
     what: str, content: str | None, mode: int, served: Served, tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
+    if "can't be read" in what:
+        key.mkdir(mode=0o700)  # Root may read every file.
     if content is not None:
         key.write_text(content)
         key.chmod(mode)
     served.commands.fails(what, "jobs", "--key-file", str(key))
 
 
-tested.update({"no key file", "key file that others may read", "key file that holds no key"})
+tested.update(
+    {
+        "no key file",
+        "key file that others may read",
+        "key file that holds no key",
+        "key file that can't be read",
+    }
+)
 
 
 # --- how processes are started ---
@@ -579,6 +636,7 @@ tested.update({"no key file", "key file that others may read", "key file that ho
     ("what", "arguments"),
     [
         ("unknown command", ["sumbit"]),
+        ("attached program isn't executable", ["node", "--exec", "./notes.txt"]),
         ("`--peers` malformed", ["coordinator", "--peers", "10.0.0.1:7070,10.0.0.2:7070"]),
         ("`--peers` without this replica", ["coordinator", "--peers", "2=10.0.0.2:7070"]),
         ("`--nodes` out of range", ["client", "--nodes", "0"]),
@@ -587,12 +645,14 @@ tested.update({"no key file", "key file that others may read", "key file that ho
     ],
 )
 def test_command_line_that_is_wrong(what: str, arguments: list[str], commands: Commands) -> None:
+    (commands.folder / "notes.txt").touch()
     commands.fails(what, *arguments)
 
 
 tested.update(
     {
         "unknown command",
+        "attached program isn't executable",
         "`--peers` malformed",
         "`--peers` without this replica",
         "`--nodes` out of range",
@@ -604,8 +664,7 @@ tested.update(
 
 @row("`python -O`")
 def test_python_without_assertions(what: str, commands: Commands) -> None:
-    done = commands("status", python=("-O",))
-    check(what, done.returncode, done.stderr)
+    commands.fails(what, "clients", PYTHONOPTIMIZE="1")
 
 
 @pytest.mark.parametrize(
@@ -617,10 +676,16 @@ def test_python_without_assertions(what: str, commands: Commands) -> None:
     ],
 )
 def test_settings_that_are_wrong(what: str, settings: str, commands: Commands) -> None:
-    commands.fails(what, "coordinator", TASKSPRINT_SETTINGS=settings)
+    command = "coordinator" if what == "unknown setting" else "jobs"
+    commands.fails(what, command, TASKSPRINT_SETTINGS=settings)
 
 
 tested.update({"`TASKSPRINT_SETTINGS` isn't JSON", "unknown setting", "setting of a wrong type"})
+
+
+@row("log level that is none")
+def test_log_level_that_is_none(what: str, commands: Commands) -> None:
+    commands.fails(what, "client", TASKSPRINT_LOG="loud")
 
 
 @row("port in use")
