@@ -91,10 +91,10 @@ class Cluster:
                 response = self._ask(address, method, path, query, body, wait_ms)
             except PeerUnreachable as error:
                 pause_s, cause = self._rota.failed(), str(error)
-            else:
                 what, hint = "answers", "start one with 'tasksprint coordinator', or name others"
-                if response.status == MISDIRECTED:
+            else:
                 what, hint = "leads", "a majority of them must be up: see 'status'; or name others"
+                if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = _words(response) or f"{address} doesn't lead"
                 elif response.status == _UNAVAILABLE:
@@ -172,8 +172,8 @@ class Cluster:
         """
         seen = ""
         while True:
-            outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
             check()
+            outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
             if version != seen:
                 seen = version
                 yield outcome
