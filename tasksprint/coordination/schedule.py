@@ -22,6 +22,7 @@ from tasksprint.coordination.commands import (
     Command,
     JoinClient,
     LeaveClient,
+    NodesAttached,
     Report,
     SchedulerOut,
     SubmitJob,
@@ -143,6 +144,9 @@ class Schedule:
                 )
             case LeaveClient():
                 refusal = self._liveness.leave(command)
+                return _REPORTED if refusal is None else _error(refusal)
+            case NodesAttached():
+                refusal = self._liveness.attach(command)
                 return _REPORTED if refusal is None else _error(refusal)
             case SubmitJob() | CancelJob():
                 return self._apply_once(command)

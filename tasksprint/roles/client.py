@@ -28,6 +28,7 @@ from tasksprint.coordination.commands import (
     JoinClient,
     LeaveClient,
     Lost,
+    NodesAttached,
     Report,
     encode_command,
 )
@@ -82,7 +83,11 @@ _log = logging.getLogger("tasksprint.client")
 _DISK_CHECK_S = 5.0
 _FOUNDING_PAUSE_S = 0.2
 _ATTACHED_GRACE_S = 1.0
+_REPORTS_PAUSE_S = 0.01
+_REPORTS_PAUSES_MAX = 100
 _CONFLICT = 409
+# What a result that is offered when joining takes in the command, at most.
+_HELD_BYTES_MAX = 112
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,7 @@ class Client:
         self._in_turn = False
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
+        self._attached_changed = asyncio.Event()
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
         self._lines: dict[NodeShell, list[bytes]] = {}
@@ -158,6 +164,7 @@ class Client:
         await self._attach_server.start()
         self.background(self._follow())
         self.background(self._send_reports())
+        self.background(self._tell_attached())
         self.background(self._watch_disk())
 
     async def close(self) -> None:
@@ -230,15 +237,19 @@ class Client:
     async def _join(self) -> None:
         """Join, or join anew: under a new incarnation, with what the store holds."""
         incarnation = Incarnation(secrets.token_hex(8))
+        held = self.workbench.held_results()
+        most = self.settings.command_bytes_max // _HELD_BYTES_MAX
+        if len(held) > most:
+            # The latest: those not offered count as lost, and are made again if needed.
+            _log.warning("holds %d results, offers the last %d of them", len(held), most)
+            held = held[-most:]
         command = JoinClient(
             identity=self.identity,
             incarnation=incarnation,
             address=self.address,
             hostname=socket.gethostname(),
             slots=self.options.slots,
-            held=tuple(
-                Held(job, tid, digest) for job, tid, digest in self.workbench.held_results()
-            ),
+            held=tuple(Held(job, tid, digest) for job, tid, digest in held),
         )
         body = encode_command(command)
         response = await self.leader.request("POST", "/v1/commands", body=body)
@@ -254,6 +265,7 @@ class Client:
         cid = ClientId(reply["cid"])
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
+        self.attached_changed()
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
@@ -323,6 +335,35 @@ class Client:
                 continue
             self.workbench.report_acknowledged(effect.incarnation, effect.request)
             self.turn()
+
+    def attached_changed(self) -> None:
+        """Note that nodes were attached, or that some are gone."""
+        self._attached_changed.set()
+
+    async def _tell_attached(self) -> None:
+        """Tell the coordinator which nodes are attached here, each time that this changes."""
+        told: tuple[Incarnation, dict[str, int]] = (Incarnation(""), {})
+        request = 0
+        while True:
+            await self._attached_changed.wait()
+            self._attached_changed.clear()
+            await self._joined.wait()
+            # What ran on a node that is gone has failed: that counts only if it is told first.
+            for _ in range(_REPORTS_PAUSES_MAX):
+                if not self.workbench.has_unreported:
+                    break
+                await asyncio.sleep(_REPORTS_PAUSE_S)
+            incarnation, nodes = self.workbench.incarnation, self.workbench.attached_nodes()
+            if told == (incarnation, nodes) or (told[0] != incarnation and not nodes):
+                continue
+            request += 1
+            command = NodesAttached(
+                self.workbench.cid, incarnation, request, tuple(nodes.items())
+            )
+            body = encode_command(command)
+            response = await self.leader.request("POST", "/v1/commands", body=body)
+            if "error" not in response.checked().json():  # Else it joins anew, and tells then.
+                told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:
         while True:

@@ -143,13 +143,15 @@ class NodeShell:
             workbench.node_attached(
                 self.node, self._attached, message.frames, message.window, now_ms
             )
+            self._client.attached_changed()
         self._client.turn()
 
     def _reply(self, message: NodeReply) -> Reply:
         manifest: Manifest = tuple(
             [(key, kind, len(data), value_digest(data)) for key, kind, data in message.values]  # type: ignore[arg-type]
         )
-        self.values[message.id] = message.values  # type: ignore[assignment]
+        # Of two answers to one task the first counts; the second is the node's end.
+        self.values.setdefault(message.id, message.values)  # type: ignore[arg-type]
         return Reply(message.id, manifest)
 
     def _tell(self, replies: list[Reply]) -> None:
@@ -250,6 +252,7 @@ class NodeShell:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())
         elif self._reader.ready is not None:
             workbench.node_detached(self.node, text, self._client.now_ms())
+            self._client.attached_changed()
         self._client.turn()
 
 

@@ -41,6 +41,7 @@ class JobOutcome:
     values: str | None  # JSON text that `finish` was given
     error: str | None
     seconds: float
+    obstacle: str | None = None  # what it waits for that somebody must see to
 
     def encode(self) -> bytes:
         """Return one JSON object; the values stand in it as the scheduler wrote them."""
@@ -211,6 +212,7 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         values=summary.get("values"),
         error=summary.get("error"),
         seconds=summary["seconds"],
+        obstacle=summary.get("obstacle"),
     )
 
 

@@ -139,6 +139,8 @@ class Progress:
         """Tell how the job stands, if it is time to."""
         now_s = time.monotonic()
         text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
+        if outcome.obstacle is not None:
+            text += f"; {outcome.obstacle}"
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{text}")
         elif text == self._last_text or (
@@ -329,28 +331,16 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     nodes = sum(client["slots"] for client in alive)
     known = counted(len(clients), "client")
     print(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
-    for client in alive:
-        for obstacle in _obstacles(cluster, client):
-            print(f"client {client['cid']}: {obstacle}")
     for member in members.values():
         for job, status in member.get("schedulers", {}).items():
             print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
     running = [job for job in jobs if job["state"] == "running"]
     for job in running:
         print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
+        if job["obstacle"]:
+            print(f"job {job['job']} waits: {job['obstacle']}")
     print(f"{len(running)} of {counted(len(jobs), 'job')} running")
     return EXIT_OK
-
-
-def _obstacles(cluster: Cluster, client: dict[str, Any]) -> list[str]:
-    """Return what keeps a client's tasks from running; only one with tasks is asked."""
-    if not client["assigned"] or client["address"] is None:
-        return []
-    try:
-        found = cluster.direct(client["address"], "GET", "/v1/status").json()
-    except (PeerUnreachable, Refused) as error:
-        return [f"doesn't answer: {error}"]
-    return [str(text) for text in found.get("obstacles", ())]
 
 
 def _print_members(members: dict[str, dict[str, Any]]) -> None:

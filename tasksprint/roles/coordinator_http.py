@@ -15,6 +15,7 @@ from tasksprint.coordination.commands import (
     CancelJob,
     JoinClient,
     LeaveClient,
+    NodesAttached,
     Report,
     SubmitJob,
     decode_command,
@@ -71,7 +72,7 @@ class CoordinatorPaths:
         match command:
             case Report():
                 self._coordinator.heard(command.cid)
-            case JoinClient() | LeaveClient():
+            case JoinClient() | LeaveClient() | NodesAttached():
                 pass
             case _:
                 raise Refused(f"a {type(command).__name__} has a path of its own", status=400)
@@ -314,7 +315,8 @@ def _for_clients(manifest: Any) -> dict[str, Any]:
 def _version(summary: dict[str, Any]) -> str:
     """Return a short text that differs whenever what people see of a job differs."""
     counts = summary["tasks"]
-    return f"{summary['state']}:" + ",".join(str(counts[state]) for state in sorted(counts))
+    state = summary["state"] + (" waits" if summary["obstacle"] else "")
+    return f"{state}:" + ",".join(str(counts[state]) for state in sorted(counts))
 
 
 def _object(request: Request) -> dict[str, Any]:
