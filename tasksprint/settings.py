@@ -30,6 +30,10 @@ class Settings:
     # leader for nothing. Too large: a silent leader is missed for longer.
     election_timeout_min_ms: int = 700
     election_timeout_max_ms: int = 1_300
+    # A leader tells what is chosen with its next entry; if none follows, after this (0: at
+    # once). Smaller: one more message, and turn of each follower, for an entry that is alone.
+    # Larger: followers apply, and their schedulers run, later by as much.
+    chosen_notice_delay_ms: int = 5
     # Slots that a leader may have under way. Larger hides a slow follower's latency;
     # smaller makes bigger batches. Batches form behind the running write anyway.
     pipeline_slots_max: int = 8
@@ -210,6 +214,12 @@ class Rules:
     # The record of an applied request is kept for this much log time, so that a
     # repetition is recognised.
     request_record_ms: int = 3_600_000
+    # A job that ended so long ago (in log time) is forgotten, with all that is known of it
+    # and the results that it kept. Too small: results vanish before they are fetched. Too
+    # large: files grow.
+    ended_job_ms: int = 7 * 24 * 3_600_000
+    # And the oldest are, if there are more: the summary of each is in memory.
+    ended_jobs_max: int = 10_000
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB

@@ -196,7 +196,11 @@ class Replica:
         if self._admission.founding is None:
             return self._hello_ms
         if self._leadership is not None:
-            return self._leadership.heartbeat_ms if self._outbox.peers else _NEVER_MS
+            if not self._outbox.peers:
+                return _NEVER_MS
+            notice_ms = self._leadership.notice_ms
+            heartbeat_ms = self._leadership.heartbeat_ms
+            return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
         deadline_ms = self._candidate.deadline_ms
         if self._catch_up.deadline_ms is not None:
             deadline_ms = min(deadline_ms, self._catch_up.deadline_ms)
