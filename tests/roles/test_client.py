@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tasksprint.coordination.commands import encode_command
 from tasksprint.coordination.view import ClientAddress, JobEntry, Stop, View
 from tasksprint.encoding import encode_json, result_digest, value_digest
 from tasksprint.errors import SettingsError, StoreError
@@ -549,3 +550,42 @@ def test_many_deaths_of_nodes_leave_nothing_open(tmp_path: Path) -> None:
             assert not psutil.Process().children()
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    "second", ['"values":{"result":2}', '"values":{"a":2,"b":2}', '"error":"e"']
+)
+def test_node_that_answers_twice_is_killed_and_its_first_answer_counts(
+    second: str, tmp_path: Path
+) -> None:
+    answer = '"values":{"result":1}'
+    body = f"""printf '{{"id":%d,{answer}}}\\n{{"id":%d,{second}}}\\n' $id $id"""
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            here.program(shell_node(body))
+            here.coordinator.give(view(whole=True, run=(assignment(0),)))
+            await until(lambda: here.coordinator.done() and not here.client.nodes)
+            value = await here.client.writer.run(
+                lambda store: store.reader.read_value(1, 0, "result")
+            )
+            assert value == b"1"
+
+    run(main)
+
+
+def test_more_results_than_a_command_holds_do_not_keep_a_client_out(tmp_path: Path) -> None:
+    async def fill() -> None:
+        async with world(tmp_path) as here:
+            here.program(shell_node(GOOD))
+            here.coordinator.give(view(whole=True, run=tuple(map(assignment, range(20)))))
+            await here.idle()
+
+    async def come_back() -> None:
+        async with world(tmp_path, command_bytes_max=1_000) as here:
+            (join,) = here.coordinator.joins
+            assert len(encode_command(join)) < 1_500
+            assert [one.tid for one in join.held] == list(range(12, 20))
+
+    run(fill)
+    run(come_back)
