@@ -2,6 +2,7 @@
 
     python -m bench noop --tasks 10000
     python -m bench chain --links 500
+    python -m bench commit --submitters 1,64,256
     python -m bench failover --kills 20
 
 Each starts a private cluster, warms it up with a small job, measures, and prints the
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 
-from bench import failover, throughput
+from bench import commit, failover, throughput
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +46,16 @@ def main(arguments: list[str]) -> int:
     sub.add_argument("--kills", type=int, default=20)
     sub.set_defaults(measure=lambda options: failover.measure(options.kills))
 
+    sub = commands.add_parser("commit", help="small commands through the log, per second")
+    sub.add_argument("--submitters", type=_counts, default=[1, 64, 256], metavar="N,N,…")
+    sub.add_argument("--seconds", type=float, default=10.0, help="counted, for each number")
+    sub.add_argument("--no-peers", action="store_true", help="ours only")
+    sub.set_defaults(
+        measure=lambda options: commit.measure(
+            options.submitters, options.seconds, peers=not options.no_peers
+        )
+    )
+
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -55,6 +66,10 @@ def main(arguments: list[str]) -> int:
         for name, value in figures.items():
             print(f"{name}: {value}")
     return 0
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:

@@ -30,11 +30,19 @@ class Settings:
     # leader for nothing. Too large: a silent leader is missed for longer.
     election_timeout_min_ms: int = 700
     election_timeout_max_ms: int = 1_300
+    # A leader tells what is chosen with its next entry; if none follows, after this (0: at
+    # once). Smaller: one more message, and turn of each follower, for an entry that is alone.
+    # Larger: followers apply, and their schedulers run, later by as much.
+    chosen_notice_delay_ms: int = 5
     # Slots that a leader may have under way. Larger hides a slow follower's latency;
     # smaller makes bigger batches. Batches form behind the running write anyway.
     pipeline_slots_max: int = 8
     # Bytes of commands in one entry. Bounds the time of one apply step and one write.
     entry_bytes_max: int = 1 * MIB
+    # One command, which may be larger than an entry otherwise gets: a report with many
+    # values, a client that joins with many results. Must leave room in a frame beside
+    # log_window_bytes_max: a promise carries all that is open.
+    command_bytes_max: int = 24 * MIB
     # Commands that may wait for a slot; more are refused ("busy"), never lost silently.
     waiting_commands_max: int = 100_000
     # Chosen entries kept in memory for followers that lag a little; older ones are
@@ -142,6 +150,10 @@ class Settings:
     connect_timeout_ms: int = 2_000
     # An answer must begin within this, beyond what the request itself asked to wait.
     answer_timeout_ms: int = 10_000
+    # And the answer of a coordinator to a client within this at first: one that was
+    # stopped in its tracks keeps its connections. Too small: busy coordinators are asked
+    # twice. Too large: a client waits there so long that the next leader takes it for dead.
+    leader_answer_timeout_ms: int = 1_500
     # A request's time may differ from ours by this much: clocks of lab machines drift.
     clock_skew_max_ms: int = 300_000
     # How long a command looks for a coordinator that answers before it gives up.
@@ -205,6 +217,12 @@ class Rules:
     # The record of an applied request is kept for this much log time, so that a
     # repetition is recognised.
     request_record_ms: int = 3_600_000
+    # A job that ended so long ago (in log time) is forgotten, with all that is known of it
+    # and the results that it kept. Too small: results vanish before they are fetched. Too
+    # large: files grow.
+    ended_job_ms: int = 7 * 24 * 3_600_000
+    # And the oldest are, if there are more: the summary of each is in memory.
+    ended_jobs_max: int = 10_000
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB

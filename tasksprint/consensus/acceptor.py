@@ -129,6 +129,16 @@ class Acceptor:
         self._writes[chosen.slot] = chosen
         return chosen
 
+    def forget_below(self, end_slot: Slot) -> None:
+        """Forget what was accepted in slots that turned out to be chosen, and applied.
+
+        No promise speaks for them any more: it begins at the chosen prefix's end.
+        """
+        for slot in [slot for slot in self.open if slot < end_slot]:
+            self.open_bytes -= len(self.open.pop(slot).value)
+        for slot in [slot for slot in self._writes if slot < end_slot]:
+            del self._writes[slot]
+
     def take_writes(self) -> tuple[Ballot | None, tuple[LogEntry, ...]]:
         """Return what changed since the last call: the promise, and the entries accepted."""
         promised = self.promised if self._is_promise_new else None

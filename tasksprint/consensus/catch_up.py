@@ -41,6 +41,10 @@ class CatchUp:
         self._target: ReplicaId | None = None  # who was asked; None: nobody
         self._first_slot = Slot(1)  # what was asked for
         self.deadline_ms: int | None = None  # when to ask again
+        # Who doesn't have the next slot any more, and who didn't answer, since the chosen
+        # prefix last grew.
+        self._truncated: set[ReplicaId] = set()
+        self._silent: set[ReplicaId] = set()
 
     # --- fetching ---
 
@@ -61,12 +65,39 @@ class CatchUp:
         """Ask again, anyone who is known to be ahead: who was asked may be gone."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return
-        end = self._learner.chosen_end
-        ahead = [peer for peer in self._outbox.peers if self._ends.get(peer, end) > end]
+        if self._target is not None and self._target not in self._truncated:
+            self._silent.add(self._target)
+        ahead = self._ahead()
         if ahead:
-            self._ask(self._random.choice(ahead), now_ms)
+            untried = [peer for peer in ahead if not self._was_tried(peer)]
+            self._ask(self._random.choice(untried or ahead), now_ms)
         else:
             self.stop()
+
+    def _ahead(self) -> list[ReplicaId]:
+        end = self._learner.chosen_end
+        return [peer for peer in self._outbox.peers if self._ends.get(peer, end) > end]
+
+    def _was_tried(self, peer: ReplicaId) -> bool:
+        return peer in self._truncated or peer in self._silent
+
+    @property
+    def state_givers(self) -> tuple[ReplicaId, ...]:
+        """Who can give a copy of the state, where nobody can be reached who has the log.
+
+        The asking goes on meanwhile: somebody who has it may come back.
+        """
+        if not self._truncated:
+            return ()
+        ahead = self._ahead()
+        if not all(map(self._was_tried, ahead)):
+            return ()
+        return tuple([peer for peer in ahead if peer in self._truncated])
+
+    def progressed(self) -> None:
+        """Learn that the chosen prefix grew: who lacked a slot may have the next."""
+        self._truncated.clear()
+        self._silent.clear()
 
     def stop(self) -> None:
         """Ask for nothing more."""
@@ -86,17 +117,24 @@ class CatchUp:
             Whether the chosen prefix grew.
         """
         self._ends[source] = reply.chosen_end
+        self._silent.discard(source)
         learner = self._learner
         if reply.first_slot < reply.log_start and learner.chosen_end < reply.log_start:
             self._outbox.note_once(
                 f"lacks slot {learner.chosen_end}, but replica {source} keeps its log only from "
                 f"{reply.log_start} on; this replica needs a copy of the state"
             )
+            self._truncated.add(source)
+            untried = [peer for peer in self._ahead() if not self._was_tried(peer)]
+            if untried and source == self._target:
+                self._ask(self._random.choice(untried), now_ms)
             return False
         before = learner.chosen_end
         if self._outbox.unwritten_bytes < self._settings.log_window_bytes_max:
             learner.absorb(reply.entries, self._acceptor)
         has_grown = learner.chosen_end > before
+        if has_grown:
+            self.progressed()
         # A repeated reply must not start a second chain of requests, and one that our
         # slow disk left no room for is asked for again by the timer.
         is_answer = source == self._target and reply.first_slot == self._first_slot

@@ -142,4 +142,6 @@ class Status:
     last_cause: str  # why it last canvassed or stood, or ""
     waiting_commands: int
     open_slots: int
+    log_start: Slot = FIRST_SLOT  # first slot of the log that is kept
+    state_givers: tuple[ReplicaId, ...] = ()  # nobody has the log that is lacked here
     peers: dict[ReplicaId, PeerStatus] = field(default_factory=dict)

@@ -107,6 +107,7 @@ class Leadership:
         self.waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._announced_end = Slot(0)  # chosen prefix that all peers were told of
+        self.notice_ms: int | None = None  # when they are told of more, at the latest
         self._since_ms = now_ms
         self.heartbeat_ms = now_ms  # when the next one is due
         self._beat = 0
@@ -148,7 +149,17 @@ class Leadership:
         if self._new_reads and not self._reads:
             # Reads that arrive during a round share the next one.
             self._start_beat()
-        if self._announced_end < self._learner.chosen_end:
+        self._tell_chosen(now_ms)
+
+    def _tell_chosen(self, now_ms: int) -> None:
+        """Tell the peers what is chosen, unless the next entry does so soon enough."""
+        if self._announced_end >= self._learner.chosen_end:
+            self.notice_ms = None
+            return
+        if self.notice_ms is None:
+            self.notice_ms = now_ms + self._settings.chosen_notice_delay_ms
+        if now_ms >= self.notice_ms:
+            self.notice_ms = None
             self._announced_end = self._learner.chosen_end
             self._outbox.send_all(ChosenNotice(self.ballot, self._announced_end))
 

@@ -150,6 +150,31 @@ class Learner:
             self._window_bytes -= len(entry.value)
             self.window_start = Slot(self.window_start + 1)
 
+    def truncate(self, log_start: Slot) -> None:
+        """Learn that the store can't read back what is below a slot, all of it applied."""
+        assert log_start <= self.chosen_end, "only what is chosen is truncated"
+        if log_start <= self.log_start:
+            return
+        self.log_start = log_start
+        while self.window_start < log_start:
+            entry = self.window.pop(self.window_start)
+            self._window_bytes -= len(entry.value)
+            self.window_start = Slot(self.window_start + 1)
+
+    def skip_to(self, end_slot: Slot, acceptor: Acceptor) -> None:
+        """Count all slots below `end_slot` as chosen and applied: the state was copied there.
+
+        Their entries are nowhere here; whoever asks for them needs a copy, too.
+        """
+        if end_slot > self.chosen_end:
+            self.window.clear()
+            self._window_bytes = 0
+            self.window_start = self.chosen_end = end_slot
+            acceptor.forget_below(end_slot)
+        # What was chosen and not taken up is in the copy, as far as it is below.
+        self._chosen = [chosen for chosen in self._chosen if chosen.slot >= end_slot]
+        self.truncate(end_slot)
+
     def _has_window_room(self) -> bool:
         return (
             len(self.window) < self._settings.log_window_slots

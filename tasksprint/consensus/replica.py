@@ -15,7 +15,7 @@ The three rules on which everything rests:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
@@ -193,6 +193,15 @@ class Replica:
         return self._learner.chosen_end
 
     @property
+    def state_givers(self) -> tuple[ReplicaId, ...]:
+        """Whom to ask for a copy of the state; nobody: the log will do.
+
+        Set while this replica lacks slots that every other one that it can reach has
+        truncated. The shell fetches the copy and says so by `state_copied`.
+        """
+        return () if self._leadership is not None else self._catch_up.state_givers
+
+    @property
     def founding(self) -> Founding | None:
         """Who belongs to the cluster; None: unfounded."""
         return self._admission.founding
@@ -224,7 +233,11 @@ class Replica:
         if self._admission.founding is None:
             return self._hello_ms
         if self._leadership is not None:
-            return self._leadership.heartbeat_ms if self._outbox.peers else _NEVER_MS
+            if not self._outbox.peers:
+                return _NEVER_MS
+            notice_ms = self._leadership.notice_ms
+            heartbeat_ms = self._leadership.heartbeat_ms
+            return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
         deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
         if self._is_leaving:
             deadline_ms = min(deadline_ms, self._hello_ms)
@@ -245,6 +258,8 @@ class Replica:
             last_cause=self._election.cause,
             waiting_commands=0 if self._leadership is None else len(self._leadership.waiting),
             open_slots=len(self._acceptor.open),
+            log_start=self._learner.log_start,
+            state_givers=self.state_givers,
             peers={
                 peer: PeerStatus(
                     self._catch_up.known_end(peer),
@@ -374,9 +389,9 @@ class Replica:
         """Let a command wait for the next entry.
 
         Returns:
-            False: this replica doesn't lead, or too many wait; nothing was taken. True
-            is no promise: a leader that steps down drops what waits, silently, so
-            senders repeat their commands.
+            False: this replica doesn't lead, too many wait, or it is larger than
+            command_bytes_max; nothing was taken. True is no promise: a leader that steps
+            down drops what waits, silently, so senders repeat their commands.
         """
         self._now_ms = now_ms
         leadership = self._leadership
@@ -384,6 +399,8 @@ class Replica:
             return False
         if len(leadership.waiting) >= self._settings.waiting_commands_max:
             return False
+        if len(command) > self._settings.command_bytes_max:
+            return False  # Its frame, or a promise that holds it, might never get through.
         leadership.add(command)
         return True
 
@@ -433,6 +450,28 @@ class Replica:
         """Pass entries on that were read back for a peer."""
         self._now_ms = now_ms
         self._catch_up.log_read(request, entries)
+
+    def truncated(self, log_start: Slot) -> None:
+        """Learn that the store forgets entries below a slot; call it before it does.
+
+        Reads of the log that were asked for before must be answered from before, too.
+        """
+        self._learner.truncate(log_start)
+
+    def state_copied(self, applied_end: Slot, now_ms: int) -> None:
+        """Learn that a copy of the state, up to this slot, is durable in place of our own.
+
+        The store has forgotten the log below it. Promises and acceptances from there on
+        stay as they are; entries below that the shell has not applied are not to be.
+        """
+        self._now_ms = now_ms
+        assert self._leadership is None, "a leader has all that is chosen"
+        self._learner.skip_to(applied_end, self._acceptor)
+        self._catch_up.progressed()
+        self._catch_up.stop()
+        self._outbox.note(f"took over a copy of the state up to slot {applied_end - 1}")
+        self._candidate.extend(now_ms)
+        self._try_take_office()
 
     def persisted(self, sequence: int, now_ms: int) -> None:
         """Learn that everything up to this `Ready`'s `persist` is durable."""
@@ -532,7 +571,8 @@ class Replica:
             self._leadership.work(self._now_ms)
         if self._forwards:
             if self._election.leader is not None and self._leadership is None:
-                self._outbox.send(self._election.leader, Forward(tuple(self._forwards)))
+                for commands in _pieces(self._forwards, self._settings.catch_up_bytes_max):
+                    self._outbox.send(self._election.leader, Forward(commands))
             self._forwards.clear()
         return self._outbox.take()
 
@@ -728,3 +768,17 @@ class Replica:
         if self._admission.founding is None:
             assert self._leadership is None and campaign is None
             assert self._acceptor.promised == NO_BALLOT
+
+
+def _pieces(commands: list[bytes], bytes_max: int) -> Iterator[tuple[bytes, ...]]:
+    """Cut commands into pieces of at most so many bytes, or of one command."""
+    piece: list[bytes] = []
+    size = 0
+    for command in commands:
+        if piece and size + len(command) > bytes_max:
+            yield tuple(piece)
+            piece, size = [], 0
+        piece.append(command)
+        size += len(command)
+    if piece:
+        yield tuple(piece)

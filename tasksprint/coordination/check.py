@@ -143,6 +143,11 @@ def _check_client(state: State, client: Client) -> None:
     run = list(client.changes.run)
     assert client.assigned == len(run)
     assert all(task.cid == client.cid and task.state == ASSIGNED for task in run)
+    names = [task.job.attached for task in run if task.job.attached is not None]
+    assert {name: count for name, count in client.attached_tasks.items() if count} == {
+        name: names.count(name) for name in names
+    }
+    assert all(client.attached.get(name) for name in names)
     runnable = [task for task in run if task.pending == 0]
     assert client.queued_us == sum(task.load_us for task in runnable)
     assert client.ahead_us == sum(task.load_us for task in run if task.pending)
@@ -150,5 +155,6 @@ def _check_client(state: State, client: Client) -> None:
     slots = list(client.changes.run.values())
     assert slots == sorted(slots), "the view's changes are out of order"
     if not client.is_alive:
+        assert not client.attached
         assert not run
         assert not client.extend

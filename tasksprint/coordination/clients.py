@@ -53,6 +53,9 @@ class Client:
         "address",
         "ahead_us",
         "assigned",
+        "attached",
+        "attached_request",
+        "attached_tasks",
         "changes",
         "cid",
         "ended_ms",
@@ -81,11 +84,15 @@ class Client:
         self.hostname = ""
         self.slots = 0
         self.is_alive = False
+        # Nodes attached by hand, by name, and the last request that told them.
+        self.attached: dict[str, int] = {}
+        self.attached_request = 0
         self.joined_ms = 0  # log time
         self.ended_ms: int | None = None
         self.sender = ""  # key of its request record
         # Follows from the tasks assigned to it:
         self.assigned = 0
+        self.attached_tasks: dict[str, int] = {}  # of jobs with attached nodes, by name
         self.queued_us = 0  # load of those whose inputs are done
         self.ahead_us = 0  # load of those placed ahead of need
         self.heavy = 0  # of those whose inputs are done: as long as a slot's whole queue
@@ -103,7 +110,7 @@ class Client:
 
 def client_row(client: Client) -> Row:
     """Return the client's row as it is now."""
-    body = {
+    body: dict[str, Any] = {
         "identity": client.identity,
         "incarnation": client.incarnation,
         "hostname": client.hostname,
@@ -111,6 +118,8 @@ def client_row(client: Client) -> Row:
         "joined_ms": client.joined_ms,
         "ended_ms": client.ended_ms,
     }
+    if client.attached_request:
+        body["attached"] = [client.attached_request, client.attached]
     state = "alive" if client.is_alive else "dead"
     return Row("clients", (client.cid,), (state, client.address, encode_json(body).decode()))
 
@@ -127,6 +136,7 @@ def restore_client(
     client.is_alive = state == "alive"
     client.joined_ms = body["joined_ms"]
     client.ended_ms = body["ended_ms"]
+    client.attached_request, client.attached = body.get("attached", (0, {}))
     client.sender = f"{cid} {client.incarnation}"
     client.changes = ViewChanges(applied)
     return client

@@ -34,10 +34,12 @@ __all__ = [
     "Command",
     "Completion",
     "Failure",
+    "ForgetJob",
     "Held",
     "JoinClient",
     "LeaveClient",
     "Lost",
+    "NodesAttached",
     "Report",
     "SchedulerOut",
     "SilentClient",
@@ -97,6 +99,19 @@ class LeaveClient:
 
     cid: ClientId
     incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAttached:
+    """The nodes that people attached to a client by hand, all of them, by name.
+
+    Jobs whose node is "attached:NAME" run only where NAME stands here.
+    """
+
+    cid: ClientId
+    incarnation: Incarnation
+    request: int  # counts up from 1 in an incarnation; an older one changes nothing
+    nodes: tuple[tuple[str, int], ...]  # (name, how many), sorted by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +205,15 @@ class CancelJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetJob:
+    """Somebody wants nothing to be left of a job that has ended."""
+
+    sender: str
+    request: int
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerOut:
     """A replica's scheduler of a job is gone for good."""
 
@@ -199,7 +223,18 @@ class SchedulerOut:
     error: str
 
 
-Command = Tick | JoinClient | LeaveClient | Report | SubmitJob | Answer | CancelJob | SchedulerOut
+Command = (
+    Tick
+    | JoinClient
+    | LeaveClient
+    | NodesAttached
+    | Report
+    | SubmitJob
+    | Answer
+    | CancelJob
+    | ForgetJob
+    | SchedulerOut
+)
 
 
 def inputs_digest(result_digests: Sequence[str]) -> str:
@@ -280,6 +315,9 @@ def _command_list(command: Command) -> list[Any]:
             ]
         case LeaveClient():
             return ["leave", command.cid, command.incarnation]
+        case NodesAttached():
+            nodes = [[name, count] for name, count in command.nodes]
+            return ["attached", command.cid, command.incarnation, command.request, nodes]
         case SubmitJob():
             return [
                 "submit",
@@ -293,6 +331,8 @@ def _command_list(command: Command) -> list[Any]:
             ]
         case CancelJob():
             return ["cancel", command.sender, command.request, command.job, command.reason]
+        case ForgetJob():
+            return ["forget", command.sender, command.request, command.job]
         case SchedulerOut():
             return ["out", command.replica, command.job, command.kind, command.error]
         case _:
@@ -422,6 +462,15 @@ def _leave(cid: Any, incarnation: Any) -> LeaveClient:
     return LeaveClient(_number(cid), _text(incarnation))
 
 
+def _attached(cid: Any, incarnation: Any, request: Any, nodes: Any) -> NodesAttached:
+    return NodesAttached(
+        _number(cid),
+        _text(incarnation),
+        _number(request),
+        tuple([(_text(name), _number(count)) for name, count in _list(nodes)]),
+    )
+
+
 def _completion(
     job: Any,
     tid: Any,
@@ -462,6 +511,9 @@ def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
 def _failure(job: Any, tid: Any, attempt: Any, error: Any, fatal: Any, detail: Any) -> Failure:
     if type(detail) is not dict:
         raise ValueError(f"expected an object, found {detail!r:.50}")
+    # What can be read can't always be written: orjson writes less deeply nested values than
+    # it reads. This one becomes a part of an event, and of rows.
+    encode_json([[[[detail]]]])
     return Failure(
         _number(job), _number(tid), _number(attempt), _text(error), _bool(fatal), detail
     )
@@ -557,13 +609,19 @@ def _cancel(sender: Any, request: Any, job: Any, reason: Any) -> CancelJob:
     return CancelJob(_text(sender), _number(request), _number(job), _text(reason))
 
 
+def _forget(sender: Any, request: Any, job: Any) -> ForgetJob:
+    return ForgetJob(_text(sender), _number(request), _number(job))
+
+
 def _out(replica: Any, job: Any, kind: Any, error: Any) -> SchedulerOut:
     return SchedulerOut(_number(replica), _number(job), _text(kind), _text(error))
 
 
 _DECODERS: dict[str, Any] = {
     "answer": _answer,
+    "attached": _attached,
     "cancel": _cancel,
+    "forget": _forget,
     "join": _join,
     "leave": _leave,
     "out": _out,

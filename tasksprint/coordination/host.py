@@ -52,7 +52,7 @@ from tasksprint.coordination.host_words import describe_difference, describe_eve
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.settings import RULES, Rules, Settings
-from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand, StartTask
+from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand, StartTask, WriteLog
 
 __all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
 
@@ -589,6 +589,14 @@ class SchedulerHost:
             )
             return False
         tasks, size = _measure(commands)
+        size_max = self._settings.frame_bytes_max // 2
+        if size > size_max:
+            # It must go into an entry, and the entry into a frame, with room for others.
+            self._fail(
+                f"the scheduler answered event {event} with {size} bytes in one part, expected "
+                f"at most {size_max} (half of frame_bytes_max); let tasks return large values"
+            )
+            return False
         if (event, part) < (self._chosen_event, self._chosen_part):
             digest = answer_digest(TaskId(self._own_tid), last, commands)
             if self._answers.get((event, part)) != digest:
@@ -709,9 +717,7 @@ class SchedulerHost:
         event, word = self._own_event, "at"
         if event == self._sent_end:
             event, word = event - 1, "after"
-        if event < 0:
-            return "before any event"
-        return f"{word} {describe_event(event, self._events[event])}"
+        return f"{word} {describe_event(event, self._events[event])}" if event >= 0 else "at once"
 
     def _pause(self) -> None:
         self._clear_run()
@@ -785,6 +791,8 @@ def _measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
             size += 80 + len(command.base) + 16 * len(command.pretasks)
         elif isinstance(command, FinishJob):
             size += 32 + len(command.values) + 8 * len(command.taskids)
+        elif isinstance(command, FailJob | WriteLog):
+            size += 32 + len(command.error if isinstance(command, FailJob) else command.text)
         else:
             size += 512
     return tasks, size

@@ -51,6 +51,7 @@ class Job:
 
     __slots__ = (
         "answers",
+        "attached",
         "counts",
         "ended_ms",
         "ended_wall_ms",
@@ -102,6 +103,9 @@ class Job:
         self.program = program
         self.manifest = manifest
         self.node, self.retries, self.timeout_ms = _defaults(manifest, default_retries)
+        # Name of the nodes that serve it, attached by hand; None: clients start its nodes.
+        kind, _, name = self.node.partition(":")
+        self.attached = name if kind == "attached" and name else None
         self.state = RUNNING
         self.submitted_ms = 0  # log time
         self.submitted_wall_ms = 0  # wall time of the last tick then: display only

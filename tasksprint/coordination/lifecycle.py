@@ -208,7 +208,7 @@ class Lifecycle:
             return
         if len({_sentence(job.out[replica][1]) for replica in named}) == 1:
             # What follows the sentence (the tail of stderr) differs in paths at least.
-            self.fail(job, f"on {len(named)} of {len(members)} replicas {first}")
+            self.fail(job, f"on {len(named)} of {len(members)} replicas: {first}")
             return
         told = "; ".join(f"replica {replica}: {job.out[replica][1]}" for replica in named)
         self.fail(job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}")

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tasksprint.coordination.clients import Client, ViewChanges
-from tasksprint.coordination.commands import Held, JoinClient, LeaveClient, SilentClient, Tick
+from tasksprint.coordination.commands import (
+    Held,
+    JoinClient,
+    LeaveClient,
+    NodesAttached,
+    SilentClient,
+    Tick,
+)
 from tasksprint.coordination.jobs import Job, line_client_dead, line_client_joined
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.placement import Placement
@@ -84,6 +91,7 @@ class Liveness:
         client.address = command.address
         client.hostname = command.hostname[:HOSTNAME_LENGTH_MAX]
         client.slots = command.slots
+        client.attached_request = 0
         client.is_alive = True
         client.joined_ms = state.log_ms
         client.ended_ms = None
@@ -133,6 +141,25 @@ class Liveness:
         self._die(client, "left")
         return None
 
+    def attach(self, command: NodesAttached) -> str | None:
+        """Note which nodes are attached to a client; return why not, if so."""
+        client = self.find(command.cid, command.incarnation)
+        if client is None:
+            return f"client {command.cid} isn't alive in this incarnation"
+        if command.request > client.attached_request:
+            state = self._state
+            client.attached_request = command.request
+            client.attached = {name: count for name, count in command.nodes if count}
+            state.changes.clients[client] = None
+            listed = ", ".join(f"{count} {name!r}" for name, count in client.attached.items())
+            state.note(f"cid={client.cid} attached nodes: {listed or 'none'}")
+            self._placement.client_changed(client)
+            for task in sorted(client.changes.run, key=_placed):
+                name = task.job.attached
+                if name is not None and name not in client.attached and task.cid == client.cid:
+                    self._placement.take_back(task, is_told=True)
+        return None
+
     def find(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
         """Return a living client in this incarnation; None: there is none."""
         client = self._state.clients.get(cid)
@@ -144,6 +171,7 @@ class Liveness:
         """Take everything from a client."""
         state = self._state
         client.is_alive = False
+        client.attached = {}
         client.ended_ms = state.log_ms
         state.changes.clients[client] = None
         state.changes.views[client.cid] = None

@@ -19,6 +19,10 @@ counted apart from those that can run (`ahead_us`), with an allowance of the sam
 so chains are handed out by the hundred and keep no slot from other work. Followers are
 chosen in the order in which their inputs were placed, so that several chains share.
 
+**Attached nodes.** Tasks of a job whose nodes people attach by hand go only to clients
+that have such nodes, and are counted by name, apart from the slots: one for each node if
+they are heavy, else as many as take Rules.ahead_us; none is placed ahead of need.
+
 Everything here is a function of replicated state and the order of commands: the heaps hold
 no decision of their own and are built anew when a replica restarts.
 """
@@ -56,6 +60,7 @@ class Placement:
     __slots__ = (
         "_ahead_us",
         "_assigned_max",
+        "_attached",
         "_extendable",
         "_heavies",
         "_lights",
@@ -77,6 +82,8 @@ class Placement:
         # which a follower may be placed. Empty between entries.
         self._loosened: dict[Client, None] = {}
         self._extendable: dict[Client, None] = {}
+        # Living clients by the names of the nodes that are attached to them.
+        self._attached: dict[str, dict[ClientId, Client]] = {}
         self._ready_jobs: dict[JobId, Job] = {}
         for job in state.running.values():
             for task in job.tasks.values():
@@ -87,6 +94,7 @@ class Placement:
                 self._ready_jobs[job.job] = job
         for client in state.clients.values():
             self._enter(client)
+            self._index_attached(client)
 
     # --- what happens to tasks ---
 
@@ -172,6 +180,8 @@ class Placement:
         client = self._state.clients[task.cid]
         del client.changes.run[task]
         client.assigned -= 1
+        if (name := task.job.attached) is not None:
+            client.attached_tasks[name] -= 1
         if task.pending:
             client.ahead_us -= task.load_us
             tasks = task.job.tasks
@@ -191,8 +201,15 @@ class Placement:
         self._extendable[client] = None
 
     def client_changed(self, client: Client) -> None:
-        """Note that a client came, went, or has other slots."""
+        """Note that a client came, went, or has other slots or attached nodes."""
         self._loosened[client] = None
+        self._index_attached(client)
+
+    def _index_attached(self, client: Client) -> None:
+        for clients in self._attached.values():
+            clients.pop(client.cid, None)
+        for name in client.attached:
+            self._attached.setdefault(name, {})[client.cid] = client
 
     # --- at the end of an entry ---
 
@@ -230,7 +247,11 @@ class Placement:
                 del ready_jobs[job.job]
                 continue
             load_us = self._load_us(job, task.name)
-            client = self._choose(task, load_us >= self._ahead_us)
+            if job.attached is not None:
+                client = self._choose_attached(task, job.attached, load_us)
+                load_us = 1  # It takes nothing from the client's own nodes.
+            else:
+                client = self._choose(task, load_us >= self._ahead_us)
             if client is None:
                 continue  # This job waits; others may have tasks of the other weight.
             heappop(ready)
@@ -255,6 +276,8 @@ class Placement:
         task.load_us = load_us
         state.placements = task.placed = state.placements + 1
         client.assigned += 1
+        if (name := job.attached) is not None:
+            client.attached_tasks[name] = client.attached_tasks.get(name, 0) + 1
         if task.pending:
             client.ahead_us += load_us
             tasks = job.tasks
@@ -290,6 +313,22 @@ class Placement:
                 return near
         if best.cid == avoided:
             return self._second_least_loaded(is_heavy) or best
+        return best
+
+    def _choose_attached(self, task: Task, name: str, load_us: int) -> Client | None:
+        """Return the client with attached nodes for a task; None if none is open to it."""
+        best: Client | None = None
+        best_rank = (False, 0, 0, 0)
+        depth = max(self._ahead_us // load_us, 1)
+        for cid, client in self._attached.get(name, {}).items():
+            nodes, tasks = client.attached[name], client.attached_tasks.get(name, 0)
+            if tasks >= nodes * depth or client.assigned >= self._assigned_max:
+                continue
+            held = [task.job.tasks[tid].size_bytes + 1 for tid in task.pretasks
+                    if cid in task.job.tasks[tid].holders]  # fmt: skip
+            rank = (cid == task.failed_on, -sum(held), tasks * FINENESS // nodes, cid)
+            if best is None or rank < best_rank:
+                best, best_rank = client, rank
         return best
 
     def _nearest(self, task: Task, is_heavy: bool) -> Client | None:
@@ -422,9 +461,9 @@ class Placement:
 
     def _find_follower(self, task: Task, client: Client) -> Task | None:
         """Return the first dependent that may follow an assigned task to its client."""
-        if task.ahead or not task.users:
-            return None
         job = task.job
+        if task.ahead or not task.users or job.attached is not None:
+            return None
         tasks = job.tasks
         cid = client.cid
         seen = 0

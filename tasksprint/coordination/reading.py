@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import DONE, STATES, Task
+from tasksprint.coordination.tasks import DONE, READY, STATES, Task
 from tasksprint.coordination.view import (
     Assignment,
     ClientAddress,
@@ -178,10 +178,24 @@ def job_summary(state: State, job: Job) -> dict[str, object]:
         "answered_events": job.next_event,
         "submitted_wall_ms": job.submitted_wall_ms,
         "ended_wall_ms": job.ended_wall_ms,
+        "obstacle": _obstacle(state, job),
         "schedulers_out": {
             str(replica): f"{kind}: {error}" for replica, (kind, error) in job.out.items()
         },
     }
+
+
+def _obstacle(state: State, job: Job) -> str | None:
+    """Return a sentence on what a job waits for that somebody must see to, or None."""
+    name = job.attached
+    if not job.is_running or name is None or not job.counts[READY]:
+        return None
+    if any(name in client.attached for client in state.clients.values()):
+        return None
+    return (
+        f"no node is attached as {name!r}; start one with: "
+        f"tasksprint node --exec PROGRAM --name {name}"
+    )
 
 
 def client_summary(client: Client) -> dict[str, object]:
@@ -193,6 +207,7 @@ def client_summary(client: Client) -> dict[str, object]:
         "hostname": client.hostname,
         "slots": client.slots,
         "assigned": client.assigned,
+        "attached": dict(client.attached),
         "queued_us": client.queued_us,
         "ahead_us": client.ahead_us,
         "results": sum([len(held) for held in client.holds.values()]),

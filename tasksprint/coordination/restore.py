@@ -182,6 +182,8 @@ def _count_assigned(state: State, task: Task) -> None:
     client = state.clients[task.cid]
     client.changes.run[task] = state.applied
     client.assigned += 1
+    if (name := task.job.attached) is not None:
+        client.attached_tasks[name] = client.attached_tasks.get(name, 0) + 1
     if task.pending:
         client.ahead_us += task.load_us
         for tid in task.pretasks:

@@ -13,9 +13,25 @@ what is in a body: the state machine writes it, and only the state machine reads
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["TABLES", "Column", "Row", "Table"]
+__all__ = [
+    "ALL_OF_JOB",
+    "HISTORY_OF_JOB",
+    "TABLES",
+    "Column",
+    "Key",
+    "Mirror",
+    "MirrorRows",
+    "Row",
+    "Table",
+    "garbage_ranges",
+]
+
+Key = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,66 @@ _TABLES = (
     Table("senders", (Column("sender", "TEXT"),), (_BODY,)),
     Table("job_log", (_JOB, Column("number", "INTEGER")), (Column("line", "TEXT"),)),
     Table("facts", (Column("name", "TEXT"),), (_BODY,)),
+    # Rows of jobs that nobody needs any more; see `garbage_ranges`.
+    Table("garbage", (_JOB,), (Column("what", "TEXT"),)),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+# Words in the table "garbage": of an ended job, of a forgotten one.
+HISTORY_OF_JOB, ALL_OF_JOB = "history", "all"
+
+
+def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
+    """Return (table, first key, end key) of the rows that a row of "garbage" gives free.
+
+    A job may have millions of them, so they aren't deleted by the entry that gives them
+    free: each replica's store deletes them bit by bit, behind its commits, and the row of
+    "garbage" last. Nothing reads them meanwhile, and the digest doesn't cover it.
+
+    Returns:
+        Nothing for a word that this release doesn't know.
+    """
+    if what not in (HISTORY_OF_JOB, ALL_OF_JOB):
+        return ()
+    tables = ("events", "answers") + (("tasks", "job_log") if what == ALL_OF_JOB else ())
+    ranges: list[tuple[str, Key, Key]] = [(name, (job,), (job + 1,)) for name in tables]
+    if what == ALL_OF_JOB:
+        # Names end with a space here and go on; "!" is the character after it.
+        ranges += [
+            ("facts", (f"{kind} {job} ",), (f"{kind} {job}!",)) for kind in ("base", "estimate")
+        ]
+    return tuple(ranges)
+
+
+class Mirror(Protocol):
+    """Whoever has the rows of the mirror, and finds some without reading all."""
+
+    def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterable[Row]:
+        """Return rows in the order of their keys: from `first` on, and before `end`.
+
+        Both may be the beginnings of keys, and () for no limit: then only so many
+        columns are compared.
+        """
+
+
+class MirrorRows:
+    """The mirror in memory, from all of its rows in any order."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        found: dict[str, dict[Key, Row]] = {name: {} for name in TABLES}
+        for row in rows:
+            assert row.columns is not None, "a mirror has no deleted rows"
+            found[row.table][row.key] = row
+        # Keys of one table have the same types in the same places, by their declaration.
+        self._keys: dict[str, list[Key]] = {name: sorted(rows) for name, rows in found.items()}
+        self._rows = found
+
+    def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
+        """As `Mirror.read_range`."""
+        keys, rows = self._keys[table], self._rows[table]
+        for index in range(bisect_left(keys, first), len(keys)):
+            key = keys[index]
+            if end and key[: len(end)] >= end:
+                return
+            yield rows[key]

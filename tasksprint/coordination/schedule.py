@@ -9,7 +9,7 @@ are the state: `Schedule(rows=…)` is the same state again and goes on in the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tasksprint.coordination import reading
 from tasksprint.coordination.answers import Answers
@@ -22,6 +22,7 @@ from tasksprint.coordination.commands import (
     Command,
     JoinClient,
     LeaveClient,
+    NodesAttached,
     Report,
     SchedulerOut,
     SubmitJob,
@@ -57,6 +58,7 @@ class Schedule:
         members: The replicas whose schedulers count.
         rules: The rules by which every replica applies the log.
         rows: All rows of the mirror, in any order; None: nothing was applied yet.
+        decode: What `decode_command` does, for who has decoded some commands before.
 
     Raises:
         StoreError: The rows are of another cluster or version of the rules.
@@ -69,10 +71,12 @@ class Schedule:
         members: tuple[ReplicaId, ...],
         rules: Rules,
         rows: Iterable[Row] | None = None,
+        decode: Callable[[bytes], Command] = decode_command,
     ) -> None:
         state = State(cluster, members, rules)
         self._digest = restore(state, rows) if rows is not None else ""
         self._state = state
+        self._decode = decode
         self._facts = _facts(state)
         self._placement = Placement(state)
         self._lifecycle = Lifecycle(state, self._placement)
@@ -108,7 +112,7 @@ class Schedule:
 
     def _apply_bytes(self, data: bytes) -> bytes | None:
         try:
-            command = decode_command(data)
+            command = self._decode(data)
         except RemoteProtocolError as error:
             self._state.note(f"ignored bytes that are {error}")
             return encode_json({"error": str(error)})
@@ -140,6 +144,9 @@ class Schedule:
                 )
             case LeaveClient():
                 refusal = self._liveness.leave(command)
+                return _REPORTED if refusal is None else _error(refusal)
+            case NodesAttached():
+                refusal = self._liveness.attach(command)
                 return _REPORTED if refusal is None else _error(refusal)
             case SubmitJob() | CancelJob():
                 return self._apply_once(command)
@@ -255,6 +262,11 @@ class Schedule:
     def living_clients(self) -> tuple[tuple[ClientId, Incarnation, int], ...]:
         """Return cid, incarnation and last applied request of each living client."""
         return reading.living_clients(self._state)
+
+    def is_out(self, job: JobId, replica: ReplicaId) -> bool:
+        """Whether the log says that a replica's scheduler of a running job is gone."""
+        found = self._state.running.get(job)
+        return found is not None and replica in found.out
 
     def scheduler_history(self, job: JobId) -> reading.SchedulerHistory:
         """Return what a scheduler of a running job must be fed and compared with."""

@@ -322,11 +322,12 @@ class Inputs:
 
     def plan(self) -> None:
         """Ask the holders for what is wanted, as far as the limits allow."""
-        if self._queues:
-            self._plan_fetches()
+        # In this order: what is wanted again is released first, and then pinned.
         if self._released:
             self._outbox.append(ReleaseCopies(tuple(self._released)))
             self._released.clear()
+        if self._queues:
+            self._plan_fetches()
 
     def summary(self) -> dict[str, int]:
         """Return counts for people."""

@@ -255,7 +255,7 @@ class Nodes:
                 task = head.task
                 run_ms = max(0, now_ms - node.head_since_us // 1_000)
                 known = {"node": node.id, "run_ms": run_ms, **detail}
-                self._fail(task, found or f"node died while it ran {task}: {reason}", known)
+                self._fail(task, found or f"node failed while it ran {task}: {reason}", known)
         if not node.was_ready and state is not NodeState.STOPPING and not node.attached:
             self._failed_start(program, node.kill_error or reason, detail, now_ms)
         elif state is _SERVING and not node.attached:

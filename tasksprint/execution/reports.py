@@ -14,6 +14,9 @@ Three rules hold here:
 
 from __future__ import annotations
 
+from collections import deque
+
+from tasksprint.encoding import encode_json
 from tasksprint.execution.effects import Completion, Effect, Failure, SendReport
 from tasksprint.execution.records import Key
 from tasksprint.ids import Incarnation
@@ -50,7 +53,7 @@ class Reports:
         self._outbox = outbox
         self._unstored: dict[Key, _Unstored] = {}
         self._completions: dict[Key, tuple[Completion, int]] = {}  # in order; with inline bytes
-        self._failures: list[Failure] = []
+        self._failures: deque[tuple[Failure, int]] = deque()  # with its bytes
         self._lost: dict[Key, None] = {}
         self._under_way: int | None = None
         self._last_request = 0
@@ -89,7 +92,8 @@ class Reports:
 
     def add_failure(self, failure: Failure) -> None:
         """Report a failed attempt."""
-        self._failures.append(failure)
+        size = len(encode_json([failure.error, failure.detail]))
+        self._failures.append((failure, size))
 
     def add_lost(self, key: Key) -> None:
         """Report that a holder no longer has this result."""
@@ -110,7 +114,7 @@ class Reports:
             del self._completions[key]
         for key in [key for key in self._unstored if key[0] == job]:
             del self._unstored[key]
-        self._failures = [failure for failure in self._failures if failure.job != job]
+        self._failures = deque([item for item in self._failures if item[0].job != job])
         for key in [key for key in self._lost if key[0] == job]:
             del self._lost[key]
 
@@ -152,8 +156,15 @@ class Reports:
         else:
             for completion in completions:
                 del self._completions[completion.job, completion.tid]
-        failures = self._failures[: self._tasks_max]
-        del self._failures[: self._tasks_max]
+        failures: list[Failure] = []
+        failure_bytes = 0
+        while self._failures and len(failures) < self._tasks_max:
+            failure, size = self._failures[0]
+            failure_bytes += size
+            if failures and failure_bytes > self._inline_bytes_max:
+                break  # Tracebacks and output: a thousand of them are no small command.
+            self._failures.popleft()
+            failures.append(failure)
         lost = tuple(self._lost)[: self._tasks_max]
         for key in lost:
             del self._lost[key]

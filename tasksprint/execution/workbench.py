@@ -412,17 +412,19 @@ class Workbench:
             **self._inputs.summary(),
         }
 
-    def obstacles(self) -> list[str]:
-        """Return sentences on what tasks wait for that somebody must see to."""
-        found = ["no work is taken: the disk is almost full"] if self._nodes.is_disk_low else []
-        for program in self._programs:
-            if program.is_attached and program.ready and not program.nodes:
-                name = program.command.partition(":")[2]
-                found.append(
-                    f"tasks wait for a node attached as {name!r}; "
-                    f"start one with: tasksprint node --exec PROG --name {name}"
-                )
-        return found
+    def attached_nodes(self) -> dict[str, int]:
+        """Return how many attached nodes serve, by name, in order of the names."""
+        counts: dict[str, int] = {}
+        for node in self._nodes.nodes.values():
+            if node.attached and node.state is NodeState.SERVING:
+                name = node.program.command.partition(":")[2]
+                counts[name] = counts.get(name, 0) + 1
+        return dict(sorted(counts.items()))
+
+    @property
+    def has_unreported(self) -> bool:
+        """Whether there is something that the coordinator hasn't acknowledged."""
+        return self._reports.waiting > 0 or self._reports.under_way is not None
 
     def check(self) -> None:
         """Assert the invariants of all parts."""

@@ -65,6 +65,7 @@ class HttpClient:
         content_type: str = JSON_TYPE,
         headers: Mapping[str, str] | None = None,
         wait_ms: int = 0,
+        answer_timeout_ms: int | None = None,
         repeatable: bool = True,
     ) -> HttpResponse:
         """Send one request and return its whole answer, whatever the status.
@@ -74,6 +75,7 @@ class HttpClient:
             body: An iterator is sent as a stream and signed without its digest.
             body_bytes: Size of a body that is an iterator; None: it is sent in chunks.
             wait_ms: How much longer than usual the answer may take (long polls).
+            answer_timeout_ms: Instead of the setting of that name.
             repeatable: Whether doing it twice is doing it once.
 
         Raises:
@@ -89,6 +91,7 @@ class HttpClient:
             content_type,
             headers,
             wait_ms=wait_ms,
+            answer_timeout_ms=answer_timeout_ms,
             repeatable=repeatable,
             streams=False,
         )
@@ -156,6 +159,7 @@ class HttpClient:
         wait_ms: int,
         repeatable: bool,
         streams: bool,
+        answer_timeout_ms: int | None = None,
     ) -> _Connection:
         digest = EMPTY_DIGEST
         if not isinstance(body, bytes):
@@ -190,7 +194,13 @@ class HttpClient:
                     headers=headers,
                 )
                 await connection.exchange(
-                    head, body, body_bytes, method=method, wait_ms=wait_ms, streams=streams
+                    head,
+                    body,
+                    body_bytes,
+                    method=method,
+                    wait_ms=wait_ms,
+                    answer_timeout_ms=answer_timeout_ms or self.settings.answer_timeout_ms,
+                    streams=streams,
                 )
                 return connection
             except _NothingReceived:
@@ -327,6 +337,7 @@ class _Connection(asyncio.Protocol):
         "_moved",
         "_parser",
         "_streams",
+        "_timeout_ms",
         "_transport",
         "_under_way",
         "_wait_ms",
@@ -371,6 +382,7 @@ class _Connection(asyncio.Protocol):
         self._written = 0  # bytes of the body
         self._moved = 0
         self._wait_ms = 0
+        self._timeout_ms = self.settings.answer_timeout_ms
 
     # --- asyncio's events ---
 
@@ -504,6 +516,7 @@ class _Connection(asyncio.Protocol):
         *,
         method: str,
         wait_ms: int,
+        answer_timeout_ms: int,
         streams: bool,
     ) -> None:
         """Send a request and wait for its answer, or with `streams` for the answer's head."""
@@ -512,17 +525,18 @@ class _Connection(asyncio.Protocol):
         if not self.is_open:
             raise _NothingReceived(f"cannot reach {self.address}: it closed the connection")
         self._wait_ms = wait_ms
+        self._timeout_ms = answer_timeout_ms
         if isinstance(body, bytes) and len(body) <= _SLICE_BYTES:
             self._transport.write(head + body if body else head)
         else:
-            self._arm(self.settings.answer_timeout_ms)
+            self._arm(answer_timeout_ms)
             self._transport.write(head)
             if isinstance(body, bytes):
                 await self._send_slices(body)
             else:
                 await self._send_stream(body, body_bytes)
             self._disarm()
-        self._arm(wait_ms + self.settings.answer_timeout_ms)
+        self._arm(wait_ms + answer_timeout_ms)
         while not (self._complete or (streams and self._head_complete)):
             await self._wait()
         if self._complete and not streams:
@@ -641,7 +655,7 @@ class _Connection(asyncio.Protocol):
 
     def _check_progress(self) -> None:
         """Fail if nothing moved since the last look; a slow transfer isn't a dead one."""
-        timeout_ms = self.settings.answer_timeout_ms
+        timeout_ms = self._timeout_ms
         if self._is_paused or self._is_producing or self._count_moved() > self._moved:
             self._arm(timeout_ms)
             return

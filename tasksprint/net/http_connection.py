@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import cast
 
 import httptools
@@ -21,7 +22,7 @@ from tasksprint.net.addresses import format_address, tune_socket
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange, Service
 from tasksprint.net.http_messages import response_head
-from tasksprint.net.router import Response, Upgrade, error_response
+from tasksprint.net.router import Later, Response, Upgrade, error_response
 
 __all__ = ["Connection", "Connections"]
 
@@ -328,14 +329,37 @@ class Connection(asyncio.Protocol):
         elif type(answer) is Upgrade:
             self._upgrade = answer  # Follows when the parser says where HTTP ends.
             return
+        elif type(answer) is Later:
+            if answer.response is None:
+                answer.wait(partial(self._answered, exchange))
+            else:
+                self._answer(exchange, answer.response)
+            return
         self.task = self._loop.create_task(self._run(exchange, answer))
 
+    def _answered(self, exchange: Exchange, response: Response) -> None:
+        """Write an answer that was not there when it was asked for."""
+        if self._transport.is_closing():
+            return
+        self._feeding = True  # First all is put together, then it is written.
+        self._answer(exchange, response)
+        self._feeding = False
+        if self._waiting:
+            self._next()
+        else:
+            self._flush()
+
+    def _answer(self, exchange: Exchange, response: Response) -> None:
+        assert isinstance(response.body, bytes), "a later answer is bytes"
+        self._write_bytes(exchange, response, response.body)
+        self._finish(exchange)
+
     async def _run(
-        self, exchange: Exchange, answer: Response | Upgrade | Awaitable[Response]
+        self, exchange: Exchange, answer: Response | Upgrade | Later | Awaitable[Response]
     ) -> None:
         """Wait for a handler, write its answer no faster than the peer reads."""
         try:
-            if not isinstance(answer, (Response, Upgrade)):
+            if not isinstance(answer, (Response, Upgrade, Later)):
                 try:
                     answer = await answer
                 except Exception as error:

@@ -24,7 +24,15 @@ from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_messages import BODY_DIGEST_HEADER, parse_query
 from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST
-from tasksprint.net.router import Request, Response, Route, Router, Upgrade, error_response
+from tasksprint.net.router import (
+    Later,
+    Request,
+    Response,
+    Route,
+    Router,
+    Upgrade,
+    error_response,
+)
 from tasksprint.settings import Settings
 
 __all__ = ["Exchange", "Service"]
@@ -177,7 +185,7 @@ class Exchange:
             self.request.body = b"".join(self._parts)
             self._parts = None
 
-    def ask(self, *, may_upgrade: bool) -> Response | Upgrade | Awaitable[Response]:
+    def ask(self, *, may_upgrade: bool) -> Response | Upgrade | Later | Awaitable[Response]:
         """Return the refusal, or what the handler returns, or the answer to what it raises."""
         if self.refusal is not None:
             return self.refusal

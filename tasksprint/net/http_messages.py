@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote_plus
@@ -145,6 +146,14 @@ def response_head(
         body_bytes: Size of the body; None: none is announced (chunks, or until the end
             of the connection; `headers` then say which).
     """
+    if headers:
+        return _response_head(status, content_type, body_bytes, connection, _header_lines(headers))
+    return _plain_head(status, content_type, body_bytes, connection)
+
+
+def _response_head(
+    status: int, content_type: str, body_bytes: int | None, connection: str, lines: str
+) -> bytes:
     text = ""
     if content_type:
         text = f"Content-Type: {content_type}\r\n"
@@ -152,10 +161,14 @@ def response_head(
         text += f"Content-Length: {body_bytes}\r\n"
     if connection:
         text += f"Connection: {connection}\r\n"
-    if headers:
-        text += _header_lines(headers)
+    text += lines
     start = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
     return start + text.encode("latin-1") + b"\r\n"
+
+
+@lru_cache(maxsize=1024)  # Most answers are small, and alike but for their sizes.
+def _plain_head(status: int, content_type: str, body_bytes: int | None, connection: str) -> bytes:
+    return _response_head(status, content_type, body_bytes, connection, "")
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from tasksprint.net.http_messages import JSON_TYPE
 
 __all__ = [
     "Handler",
+    "Later",
     "Request",
     "Response",
     "Route",
@@ -110,7 +111,33 @@ class Upgrade:
     make_protocol: Callable[[], asyncio.Protocol]
 
 
-Handler = Callable[[Request], Response | Upgrade | Awaitable[Response]]
+class Later:
+    """An answer that comes later, by a call: no task waits for it.
+
+    For handlers whose answer comes with a batch of others; at thousands of requests a
+    second a task for each would cost more than the answer. A handler makes one, keeps it
+    and returns it; whoever has the answer calls `answer`, once, in any turn of the loop.
+    """
+
+    __slots__ = ("_take", "response")
+
+    def __init__(self) -> None:
+        self.response: Response | None = None
+        self._take: Callable[[Response], None] | None = None
+
+    def answer(self, response: Response) -> None:
+        """Give the answer; its body is bytes. Nobody may be left who waits for it."""
+        assert self.response is None, "an answer is given once"
+        self.response = response
+        if self._take is not None:
+            self._take(response)
+
+    def wait(self, take: Callable[[Response], None]) -> None:
+        """Call `take` with the answer, which isn't there yet."""
+        self._take = take
+
+
+Handler = Callable[[Request], Response | Upgrade | Later | Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)

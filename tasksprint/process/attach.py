@@ -157,7 +157,7 @@ def find_client(state_directory: Path, wanted: str | None = None) -> LiveClient:
     if not clients:
         raise UsageError(
             "no client runs on this machine (as this user)",
-            hint="start one with `tasksprint client`",
+            hint="start one with 'tasksprint client'",
         )
     if len(clients) > 1:
         raise UsageError(

@@ -36,6 +36,7 @@ from tasksprint.process.command_line import explain_start_error
 __all__ = ["Connection", "ExitReason", "Program", "die_with_parent", "start_program"]
 
 _DRAIN_BYTES = 64 * 1024
+_DRAINS_MAX = 16  # A pipe holds 1 MiB at most (/proc/sys/fs/pipe-max-size), 64 KiB mostly.
 STDERR_TAIL_BYTES = 8 * 1024
 # The kernel cuts this to what it allows (net.core.wmem_max, often 208 KiB).
 SOCKET_BUFFER_BYTES = 1024 * 1024
@@ -420,7 +421,10 @@ class _Stderr(asyncio.Protocol):
     def drain(self) -> None:
         """Read what is there; the pipe doesn't block."""
         try:
-            while self._pipe >= 0 and (data := os.read(self._pipe, _DRAIN_BYTES)):
+            # No more than any pipe holds: who writes faster than we read must not keep us.
+            for _ in range(_DRAINS_MAX):
+                if self._pipe < 0 or not (data := os.read(self._pipe, _DRAIN_BYTES)):
+                    break
                 self.data_received(data)
         except OSError:
             pass  # BlockingIOError: it is empty. Nothing is lost.

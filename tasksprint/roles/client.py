@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tasksprint.coordination.commands import (
     JoinClient,
     LeaveClient,
     Lost,
+    NodesAttached,
     Report,
     encode_command,
 )
@@ -80,8 +81,13 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 _log = logging.getLogger("tasksprint.client")
 
 _DISK_CHECK_S = 5.0
+_FOUNDING_PAUSE_S = 0.2
 _ATTACHED_GRACE_S = 1.0
+_REPORTS_PAUSE_S = 0.01
+_REPORTS_PAUSES_MAX = 100
 _CONFLICT = 409
+# What a result that is offered when joining takes in the command, at most.
+_HELD_BYTES_MAX = 112
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,8 @@ class Client:
         self.fetcher = Fetcher(self)
         self.addresses: dict[ClientId, str | None] = {}
         self.nodes: dict[NodeId, NodeShell] = {}
-        self.attaching: dict[Any, NodeShell] = {}
+        # By the identity of the hello: two nodes may say the same.
+        self.attaching: dict[int, NodeShell] = {}
         self._attach_server = AttachServer(
             socket_path(options.data_dir),
             on_hello=lambda hello: attach_callbacks(self, hello),
@@ -141,10 +148,13 @@ class Client:
         self._in_turn = False
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
+        self._attached_changed = asyncio.Event()
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
         self._lines: dict[NodeShell, list[bytes]] = {}
         self._storing = False
+        self._unstored_bytes = 0  # of values in memory that no transaction has kept yet
+        self._is_holding = False  # nodes aren't read: too much waits for the disk
         self._write_waiters: list[asyncio.Future[None]] = []
 
     # --- starting and stopping ---
@@ -154,6 +164,7 @@ class Client:
         await self._attach_server.start()
         self.background(self._follow())
         self.background(self._send_reports())
+        self.background(self._tell_attached())
         self.background(self._watch_disk())
 
     async def close(self) -> None:
@@ -226,15 +237,19 @@ class Client:
     async def _join(self) -> None:
         """Join, or join anew: under a new incarnation, with what the store holds."""
         incarnation = Incarnation(secrets.token_hex(8))
+        held = self.workbench.held_results()
+        most = self.settings.command_bytes_max // _HELD_BYTES_MAX
+        if len(held) > most:
+            # The latest: those not offered count as lost, and are made again if needed.
+            _log.warning("holds %d results, offers the last %d of them", len(held), most)
+            held = held[-most:]
         command = JoinClient(
             identity=self.identity,
             incarnation=incarnation,
             address=self.address,
             hostname=socket.gethostname(),
             slots=self.options.slots,
-            held=tuple(
-                Held(job, tid, digest) for job, tid, digest in self.workbench.held_results()
-            ),
+            held=tuple(Held(job, tid, digest) for job, tid, digest in held),
         )
         body = encode_command(command)
         response = await self.leader.request("POST", "/v1/commands", body=body)
@@ -243,22 +258,39 @@ class Client:
             raise SettingsError(f"the cluster refuses this client: {reply['error']}")
         cluster = reply["cluster"]
         if self._cluster is not None and self._cluster != cluster:
-            raise SettingsError(
-                f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
-                f"{self._cluster!r}, this is cluster {cluster!r}",
-                hint="give this client its own --data-dir",
-            )
+            raise self._other_cluster(cluster)
         if self._cluster is None:
             self._cluster = cluster
             await self.writer.run(ResultStore.set_fact, "cluster", cluster)
         cid = ClientId(reply["cid"])
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
+        self.attached_changed()
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
+    async def _check_cluster(self) -> None:
+        """Stop before joining a cluster that isn't the one of the data directory."""
+        while self._cluster is not None:
+            response = await self.leader.request("GET", "/v1/status")
+            cluster = response.checked().json()["cluster"]
+            if cluster is None:  # It isn't founded yet.
+                await asyncio.sleep(_FOUNDING_PAUSE_S)
+                continue
+            if cluster != self._cluster:
+                raise self._other_cluster(cluster)
+            return
+
+    def _other_cluster(self, cluster: str) -> SettingsError:
+        return SettingsError(
+            f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
+            f"{self._cluster!r}, this is cluster {cluster!r}",
+            hint="give this client its own --data-dir",
+        )
+
     async def _follow(self) -> None:
         """Poll the view for ever; join first, and anew when this incarnation isn't known."""
+        await self._check_cluster()
         await self._join()
         workbench = self.workbench
         wait_ms = self.settings.view_poll_max_ms
@@ -304,6 +336,35 @@ class Client:
             self.workbench.report_acknowledged(effect.incarnation, effect.request)
             self.turn()
 
+    def attached_changed(self) -> None:
+        """Note that nodes were attached, or that some are gone."""
+        self._attached_changed.set()
+
+    async def _tell_attached(self) -> None:
+        """Tell the coordinator which nodes are attached here, each time that this changes."""
+        told: tuple[Incarnation, dict[str, int]] = (Incarnation(""), {})
+        request = 0
+        while True:
+            await self._attached_changed.wait()
+            self._attached_changed.clear()
+            await self._joined.wait()
+            # What ran on a node that is gone has failed: that counts only if it is told first.
+            for _ in range(_REPORTS_PAUSES_MAX):
+                if not self.workbench.has_unreported:
+                    break
+                await asyncio.sleep(_REPORTS_PAUSE_S)
+            incarnation, nodes = self.workbench.incarnation, self.workbench.attached_nodes()
+            if told == (incarnation, nodes) or (told[0] != incarnation and not nodes):
+                continue
+            request += 1
+            command = NodesAttached(
+                self.workbench.cid, incarnation, request, tuple(nodes.items())
+            )
+            body = encode_command(command)
+            response = await self.leader.request("POST", "/v1/commands", body=body)
+            if "error" not in response.checked().json():  # Else it joins anew, and tells then.
+                told = (incarnation, nodes)
+
     async def _watch_disk(self) -> None:
         while True:
             free = shutil.disk_usage(self.options.data_dir).free
@@ -324,6 +385,8 @@ class Client:
                     self._carry_out(effect)
             self._flush_lines()
             self._store()
+            if self._is_holding and not self._is_full:
+                self._hold_nodes(False)
             self._arm_timer()
         except Exception as error:  # whatever it is, this client must stop
             self.fail(error)
@@ -391,6 +454,23 @@ class Client:
         in_memory = [item for item in values if not isinstance(item[2], StagedValue)]
         self.values.put(effect.job, effect.tid, effect.digest, in_memory)  # type: ignore[arg-type]
         self._results.append((result, (effect.job, effect.tid, effect.attempt)))
+        self._unstored_bytes += _bytes_in_memory(result)
+        if self._is_full:
+            self._hold_nodes(True)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._unstored_bytes > self.settings.value_cache_bytes_max
+
+    def _hold_nodes(self, is_holding: bool) -> None:
+        """Read nothing more from nodes that are faster than the disk, or read them again."""
+        self._is_holding = is_holding
+        for shell in self.nodes.values():
+            if shell.program is not None:
+                if is_holding:
+                    shell.program.pause_reading()
+                else:
+                    shell.program.resume_reading()
 
     def keep_log(self, text: LogText) -> None:
         """Keep what a node printed."""
@@ -416,21 +496,33 @@ class Client:
         names = [name for _, name in results]
         for result, (job, tid, _) in results:
             self.values.stored(job, tid, result.digest)
+            self._unstored_bytes -= _bytes_in_memory(result)
         self.workbench.results_stored(names)
         self.turn()
 
     def _drop(self, job: JobId, tids: tuple[TaskId, ...]) -> None:
         self.values.drop(job, tids)
-        self._results = [
-            item for item in self._results if item[1][0] != job or item[1][1] not in tids
-        ]
+        self._discard_unwritten(lambda name: name[0] == job and name[1] in tids)
         self.writer.run(ResultStore.drop_tasks, job, tids).add_done_callback(self._check_done)
 
     def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
         self.values.drop_job(job, keep)
-        self._results = [item for item in self._results if item[1][0] != job or item[1][1] in keep]
+        self._discard_unwritten(lambda name: name[0] == job and name[1] not in keep)
         future = self.writer.run(_drop_job, job, keep)
         future.add_done_callback(self._check_done)
+
+    def _discard_unwritten(self, is_dropped: Callable[[tuple[JobId, TaskId, int]], bool]) -> None:
+        """Forget results that wait for a transaction."""
+        kept = []
+        for result, name in self._results:
+            if not is_dropped(name):
+                kept.append((result, name))
+                continue
+            self._unstored_bytes -= _bytes_in_memory(result)
+            for value in result.values:
+                if isinstance(value.content, StagedValue):
+                    self.writer.run(ResultStore.abandon, value.content)
+        self._results = kept
 
     def _check_done(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
@@ -569,7 +661,7 @@ class Client:
         self._lines.pop(shell, None)
 
     def _attached(self, program: AttachedProgram) -> None:
-        shell = self.attaching.pop(program.hello)
+        shell = self.attaching.pop(id(program.hello))
         self.nodes[shell.node] = shell
         shell.begin(program)
 
@@ -581,6 +673,10 @@ class Client:
         else:
             self.workbench.program_ready(program)
         self.turn()
+
+
+def _bytes_in_memory(result: Result) -> int:
+    return sum([len(one.content) for one in result.values if isinstance(one.content, bytes)])
 
 
 def _drop_job(store: ResultStore, job: JobId, keep: tuple[TaskId, ...]) -> None:

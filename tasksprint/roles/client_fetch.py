@@ -7,12 +7,13 @@ JSON, an array with an entry for each result asked for, in order:
     null                     this client doesn't have a result with that digest
 
 and then the values' bytes, one after the other. A value that would make the answer
-too long is left out, and is fetched by a request of its own.
+too long is left out, and is fetched by a request of its own, as a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Fetcher"]
 
 _log = logging.getLogger("tasksprint.client")
+
+_OK = 200
 
 
 class Fetcher:
@@ -54,28 +57,31 @@ class Fetcher:
             self._client.background(self._fetch(effect.cid, missing))
 
     async def _fetch(self, cid: ClientId, requests: Sequence[FetchRequest]) -> None:
+        # Those that were not answered yet: an answered one may be under way again, by
+        # another fetch, when this one fails.
+        left = list(requests)
         async with self._all:
-            address = self._client.addresses.get(cid)
-            if address is None:
-                self._failed(requests, cid, f"client {cid} has no address")
-                return
-            body = encode_json(
-                [[one.job, one.tid, one.digest, list(one.keys)] for one in requests]
-            )
             try:
-                response = await self._client.http.request(
-                    address, "POST", "/v1/values", body=body
-                )
-                answer = response.checked().body
-                entries, rest = _split(answer, len(requests))
-                for request, entry in zip(requests, entries, strict=True):
-                    if entry is None:
-                        self._failed((request,), cid, f"client {cid} doesn't have it")
-                        continue
-                    rest = await self._take(cid, address, request, entry, rest)
+                await self._ask(cid, left)
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-                self._failed(requests, cid, str(error))
+                self._failed(left, cid, str(error))
         self._client.turn()
+
+    async def _ask(self, cid: ClientId, left: list[FetchRequest]) -> None:
+        """Ask a client for all that is in `left`, and take from it what was answered."""
+        address = self._client.addresses.get(cid)
+        if address is None:
+            raise PeerUnreachable(f"client {cid} has no address")
+        body = encode_json([[one.job, one.tid, one.digest, list(one.keys)] for one in left])
+        response = await self._client.http.request(address, "POST", "/v1/values", body=body)
+        entries, rest = _split(response.checked().body, len(left))
+        for entry in entries:
+            request = left[0]
+            if entry is None:
+                self._failed((request,), cid, f"client {cid} doesn't have it")
+            else:
+                rest = await self._take(cid, address, request, entry, rest)
+            del left[0]
 
     async def _take(
         self, cid: ClientId, address: str, request: FetchRequest, entry: Any, rest: memoryview
@@ -91,14 +97,12 @@ class Fetcher:
         for key, kind, size, digest in manifest:
             if key in sent:
                 data, rest = bytes(rest[:size]), rest[size:]
+                found = value_digest(data)
             elif key in request.keys:
-                path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
-                query = {"digest": request.digest}
-                response = await self._client.http.request(address, "GET", path, query=query)
-                data = response.checked().body
+                data, found = await self._stream(address, request, key, size)
             else:
                 continue
-            if value_digest(data) != digest:
+            if found != digest:
                 raise RemoteProtocolError(
                     f"the value under key {key!r} of task {request.tid} of job {request.job} "
                     f"arrived damaged from client {cid}"
@@ -110,6 +114,23 @@ class Fetcher:
             request.job, request.tid, manifest, request.digest, client.now_ms()
         )
         return rest
+
+    async def _stream(
+        self, address: str, request: FetchRequest, key: str, size: int
+    ) -> tuple[bytes, str]:
+        """Return one value, which may be larger than any body, and its digest."""
+        path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
+        query = {"digest": request.digest}
+        data, digest = bytearray(), hashlib.sha256()
+        async with self._client.http.stream(address, "GET", path, query=query) as response:
+            if response.status != _OK:
+                (await response.read()).checked()
+            async for chunk in response.chunks():
+                if len(data) + len(chunk) > size:
+                    raise RemoteProtocolError(f"{address} sent more than {size} bytes of {path}")
+                data += chunk
+                digest.update(chunk)
+        return bytes(data), digest.hexdigest()
 
     def _failed(self, requests: Sequence[FetchRequest], cid: ClientId, reason: str) -> None:
         for request in requests:

@@ -137,8 +137,7 @@ class ClientPaths:
         )
 
     def _status(self, request: Request) -> Response:
-        workbench = self._client.workbench
-        return json_response({**workbench.summary(), "obstacles": workbench.obstacles()})
+        return json_response(self._client.workbench.summary())
 
     def _stop(self, request: Request) -> Response:
         _log.info("stops: asked to by %s", request.peer)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.encoding import value_digest
-from tasksprint.errors import RemoteProtocolError
+from tasksprint.errors import NodeFailed, RemoteProtocolError
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
 from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
 from tasksprint.process.program import ExitReason, Program
@@ -33,6 +33,7 @@ from tasksprint.protocol.node_lines import (
 from tasksprint.roles.client_values import CachedValue, task_buffers
 from tasksprint.store.result_records import LogText, StagedValue
 from tasksprint.store.result_store import ResultStore
+from tasksprint.store.staging import stage_file
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -43,7 +44,6 @@ _log = logging.getLogger("tasksprint.client")
 
 # Output that waits to be kept with its attempt; more is kept in pieces.
 _OUTPUT_BYTES_MAX = 64 * 1024
-_FILE_PIECE_BYTES = 1024 * 1024
 
 # (key, kind, content) of each value of one reply.
 NodeValues = tuple[tuple[str, str, "bytes | StagedValue"], ...]
@@ -70,6 +70,7 @@ class NodeShell:
         self._early = bytearray()
         # Messages behind one whose values are still being read from a file.
         self._held_back: list[NodeMessage] | None = None
+        self._exit: ExitReason | None = None  # it ended, and files of its are being read
 
     def begin(self, program: Program | AttachedProgram) -> None:
         """Take the process, and what it has said already."""
@@ -142,13 +143,15 @@ class NodeShell:
             workbench.node_attached(
                 self.node, self._attached, message.frames, message.window, now_ms
             )
+            self._client.attached_changed()
         self._client.turn()
 
     def _reply(self, message: NodeReply) -> Reply:
         manifest: Manifest = tuple(
             [(key, kind, len(data), value_digest(data)) for key, kind, data in message.values]  # type: ignore[arg-type]
         )
-        self.values[message.id] = message.values  # type: ignore[assignment]
+        # Of two answers to one task the first counts; the second is the node's end.
+        self.values.setdefault(message.id, message.values)  # type: ignore[arg-type]
         return Reply(message.id, manifest)
 
     def _tell(self, replies: list[Reply]) -> None:
@@ -159,25 +162,34 @@ class NodeShell:
             self._pipe.pop(reply.id, None)
         self._client.workbench.node_replied(self.node, replies, time.monotonic_ns() // 1_000)
         self._client.turn()
+        for values in self.values.values():
+            self._abandon(values)  # They didn't count.
         self.values.clear()
 
     async def _read_files(self, message: NodeReply) -> None:
         """Bring the files that a reply names into the store, then go on."""
         values: list[tuple[str, str, bytes | StagedValue]] = []
-        error: str | None = None
+        error: TaskError | None = None
         for key, kind, content in message.values:
             if not isinstance(content, FilePath):
                 values.append((key, kind, content))
                 continue
             try:
-                staged = await self._client.writer.run(_stage_file, content.path)
+                staged = await stage_file(
+                    self._client.writer,
+                    Path(content.path),
+                    bytes_max=self._client.settings.value_bytes_max,
+                )
                 values.append((key, kind, staged))
-            except OSError as cause:
-                error = f"cannot read {content.path!r}, named under key {key!r}: {cause.strerror}"
+            except NodeFailed as cause:
+                # What can't be read now may be there at the next attempt.
+                may_pass = isinstance(cause.__cause__, OSError)
+                error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
                 break
         reply: Reply
         if error is not None:
-            reply = Reply(message.id, TaskError(error, None, True))
+            self._abandon(values)
+            reply = Reply(message.id, error)
         else:
             manifest = []
             for key, kind, kept in values:
@@ -191,6 +203,14 @@ class NodeShell:
         held_back, self._held_back = self._held_back, None
         if held_back:
             self._take(held_back)
+        if self._exit is not None and self._held_back is None:
+            self.on_exit(self._exit)
+
+    def _abandon(self, values: Iterable[tuple[str, str, bytes | StagedValue]]) -> None:
+        """Give back the disk that values of no result take."""
+        for _, _, content in values:
+            if isinstance(content, StagedValue):
+                self._client.writer.run(ResultStore.abandon, content)
 
     # --- its output and its end ---
 
@@ -198,6 +218,8 @@ class NodeShell:
         self._output += data
         if len(self._output) > _OUTPUT_BYTES_MAX:
             self._keep_output(self._head())
+            # It has no task, and may print for ever: the end stays for the next one.
+            del self._output[:-_OUTPUT_BYTES_MAX]
 
     def _head(self) -> RunTask | None:
         return next(iter(self._pipe.values()), None)
@@ -213,6 +235,9 @@ class NodeShell:
             self._output.clear()
 
     def on_exit(self, reason: ExitReason) -> None:
+        if self._held_back is not None:
+            self._exit = reason  # It has answered: first its files are read.
+            return
         self.keep_output()
         self._client.node_ended(self)
         detail: dict[str, Any] = {
@@ -227,19 +252,12 @@ class NodeShell:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())
         elif self._reader.ready is not None:
             workbench.node_detached(self.node, text, self._client.now_ms())
+            self._client.attached_changed()
         self._client.turn()
 
 
 def attach_callbacks(client: Client, hello: Hello) -> Callbacks:
     """Return what a node that attaches itself is to be connected to."""
     shell = NodeShell(client, client.workbench.next_node(), hello.name)
-    client.attaching[hello] = shell
+    client.attaching[id(hello)] = shell
     return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit)
-
-
-def _stage_file(store: ResultStore, path: str) -> StagedValue:
-    staging = store.stage()
-    offset = 0
-    while read := staging.append_file(Path(path), offset=offset, length=_FILE_PIECE_BYTES):
-        offset += read
-    return staging.finish()

@@ -20,6 +20,7 @@ from tasksprint.errors import NodeFailed
 from tasksprint.installation import sdk_directory
 from tasksprint.process.command_line import child_environment, explain_start_error
 from tasksprint.process.job_directory import unpack
+from tasksprint.process.program import DRAIN_S, die_with_parent
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientPrograms"]
 
 _SETUP_TAIL_BYTES = 4_000
+_READ_BYTES = 64 * 1024
 
 
 class ClientPrograms:
@@ -76,6 +78,7 @@ class ClientPrograms:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent(),
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
             raise explain_start_error(
@@ -87,8 +90,8 @@ class ClientPrograms:
                 failure=NodeFailed,
             ) from error
         try:
-            output, _ = await asyncio.wait_for(
-                process.communicate(), self._client.settings.setup_timeout_ms / 1000
+            output = await asyncio.wait_for(
+                _run(process), self._client.settings.setup_timeout_ms / 1000
             )
         except asyncio.TimeoutError:
             raise NodeFailed(
@@ -99,7 +102,19 @@ class ClientPrograms:
             # Whatever it started, too; in good order this finds nobody.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.communicate(), DRAIN_S)
         if process.returncode != 0:
-            tail = output[-_SETUP_TAIL_BYTES:].decode(errors="replace").strip()
+            tail = output.decode(errors="replace").strip()
             raise NodeFailed(f"setup {text!r} ended with exit code {process.returncode}: {tail}")
         done.write_text(text, encoding="utf-8")
+
+
+async def _run(process: asyncio.subprocess.Process) -> bytes:
+    """Wait for the end of a process and return the tail of what it wrote."""
+    assert process.stdout is not None
+    tail = b""
+    while data := await process.stdout.read(_READ_BYTES):
+        tail = (tail + data)[-_SETUP_TAIL_BYTES:]
+    await process.wait()
+    return tail

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class JobOutcome:
     values: str | None  # JSON text that `finish` was given
     error: str | None
     seconds: float
+    obstacle: str | None = None  # what it waits for that somebody must see to
 
     def encode(self) -> bytes:
         """Return one JSON object; the values stand in it as the scheduler wrote them."""
@@ -91,7 +92,9 @@ class Cluster:
                 response = self._ask(address, method, path, query, body, wait_ms)
             except PeerUnreachable as error:
                 pause_s, cause = self._rota.failed(), str(error)
+                what, hint = "answers", "start one with 'tasksprint coordinator', or name others"
             else:
+                what, hint = "leads", "a majority of them must be up: see 'status'; or name others"
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = _words(response) or f"{address} doesn't lead"
@@ -102,9 +105,8 @@ class Cluster:
                     return response.checked()
             if monotonic_ms() - started_ms >= limit_ms:
                 raise PeerUnreachable(
-                    f"no coordinator answers at {', '.join(self._addresses)}: {cause}",
-                    hint="start one with 'tasksprint coordinator', or name others with "
-                    "--coordinators",
+                    f"no coordinator {what} at {', '.join(self._addresses)}: {cause}",
+                    hint=f"{hint} with --coordinators",
                 )
             time.sleep(pause_s)
 
@@ -161,10 +163,17 @@ class Cluster:
         summary = self.request("GET", path, query=query, wait_ms=wait_ms).json()
         return _outcome(summary), summary["version"]
 
-    def follow(self, job: JobId) -> Iterator[JobOutcome]:
-        """Yield how a job stands each time that this changed; last, how it ended."""
+    def follow(
+        self, job: JobId, check: Callable[[], None] = lambda: None
+    ) -> Iterator[JobOutcome]:
+        """Yield how a job stands each time that this changed; last, how it ended.
+
+        Args:
+            check: Called every second or so; it may raise.
+        """
         seen = ""
         while True:
+            check()
             outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
             if version != seen:
                 seen = version
@@ -203,6 +212,7 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         values=summary.get("values"),
         error=summary.get("error"),
         seconds=summary["seconds"],
+        obstacle=summary.get("obstacle"),
     )
 
 

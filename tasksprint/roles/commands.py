@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tasksprint.encoding import encode_json
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "counted", "end_of_job", "print_outcome", "run_command", "seed_of"]
 
 _PROGRESS_INTERVAL_S = 1.0
+_SEED_END = 2**63
 # How long `stop` waits for clients to leave before it stops the coordinators.
 _LEAVE_S = 3.0
 _STOP_GIVE_UP_MS = 2_000
@@ -84,17 +86,26 @@ def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def seed_of(option: int | None, manifest: int | None) -> int:
     """Return the job's seed: the command line's, else the manifest's, else a random one."""
-    for seed in (option, manifest):
-        if seed is not None:
-            return seed
+    if option is not None:
+        if not 0 <= option < _SEED_END:
+            raise UsageError(f"--seed {option} is not from 0 to 2**63 - 1")
+        return option
+    if manifest is not None:
+        return manifest
     return secrets.randbits(53)
 
 
-def end_of_job(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
-    """Wait for a job's end with progress on stderr, print its result, return the exit code."""
+def end_of_job(
+    cluster: Cluster, job: JobId, *, as_json: bool, check: Callable[[], None] = lambda: None
+) -> int:
+    """Wait for a job's end with progress on stderr, print its result, return the exit code.
+
+    Args:
+        check: Called every second or so; it may raise.
+    """
     progress = Progress(sys.stderr)
     outcome: JobOutcome | None = None
-    for outcome in cluster.follow(job):
+    for outcome in cluster.follow(job, check):
         progress.show(outcome)
     assert outcome is not None
     progress.end()
@@ -128,6 +139,8 @@ class Progress:
         """Tell how the job stands, if it is time to."""
         now_s = time.monotonic()
         text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
+        if outcome.obstacle is not None:
+            text += f"; {outcome.obstacle}"
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{text}")
         elif text == self._last_text or (
@@ -173,8 +186,14 @@ def _result(cluster: Cluster, options: argparse.Namespace) -> int:
 def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid: int) -> int:
     info, keys = cluster.task_values(job, tid)
     state = info["state"]
+    if state in ("failed", "killed"):
+        raise JobFailed(info.get("error") or f"task {tid} of job {job} was {state}")
     if not info.get("holders") and state != "done":
-        raise JobFailed(f"task {tid} of job {job} is {state}" + _because(info))
+        state = "running" if state == "assigned" else state
+        raise Refused(
+            f"task {tid} of job {job} isn't done, it is {state}",
+            hint=f"'result {job} --wait' waits for the job's end",
+        )
     if not info.get("holders"):
         raise Refused(
             f"the values of task {tid} of job {job} are not kept any more",
@@ -207,10 +226,6 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
 def counted(number: int, name: str) -> str:
     """Return "1 client" or "2 clients"."""
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
-
-
-def _because(info: dict[str, Any]) -> str:
-    return f": {info['error']}" if info.get("error") else ""
 
 
 def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
@@ -305,11 +320,30 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
 
 def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     members = _members(cluster, parse_addresses(options.coordinators))
+    if not options.json:  # First of all: what follows needs a majority of them.
+        _print_members(members)
     clients = cluster.request("GET", "/v1/clients").json()
     jobs = cluster.request("GET", "/v1/jobs").json()
     if options.json:
         _print_json({"coordinators": members, "clients": clients, "jobs": jobs})
         return EXIT_OK
+    alive = [client for client in clients if client["state"] == "alive"]
+    nodes = sum(client["slots"] for client in alive)
+    known = counted(len(clients), "client")
+    print(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
+    for member in members.values():
+        for job, status in member.get("schedulers", {}).items():
+            print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
+    running = [job for job in jobs if job["state"] == "running"]
+    for job in running:
+        print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
+        if job["obstacle"]:
+            print(f"job {job['job']} waits: {job['obstacle']}")
+    print(f"{len(running)} of {counted(len(jobs), 'job')} running")
+    return EXIT_OK
+
+
+def _print_members(members: dict[str, dict[str, Any]]) -> None:
     rows = []
     for name, member in sorted(members.items()):
         if "error" in member:
@@ -326,32 +360,7 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
             ]
         )
     _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
-    alive = [client for client in clients if client["state"] == "alive"]
-    nodes = sum(client["slots"] for client in alive)
-    known = counted(len(clients), "client")
-    print(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
-    for client in alive:
-        for obstacle in _obstacles(cluster, client):
-            print(f"client {client['cid']}: {obstacle}")
-    for member in members.values():
-        for job, status in member.get("schedulers", {}).items():
-            print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
-    running = [job for job in jobs if job["state"] == "running"]
-    for job in running:
-        print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
-    print(f"{len(running)} of {counted(len(jobs), 'job')} running")
-    return EXIT_OK
-
-
-def _obstacles(cluster: Cluster, client: dict[str, Any]) -> list[str]:
-    """Return what keeps a client's tasks from running; only one with tasks is asked."""
-    if not client["assigned"] or client["address"] is None:
-        return []
-    try:
-        found = cluster.direct(client["address"], "GET", "/v1/status").json()
-    except (PeerUnreachable, Refused) as error:
-        return [f"doesn't answer: {error}"]
-    return [str(text) for text in found.get("obstacles", ())]
+    sys.stdout.flush()
 
 
 def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
@@ -365,8 +374,12 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
         except (PeerUnreachable, Refused) as error:
             failure = error
     else:
-        assert failure is not None
-        raise failure
+        if isinstance(failure, Refused):
+            raise failure
+        raise PeerUnreachable(
+            f"no coordinator answers at {', '.join(known)}: {failure}",
+            hint="start one with 'tasksprint coordinator', or name others with --coordinators",
+        )
     for replica, address in addresses.items():
         try:
             found[replica] = cluster.direct(address, "GET", "/v1/status").json()

@@ -16,16 +16,22 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, Ready, Replica
-from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
+from tasksprint.coordination.commands import (
+    Command,
+    SilentClient,
+    Tick,
+    decode_command,
+    encode_command,
+)
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.errors import StoreError, TaskSprintError
+from tasksprint.errors import Refused, RemoteProtocolError, StoreError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
@@ -49,8 +55,13 @@ _APPLY_MS_MAX = 20
 # the log, which is on disk already, so a crash loses nothing.
 _MIRROR_IDLE_MS = 50
 _MIRROR_ROWS_MAX = 5_000
+_WAITS = "replica %d waits for the other members to be up"
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
+
+# Takes what the state machine replied to a command; None: this replica doesn't lead (any
+# more), and the command may have been chosen all the same.
+Decided = Callable[[bytes | None], None]
 
 
 class NotLeader(TaskSprintError):
@@ -97,6 +108,8 @@ class Coordinator:
             random=self.random,
             now_ms=self.started_ms,
         )
+        # Commands that were decoded when they came in, until they are applied.
+        self._decoded: dict[bytes, Command] = {}
         self.schedule: Schedule | None = None
         if self.replica.founding is not None:
             self.schedule = self._new_schedule(recovery.rows if recovery.applied.slot else None)
@@ -120,6 +133,9 @@ class Coordinator:
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
         self._was_leader = False
+        # What must be applied before this leader knows all that former ones decided.
+        self._current_end: Slot | None = None
+        self._is_over = False  # It has failed or is closed: it says and writes nothing more.
         self._last_tick_ms = 0
         self._tick_waits = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -132,7 +148,8 @@ class Coordinator:
         self._rows_since_ms = 0
         self._writing = False
         self._to_apply: deque[Chosen] = deque()
-        self._waiting: dict[bytes, list[asyncio.Future[bytes]]] = {}
+        self._waiting: dict[bytes, list[Decided]] = {}
+        self._decided: deque[tuple[Decided, bytes | None]] = deque()
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._confirmed: list[tuple[int, Slot]] = []
         self._last_read = 0
@@ -159,6 +176,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Stop everything that this process started; the files stay."""
+        self._is_over = True
         for runner in list(self.runners.values()):
             runner.stop()
         if self._timer is not None:
@@ -186,6 +204,7 @@ class Coordinator:
 
     def fail(self, error: BaseException) -> None:
         """Stop this replica: it can't explain its own state or write to its disk."""
+        self._is_over = True
         if not self.stopped.done():
             self.stopped.set_exception(error)
 
@@ -196,11 +215,11 @@ class Coordinator:
         return 0 if self.schedule is None else self.schedule.log_time_ms
 
     def require_schedule(self) -> Schedule:
-        """Return the state machine, or raise `NotLeader` while the cluster isn't founded."""
+        """Return the state machine, or raise `NotLeader` while it can't be relied on."""
+        if self._is_over:
+            raise NotLeader(f"replica {self.options.me} stops", None)
         if self.schedule is None:
-            raise NotLeader(
-                f"replica {self.options.me} waits for the other members to be up", None
-            )
+            raise NotLeader(_WAITS % self.options.me, None)
         return self.schedule
 
     def not_leader(self) -> NotLeader:
@@ -208,6 +227,8 @@ class Coordinator:
         address = None
         if leader is not None and leader != self.options.me:
             address = self.address_of(leader)
+        if self.schedule is None:
+            return NotLeader(_WAITS % self.options.me, None)
         return NotLeader(f"replica {self.options.me} is not the leader", address)
 
     def address_of(self, replica: ReplicaId) -> str | None:
@@ -226,20 +247,64 @@ class Coordinator:
             NotLeader: This replica doesn't lead, or stopped leading meanwhile; the
                 command may have been chosen all the same. Repeat it: requests are
                 counted once.
+            Refused: It is too big for the log, or too many wait.
+        """
+        future: asyncio.Future[bytes | None] = self.loop.create_future()
+
+        def decided(reply: bytes | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.decide_then(command, None, decided)
+        reply = await future
+        if reply is None:
+            raise self.not_leader()
+        return reply
+
+    def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
+        """Do as `decide` does, and call `then` at the end: for commands by the thousand.
+
+        Args:
+            decoded: The same command, where it was decoded already.
+
+        Raises:
+            NotLeader: This replica doesn't lead; `then` won't be called.
+            Refused: It is too big for the log, or too many wait; the same.
         """
         self.require_schedule()
+        limit = self.settings.command_bytes_max
+        if len(command) > limit:
+            raise Refused(
+                f"a command of {len(command)} bytes, at most {limit} (command_bytes_max)",
+                status=413,
+            )
         if not self.replica.propose(command, monotonic_ms()):
-            raise self.not_leader()
-        future: asyncio.Future[bytes] = self.loop.create_future()
-        self._waiting.setdefault(command, []).append(future)
+            if not self.replica.is_leader:
+                raise self.not_leader()
+            raise Refused(
+                f"replica {self.options.me} is busy: {self.settings.waiting_commands_max} "
+                "commands wait (waiting_commands_max)",
+                status=503,
+            )
+        self._wait_for(command, then)
+        if decoded is not None:
+            self._decoded[command] = decoded
         self.wake()
-        return await future
 
-    def propose(self, command: Command) -> None:
+    def _wait_for(self, command: bytes, then: Decided) -> None:
+        waiting = self._waiting.get(command)
+        if waiting is None:
+            self._waiting[command] = [then]
+        else:
+            waiting.append(then)
+
+    def _decode(self, command: bytes) -> Command:
+        return self._decoded.pop(command, None) or decode_command(command)
+
+    def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
-        encoded = encode_command(command)
-        if not self.replica.propose(encoded, monotonic_ms()):
-            self.replica.forward(encoded)
+        if not self.replica.propose(command, monotonic_ms()):
+            self.replica.forward(command)
         self.wake()
 
     async def confirm_read(self) -> Schedule:
@@ -287,6 +352,8 @@ class Coordinator:
 
     def _turn(self) -> None:
         self._turn_due = False
+        if self._is_over:
+            return
         try:
             now_ms = monotonic_ms()
             if now_ms >= self.replica.deadline_ms:
@@ -298,6 +365,9 @@ class Coordinator:
             self._carry_out_all()
             self._write(now_ms)
             self._arm_timer(now_ms)
+            if self._decided:
+                # After the messages of this turn: others have to work on those.
+                self.loop.call_soon(self._tell_decided)
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
@@ -312,7 +382,7 @@ class Coordinator:
 
     def _arm_timer(self, now_ms: int) -> None:
         due_ms = self.replica.deadline_ms
-        if self._is_established():
+        if self.is_current and not self._tick_waits:
             due_ms = min(due_ms, self._tick_due_ms())
         if self._rows and not self._writing:
             due_ms = min(due_ms, self._rows_since_ms + _MIRROR_IDLE_MS)
@@ -339,6 +409,8 @@ class Coordinator:
         if is_leader != self._was_leader:
             self._was_leader = is_leader
             self._leadership_changed(is_leader)
+        if is_leader and self._current_end is None and self.replica.is_established:
+            self._current_end = self.replica.chosen_end
 
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
@@ -365,8 +437,14 @@ class Coordinator:
 
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
         envelope = replica_codec.decode(frame, who=f"replica {source}")
-        if envelope.source == source:  # who proved the key may still speak only for itself
-            self.replica.receive(envelope, monotonic_ms())
+        if envelope.source == source and not self._is_over:
+            # (Who proved the key may still speak only for itself.)
+            try:
+                self.replica.receive(envelope, monotonic_ms())
+            except RemoteProtocolError:
+                raise
+            except Exception as error:  # its state can't be explained any more
+                self.fail(error)
             self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
@@ -381,7 +459,10 @@ class Coordinator:
             if error := future.exception():
                 self.fail(error)
                 return
-            self.replica.log_read(request, future.result(), monotonic_ms())
+            try:
+                self.replica.log_read(request, future.result(), monotonic_ms())
+            except Exception as bug:
+                self.fail(bug)
             self.wake()
 
         future = self.writer.run(
@@ -416,11 +497,21 @@ class Coordinator:
 
     def _written(self, persists: list[tuple[int, Persist, tuple[Envelope, ...]]]) -> None:
         self._writing = False
-        for _, _, envelopes in persists:
-            self._send(envelopes)
-        if persists:
-            self.replica.persisted(persists[-1][0], monotonic_ms())
+        if self._is_over:
+            return
+        try:
+            for _, _, envelopes in persists:
+                self._send(envelopes)
+            if persists:
+                self.replica.persisted(persists[-1][0], monotonic_ms())
+        except Exception as error:
+            self.fail(error)
         self.wake()
+
+    def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
+        """Return the mirror's rows that no write has been asked for yet, oldest first."""
+        size = len(key_prefix)
+        return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 
     # --- applying ---
 
@@ -432,6 +523,7 @@ class Coordinator:
             members=tuple(member.replica for member in founding.members),
             rules=RULES,
             rows=rows,
+            decode=self._decode,
         )
 
     def _applied_end(self) -> Slot:
@@ -459,9 +551,8 @@ class Coordinator:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         if self._waiting:
             for command, reply in zip(chosen.commands, applied.replies, strict=True):
-                for future in self._waiting.pop(command, ()):
-                    if not future.done():
-                        future.set_result(reply if reply is not None else b"{}")
+                for then in self._waiting.pop(command, ()):
+                    self._decided.append((then, b"{}" if reply is None else reply))
         for job, event in applied.events:
             if (runner := self.runners.get(job)) is not None:
                 runner.event_chosen(event)
@@ -490,10 +581,17 @@ class Coordinator:
 
     # --- leading ---
 
-    def _is_established(self) -> bool:
-        return self.schedule is not None and self.replica.is_established
+    @property
+    def is_current(self) -> bool:
+        """Whether this replica leads, and its state holds all that former leaders decided."""
+        return (
+            self._current_end is not None
+            and self._applied_end() >= self._current_end
+            and self.replica.is_leader
+        )
 
     def _leadership_changed(self, is_leader: bool) -> None:
+        self._current_end = None
         for runner in self.runners.values():
             runner.lead(is_leader)
         if is_leader:
@@ -510,10 +608,18 @@ class Coordinator:
 
     def _fail_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for futures in waiting.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(self.not_leader())
+        self._decoded.clear()
+        for takers in waiting.values():
+            self._decided.extend([(then, None) for then in takers])
+        self._tell_decided()
+
+    def _tell_decided(self) -> None:
+        try:
+            while self._decided:
+                then, reply = self._decided.popleft()
+                then(reply)
+        except Exception as error:  # a bug, whoever was to be told
+            self.fail(error)
 
     def _tick_due_ms(self) -> int:
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
@@ -532,7 +638,7 @@ class Coordinator:
 
     def _tick_log(self, now_ms: int, *, is_due: bool = False) -> None:
         """Propose a tick when one is due and the one before has been applied."""
-        if not self._is_established() or self._tick_waits:
+        if not self.is_current or self._tick_waits:
             return
         if not is_due and now_ms < self._tick_due_ms():
             return
@@ -540,8 +646,9 @@ class Coordinator:
         assert schedule is not None
         log_time_ms = schedule.log_time_ms
         silent: list[SilentClient] = []
+        before, self._last_heard = self._last_heard, {}  # without those that are gone
         for cid, incarnation, request in schedule.living_clients():
-            heard_ms = self._last_heard.setdefault(cid, log_time_ms)
+            heard_ms = self._last_heard[cid] = before.get(cid, log_time_ms)
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, incarnation, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
@@ -550,14 +657,11 @@ class Coordinator:
             return
         self._last_tick_ms = now_ms
         self._tick_waits = True
-        future: asyncio.Future[bytes] = self.loop.create_future()
-        future.add_done_callback(self._tick_applied)
-        self._waiting.setdefault(command, []).append(future)
+        self._wait_for(command, self._tick_applied)
 
-    def _tick_applied(self, future: asyncio.Future[bytes]) -> None:
+    def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False
-        if not future.cancelled():
-            future.exception()  # leadership was lost: the next leader ticks
+        self.wake()  # The timer was set without the next tick.
 
     def _end_read(self, read_id: int, error: NotLeader | None) -> None:
         future = self._reads.pop(read_id, None)

@@ -8,12 +8,14 @@ leads, if it knows. docs/protocol.md describes every path.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from tasksprint.coordination.commands import (
     CancelJob,
     JoinClient,
     LeaveClient,
+    NodesAttached,
     Report,
     SubmitJob,
     decode_command,
@@ -24,7 +26,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import Refused, RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.net.gate import Access
-from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MISDIRECTED
 from tasksprint.settings import RULES
@@ -64,17 +66,28 @@ class CoordinatorPaths:
 
     # --- what clients ask ---
 
-    async def _command(self, request: Request) -> Response:
+    def _command(self, request: Request) -> Response | Later:
         """Have a client's command decided: join, report, leave."""
         command = decode_command(request.body)
         match command:
             case Report():
                 self._coordinator.heard(command.cid)
-            case JoinClient() | LeaveClient():
+            case JoinClient() | LeaveClient() | NodesAttached():
                 pass
             case _:
                 raise Refused(f"a {type(command).__name__} has a path of its own", status=400)
-        return await self._decide(request.body)
+        later = Later()
+        try:
+            self._coordinator.decide_then(request.body, command, partial(self._answer, later))
+        except NotLeader as error:
+            return not_leader_response(error)
+        return later
+
+    def _answer(self, later: Later, reply: bytes | None) -> None:
+        if reply is None:
+            later.answer(not_leader_response(self._coordinator.not_leader()))
+        else:
+            later.answer(Response(200, reply))
 
     async def _view(self, request: Request) -> Response:
         coordinator = self._coordinator
@@ -86,14 +99,22 @@ class CoordinatorPaths:
             RULES.liveness_span_ms // 3,
         )
         incarnation = Incarnation(request.query.get("incarnation", ""))
+        is_confirmed = False
         while True:
             try:
                 schedule = coordinator.require_schedule()
-                if not coordinator.replica.is_established:
+                # A state that lacks what a former leader decided would send living clients
+                # to join again, or take back what they know.
+                if not coordinator.is_current or since > schedule.applied_slot:
                     raise coordinator.not_leader()
+                view = schedule.view(cid, incarnation, since)
+                if view is None and not is_confirmed:
+                    # A leader that was stopped for a while may not know that it lost office.
+                    await coordinator.confirm_read()
+                    is_confirmed = True
+                    continue
             except NotLeader as error:
                 return not_leader_response(error)
-            view = schedule.view(cid, incarnation, since)
             if view is None:
                 return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
             coordinator.heard(cid)
@@ -136,6 +157,12 @@ class CoordinatorPaths:
             manifest=encode_json(_for_clients(manifest)).decode(),
         )
         self._coordinator.tick_now()
+        if await self._coordinator.programs.obtain(command.program) is None:
+            raise Refused(
+                f"no archive {command.program!r} here",
+                status=404,
+                hint="POST it to /v1/programs first",
+            )
         return await self._decide(encode_command(command))
 
     async def _cancel(self, request: Request) -> Response:
@@ -187,10 +214,15 @@ class CoordinatorPaths:
         """Return the lines that the scheduler logged, and what it wrote on this replica."""
         job = JobId(request.integer("job"))
         coordinator = self._coordinator
-        schedule = coordinator.require_schedule()
+        try:
+            schedule = coordinator.require_schedule()
+        except NotLeader as error:
+            return not_leader_response(error)
         if schedule.job_summary(job) is None:
             raise Refused(f"no job {job}", status=404)
+        unwritten = coordinator.unwritten_rows("job_log", (job,))
         rows = await coordinator.writer.run(lambda store: list(store.read_rows("job_log", (job,))))
+        rows += unwritten
         lines = [row.columns[0] for row in rows if row.columns is not None]
         return json_response(
             {
@@ -258,10 +290,20 @@ def _for_clients(manifest: Any) -> dict[str, Any]:
 
     It is "attached:NAME", or the JSON of what it takes to start a node.
     """
-    if not isinstance(manifest, dict) or not manifest.get("node"):
-        raise Refused("the manifest names no node", status=400)
+    if not isinstance(manifest, dict):
+        raise Refused("the manifest is no JSON object", status=400)
+    # What every replica's scheduler and every client takes for granted must be so before
+    # it stands in the log.
+    for name in ("scheduler", "node", "setup"):
+        words = manifest.get(name, [] if name == "setup" else None)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise Refused(f"the manifest's {name!r} is not a list of strings", status=400)
+        if not words and name != "setup":
+            raise Refused(f"the manifest's {name!r} is empty", status=400)
+    if not isinstance(manifest.get("interpreter", ""), str):
+        raise Refused("the manifest's 'interpreter' is not a string", status=400)
     node = manifest["node"]
-    if isinstance(node, list) and str(node[0]).startswith("attached:"):
+    if node[0].startswith("attached:"):
         return {**manifest, "node": node[0]}
     start = {"node": node}
     for name in ("interpreter", "setup"):
@@ -273,7 +315,8 @@ def _for_clients(manifest: Any) -> dict[str, Any]:
 def _version(summary: dict[str, Any]) -> str:
     """Return a short text that differs whenever what people see of a job differs."""
     counts = summary["tasks"]
-    return f"{summary['state']}:" + ",".join(str(counts[state]) for state in sorted(counts))
+    state = summary["state"] + (" waits" if summary["obstacle"] else "")
+    return f"{state}:" + ",".join(str(counts[state]) for state in sorted(counts))
 
 
 def _object(request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import EXIT_OK, UsageError
+from tasksprint.errors import EXIT_OK, SettingsError, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger("tasksprint.coordinator")
+
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # The writer's thread wants the interpreter for microseconds after each commit; with
 # Python's default of 5 ms it waits for as long while the loop is busy.
@@ -81,6 +83,7 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     gate = Gate(options.key, settings, hosts=[options.advertise])
     server = HttpServer(paths.router, gate, settings, on_bug=coordinator.fail)
     try:
+        _check_members(coordinator)
         inherited = None if listen_fd is None else socket.socket(fileno=listen_fd)
         address = await server.listen(listen, inherited=inherited)
         _log.info(
@@ -97,6 +100,29 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
         await server.close()
         await coordinator.close()
     return EXIT_OK
+
+
+def _check_members(coordinator: Coordinator) -> None:
+    """Refuse a data directory whose cluster has other members than the command line says.
+
+    Such a replica would wait for ever for processes that belong to another cluster.
+    """
+    founding = coordinator.replica.founding
+    if founding is None:
+        return
+    options = coordinator.options
+    known = [member.replica for member in founding.members]
+    if known != sorted(options.peers):
+        raise SettingsError(
+            f"data directory {str(options.data_dir)!r} belongs to replica {options.me} of cluster "
+            f"{founding.cluster!r} with the members {_listed(known)}, but --peers names "
+            f"{_listed(sorted(options.peers))}",
+            hint="name the founding members, or give this replica its own --data-dir",
+        )
+
+
+def _listed(members: list[ReplicaId]) -> str:
+    return ", ".join(map(str, members))
 
 
 async def wait_for_end(stopped: asyncio.Future[None]) -> None:
@@ -120,9 +146,14 @@ def tune_interpreter() -> None:
 
 def configure_log() -> None:
     """Write the log to stderr, a line for each change of state."""
+    level = os.environ.get("TASKSPRINT_LOG", "INFO")
+    if level.upper() not in _LOG_LEVELS:
+        raise SettingsError(
+            f"TASKSPRINT_LOG is {level!r}, expected one of {', '.join(_LOG_LEVELS)}"
+        )
     logging.basicConfig(
         stream=sys.stderr,
-        level=os.environ.get("TASKSPRINT_LOG", "INFO").upper(),
+        level=level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
     )
 

@@ -8,6 +8,7 @@ names the one that does, if it knows.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Mapping
 
@@ -23,10 +24,14 @@ __all__ = ["MISDIRECTED", "Leader", "Rota", "parse_addresses"]
 MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 _UNAVAILABLE = 503
 
+_log = logging.getLogger("tasksprint.client")
+
 # Pause between two rounds of asking while nobody leads: an election takes tens of
 # milliseconds, so a long pause would be most of a fail-over.
 _PAUSE_MIN_S = 0.01
 _PAUSE_MAX_S = 0.25
+# Longer than an election: after this a process says once that it finds nobody.
+_WARN_AFTER_MS = 2_000
 
 
 def parse_addresses(text: str) -> list[str]:
@@ -100,6 +105,9 @@ class Leader:
         self._rota = Rota(addresses)
         self._http = http
         self._random = rng
+        self._addresses = addresses
+        self._missed_since_ms: int | None = None
+        self._has_warned = False
 
     async def request(
         self,
@@ -120,15 +128,27 @@ class Leader:
         Raises:
             PeerUnreachable: Nobody led within `give_up_ms`.
         """
+        settings = self._http.settings
+        answer_ms = settings.leader_answer_timeout_ms
         started_ms = monotonic_ms()
         while True:
             address = self._rota.address
+            asked_ms = monotonic_ms()
             try:
                 response = await self._http.request(
-                    address, method, path, query=query, body=body, wait_ms=wait_ms
+                    address,
+                    method,
+                    path,
+                    query=query,
+                    body=body,
+                    wait_ms=wait_ms,
+                    answer_timeout_ms=answer_ms,
                 )
             except (PeerUnreachable, RemoteProtocolError) as error:
                 pause_s, cause = self._rota.failed(), str(error)
+                if monotonic_ms() - asked_ms >= answer_ms:
+                    # Not stalled but slow, perhaps: then it must get its time in the end.
+                    answer_ms = min(2 * answer_ms, settings.answer_timeout_ms)
             else:
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
@@ -137,7 +157,25 @@ class Leader:
                     pause_s, cause = self._rota.failed(), f"{address} is not ready"
                 else:
                     self._rota.answered()
+                    self._found(address)
                     return response
+            self._missed(cause)
             if give_up_ms is not None and monotonic_ms() - started_ms >= give_up_ms:
                 raise PeerUnreachable(f"no coordinator answers: {cause}")
             await asyncio.sleep(pause_s * (1 + self._random.random() / 4))
+
+    def _missed(self, cause: str) -> None:
+        now_ms = monotonic_ms()
+        if self._missed_since_ms is None:
+            self._missed_since_ms = now_ms
+        elif not self._has_warned and now_ms - self._missed_since_ms >= _WARN_AFTER_MS:
+            self._has_warned = True
+            _log.warning(
+                "no coordinator leads at %s, still looking: %s", ", ".join(self._addresses), cause
+            )
+
+    def _found(self, address: str) -> None:
+        if self._has_warned:
+            _log.info("the coordinator at %s leads", address)
+            self._has_warned = False
+        self._missed_since_ms = None

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from tasksprint import __version__
-from tasksprint.errors import EXIT_OK, TaskSprintError, UsageError
+from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -56,6 +56,14 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _EXIT_PIPE
+    except OSError as error:
+        if error.filename is None:
+            raise  # Not about a file that somebody could put right: our bug.
+        print(
+            f"tasksprint: cannot use {os.fsdecode(error.filename)!r}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return StoreError.exit_code
 
 
 def _run(arguments: list[str]) -> int:

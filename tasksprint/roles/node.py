@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import NodeFailed, UsageError
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
 __all__ = ["run_role"]
 
 
-def run_role(options: argparse.Namespace) -> int:
+def run_role(options: argparse.Namespace) -> NoReturn:
     """Attach and never return, unless it fails."""
     program = Path(options.program)
     if not program.exists():
         raise UsageError(f"no node program {options.program!r}")
-    directory = Path.cwd()
+    try:
+        _attach(program, options)
+    except NodeFailed as error:
+        # No task's failure: whoever named the program must name another one.
+        raise UsageError(str(error)) from error
+
+
+def _attach(program: Path, options: argparse.Namespace) -> NoReturn:
     argv = command_line(
         (os.path.abspath(program), *options.arguments),
-        directory=directory,
+        directory=Path.cwd(),
         what="node",
         failure=NodeFailed,
     )

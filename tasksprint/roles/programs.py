@@ -31,6 +31,7 @@ class Programs:
         self._coordinator = coordinator
         self._directory = coordinator.options.data_dir / "programs"
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
+        self._wanted: dict[str, int] = {}  # how many wait for each of `_unpacking`
 
     async def keep(self, archive: bytes) -> str:
         """Write an archive to this replica's store, and return its digest."""
@@ -67,7 +68,7 @@ class Programs:
         for done in asyncio.as_completed(tasks):
             try:
                 await done
-            except (PeerUnreachable, Refused) as error:
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 failures.append(str(error))
                 continue
             kept += 1
@@ -81,7 +82,7 @@ class Programs:
 
     async def read(self, digest: str) -> bytes | None:
         """Return an archive that this replica has, or None."""
-        return await self._coordinator.writer.run(ReplicaStore.read_blob, digest)
+        return await self._coordinator.writer.run(_read, digest)
 
     async def obtain(self, digest: str) -> bytes | None:
         """Return an archive that this replica or a living member has, or None."""
@@ -104,11 +105,15 @@ class Programs:
         if task is None:
             task = asyncio.ensure_future(self._unpack(digest))
             self._unpacking[digest] = task
+        self._wanted[digest] = self._wanted.get(digest, 0) + 1
         try:
             return await asyncio.shield(task)
         finally:
-            if task.done():
-                self._unpacking.pop(digest, None)
+            self._wanted[digest] -= 1
+            if not self._wanted[digest]:
+                # Done, or nobody wants it any more: its job has ended.
+                del self._wanted[digest], self._unpacking[digest]
+                task.cancel()
 
     async def _unpack(self, digest: str) -> Path:
         while (archive := await self.obtain(digest)) is None:
@@ -136,3 +141,7 @@ class Programs:
             else list(coordinator.options.peers.items())
         )
         return [address for member, address in members if member != coordinator.options.me]
+
+
+def _read(store: ReplicaStore, digest: str) -> bytes | None:
+    return store.read_blob(digest)

@@ -130,10 +130,68 @@ def decode(frame: bytes, *, who: str) -> Envelope:
                 f"{who} speaks version {version!r} of the replicas' protocol, "
                 f"expected {FORMAT_VERSION}; run the same release everywhere"
             )
+        _check([source, incarnation, target], _HEAD_SHAPE)
+        _check(fields, _SHAPES[kind])
         message = _DECODERS[kind](fields, parts)
         return Envelope(source, Incarnation(incarnation), target, message)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RemoteProtocolError(f"frame from {who} can't be understood: {error!r}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_head(value: Any) -> bool:
+    return type(value) is list and len(value) == 3 and all(map(_is_number, value))
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "number": _is_number,
+    "numbers": lambda value: type(value) is list and all(map(_is_number, value)),
+    "heads": lambda value: type(value) is list and all(map(_is_head, value)),  # of entries
+    "text": _is_text,
+    "text?": lambda value: value is None or type(value) is str,
+    "bool": lambda value: type(value) is bool,
+}
+
+
+def _shape(words: str) -> tuple[Callable[[Any], bool], ...]:
+    return tuple(_CHECKS[word] for word in words.split())
+
+
+_HEAD_SHAPE = _shape("number text number")
+# The core relies on these types: a wrong one would be found in the middle of a change.
+_SHAPES = {
+    "accept": _shape("number number number number"),
+    "accepted": _shape("number number numbers"),
+    "chosen": _shape("number number number"),
+    "heartbeat": _shape("number number number number"),
+    "heartbeat-reply": _shape("number number number number"),
+    "forward": (),
+    "hello": _shape("text text? text? numbers"),
+    "found": (),
+    "stranger": _shape("text text? text"),
+    "canvass": _shape("number number"),
+    "canvass-reply": _shape("number bool number number"),
+    "prepare": _shape("number number number"),
+    "promise": _shape("number number number heads"),
+    "nack": _shape("number number number number"),
+    "catch-up": _shape("number"),
+    "catch-up-reply": _shape("number heads number number"),
+}
+
+
+def _check(fields: Sequence[Any], shape: tuple[Callable[[Any], bool], ...]) -> None:
+    if len(fields) < len(shape):
+        raise ValueError(f"{len(fields)} fields, expected {len(shape)}")
+    for field, is_right in zip(fields, shape, strict=False):
+        if not is_right(field):
+            raise ValueError(f"unexpected {field!r:.50}")
 
 
 def _decode_entries(heads: list[Any], values: list[bytes]) -> tuple[LogEntry, ...]:

@@ -39,6 +39,7 @@ __all__ = ["PrivateCluster", "run_job"]
 _STOP_GRACE_S = 3.0
 _LOG_TAIL_BYTES = 2_000
 _COUNT_MAX = 99
+_OWN_WORDS = "tasksprint: "
 
 
 def run_job(options: argparse.Namespace) -> int:
@@ -50,6 +51,8 @@ def run_job(options: argparse.Namespace) -> int:
         if not 1 <= getattr(options, name) <= _COUNT_MAX:
             raise UsageError(f"--{name} {getattr(options, name)} is not from 1 to {_COUNT_MAX}")
     nodes = options.nodes
+    if nodes is not None and nodes < 1:
+        raise UsageError(f"--nodes {nodes} is not at least 1")
     if nodes is None:
         nodes = max(measure().nodes // options.clients, 1)
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -69,7 +72,7 @@ def run_job(options: argparse.Namespace) -> int:
                 f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
                 file=sys.stderr,
             )
-            return end_of_job(cluster, job, as_json=options.json)
+            return end_of_job(cluster, job, as_json=options.json, check=private.check)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -115,6 +118,10 @@ class PrivateCluster:
                 self._keep.mkdir(parents=True, mode=0o700)
             except FileExistsError:
                 raise UsageError(f"--keep {str(self._keep)!r} exists already") from None
+            except OSError as error:
+                raise UsageError(
+                    f"--keep {str(self._keep)!r} can't be made: {error.strerror}"
+                ) from error
             self.directory = self._keep.resolve()
         try:
             self._start()
@@ -144,7 +151,9 @@ class PrivateCluster:
                 cluster.request("GET", "/v1/jobs", give_up_ms=300)
                 return cluster
             except PeerUnreachable as error:
-                self._check_alive()
+                for name, process in self._processes.items():
+                    if process.poll() is not None:
+                        raise self._ended(name) from error
                 if time.monotonic() - started_s > settings.find_leader_timeout_ms / 1000:
                     raise PeerUnreachable(
                         f"the private cluster doesn't come up: {error}"
@@ -210,18 +219,31 @@ class PrivateCluster:
         for name in names:
             self._processes[name].wait()
 
+    def pid(self, name: str) -> int:
+        """Return the process id (and group) of a process."""
+        return self._processes[name].pid
+
     def restart(self, name: str) -> None:
         """Start a process again that was killed, with the same files and address."""
         self._spawn(name, self._arguments[name], None)
 
-    def _check_alive(self) -> None:
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                log = (self.directory / f"{name}.log").read_bytes()[-_LOG_TAIL_BYTES:]
-                raise PeerUnreachable(
-                    f"{name} of the private cluster ended with exit code {process.returncode}: "
-                    + log.decode(errors="replace").strip()
-                )
+    def check(self) -> None:
+        """Raise `PeerUnreachable` if so many processes have ended that no job can."""
+        for role, count_min in (("coordinator", self._coordinators // 2 + 1), ("client", 1)):
+            names = [name for name in self._processes if name.startswith(role)]
+            ended = [name for name in names if self._processes[name].poll() is not None]
+            if len(names) - len(ended) < count_min:
+                raise self._ended(ended[-1])
+
+    def _ended(self, name: str) -> PeerUnreachable:
+        log = (self.directory / f"{name}.log").read_bytes()[-_LOG_TAIL_BYTES:]
+        text = log.decode(errors="replace").strip()
+        said = [line for line in text.splitlines() if line.startswith(_OWN_WORDS)]
+        return PeerUnreachable(
+            f"{name} of the private cluster ended with exit code "
+            f"{self._processes[name].returncode}: "
+            + (said[-1].removeprefix(_OWN_WORDS) if said else text)
+        )
 
     def _stop(self) -> None:
         # Clients first: they leave, and end their nodes, while coordinators still answer.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
-from tasksprint.coordination.commands import Answer
+from tasksprint.coordination.commands import Answer, encode_command
 from tasksprint.coordination.host import SchedulerHost
 from tasksprint.errors import RemoteProtocolError, SchedulerFailed, TaskSprintError
 from tasksprint.ids import JobId
@@ -56,6 +56,7 @@ class SchedulerRunner:
         self._host.lead(monotonic_ms(), is_leader=coordinator.replica.is_leader)
         self._program: Program | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Future[Path] | None = None  # a part of `_starting`
         self._reader = self._new_reader()
         self._events: list[bytes] = []  # chosen in this turn
         self._answers: list[ChosenAnswer | EmptyAnswers] = []  # chosen in this turn
@@ -122,6 +123,8 @@ class SchedulerRunner:
                 _log.info("replica=%d job=%d %s", self._coordinator.options.me, self._job, note)
             if effects.stop and self._program is None:
                 self._stop_at_start = True  # It is being started: it ends as soon as it is.
+                if self._fetching is not None:
+                    self._fetching.cancel()  # Nobody may have its program for long.
             elif effects.stop == "kill" and self._program is not None:
                 self._program.kill()
             elif effects.stop and self._program is not None:
@@ -134,22 +137,55 @@ class SchedulerRunner:
             for answer in effects.propose:
                 if _may_end_job(answer):
                     self._coordinator.tick_now()
-                self._coordinator.propose(answer)
+                self._propose(answer)
             if effects.out is not None:
-                self._coordinator.propose(effects.out)
+                if self._coordinator.require_schedule().is_out(self._job, effects.out.replica):
+                    self._host.out_chosen()
+                else:
+                    self._coordinator.propose(encode_command(effects.out))
+
+    def _propose(self, answer: Answer) -> None:
+        command = encode_command(answer)
+        limit = self._coordinator.settings.command_bytes_max
+        if len(command) > limit:
+            # Asked for again, it would be as large: its author must hear of it.
+            self._host.garbage(
+                f"its answer to event {answer.parts[0].event} has {len(command)} bytes in one "
+                f"part, expected at most {limit} (command_bytes_max); cut it into parts, and "
+                "let tasks return large values",
+                monotonic_ms(),
+            )
+            return
+        self._coordinator.propose(command)
 
     async def _start(self) -> None:
         self._reader = self._new_reader()
         try:
-            directory = await self._coordinator.programs.unpacked(self._program_digest)
+            directory = await self._fetch()
             self._program = await self._start_in(directory)
             if self._stop_at_start:
                 self._program.kill()
         except (TaskSprintError, OSError) as error:
             self._host.start_failed(str(error), monotonic_ms())
+        except asyncio.CancelledError:
+            if not self._stop_at_start:
+                raise  # This replica stops.
+            self._host.start_failed("its program couldn't be had", monotonic_ms())
+        except Exception as error:  # what a job asks for must never end a replica
+            _log.warning("job=%d scheduler can't be started", self._job, exc_info=error)
+            self._host.start_failed(f"it can't be started: {error!r}", monotonic_ms())
         finally:
             self._starting = None
         self._coordinator.wake()
+
+    async def _fetch(self) -> Path:
+        self._fetching = asyncio.ensure_future(
+            self._coordinator.programs.unpacked(self._program_digest)
+        )
+        try:
+            return await self._fetching
+        finally:
+            self._fetching = None
 
     async def _start_in(self, directory: Path) -> Program:
         words = self._manifest["scheduler"]

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskSprintCoordinator"]
 
-# Answers are cut after so many commands. By count and nothing else: every replica must cut
-# at the same places.
+# Answers are cut after so many commands, and sooner where they are long: a part becomes
+# a command of the log, whose size is limited. By the commands and nothing else: every
+# replica must cut at the same places.
 _COMMANDS_PER_PART = 1_000
+_CHARACTERS_PER_PART = 512 * 1024
 
 channels.take_over_early()
 
@@ -189,6 +191,7 @@ class _Session:
         self._event = 0
         self._part = 0
         self._commands: list[str] = []
+        self._characters = 0  # in `_commands`
         # What a subclass defines itself under these names stays as it is.
         classes = [each for each in type(scheduler).__mro__ if each is not TaskSprintCoordinator]
         self._sets_params = not any("params" in vars(each) for each in classes)
@@ -225,9 +228,14 @@ class _Session:
 
     def add(self, command: str) -> None:
         """Add a command to the answer; send a part once it is clear that it isn't the last."""
-        if len(self._commands) >= _COMMANDS_PER_PART:
+        size = len(command)
+        if self._commands and (
+            len(self._commands) >= _COMMANDS_PER_PART
+            or self._characters + size > _CHARACTERS_PER_PART
+        ):
             self._send_part(last=False)
         self._commands.append(command)
+        self._characters += size
 
     def _answer(self, event: dict[str, Any]) -> None:
         number = event["event"]
@@ -255,6 +263,7 @@ class _Session:
 
     def _send_part(self, *, last: bool) -> None:
         commands, self._commands = self._commands, []
+        self._characters = 0
         head = f'{{"event":{self._event},'
         if self._part or not last:
             head += f'"part":{self._part},"last":{"true" if last else "false"},'

@@ -15,15 +15,20 @@ from dataclasses import dataclass, field
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
-from tasksprint.coordination.rows import TABLES, Row
+from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
+from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, SettingsError, StoreError
 from tasksprint.ids import Incarnation, Slot
 from tasksprint.store.database import Cell
+from tasksprint.store.mirror_snapshot import CopyPiece
+from tasksprint.store.mirror_tables import CopyPlace, next_place
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
 
-__all__ = ["MemoryDirectory", "MemoryReplicaStore"]
+__all__ = ["MemoryDirectory", "MemoryReplicaStore", "MemorySnapshot"]
 
-Key = tuple[int | str, ...]
+# As the real store's: what tests see of it should be alike.
+_GARBAGE_ROWS_OF_COMMIT = 100
+_GARBAGE_ROWS_OF_STEP = 2_000
 
 _TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str, "BLOB": bytes}
 
@@ -68,6 +73,51 @@ class MemoryDirectory:
         self.damaged_slots.clear()
 
 
+class MemorySnapshot:
+    """As `MirrorSnapshot`, of an imagined disk."""
+
+    def __init__(self, content: _Content) -> None:
+        self.applied = content.applied
+        self.cluster = content.cluster
+        # Rows are immutable: a copy of the dictionaries is a moment.
+        self._mirror = {name: dict(rows) for name, rows in content.mirror.items()}
+
+    def piece(self, place: CopyPlace, *, rows_max: int, bytes_max: int) -> CopyPiece:
+        """As `MirrorSnapshot.piece`."""
+        table, after = place
+        rows: list[list[Cell]] = []
+        size = 0
+        last: Key = ()
+        for row in self.read_range(table, after):
+            if row.key == after:
+                continue
+            cells = [*row.key, *(row.columns or ())]
+            size += sum(
+                len(cell.encode()) if isinstance(cell, str) else len(str(cell))
+                for cell in cells
+                if cell is not None
+            )
+            if len(rows) == rows_max or (rows and size > bytes_max):
+                break
+            rows.append(cells)
+            last = row.key
+        return CopyPiece(table, len(rows), encode_json(rows), next_place(place, last))
+
+    def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
+        """As `Mirror.read_range`."""
+        return _range(self._mirror[table], table, first, end)
+
+    def close(self) -> None:
+        """Let go of the moment."""
+
+
+def _range(rows: dict[Key, tuple[Cell, ...]], table: str, first: Key, end: Key) -> Iterator[Row]:
+    # Keys of one table have the same types in the same places, by their declaration.
+    for key in sorted(rows):
+        if key[: len(first)] >= first and (not end or key[: len(end)] < end):
+            yield Row(table, key, rows[key])
+
+
 class MemoryReplicaStore:
     """As `ReplicaStore`; `open` makes or opens it."""
 
@@ -75,6 +125,7 @@ class MemoryReplicaStore:
         self._directory = directory
         self._content = content
         self._has_failed = False
+        self._copy: dict[str, dict[Key, tuple[Cell, ...]]] | None = None
         self.transactions = 0
 
     @classmethod
@@ -151,6 +202,10 @@ class MemoryReplicaStore:
             if slot in self._content.log:
                 yield self._content.log[slot]
 
+    def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
+        """As `ReplicaStore.read_range`."""
+        return _range(self._content.mirror[table], table, first, end)
+
     def read_rows(
         self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0
     ) -> list[Row]:
@@ -197,10 +252,71 @@ class MemoryReplicaStore:
         for commit in commits:
             _apply(self._content, commit)
         self.transactions += 1
+        self._collect_garbage(_GARBAGE_ROWS_OF_COMMIT)
 
     def truncate_log(self, below_slot: int) -> None:
         """As `ReplicaStore.truncate_log`."""
         self.commit(Commit(truncate_below=below_slot))
+
+    # --- rows that nobody needs any more ---
+
+    def _garbage(self) -> Iterator[tuple[int, str]]:
+        for (job,), (what,) in self._content.mirror["garbage"].items():
+            if garbage_ranges(int(job), str(what)):
+                yield int(job), str(what)
+
+    def _collect_garbage(self, rows_max: int) -> None:
+        mirror = self._content.mirror
+        for job, what in list(self._garbage()):
+            for table, first, end in garbage_ranges(job, what):
+                for row in list(self.read_range(table, first, end)):
+                    if rows_max <= 0:
+                        return
+                    del mirror[table][row.key]
+                    rows_max -= 1
+            if rows_max <= 0:
+                return
+            del mirror["garbage"][job,]
+            rows_max -= 1
+
+    # --- a copy of another replica's mirror ---
+
+    def open_snapshot(self) -> MemorySnapshot:
+        """As `ReplicaStore.open_snapshot`."""
+        return MemorySnapshot(self._content)
+
+    def begin_copy(self) -> None:
+        """As `ReplicaStore.begin_copy`."""
+        self._copy = {name: {} for name in TABLES}
+
+    def add_copied(self, table: str, text: bytes) -> None:
+        """As `ReplicaStore.add_copied`."""
+        assert self._copy is not None
+        count = len(TABLES[table].key_columns)
+        for cells in decode_json(text):
+            self._copy[table][tuple(cells[:count])] = tuple(cells[count:])
+
+    def read_copied(self, table: str, key: Key) -> Row | None:
+        """As `ReplicaStore.read_copied`."""
+        assert self._copy is not None
+        columns = self._copy[table].get(key)
+        return None if columns is None else Row(table, key, columns)
+
+    def install_copy(self, applied: AppliedPoint) -> None:
+        """As `ReplicaStore.install_copy`."""
+        content = self._content
+        assert self._copy is not None
+        assert applied.slot > content.applied.slot, "a copy leads on, never back"
+        content.mirror, self._copy = self._copy, None
+        content.applied = applied
+        content.log_start = max(content.log_start, applied.slot + 1)
+        for slot in [slot for slot in content.log if slot < content.log_start]:
+            del content.log[slot]
+        self.transactions += 1
+
+    def drop_copy(self) -> None:
+        """As `ReplicaStore.drop_copy`."""
+        self._copy = None
 
     # --- archives of jobs ---
 
@@ -216,6 +332,10 @@ class MemoryReplicaStore:
         """As `ReplicaStore.read_blob`."""
         return self._content.blobs.get(digest)
 
+    def blobs(self) -> list[str]:
+        """As `ReplicaStore.blobs`."""
+        return sorted(self._content.blobs)
+
     def drop_blob(self, digest: str) -> None:
         """As `ReplicaStore.drop_blob`."""
         self._content.blobs.pop(digest, None)
@@ -228,11 +348,12 @@ class MemoryReplicaStore:
 
     @property
     def idle_work_is_due(self) -> bool:
-        """Return False: there is none."""
-        return False
+        """Whether there are rows that nobody needs any more."""
+        return any(True for _ in self._garbage())
 
     def do_idle_work(self) -> None:
-        """Do nothing."""
+        """As `ReplicaStore.do_idle_work`."""
+        self._collect_garbage(_GARBAGE_ROWS_OF_STEP)
 
     def close(self) -> None:
         """Give the directory free."""

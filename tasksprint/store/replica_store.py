@@ -15,6 +15,7 @@ mirror have none; a state that differs is found by its digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import zlib
@@ -23,12 +24,27 @@ from pathlib import Path
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
-from tasksprint.coordination.rows import TABLES, Row, Table
+from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.errors import SettingsError, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock, Kind
-from tasksprint.store.many_rows import Delete, Upsert
+from tasksprint.store.many_rows import Upsert
+from tasksprint.store.mirror_snapshot import MirrorSnapshot
+from tasksprint.store.mirror_tables import (
+    DELETES,
+    MIRROR_SCHEMA,
+    UPSERTS,
+    add_piece,
+    delete_range,
+    drop_side_tables,
+    has_side_tables,
+    make_side_tables,
+    rows_of_range,
+    rows_that_begin_so,
+    side_name,
+    swap_tables,
+)
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
 
 __all__ = ["ReplicaStore"]
@@ -37,6 +53,10 @@ _FILE = "replica.db"
 _LOCK = "replica.lock"
 _BLOB_CHUNK_BYTES = 1024 * 1024
 _SLOTS_END = 2**63 - 1  # beyond every slot
+# Rows of ended jobs that one commit deletes besides its own work (0.3 ms), and that one
+# step of idle work does.
+_GARBAGE_ROWS_OF_COMMIT = 100
+_GARBAGE_ROWS_OF_STEP = 2_000
 
 _SCHEMA = """
 CREATE TABLE header (
@@ -61,39 +81,15 @@ CREATE TABLE blob_chunks (
 """
 
 
-def _names(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    keys = tuple(column.name for column in table.key_columns)
-    return keys, tuple(column.name for column in table.value_columns)
-
-
-def _table_schema(table: Table) -> str:
-    keys, _ = _names(table)
-    columns = [
-        f"{column.name} {column.type}" + ("" if column.nullable else " NOT NULL")
-        for column in table.key_columns + table.value_columns
-    ]
-    columns.append(f"PRIMARY KEY ({','.join(keys)})")
-    # A single integer as the key is SQLite's own row number: nothing is smaller.
-    is_number = len(keys) == 1 and table.key_columns[0].type == "INTEGER"
-    options = "STRICT" if is_number else "STRICT, WITHOUT ROWID"
-    return f"CREATE TABLE {table.name} ({', '.join(columns)}) {options};\n"
-
-
 _KIND = Kind(
     what="replica store",
     application_id=0x54535250,  # "TSRP"
-    format=1,
-    schema=_SCHEMA + "".join(_table_schema(table) for table in TABLES.values()),
+    format=2,
+    schema=_SCHEMA + MIRROR_SCHEMA,
     page_bytes=4096,
     synchronous=2,
 )
-_UPSERTS = {table.name: Upsert(table.name, *_names(table)) for table in TABLES.values()}
-_DELETES = {table.name: Delete(table.name, _names(table)[0]) for table in TABLES.values()}
 _UPSERT_LOG = Upsert("log", ("slot",), ("round", "replica", "value", "checksum"))
-_SELECTS = {
-    table.name: f"SELECT {','.join(sum(_names(table), ()))} FROM {table.name}"
-    for table in TABLES.values()
-}
 
 
 def _log_checksum(slot: int, round_: int, replica: int, value: bytes) -> int:
@@ -107,9 +103,10 @@ class ReplicaStore:
     differ from then on, so every later commit is refused.
     """
 
-    def __init__(self, database: Database, lock: DirectoryLock) -> None:
+    def __init__(self, database: Database, lock: DirectoryLock, settings: Settings) -> None:
         self._database = database
         self._lock = lock
+        self._settings = settings
         self._has_failed = False
         with_founding = database.query(
             "SELECT incarnation, cluster, founding, founding_checksum FROM header"
@@ -141,6 +138,10 @@ class ReplicaStore:
         self._chosen_end = chosen_end
         self._log_start = log_start
         self._applied = AppliedPoint(applied_slot, digest)
+        if has_side_tables(database):  # of a copy that a crash cut off
+            with database.transaction() as cursor:
+                drop_side_tables(cursor)
+        self._garbage = self._read_garbage()
 
     @classmethod
     def open(
@@ -181,7 +182,7 @@ class ReplicaStore:
             )
             try:
                 _check_owner(database, replica, cluster)
-                return cls(database, lock)
+                return cls(database, lock, settings or Settings())
             except BaseException:
                 database.close()
                 raise
@@ -252,35 +253,21 @@ class ReplicaStore:
 
     def _all_rows(self) -> Iterator[Row]:
         for name in TABLES:
-            yield from self._rows(name, "", (-1, 0))
+            yield from self.read_range(name)
 
-    def _rows(self, name: str, where: str, bindings: Sequence[Cell]) -> Iterator[Row]:
-        keys, _ = _names(TABLES[name])
-        count = len(keys)
-        for cells in self._database.iterate(
-            f"{_SELECTS[name]} {where} ORDER BY {','.join(keys)} LIMIT ? OFFSET ?", bindings
-        ):
-            # The key columns are NOT NULL and hold no bytes, by their declaration.
-            yield Row(name, cells[:count], cells[count:])  # type: ignore[arg-type]
+    def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
+        """As `Mirror.read_range`; use it up before the next commit."""
+        return rows_of_range(self._database, table, first, end)
 
     def read_rows(
-        self,
-        table: str,
-        key_prefix: tuple[int | str, ...] = (),
-        *,
-        limit: int | None = None,
-        offset: int = 0,
+        self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0
     ) -> list[Row]:
         """Return the mirror's rows whose keys begin so, in the order of their keys.
 
         For questions about what is not in memory any more, as the tasks of an ended job.
         """
-        keys, _ = _names(TABLES[table])
-        assert len(key_prefix) <= len(keys), "a prefix has at most as many parts as the key"
-        conditions = [f"{name} = ?" for name in keys[: len(key_prefix)]]
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        bindings = (*key_prefix, -1 if limit is None else limit, offset)
-        return list(self._rows(table, where, bindings))
+        limit = -1 if limit is None else limit
+        return list(rows_that_begin_so(self._database, table, key_prefix, limit, offset))
 
     def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogEntry, ...]:
         """Return accepted values of `first_slot <= slot < end_slot`, in order.
@@ -316,7 +303,7 @@ class ReplicaStore:
         promised, founding, cluster = self._promised, self._founding, self._cluster
         chosen_end, log_start, applied = self._chosen_end, self._log_start, self._applied
         accepted: dict[int, tuple[Ballot, bytes]] = {}
-        changes: dict[str, dict[tuple[int | str, ...], tuple[Cell, ...] | None]] = {}
+        changes: dict[str, dict[Key, tuple[Cell, ...] | None]] = {}
         blobs: list[tuple[str, bytes]] = []
         for commit in commits:
             for persist in commit.persists:
@@ -342,14 +329,6 @@ class ReplicaStore:
             if commit.cluster is not None:
                 cluster = commit.cluster
             blobs.extend(commit.blobs)
-        progress: tuple[Cell, ...] = (
-            promised.round if promised else None,
-            promised.replica if promised else None,
-            chosen_end,
-            log_start,
-            applied.slot,
-            applied.digest,
-        )
         before = (self._promised, self._chosen_end, self._log_start, self._applied)
         try:
             with self._database.transaction() as cursor:
@@ -363,6 +342,8 @@ class ReplicaStore:
                     self._write_rows(cursor, table, rows)
                 if log_start > self._log_start:
                     cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
+                self._note_garbage(changes.get("garbage"))
+                self._collect_garbage(cursor, _GARBAGE_ROWS_OF_COMMIT)
                 for digest, data in blobs:
                     self._write_blob(cursor, digest, data)
                 if (founding, cluster) != (self._founding, self._cluster):
@@ -371,12 +352,7 @@ class ReplicaStore:
                         (cluster, founding, None if founding is None else zlib.crc32(founding)),
                     )
                 if (promised, chosen_end, log_start, applied) != before:
-                    cursor.execute(
-                        "UPDATE progress SET promised_round = ?, promised_replica = ?,"
-                        " chosen_end = ?, log_start = ?, applied_slot = ?, digest = ?,"
-                        " checksum = ?",
-                        (*progress, zlib.crc32(repr(progress).encode())),
-                    )
+                    _write_progress(cursor, promised, chosen_end, log_start, applied)
         except BaseException:
             self._has_failed = True
             raise
@@ -384,9 +360,7 @@ class ReplicaStore:
         self._chosen_end, self._log_start, self._applied = chosen_end, log_start, applied
 
     @staticmethod
-    def _write_rows(
-        cursor: Cursor, table: str, rows: dict[tuple[int | str, ...], tuple[Cell, ...] | None]
-    ) -> None:
+    def _write_rows(cursor: Cursor, table: str, rows: dict[Key, tuple[Cell, ...] | None]) -> None:
         written: list[Cell] = []
         deleted: list[Cell] = []
         for key, columns in rows.items():
@@ -396,12 +370,101 @@ class ReplicaStore:
                 written += key
                 written += columns
         # The keys of both differ, so their order doesn't matter.
-        _UPSERTS[table].run(cursor, written)
-        _DELETES[table].run(cursor, deleted)
+        UPSERTS[table].run(cursor, written)
+        DELETES[table].run(cursor, deleted)
 
     def truncate_log(self, below_slot: int) -> None:
         """Forget accepted values below a slot; all of them must have been applied."""
         self.commit(Commit(truncate_below=below_slot))
+
+    # --- rows that nobody needs any more ---
+
+    def _read_garbage(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for row in self.read_range("garbage"):
+            assert row.columns is not None
+            found[int(row.key[0])] = str(row.columns[0])
+        return {job: what for job, what in found.items() if garbage_ranges(job, what)}
+
+    def _note_garbage(self, rows: dict[Key, tuple[Cell, ...] | None] | None) -> None:
+        for (job,), columns in (rows or {}).items():
+            what = "" if columns is None else str(columns[0])
+            if garbage_ranges(int(job), what):
+                self._garbage[int(job)] = what
+
+    def _collect_garbage(self, cursor: Cursor, rows_max: int) -> None:
+        """Delete some rows that "garbage" gives free, in the transaction of the caller."""
+        while self._garbage and rows_max > 0:
+            job, what = next(iter(self._garbage.items()))
+            for table, first, end in garbage_ranges(job, what):
+                rows_max -= delete_range(cursor, table, first, end, rows_max)
+                if rows_max <= 0:
+                    return
+            cursor.execute("DELETE FROM garbage WHERE job = ?", (job,))
+            del self._garbage[job]
+            rows_max -= 1
+
+    # --- a copy of another replica's mirror ---
+
+    def open_snapshot(self) -> MirrorSnapshot:
+        """Open the mirror as it is now, for reading beside the commits that follow.
+
+        It may be used by another thread; close it soon.
+        """
+        return MirrorSnapshot(self.path, _KIND, self._settings)
+
+    def begin_copy(self) -> None:
+        """Make room for a copy beside the mirror; what was there of another one is dropped."""
+        with self._writing() as cursor:
+            make_side_tables(cursor)
+
+    def add_copied(self, table: str, text: bytes) -> None:
+        """Keep a piece of the copy, as `MirrorSnapshot.piece` made it.
+
+        A copy doesn't outlast the process: who opens the file again begins a new one.
+        """
+        with self._writing() as cursor:
+            add_piece(cursor, table, text.decode())
+
+    def read_copied(self, table: str, key: Key) -> Row | None:
+        """Return one row of the copy."""
+        end = (*key[:-1], key[-1] + 1) if isinstance(key[-1], int) else (*key[:-1], key[-1] + " ")
+        found = rows_of_range(self._database, table, key, end, name=side_name(table))
+        return next(iter([row for row in found if row.key == key]), None)
+
+    def install_copy(self, applied: AppliedPoint) -> None:
+        """Put the copy in the mirror's place: it holds the state up to `applied`.
+
+        What this replica promised and accepted stays as it is, but for the entries that
+        the copy covers: those are chosen, and no acceptor speaks for them any more.
+
+        Raises:
+            StoreError: Nothing of it is done; the store is not usable any more.
+        """
+        assert applied.slot > self._applied.slot, "a copy leads on, never back"
+        log_start = max(self._log_start, applied.slot + 1)
+        with self._writing() as cursor:
+            swap_tables(cursor)
+            cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
+            _write_progress(cursor, self._promised, self._chosen_end, log_start, applied)
+        self._applied, self._log_start = applied, log_start
+        self._garbage = self._read_garbage()
+
+    def drop_copy(self) -> None:
+        """Give up a copy."""
+        with self._writing() as cursor:
+            drop_side_tables(cursor)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Cursor]:
+        """A transaction whose failure ends the store."""
+        assert not self._has_failed, "a store that failed is not written again"
+        try:
+            with self._database.transaction() as cursor:
+                yield cursor
+        except BaseException:
+            self._has_failed = True
+            raise
 
     # --- archives of jobs ---
 
@@ -448,6 +511,11 @@ class ReplicaStore:
             raise self._damage(f"blob {digest} of table 'blob_chunks' fails its checksum")
         return data
 
+    def blobs(self) -> list[str]:
+        """Return the digests of all archives."""
+        found = self._database.query("SELECT digest FROM blobs ORDER BY digest")
+        return [str(digest) for (digest,) in found]
+
     def drop_blob(self, digest: str) -> None:
         """Forget an archive; one that isn't there is no error."""
         with self._database.transaction() as cursor:
@@ -462,11 +530,16 @@ class ReplicaStore:
     @property
     def idle_work_is_due(self) -> bool:
         """Whether a quiet moment should be used for `do_idle_work`."""
-        return self._database.checkpoint_is_due
+        return bool(self._garbage) or self._database.checkpoint_is_due
 
     def do_idle_work(self) -> None:
-        """Copy the write-ahead log into the file."""
-        self._database.checkpoint()
+        """Delete some rows that nobody needs, or copy the write-ahead log into the file."""
+        if not self._garbage:
+            self._database.checkpoint()
+            return
+        with self._writing() as cursor:
+            self._collect_garbage(cursor, _GARBAGE_ROWS_OF_STEP)
+        self._database.checkpoint_if_due()
 
     def close(self) -> None:
         """Close the file and give the directory free."""
@@ -484,6 +557,28 @@ def _fill(cursor: Cursor, replica: int, now_ms: int, incarnation: str) -> None:
     )
     cursor.execute(
         "INSERT INTO progress VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+        (*progress, zlib.crc32(repr(progress).encode())),
+    )
+
+
+def _write_progress(
+    cursor: Cursor,
+    promised: Ballot | None,
+    chosen_end: int,
+    log_start: int,
+    applied: AppliedPoint,
+) -> None:
+    progress: tuple[Cell, ...] = (
+        promised.round if promised else None,
+        promised.replica if promised else None,
+        chosen_end,
+        log_start,
+        applied.slot,
+        applied.digest,
+    )
+    cursor.execute(
+        "UPDATE progress SET promised_round = ?, promised_replica = ?, chosen_end = ?,"
+        " log_start = ?, applied_slot = ?, digest = ?, checksum = ?",
         (*progress, zlib.crc32(repr(progress).encode())),
     )
 

@@ -6,6 +6,7 @@ piece, and other commits go between the pieces.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from tasksprint.errors import NodeFailed
@@ -38,15 +39,13 @@ async def stage_file(
     """
     staging = await writer.run(lambda store: store.stage())
     try:
+        await writer.run(lambda _: _check(path, bytes_max))
         while True:
             taken = await writer.run(
                 lambda _: staging.append_file(path, offset=staging.size, length=_PIECE_BYTES)
             )
             if staging.size > bytes_max:
-                raise NodeFailed(
-                    f"file {str(path)!r} has more than {bytes_max} bytes (value_bytes_max)",
-                    hint="split the value into several",
-                )
+                raise _too_large(path, bytes_max)
             if taken == 0:
                 return await writer.run(lambda _: staging.finish())
     except OSError as error:
@@ -58,3 +57,19 @@ async def stage_file(
     except BaseException:
         writer.run(lambda _: staging.abandon())
         raise
+
+
+def _check(path: Path, bytes_max: int) -> None:
+    """Refuse what has no end, or would keep the thread waiting: a device, a pipe."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise NodeFailed(f"{str(path)!r} is no regular file, so it has no content to take")
+    if found.st_size > bytes_max:
+        raise _too_large(path, bytes_max)
+
+
+def _too_large(path: Path, bytes_max: int) -> NodeFailed:
+    return NodeFailed(
+        f"file {str(path)!r} has more than {bytes_max} bytes (value_bytes_max)",
+        hint="split the value into several",
+    )

@@ -87,6 +87,38 @@ def test_chosen_with_one_peer_and_the_own_write() -> None:
     )
 
 
+def test_what_is_chosen_is_told_with_the_next_entry_or_after_a_while() -> None:
+    replica, now_ms = leader(settings=Settings(chosen_notice_delay_ms=5))
+    replica.tick(now_ms)  # The heartbeat tells of the first slot.
+    drain(replica, now_ms)
+
+    def choose(slot: int) -> None:
+        for peer in (2, 3):
+            replica.receive(from_peer(peer, 1, Accepted(ballot(1, 1), (Slot(slot),))), now_ms)
+
+    replica.propose(b"a", now_ms)
+    replica.ready()
+    choose(2)
+    ready = replica.ready()
+    assert ready is not None and ready.send_now == ()
+    assert replica.deadline_ms == now_ms + 5
+    replica.propose(b"b", now_ms)
+    ready = replica.ready()
+    assert ready is not None
+    told = [envelope.message for envelope in ready.send_now]
+    assert [type(message) for message in told] == [Accept, Accept]
+    assert isinstance(told[0], Accept) and told[0].chosen_end == 3
+    assert replica.deadline_ms > now_ms + 5  # Only the heartbeat is due.
+    choose(3)
+    replica.ready()
+    replica.tick(now_ms + 4)
+    assert replica.ready() is None
+    replica.tick(now_ms + 5)
+    notice = ChosenNotice(ballot(1, 1), Slot(4))
+    ready = replica.ready()
+    assert ready is not None and ready.send_now == (_to(2, notice), _to(3, notice))
+
+
 def test_chosen_by_two_peers_while_the_own_disk_hangs() -> None:
     replica, now_ms = leader()
     replica.propose(b"a", now_ms)

@@ -10,6 +10,7 @@ from tasksprint.coordination.commands import (
     Held,
     JoinClient,
     LeaveClient,
+    NodesAttached,
     Report,
     SilentClient,
 )
@@ -214,7 +215,8 @@ def test_a_held_result_of_an_ended_job_can_be_read_again() -> None:
 
 def test_a_view_tells_changes_only_and_its_version_is_the_slot() -> None:
     world = World()
-    client = world.join(slots=2)
+    client = world.join(slots=1)
+    world.apply(NodesAttached(client.cid, client.incarnation, 1, (("gpu", 2),)))
     job = world.submit(manifest='{"node":"attached:gpu"}')
     world.answer(job, StartTask("map", "[1]", keys=("k",), timeout_ms=50), MAP, MAP)
     view = client.poll()

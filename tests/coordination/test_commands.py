@@ -17,6 +17,7 @@ from tasksprint.coordination.commands import (
     JoinClient,
     LeaveClient,
     Lost,
+    NodesAttached,
     Report,
     SchedulerOut,
     SilentClient,
@@ -98,6 +99,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
         tuples(st.builds(Held, numbers, numbers, texts)),
     ),
     st.builds(LeaveClient, numbers, texts),
+    st.builds(NodesAttached, numbers, texts, numbers, tuples(st.tuples(texts, numbers))),
     st.builds(
         Report,
         numbers,
@@ -147,6 +149,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         Tick(500, 1_700_000_000_000, (SilentClient(2, "aa", 7),)),
         JoinClient("id", "aa", None, "host", 4, (Held(1, 2, "dd"),)),
         LeaveClient(1, "aa"),
+        NodesAttached(1, "aa", 2, (("gpu", 3),)),
         report,
         SubmitJob("me", 1, "pi", 42, "{}", "pp", "{}"),
         Answer(1, (AnswerPart(3, 0, True, 5, (start, KillTask(4))),), ((4, 9),)),
@@ -157,6 +160,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         '["tick",500,1700000000000,[[2,"aa",7]]]',
         '["join","id","aa",null,"host",4,[[1,2,"dd"]]]',
         '["leave",1,"aa"]',
+        '["attached",1,"aa",2,[["gpu",3]]]',
         '["report",1,"f0",3,2,[[1,2,1,"dd",10,"ee",250,{"k":["json","1"]}]],'
         '[[1,3,2,"boom",false,{"exit":1}]],[[1,4]]]',
         '["submit","me",1,"pi",42,"{}","pp","{}"]',

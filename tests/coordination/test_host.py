@@ -19,7 +19,7 @@ from tasksprint.coordination.host import (
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
 from tasksprint.settings import RULES, Settings
-from tasksprint.tasks import FinishJob, SchedulerCommand, StartTask
+from tasksprint.tasks import FinishJob, SchedulerCommand, StartTask, WriteLog
 
 SETTINGS = Settings()
 GRACE = SETTINGS.answer_grace_ms
@@ -641,6 +641,22 @@ def test_answer_to_an_event_that_was_not_sent_is_refused() -> None:
     assert host.effects() == effects(stop="kill")
     assert crash(host, 1_001).notes == (
         "replica 2: the scheduler answered event 1, which it hasn't been sent",
+    )
+
+
+def test_part_that_fits_no_frame_is_refused() -> None:
+    history = History(1)
+    settings = replace(SETTINGS, frame_bytes_max=20_000)
+    host, _ = started(history, is_leader=True, settings=settings)
+    host.answered([says(0, FinishJob((), f'"{"x" * 9_000}"'))], 1_000)
+    found = host.effects()
+    assert found is not None and len(found.propose) == 1
+    other, _ = started(history, is_leader=True, settings=settings)
+    other.answered([says(0, WriteLog("x" * 5_000), WriteLog("x" * 5_000))], 1_000)
+    assert other.effects() == effects(stop="kill")
+    assert crash(other, 1_001).notes == (
+        "replica 2: the scheduler answered event 0 with 10128 bytes in one part, expected at "
+        "most 10000 (half of frame_bytes_max); let tasks return large values",
     )
 
 

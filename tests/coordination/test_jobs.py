@@ -240,7 +240,7 @@ def test_schedulers_that_crash_alike_are_told_once() -> None:
     summary = world.schedule.job_summary(job)
     assert summary is not None
     assert summary["error"] == (
-        "on 2 of 3 replicas scheduler exited with code 1\nin /data/1/scheduler.py"
+        "on 2 of 3 replicas: scheduler exited with code 1\nin /data/1/scheduler.py"
     )
 
 

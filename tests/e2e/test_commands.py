@@ -273,8 +273,8 @@ def test_result_of_a_running_job_says_so(shared: Shared, job_folder: Path, tmp_p
     wait_until(lambda: shared.cluster.job(job)[0].tasks["done"] == 2, "the others are done")
     text = shared.commands.text("result", str(job))
     assert text == f"job {job} is running: 2 of 3 tasks done, 1 running\n"
-    why = shared.commands("result", str(job), "--task", "2", code=1).stderr.decode()
-    assert why == f"tasksprint: task 2 of job {job} is assigned\n"
+    why = shared.commands("result", str(job), "--task", "2", code=77).stderr.decode()
+    assert why.startswith(f"tasksprint: task 2 of job {job} isn't done, it is running; ")
     status = shared.commands.text("status")
     assert f"job {job} 'mixed': 2 of 3 tasks done, 1 running" in status
     assert re.search(r"^1 +127\.0\.0\.1:\d+ +leader", status, re.MULTILINE)
@@ -482,7 +482,7 @@ def test_a_job_waits_for_attached_nodes_and_survives_the_death_of_one(
 ) -> None:
     gate = tmp_path / "gate"
     job = shared.submit(attached_folder, params=json.dumps({"gate": str(gate)}))
-    waits = "client 1: tasks wait for a node attached as 'mynode'"
+    waits = f"job {job} waits: no node is attached as 'mynode'; start one with: "
     wait_until(lambda: waits in shared.commands.text("status"), "status says what is missing")
     program = str(tmp_path / "mynode.py")
     first = shared.commands.start("node", "--exec", program, stderr=subprocess.PIPE)
@@ -496,11 +496,50 @@ def test_a_job_waits_for_attached_nodes_and_survives_the_death_of_one(
         gate.touch()
         outcome = shared.outcome(job)
         assert outcome.state == "finished", outcome.error
-        assert shared.task(job, 1)["attempts"] == 2
+        info = shared.task(job, 1)
+        assert info["failures"] == 1 and info["attempts"] > 1
     finally:
         second.kill()
         first.wait()
         second.wait()
+
+
+def test_attached_nodes_are_found_wherever_they_are_and_keep_no_slot(
+    archive: Path, attached_folder: Path, job_folder: Path, tmp_path: Path
+) -> None:
+    with shared_cluster(archive, clients=2, nodes=1) as shared:
+        waiting = [shared.submit(attached_folder) for _ in range(4)]
+        wait_until(
+            lambda: (
+                len(shared.commands.json("clients")) == 2
+                and all(job["obstacle"] for job in shared.commands.json("jobs"))
+            ),
+            "four jobs wait for attached nodes",
+        )
+        # They leave the clients' own nodes to others.
+        other = shared.submit(job_folder)
+        assert shared.outcome(other).state == "finished"
+        progress = shared.commands.start(
+            "result", str(waiting[0]), "--wait", stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert progress.stderr is not None
+        assert b"no node is attached as 'mynode'" in progress.stderr.readline()
+        missing = shared.commands("node", "--exec", str(tmp_path / "mynode.py"), code=64)
+        assert b"2 clients run on this machine" in missing.stderr
+        node = shared.commands.start(
+            "node", "--exec", str(tmp_path / "mynode.py"),
+            "--client", str(shared.private.directory / "client-2"),
+        )  # fmt: skip
+        try:
+            for job in waiting:
+                assert shared.outcome(job).values == '{"greeting":"hello hand"}'
+            # All of them on the one client that has such a node.
+            holders = [shared.task(job, 0)["holders"] for job in waiting]
+            assert holders in ([[1]] * 4, [[2]] * 4)
+            assert progress.wait(30) == 0
+        finally:
+            node.kill()
+            node.wait()
 
 
 def test_defaults_work_together(archive: Path, attached_folder: Path, tmp_path: Path) -> None:
@@ -552,5 +591,5 @@ def test_a_node_without_a_client_says_so(archive: Path, tmp_path: Path) -> None:
     text = done.stderr.decode()
     assert text == (
         "tasksprint: no client runs on this machine (as this user); "
-        "start one with `tasksprint client`\n"
+        "start one with 'tasksprint client'\n"
     )

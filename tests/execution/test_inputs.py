@@ -382,8 +382,28 @@ def test_full_cache_holds_fetches_back_until_copies_are_released() -> None:
     bench.expect(
         stored(12, id=4),
         run(tasks[3], id=5, digests=(digest,)),
-        *[FetchInputs(7, (request(tid, digest=digest),)) for tid in (4, 5)],
         ReleaseCopies(((1, 2, digest),)),
+        *[FetchInputs(7, (request(tid, digest=digest),)) for tid in (4, 5)],
+    )
+
+
+def test_copy_that_is_released_and_wanted_again_at_once_stays_pinned() -> None:
+    """The shell pins it when it is asked for: a release behind that would undo it."""
+    bench = Bench()
+    bench.serving(1)
+    values = manifest("result")
+    digest = digest_of(values)
+    first, second = (task(tid, held_by(7, tid=0, digest=digest)) for tid in (10, 11))
+    bench.view(first)
+    bench.expect(FetchInputs(7, (request(0, digest=digest),)))
+    bench.fetched(0, values)
+    bench.expect(run(first, id=2, digests=(digest,)))
+    bench.done(1, 2, after_us=1_000)
+    bench.view(second)
+    bench.expect(
+        stored(10, id=2),
+        ReleaseCopies(((1, 0, digest),)),
+        FetchInputs(7, (request(0, digest=digest),)),
     )
 
 

@@ -308,7 +308,7 @@ def test_node_that_dies_fails_its_task_with_all_that_is_known() -> None:
             failures=(
                 failed(
                     4,
-                    "node died while it ran task 4 'merge': killed by SIGKILL, memory ran out",
+                    "node failed while it ran task 4 'merge': killed by SIGKILL, memory ran out",
                     node=1,
                     run_ms=70,
                     **detail,
@@ -517,7 +517,7 @@ def test_attached_node_that_leaves_fails_its_task_and_none_is_started() -> None:
     bench.workbench.node_attached(bench.workbench.next_node(), "mine", False, 1, bench.now_ms)
     bench.expect(run(task(0)))
     bench.workbench.node_detached(1, "it closed its socket", bench.now_ms)
-    error = "node died while it ran task 0 'work': it closed its socket"
+    error = "node failed while it ran task 0 'work': it closed its socket"
     bench.expect(
         Note(
             "tasks wait for a node attached as 'mine'; "

@@ -205,3 +205,24 @@ def test_completion_whose_values_were_replaced_before_it_was_sent_is_not_sent() 
     bench.effects()
     bench.acknowledged(2)
     bench.assert_empty()
+
+
+def test_failures_with_much_to_say_go_in_several_reports() -> None:
+    bench = Bench(settings=replace(SETTINGS, report_inline_bytes_max=10_000))
+    bench.serving(1)
+    bench.view(*[task(tid) for tid in range(12)])
+    sent: list[SendReport] = []
+
+    def carry_out() -> None:
+        for effect in bench.effects():
+            if isinstance(effect, SendReport):
+                sent.append(effect)
+            if isinstance(effect, RunTask):
+                bench.failed(1, effect.id, TaskError("e", "ж" * 500))  # A bit more than 1 KB.
+
+    for _ in range(13):
+        carry_out()
+    for _ in range(2):
+        bench.acknowledged(sent[-1].request)
+        carry_out()
+    assert [len(one.failures) for one in sent] == [1, 9, 2]

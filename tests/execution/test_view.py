@@ -114,7 +114,7 @@ def test_those_behind_a_killed_task_run_elsewhere_and_count_no_failure() -> None
     bench.expect(run(task(0), id=3), run(task(1), id=4))
     bench.exited(1, "exit code 3", {"exit_code": 3})
     detail = {"node": 1, "run_ms": 0, "exit_code": 3}
-    error = "node died while it ran task 0 'work': exit code 3"
+    error = "node failed while it ran task 0 'work': exit code 3"
     bench.expect(
         StartNode(2, PROGRAM, COMMAND),
         report(3, failures=(Failure(1, 0, 1, error, False, detail),)),

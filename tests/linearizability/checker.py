@@ -17,9 +17,9 @@ An operation of unknown outcome (a timeout, a broken connection) may take effect
 time after it was invoked, or never.
 
 Verifies: there is one order of all operations that the model allows, in which each stands
-between its invocation and its response. Doesn't verify: that the model is right, that anything ever
-gets done, nor what nobody observed. It is exact, so it takes exponential time in the
-worst case, in the number of operations at the same time; `steps_max` bounds it.
+between its invocation and its response. Doesn't verify: that the model is right, that
+anything ever gets done, nor what nobody observed. It is exact, so it takes exponential
+time in the worst case, in the number of operations at the same time; `steps_max` bounds it.
 """
 
 from __future__ import annotations
@@ -152,16 +152,19 @@ class _Search(Generic[StateT]):
                 self._steps += 1
                 if self._steps > self._steps_max:
                     raise TooHard(f"no answer after {self._steps_max} steps")
-                states = self._model.step(state, history[number])
+                operation = history[number]
+                states = self._model.step(state, operation)
                 bit = 1 << number
-                if (
-                    states == (state,)
-                    and history[number].returned is not None
-                    and self._model.is_idle(history[number])
-                ):
+                is_known = operation.returned is not None
+                if states == (state,) and is_known and self._model.is_idle(operation):
                     branches = [(taken | bit, state, depth, number)]
                     break
-                branches += [(taken | bit, after, depth, number) for after in states]
+                branches += [
+                    (taken | bit, after, depth, number)
+                    for after in states
+                    # One of unknown outcome that changes nothing may as well wait.
+                    if is_known or after != state
+                ]
             stack += reversed(branches)
         order, taken, state = longest
         return Verdict(

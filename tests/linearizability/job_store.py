@@ -16,14 +16,18 @@ What is verified, for a whole history (`check_history`):
 
 1. A request has one id, and an id one request.
 2. For each job: all operations on it are linearizable (`checker.check`).
-3. The order of ids: jobs were made one after the other in the order of their ids. Each one's making lies
-   between two times that the operations on it allow: after the first submit was invoked
-   and the last answer "absent" was asked for, before the first answer that knows of the
-   job.
+3. The order of ids: jobs were made one after the other in the order of their ids. Each
+   one's making lies between two times that the operations on it allow: after the first
+   submit was invoked and the last answer "absent" was asked for, before the first answer
+   that knows of the job.
 
 Cutting by job is sound: operations on one job say nothing of another, but for the ids,
-and they are (3). It loses nothing there: a job may be made at any time between its two times whatever
-happens to it later, so (2) and (3) together are the same as one search over all jobs.
+and they are (3). It loses nothing there: a job may be made at any time between its two
+times whatever happens to it later, so (2) and (3) together are the same as one search
+over all jobs.
+
+Several tries of one request whose outcomes are unknown count as the first of them: what
+a later one can do, that one can, and only one of them does anything.
 
 It does lose this: a "list" is one look at all jobs at once, and is taken here as one status
 of each job, at times of their own.
@@ -83,19 +87,18 @@ class JobModel:
         return (state,) if state.made_by == request else ()
 
     def _status(self, state: JobState, operation: Operation) -> tuple[JobState, ...]:
-        seen = operation.reply
-        if operation.returned is None or seen == state.status:
+        if operation.returned is None or operation.reply == state.status:
             return (state,)
+        assert isinstance(operation.reply, tuple)
+        seen: tuple[Hashable, ...] = operation.reply
         match seen:
-            case ("ended", "finished" | "failed", _) if state.status == RUNNING:
-                return (replace(state, status=seen),)
-            case ("ended", "cancelled", _) if state.status == ("ended", "cancelled", None):
-                return (replace(state, status=seen),)
-            case ("ended", str() as name, _) if state.status == ("ended", name, None):
-                # A cancel has said how it ended, but not with what.
-                return (replace(state, status=seen),)
+            case ("ended", "finished" | "failed", _):
+                was_running = state.status == RUNNING
             case _:
-                return ()
+                was_running = False
+        # A cancel says how a job ended, but not with what.
+        is_more = state.status == (*seen[:2], None)
+        return (replace(state, status=seen),) if was_running or is_more else ()
 
     def _cancel(
         self, state: JobState, request: tuple[str, int], operation: Operation
@@ -169,7 +172,20 @@ def job_histories(operations: Sequence[Operation]) -> dict[int, list[Operation]]
                     seen = statuses.get(job, ABSENT)
                     call = ("status", job)
                     history.append(replace(operation, call=call, reply=seen))
-    return dict(found)
+    return {job: _first_tries(history) for job, history in found.items()}
+
+
+def _first_tries(history: list[Operation]) -> list[Operation]:
+    """Leave out tries of unknown outcome but the first one of each request."""
+    tried: set[tuple[Hashable, ...]] = set()
+    found: list[Operation] = []
+    for operation in sorted(history, key=lambda each: each.invoked):
+        if operation.returned is None:
+            if operation.call[0] == "status" or operation.call in tried:
+                continue
+            tried.add(operation.call)
+        found.append(operation)
+    return found
 
 
 def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,12 +37,12 @@ class Register:
         return operation.call == ("read",)
 
 
-def done(invoked: int, returned: int, *call: object, reply: object = None) -> Operation:
-    return Operation("p", invoked, returned, call, reply)  # type: ignore[arg-type]
+def done(invoked: int, returned: int, *call: Hashable, reply: Hashable = None) -> Operation:
+    return Operation("p", invoked, returned, call, reply)
 
 
-def lost(invoked: int, *call: object) -> Operation:
-    return Operation("p", invoked, None, call, None)  # type: ignore[arg-type]
+def lost(invoked: int, *call: Hashable) -> Operation:
+    return Operation("p", invoked, None, call, None)
 
 
 LINEARIZABLE = {
@@ -156,12 +158,12 @@ def operations(draw: st.DrawFn) -> Operation:
     invoked = draw(st.integers(0, 12))
     if draw(st.integers(0, 4)) == 0:
         return Operation("p", invoked, None, call, None)
-    reply: object = None
+    reply: Hashable = None
     if call[0] == "read":
         reply = draw(st.integers(0, 2))
     elif call[0] == "compare":
         reply = draw(st.booleans())
-    return Operation("p", invoked, invoked + draw(st.integers(0, 6)), call, reply)  # type: ignore[arg-type]
+    return Operation("p", invoked, invoked + draw(st.integers(0, 6)), call, reply)
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)

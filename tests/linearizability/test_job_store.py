@@ -162,7 +162,9 @@ class StoreModel:
     def step(self, state: StoreState, operation: Operation) -> tuple[StoreState, ...]:
         jobs = dict(state.jobs)
         if operation.call[0] == "submit":
-            request = operation.call[1:]
+            _, sender, number = operation.call
+            assert isinstance(sender, str) and isinstance(number, int)
+            request = (sender, number)
             for job in jobs:
                 if jobs[job].made_by == request:
                     is_same = operation.reply in (None, ("job", job))
@@ -174,10 +176,10 @@ class StoreModel:
                     if operation.reply in (None, ("job", job))
                 ]
             )
-        job = operation.call[-1]
-        assert isinstance(job, int)
-        after = JobModel().step(jobs.get(job, JobState()), operation)
-        return tuple([StoreState(state.next_id, _put(jobs, job, each)) for each in after])
+        named = operation.call[-1]
+        assert isinstance(named, int)
+        after = JobModel().step(jobs.get(named, JobState()), operation)
+        return tuple([StoreState(state.next_id, _put(jobs, named, each)) for each in after])
 
     def is_idle(self, operation: Operation) -> bool:
         return False

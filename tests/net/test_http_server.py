@@ -22,7 +22,7 @@ from tasksprint.errors import (
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST, make_token
-from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tests.net.support import (
     KEY,
     OTHER_KEY,
@@ -59,10 +59,28 @@ async def _async_echo(request: Request) -> Response:
     return echo(request)
 
 
-ECHO = (("POST", "/sync", echo), ("POST", "/async", _async_echo))
+def _later_echo(request: Request) -> Later:
+    later = Later()
+    asyncio.get_running_loop().call_soon(later.answer, echo(request))
+    return later
 
 
-@pytest.mark.parametrize("path", ["/sync", "/async"])
+def _later_at_once(request: Request) -> Later:
+    later = Later()
+    later.answer(echo(request))
+    return later
+
+
+ECHO = (
+    ("POST", "/sync", echo),
+    ("POST", "/async", _async_echo),
+    ("POST", "/later", _later_echo),
+    ("POST", "/later-at-once", _later_at_once),
+)
+PATHS = ["/sync", "/async", "/later", "/later-at-once"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("form", [_post, _chunked])
 def test_requests_come_whole_byte_by_byte_and_with_the_next_behind(path: str, form) -> None:  # type: ignore[no-untyped-def]
     async def main() -> None:
@@ -177,7 +195,7 @@ def test_big_bodies_go_through_unchanged() -> None:
     async def main() -> None:
         data = bytes(range(256)) * (1 << 16)  # 16 MiB
         async with serving(routes(*ECHO)) as server, raw_connection(server.address) as raw:
-            for path in ("/sync", "/async"):
+            for path in PATHS:
                 raw.write(_post(path, data))
                 status, _, body = await raw.answer()
                 assert (status, body == data) == (200, True)
@@ -1006,5 +1024,49 @@ def test_upgrade_that_is_not_offered_is_ignored(body: bytes) -> None:
             status, headers, _ = await raw.answer()
             assert (status, headers["connection"]) == (400 if body else 200, "close")
             assert await raw.rest() == b""
+
+    run(main)
+
+
+def test_a_later_answer_goes_nowhere_when_its_connection_is_gone() -> None:
+    async def main() -> None:
+        laters: list[Later] = []
+
+        def handler(request: Request) -> Later:
+            laters.append(Later())
+            return laters[-1]
+
+        bugs: list[BaseException] = []
+        routed = routes(("GET", "/", handler))
+        async with serving(routed, on_bug=bugs.append) as server:
+            async with raw_connection(server.address) as raw:
+                raw.write(_get("/"))
+                await until(lambda: laters)
+            await until(lambda: not server.connection_count)
+            laters[0].answer(Response(200, b"late"))
+        assert bugs == []
+
+    run(main)
+
+
+def test_requests_behind_a_later_answer_wait_for_their_turn() -> None:
+    async def main() -> None:
+        laters: list[Later] = []
+
+        def handler(request: Request) -> Later:
+            laters.append(Later())
+            return laters[-1]
+
+        routed = routes(("GET", "/later", handler), *ECHO)
+        async with serving(routed) as server, raw_connection(server.address) as raw:
+            raw.write(_get("/later") + _post("/sync", b"second") + _get("/later"))
+            await until(lambda: laters)
+            assert len(laters) == 1
+            laters[0].answer(Response(200, b"first"))
+            assert (await raw.answer())[2] == b"first"
+            assert (await raw.answer())[2] == b"second"
+            await until(lambda: len(laters) == 2)
+            laters[1].answer(Response(200, b"third"))
+            assert (await raw.answer())[2] == b"third"
 
     run(main)

@@ -464,7 +464,7 @@ def test_no_client_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         find_client(tmp_path)
     assert str(caught.value) == (
-        "no client runs on this machine (as this user); start one with `tasksprint client`"
+        "no client runs on this machine (as this user); start one with 'tasksprint client'"
     )
 
 

@@ -454,6 +454,7 @@ def _draw_settings(random: Random) -> Settings:
         heartbeat_interval_ms=heartbeat,
         election_timeout_min_ms=4 * heartbeat,
         election_timeout_max_ms=8 * heartbeat,
+        chosen_notice_delay_ms=5 if heartbeat == 60 else 0,
         resend_interval_ms=random.choice((50, 100)),
         pipeline_slots_max=random.choice((1, 2, 8)),
         entry_bytes_max=random.choice((40, 200, 1_000_000)),

@@ -108,7 +108,10 @@ class _ReappliesOnRestart(ReplicaNode):
         (_SpeaksFirst, {"not-durable"}),
         (_ForgetsPromises, {"promise-back", "former-life", "core"}),
         (_ForgetsOpenEntries, {"two-chosen", "not-chosen", "not-durable", "lost-command"}),
-        (_KeepsItsName, {"promise-back", "two-chosen", "not-durable", "former-life"}),
+        (
+            _KeepsItsName,
+            {"promise-back", "two-chosen", "two-values", "not-durable", "former-life"},
+        ),
         (_AppliesBackwards, {"out-of-order"}),
         (_ReappliesOnRestart, {"out-of-order"}),
     ],

@@ -104,3 +104,13 @@ def file_place(tmp_path: Path) -> Iterator[FilePlace]:
     place = FilePlace(tmp_path)
     yield place
     place.close()
+
+
+@pytest.fixture
+def other_place(
+    place: FilePlace | MemoryPlace, tmp_path: Path
+) -> Iterator[FilePlace | MemoryPlace]:
+    """A second directory of the same sort."""
+    other = FilePlace(tmp_path / "other") if isinstance(place, FilePlace) else MemoryPlace()
+    yield other
+    other.close()

@@ -149,13 +149,14 @@ def test_database_of_another_program_is_refused(
 def test_newer_format_is_refused(tmp_path: Path, opener: Any, name: str, what: str) -> None:
     opener(tmp_path).close()
     connection = apsw.Connection(str(tmp_path / name))
-    connection.pragma("user_version", 2)
+    known = connection.pragma("user_version")
+    connection.pragma("user_version", 9)
     connection.close()
     with pytest.raises(StoreError) as caught:
         opener(tmp_path)
     assert str(caught.value) == (
-        f"cannot open {what} {str(tmp_path / name)!r}: it has format 2, this program knows "
-        "format 1; use the version of TaskSprint that wrote it, or a newer one"
+        f"cannot open {what} {str(tmp_path / name)!r}: it has format 9, this program knows "
+        f"format {known}; use the version of TaskSprint that wrote it, or a newer one"
     )
 
 

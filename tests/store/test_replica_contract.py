@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tasksprint.consensus.effects import Persist
-from tasksprint.coordination.rows import TABLES, Row
+from tasksprint.coordination.rows import TABLES, MirrorRows, Row
 from tasksprint.errors import LocalProtocolError, SettingsError
+from tasksprint.store.mirror_snapshot import FIRST_PLACE
 from tasksprint.store.records import AppliedPoint, Commit
 from tests.store.helpers import accept, ballot, blob_name, entry, promise
 
@@ -301,3 +302,197 @@ def test_upkeep_changes_nothing_that_is_kept(place: Any) -> None:
     recovery = place.open().recover()
     assert len(recovery.consensus.accepted) == 1
     assert list(recovery.rows) == sample_rows(1)
+
+
+# --- ranges ---
+
+
+def test_rows_are_found_between_two_beginnings_of_keys(place: Any) -> None:
+    store = place.open()
+    rows = [
+        Row("tasks", (job, tid), ("n", "done", None, 0, "{}"))
+        for job in (1, 2)
+        for tid in range(3)
+    ]
+    facts = [Row("facts", (name,), ("1",)) for name in ("a 1", "b 1 x", "b 1 y", "b 10 z", "c")]
+    store.commit(Commit(rows=(*rows, *facts)))
+    for mirror in (store, store.open_snapshot(), MirrorRows(store.recover().rows)):
+        assert list(mirror.read_range("tasks")) == rows
+        assert list(mirror.read_range("tasks", (2,))) == rows[3:]
+        assert list(mirror.read_range("tasks", (1,), (2,))) == rows[:3]
+        assert list(mirror.read_range("tasks", (1, 2), (2, 1))) == rows[2:4]
+        assert list(mirror.read_range("facts", ("b 1 ",), ("b 1!",))) == facts[1:3]
+        assert list(mirror.read_range("facts", ("d",))) == []
+        if mirror is not store and hasattr(mirror, "close"):
+            mirror.close()
+
+
+# --- garbage ---
+
+
+def rows_of_job(job: int, count: int) -> list[Row]:
+    """Rows of every sort that a job has, `count` of each."""
+    rows: list[Row] = []
+    for number in range(count):
+        rows += [
+            Row("tasks", (job, number), ("n", "done", None, 0, "{}")),
+            Row("events", (job, number), ("{}",)),
+            Row("answers", (job, number, 0), ("d", "{}")),
+            Row("job_log", (job, number), ("said",)),
+            Row("facts", (f"base {job} {number}",), ("[]",)),
+            Row("facts", (f"estimate {job} {number}",), ("1",)),
+        ]
+    return rows
+
+
+def left_of(store: Any, job: int) -> dict[str, int]:
+    counts = {
+        name: len(store.read_rows(name, (job,)))
+        for name in ("tasks", "events", "answers", "job_log")
+    }
+    counts["facts"] = len(
+        [row for row in store.read_rows("facts") if row.key[0].split(" ")[1] == str(job)]
+    )
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_history_of_an_ended_job_is_deleted_and_its_tasks_stay(place: Any) -> None:
+    store = place.open()
+    store.commit(Commit(rows=(*rows_of_job(1, 3), *rows_of_job(11, 3))))
+    store.commit(Commit(rows=(Row("garbage", (1,), ("history",)),)))
+    assert left_of(store, 1) == {"tasks": 3, "job_log": 3, "facts": 6}
+    assert left_of(store, 11) == {"tasks": 3, "events": 3, "answers": 3, "job_log": 3, "facts": 6}
+    assert store.read_rows("garbage") == []
+    assert not store.idle_work_is_due
+
+
+def test_forgotten_job_is_deleted_piece_by_piece_over_crashes(place: Any) -> None:
+    store = place.open()
+    store.commit(Commit(rows=(*rows_of_job(1, 700), *rows_of_job(2, 1))))
+    store.commit(Commit(rows=(Row("garbage", (1,), ("all",)),)))
+    assert store.idle_work_is_due
+    left = [sum(left_of(store, 1).values())]
+    place.crash()
+    store = place.open()
+    while store.idle_work_is_due and left_of(store, 1):
+        store.do_idle_work()
+        left.append(sum(left_of(store, 1).values()))
+    assert left == [4_100, 2_100, 100, 0]
+    assert store.read_rows("garbage") == []
+    assert sum(left_of(store, 2).values()) == 6
+
+
+def test_garbage_of_a_word_that_is_not_known_is_left_alone(place: Any) -> None:
+    store = place.open()
+    store.commit(Commit(rows=(*rows_of_job(1, 1), Row("garbage", (1,), ("something",)))))
+    assert not store.idle_work_is_due
+    assert sum(left_of(store, 1).values()) == 6
+    assert len(store.read_rows("garbage")) == 1
+
+
+# --- copies ---
+
+
+def copy_over(source: Any, target: Any, *, rows_max: int = 100, bytes_max: int = 10_000) -> Any:
+    """Copy a mirror from store to store and return what the snapshot was of."""
+    snapshot = source.open_snapshot()
+    target.begin_copy()
+    following = FIRST_PLACE
+    while following is not None:
+        piece = snapshot.piece(following, rows_max=rows_max, bytes_max=bytes_max)
+        assert piece.rows <= rows_max
+        target.add_copied(piece.table, piece.text)
+        target.add_copied(piece.table, piece.text)  # Once more: changes nothing.
+        following = piece.next_place
+    snapshot.close()
+    return snapshot.applied
+
+
+@pytest.mark.parametrize(("rows_max", "bytes_max"), [(1, 10), (7, 10_000), (1_000, 300)])
+def test_copy_has_every_cell_whatever_the_pieces(
+    place: Any, other_place: Any, rows_max: int, bytes_max: int
+) -> None:
+    source, target = place.open(), other_place.open(2)
+    rows = [row for number in (1, 2, 2**62) for row in sample_rows(number)]
+    rows += [Row("tasks", (1, tid), ("n", "done", None, tid, "x" * tid)) for tid in range(50)]
+    source.commit(Commit(rows=tuple(rows), applied=AppliedPoint(9, "d9"), cluster="c"))
+    applied = copy_over(source, target, rows_max=rows_max, bytes_max=bytes_max)
+    assert target.read_copied("facts", sample_rows(1)[-2].key) == sample_rows(1)[-2]
+    assert target.read_copied("facts", ("none",)) is None
+    assert list(target.recover().rows) == []
+    target.install_copy(applied)
+    assert target.applied == AppliedPoint(9, "d9")
+    assert list(target.recover().rows) == list(source.recover().rows)
+    other_place.crash()
+    assert list(other_place.open(2).recover().rows) == list(source.recover().rows)
+
+
+def test_snapshot_stays_as_it_was_while_commits_go_on(place: Any) -> None:
+    store = place.open()
+    row = Row("facts", ("a",), ("1",))
+    store.commit(Commit(rows=(row,), applied=AppliedPoint(1, "d1"), cluster="c"))
+    snapshot = store.open_snapshot()
+    store.commit(Commit(rows=(Row("facts", ("a",), ("2",)),), applied=AppliedPoint(2, "d2")))
+    assert (snapshot.applied, snapshot.cluster) == (AppliedPoint(1, "d1"), "c")
+    assert list(snapshot.read_range("facts")) == [row]
+    snapshot.close()
+
+
+def test_installing_a_copy_keeps_promise_and_later_entries(place: Any, other_place: Any) -> None:
+    source, target = place.open(), other_place.open(2)
+    source.commit(Commit(rows=(Row("facts", ("a",), ("1",)),), applied=AppliedPoint(5, "d5")))
+    entries = [entry(slot, b"v", ballot(7)) for slot in range(1, 9)]
+    target.commit(
+        Commit(
+            (promise(7), accept(*entries, chosen_end=3)),
+            rows=(Row("facts", ("b",), ("old",)),),
+            applied=AppliedPoint(2, "d2"),
+            cluster="c",
+        )
+    )
+    target.install_copy(copy_over(source, target))
+    target.commit(Commit((accept(entry(9, b"v", ballot(7)), chosen_end=4),)))
+    other_place.crash()
+    recovery = other_place.open(2).recover()
+    core = recovery.consensus
+    assert core.promised == ballot(7)
+    assert core.accepted == (*entries[5:], entry(9, b"v", ballot(7)))
+    assert (core.chosen_end, core.applied_end, core.log_start) == (6, 6, 6)
+    assert list(recovery.rows) == [Row("facts", ("a",), ("1",))]
+    assert (recovery.applied, recovery.cluster) == (AppliedPoint(5, "d5"), "c")
+
+
+def test_copy_that_leads_back_is_our_bug(place: Any, other_place: Any) -> None:
+    source, target = place.open(), other_place.open(2)
+    source.commit(Commit(applied=AppliedPoint(5, "d5")))
+    target.commit(Commit(applied=AppliedPoint(5, "d5")))
+    with pytest.raises(AssertionError, match="a copy leads on, never back"):
+        target.install_copy(copy_over(source, target))
+
+
+def test_copy_that_a_crash_cut_off_leaves_nothing(place: Any, other_place: Any) -> None:
+    source, target = place.open(), other_place.open(2)
+    source.commit(Commit(rows=tuple(rows_of_job(1, 5)), applied=AppliedPoint(5, "d5")))
+    copy_over(source, target)
+    other_place.crash()
+    target = other_place.open(2)
+    assert list(target.recover().rows) == []
+    target.install_copy(copy_over(source, target))
+    assert target.applied == AppliedPoint(5, "d5")
+
+
+def test_copy_that_was_given_up_leaves_nothing(place: Any, other_place: Any) -> None:
+    source, target = place.open(), other_place.open(2)
+    source.commit(Commit(rows=tuple(rows_of_job(1, 5)), applied=AppliedPoint(5, "d5")))
+    copy_over(source, target)
+    target.drop_copy()
+    assert list(target.recover().rows) == []
+    assert target.applied == AppliedPoint(0, "")
+
+
+def test_archives_are_listed(place: Any) -> None:
+    store = place.open()
+    assert store.blobs() == []
+    names = sorted(blob_name(data) for data in (b"one", b"two"))
+    store.commit(Commit(blobs=tuple((blob_name(data), data) for data in (b"one", b"two"))))
+    assert store.blobs() == names

@@ -18,6 +18,7 @@ from tasksprint.consensus.effects import Persist
 from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreError
 from tasksprint.ids import Slot
+from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -293,3 +294,22 @@ def test_killed_process_leaves_every_commit_that_it_acknowledged(tmp_path: Path)
         row for each in range(1, slot + 1) for row in kill_child.rows(each)
     ]
     store.close()
+
+
+def test_file_does_not_grow_with_history_that_is_truncated(file_place: FilePlace) -> None:
+    """Freed pages are used again: after the first rounds the file stays as it is."""
+    often = Settings(wal_idle_bytes=1, wal_bytes_max=1)
+    store = file_place.open(settings=often)
+    sizes = []
+    for first in range(1, 2_001, 100):
+        entries = [entry(slot, bytes(1_000)) for slot in range(first, first + 100)]
+        store.commit(
+            Commit(
+                (accept(*entries, chosen_end=first + 100),),
+                applied=AppliedPoint(first + 99, "d"),
+                truncate_below=max(first - 50, 1),
+            )
+        )
+        store.checkpoint_if_due()
+        sizes.append(store.path.stat().st_size)
+    assert sizes[4] == sizes[-1]

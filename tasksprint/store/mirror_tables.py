@@ -1,0 +1,243 @@
+"""The mirror's tables in SQL: their schema, reading them in ranges, copying them in pieces.
+
+A copy travels as JSON texts that SQLite makes and reads by itself, thousands of rows in
+one step. So neither end makes an object for a row, and a thread that reads or writes a
+million of them doesn't ask for Python's global lock a million times (many_rows.py says
+what that costs beside a busy loop).
+
+Knows the declarations of `coordination/rows.py`, and no row's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasksprint.coordination.rows import TABLES, Key, Row, Table
+from tasksprint.store.database import Cell, Cursor, Database
+from tasksprint.store.many_rows import Delete, Upsert
+
+__all__ = [
+    "DELETES",
+    "MIRROR_SCHEMA",
+    "UPSERTS",
+    "CopyPlace",
+    "add_piece",
+    "delete_range",
+    "drop_side_tables",
+    "has_side_tables",
+    "key_names",
+    "make_side_tables",
+    "next_place",
+    "piece_text",
+    "rows_of_range",
+    "rows_that_begin_so",
+    "side_name",
+    "swap_tables",
+]
+
+# Where a copy goes on: in which table, and behind which key; (): at its beginning.
+CopyPlace = tuple[str, Key]
+
+_SIDE = "incoming_"
+
+
+def _names(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    keys = tuple(column.name for column in table.key_columns)
+    return keys, tuple(column.name for column in table.value_columns)
+
+
+def key_names(table: str) -> tuple[str, ...]:
+    """Return the names of a table's key columns."""
+    return _names(TABLES[table])[0]
+
+
+def side_name(table: str) -> str:
+    """Return the name of the table in which a copy gathers."""
+    return _SIDE + table
+
+
+def _table_schema(table: Table, name: str) -> str:
+    keys, _ = _names(table)
+    columns = [
+        f"{column.name} {column.type}" + ("" if column.nullable else " NOT NULL")
+        for column in table.key_columns + table.value_columns
+    ]
+    columns.append(f"PRIMARY KEY ({','.join(keys)})")
+    # A single integer as the key is SQLite's own row number: nothing is smaller.
+    is_number = len(keys) == 1 and table.key_columns[0].type == "INTEGER"
+    options = "STRICT" if is_number else "STRICT, WITHOUT ROWID"
+    return f"CREATE TABLE {name} ({', '.join(columns)}) {options};\n"
+
+
+MIRROR_SCHEMA = "".join(_table_schema(table, table.name) for table in TABLES.values())
+UPSERTS = {table.name: Upsert(table.name, *_names(table)) for table in TABLES.values()}
+DELETES = {table.name: Delete(table.name, _names(table)[0]) for table in TABLES.values()}
+
+
+def _columns(table: str) -> str:
+    return ",".join(sum(_names(TABLES[table]), ()))
+
+
+# --- reading ---
+
+
+def _condition(table: str, first: Key, end: Key) -> tuple[str, list[Cell]]:
+    keys = key_names(table)
+    parts: list[str] = []
+    bindings: list[Cell] = []
+    for sign, bound in ((">=", first), ("<", end)):
+        if bound:
+            assert len(bound) <= len(keys), "a bound has at most as many parts as the key"
+            marks = ",".join("?" * len(bound))
+            parts.append(f"({','.join(keys[: len(bound)])}) {sign} ({marks})")
+            bindings += bound
+    return (f"WHERE {' AND '.join(parts)}" if parts else ""), bindings
+
+
+def rows_of_range(
+    database: Database, table: str, first: Key, end: Key, *, name: str | None = None
+) -> Iterator[Row]:
+    """Yield rows as `Mirror.read_range` says."""
+    where, bindings = _condition(table, first, end)
+    return _rows(database, table, where, bindings, name=name)
+
+
+def rows_that_begin_so(
+    database: Database, table: str, key_prefix: Key, limit: int, offset: int
+) -> Iterator[Row]:
+    """Yield rows whose keys begin so; limit -1: all."""
+    keys = key_names(table)
+    assert len(key_prefix) <= len(keys), "a prefix has at most as many parts as the key"
+    conditions = [f"{name} = ?" for name in keys[: len(key_prefix)]]
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return _rows(database, table, where, [*key_prefix, limit, offset], tail="LIMIT ? OFFSET ?")
+
+
+def _rows(
+    database: Database,
+    table: str,
+    where: str,
+    bindings: list[Cell],
+    *,
+    tail: str = "",
+    name: str | None = None,
+) -> Iterator[Row]:
+    keys = key_names(table)
+    count = len(keys)
+    for cells in database.iterate(
+        f"SELECT {_columns(table)} FROM {name or table} {where} ORDER BY {','.join(keys)} {tail}",
+        bindings,
+    ):
+        # The key columns are NOT NULL and hold no bytes, by their declaration.
+        yield Row(table, cells[:count], cells[count:])  # type: ignore[arg-type]
+
+
+# --- deleting ---
+
+
+def delete_range(cursor: Cursor, table: str, first: Key, end: Key, rows_max: int) -> int:
+    """Delete the first rows of a range; return how many there were, at most `rows_max`."""
+    where, bindings = _condition(table, first, end)
+    keys = ",".join(key_names(table))
+    cursor.execute(
+        f"DELETE FROM {table} WHERE ({keys}) IN"
+        f" (SELECT {keys} FROM {table} {where} ORDER BY {keys} LIMIT ?)",
+        [*bindings, rows_max],
+    )
+    return cursor.connection.changes()
+
+
+# --- copying: the side that gives ---
+
+
+def piece_text(
+    database: Database, place: CopyPlace, rows_max: int, bytes_max: int
+) -> tuple[str, int, Key]:
+    """Return the next rows of a table as a JSON text, how many, and the last one's key.
+
+    At least one row if there is one, however large it is; "[]", 0 and () else.
+    """
+    table, after = place
+    keys, values = _names(TABLES[table])
+    columns = _columns(table)
+    order = ",".join(keys)
+    where = ""
+    if after:
+        where = f"WHERE ({order}) > ({','.join('?' * len(keys))})"
+    size = "+".join(f"ifnull(octet_length({name}),0)" for name in keys + values)
+    # Rows are counted first: how large they are isn't known, and one text holds them all.
+    ((count,),) = database.query(
+        f"SELECT count(*) FROM (SELECT sum({size}) OVER (ORDER BY {order}) AS total FROM"
+        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)) WHERE total <= ?",
+        [*after, rows_max, bytes_max],
+    )
+    assert isinstance(count, int)
+    rows = max(count, 1)
+    found = database.query(
+        f"SELECT json_group_array(json_array({columns})), count(*) FROM"
+        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)",
+        [*after, rows],
+    )
+    ((text, count),) = found
+    assert isinstance(text, str) and isinstance(count, int)
+    if not count:
+        return text, 0, ()
+    (last,) = database.query(
+        f"SELECT {order} FROM {table} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
+        [*after, count - 1],
+    )
+    return text, count, last  # type: ignore[return-value]  # see `_rows`
+
+
+def next_place(place: CopyPlace, last_key: Key) -> CopyPlace | None:
+    """Return where a copy goes on behind a piece; None: it is whole.
+
+    Args:
+        last_key: Of the piece; (): the table has no more rows.
+    """
+    table, _ = place
+    if last_key:
+        return table, last_key
+    names = list(TABLES)
+    index = names.index(table) + 1
+    return (names[index], ()) if index < len(names) else None
+
+
+# --- copying: the side that takes ---
+
+
+def make_side_tables(cursor: Cursor) -> None:
+    """Make empty tables beside the mirror's, for a copy."""
+    drop_side_tables(cursor)
+    for table in TABLES.values():
+        cursor.execute(_table_schema(table, side_name(table.name)))
+
+
+_FIND_SIDE_TABLES = f"SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB '{_SIDE}*'"
+
+
+def has_side_tables(database: Database) -> bool:
+    """Whether something is left of a copy."""
+    return bool(database.query(_FIND_SIDE_TABLES))
+
+
+def drop_side_tables(cursor: Cursor) -> None:
+    """Delete what is left of a copy, if there is anything."""
+    for (name,) in cursor.execute(_FIND_SIDE_TABLES).fetchall():
+        cursor.execute(f"DROP TABLE {name}")
+
+
+def add_piece(cursor: Cursor, table: str, text: str) -> None:
+    """Add the rows of a piece to the copy; a piece that came twice changes nothing."""
+    keys, values = _names(TABLES[table])
+    cells = ",".join(f"value->>{index}" for index in range(len(keys) + len(values)))
+    cursor.execute(
+        f"INSERT OR REPLACE INTO {side_name(table)} SELECT {cells} FROM json_each(?)", (text,)
+    )
+
+
+def swap_tables(cursor: Cursor) -> None:
+    """Put the copy in the mirror's place; part of the caller's transaction."""
+    for name in TABLES:
+        cursor.execute(f"DROP TABLE {name}")
+        cursor.execute(f"ALTER TABLE {side_name(name)} RENAME TO {name}")

@@ -1,0 +1,127 @@
+"""Coordinators in this process, on imagined disks and real sockets, and requests to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+from tasksprint.ids import ReplicaId
+from tasksprint.net.gate import Gate
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.http_server import HttpServer
+from tasksprint.net.keys import ClusterKey
+from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator_http import CoordinatorPaths
+from tasksprint.settings import Settings
+from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
+from tasksprint.store.replica_store import ReplicaStore
+
+__all__ = ["Member", "Members", "members"]
+
+KEY = ClusterKey(bytes(range(32)))
+
+
+class Member:
+    """One coordinator: its disk stays over `crash`, its address too."""
+
+    def __init__(self, number: int, of: Members) -> None:
+        self.number = ReplicaId(number)
+        self.directory = MemoryDirectory(f"replica {number}")
+        self._of = of
+        self._listener = _listen(0)
+        host, port = self._listener.getsockname()
+        self.address = f"{host}:{port}"
+        self.coordinator: Coordinator = cast(Coordinator, None)  # until started
+        self._server: HttpServer = cast(HttpServer, None)
+
+    async def start(self) -> None:
+        """Start it, as `coordinator` does."""
+        of = self._of
+        store = MemoryReplicaStore.open(self.directory, self.number, now_ms=0)
+        options = CoordinatorOptions(
+            me=self.number,
+            advertise=self.address,
+            peers={member.number: member.address for member in of.all},
+            data_dir=of.folder / f"replica-{self.number}",
+            key=KEY,
+        )
+        # The store in memory passes the same contract tests.
+        self.coordinator = Coordinator(options, of.settings, cast(ReplicaStore, store))
+        paths = CoordinatorPaths(self.coordinator)
+        self.coordinator.streams.add_to(paths.router)
+        gate = Gate(KEY, of.settings, hosts=[self.address])
+        self._server = HttpServer(
+            paths.router, gate, of.settings, on_bug=self.coordinator.fail
+        )
+        if self._listener.fileno() < 0:
+            self._listener = _listen(int(self.address.rpartition(":")[2]))
+        await self._server.listen(self.address, inherited=self._listener)
+        self.coordinator.start()
+
+    async def stop(self) -> None:
+        """Stop it in good order."""
+        if self.coordinator.stopped.done():
+            self.coordinator.stopped.exception()
+        else:
+            self.coordinator.stop()
+        self.coordinator.release_waiting()
+        await self._server.close(grace_ms=50)
+        await self.coordinator.close()
+
+    async def ask(self, method: str, path: str, **options: Any) -> HttpResponse:
+        """Send it a signed request."""
+        return await self._of.http.request(self.address, method, path, **options)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it stopped by itself; None: it didn't."""
+        stopped = self.coordinator.stopped
+        return stopped.exception() if stopped.done() else None
+
+
+class Members:
+    """All coordinators of one cluster."""
+
+    def __init__(self, count: int, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.http = HttpClient(KEY, settings)
+        self.all: list[Member] = []
+        self.all += [Member(number, self) for number in range(1, count + 1)]
+
+    async def leader(self) -> Member:
+        """Wait until somebody leads and may answer, and return it."""
+        while True:
+            for member in self.all:
+                if member.coordinator.replica.is_established:
+                    return member
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def members(
+    count: int, folder: Path, settings: Settings | None = None
+) -> AsyncIterator[Members]:
+    """Run so many coordinators."""
+    found = Members(count, folder, settings or Settings())
+    for member in found.all:
+        await member.start()
+    try:
+        yield found
+    finally:
+        await found.http.close()
+        for member in found.all:
+            await member.stop()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(64)
+    return listener
