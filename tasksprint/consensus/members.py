@@ -96,6 +96,20 @@ class Memberships:
             self._add(first_slot, membership)
         self._introduced = None if introduced is None else from_fields(introduced)
 
+    def take_copy(self, data: bytes | None) -> None:
+        """Take what came with a copy of the state, if it is newer than what the log says here."""
+        if data is None:
+            return
+        copied = Memberships()
+        copied.restore(data)
+        if copied._spans[-1].membership.number > self._spans[-1].membership.number:
+            self._spans = copied._spans
+            self.has_news = True
+        told = [each for each in (copied._introduced, self._introduced) if each is not None]
+        self._introduced = None
+        if told:
+            self.introduce(max(told, key=lambda membership: membership.number))
+
     def encode(self) -> bytes:
         """Return the bytes that must outlive the entries of the log that brought them."""
         spans = [[span.first_slot, to_fields(span.membership)] for span in self._spans]

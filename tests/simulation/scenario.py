@@ -351,6 +351,8 @@ class Scenario:
         Only once all are founded: before that, losing the founder is not repaired but
         begun anew by the operator.
         """
+        if node.disk.state.founding is None if node.is_joining else len(node.members) == 1:
+            return  # Nothing is lost yet; or it would found another cluster.
         if node.me in self._wiped or not self._leaves_quorums({*self._wiped, node.me}):
             return
         if any(
