@@ -6,6 +6,7 @@ or the block held nothing that matters. It never goes on with something else.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreError
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
+from tests.e2e.conftest import wait_until
+from tests.known_bugs.test_power_loss import decides
 from tests.store.helpers import accept, entry
+from tests.torture.machines import Machines, copy_of_checkout
 
 PAGE = 4096
 SLOTS = 30
@@ -93,3 +97,25 @@ def test_zeros_in_a_row_of_many_blocks_are_told_with_the_row(tmp_path: Path) -> 
         "JSON; a block of the disk was lost; this replica can't be trusted any more; move its "
         "data directory away and replace the member"
     )
+
+
+@pytest.mark.slow
+def test_replica_with_zeros_in_its_file_stops_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    command = copy_of_checkout(tmp_path / "code")
+    with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
+        machines.start_all()
+        for request in range(1, 4):
+            wait_until(partial(decides, machines, request), "it is decided")
+        name = "coordinator-2"
+        machines.processes[name].terminate()  # So that all is in the file, and no log beside.
+        assert machines.processes[name].wait(10) == 0
+        path = machines.folder / name / "replica.db"
+        data = path.read_bytes()
+        # Among them the promise and the log.
+        path.write_bytes(data[:PAGE] + bytes(len(data) - PAGE))
+        machines.start(name)
+        assert machines.processes[name].wait(20) == StoreError.exit_code
+        assert f"{str(path)!r} is damaged: " in machines.log(name)
+        assert "Traceback" not in machines.log(name)
+        wait_until(lambda: decides(machines, 4), "the others decide")

@@ -126,7 +126,8 @@ def check_files(machines: Machines, jobs: dict[int, JobRequest]) -> list[str]:
     a while only; those that are there must say the same.
     """
     wrong: list[str] = []
-    first: dict[str, dict[tuple[int, ...], object]] | None = None
+    first_events: dict[tuple[int, int], object] = {}
+    first_rows: dict[int, tuple[object, ...]] = {}
     for name in machines.coordinators:
         database = sqlite3.connect(machines.folder / name / "replica.db")
         events = {
@@ -134,7 +135,7 @@ def check_files(machines: Machines, jobs: dict[int, JobRequest]) -> list[str]:
             for job, number, line in database.execute("SELECT job, number, line FROM events")
         }
         found = database.execute("SELECT job, name, state, body FROM jobs")
-        rows = {(int(job),): tuple(rest) for job, *rest in found}
+        rows = {int(job): tuple(rest) for job, *rest in found}
         database.close()
         told = [
             (job, json.loads(line)["tid"])
@@ -144,13 +145,13 @@ def check_files(machines: Machines, jobs: dict[int, JobRequest]) -> list[str]:
         if len(told) != len(set(told)):
             twice = sorted({each for each in told if told.count(each) > 1})
             wrong.append(f"{name}: tasks (job, tid) that were done twice: {twice}")
-        if {job for (job,) in rows} != set(jobs):
-            differing = sorted({job for (job,) in rows} ^ set(jobs))
+        if set(rows) != set(jobs):
+            differing = sorted(set(rows) ^ set(jobs))
             wrong.append(f"{name}: jobs that nobody wants, or that are missing: {differing}")
-        if first is None:
-            first = {"events": events, "jobs": rows}
-        elif rows != first["jobs"]:
+        if name == machines.coordinators[0]:
+            first_events, first_rows = events, rows
+        elif rows != first_rows:
             wrong.append(f"{name}: jobs differ from those of {machines.coordinators[0]}")
-        elif any(first["events"].get(key, line) != line for key, line in events.items()):
+        elif any(first_events.get(key, line) != line for key, line in events.items()):
             wrong.append(f"{name}: events differ from those of {machines.coordinators[0]}")
     return wrong
