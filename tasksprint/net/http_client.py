@@ -29,6 +29,7 @@ from tasksprint.net.http_messages import (
     target_of,
 )
 from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST, ClusterKey
+from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.settings import Settings
 
 __all__ = ["HttpClient", "StreamedResponse"]
@@ -49,6 +50,7 @@ class HttpClient:
     def __init__(self, key: ClusterKey | None, settings: Settings) -> None:
         self._key = key
         self.settings = settings
+        self.read_buffer = new_read_buffer()
         self._pool: dict[str, list[_Connection]] = {}  # unused ones; the last used is last
         self._in_use: set[_Connection] = set()
         self._closed = False
@@ -316,7 +318,7 @@ class _NothingReceived(PeerUnreachable):
     """The connection ended before the first byte of an answer."""
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(BufferedReader):
     """One connection, and the request that is under way on it."""
 
     __slots__ = (
@@ -352,6 +354,7 @@ class _Connection(asyncio.Protocol):
     )
 
     def __init__(self, client: HttpClient, address: str) -> None:
+        super().__init__(client.read_buffer)
         self._client = client
         self.settings = client.settings
         self.address = address

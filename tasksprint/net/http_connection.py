@@ -22,6 +22,7 @@ from tasksprint.net.addresses import format_address, tune_socket
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange, Service
 from tasksprint.net.http_messages import response_head
+from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.net.router import Later, Response, Upgrade, error_response
 
 __all__ = ["Connection", "Connections"]
@@ -39,6 +40,7 @@ class Connections:
 
     def __init__(self) -> None:
         self.open: set[Connection] = set()
+        self.read_buffer = new_read_buffer()
         self.upgraded: set[asyncio.Transport] = set()  # left HTTP; closed with the server
 
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -51,7 +53,7 @@ class Connections:
         self.upgraded.add(transport)
 
 
-class Connection(asyncio.Protocol):
+class Connection(BufferedReader):
     """One connection of a peer."""
 
     __slots__ = (
@@ -82,6 +84,7 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self, service: Service, connections: Connections) -> None:
+        super().__init__(connections.read_buffer)
         self._service = service
         self._connections = connections
         self._loop = asyncio.get_running_loop()

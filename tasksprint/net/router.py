@@ -7,7 +7,6 @@ runs in a task that is cancelled when the connection closes.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, Refused
 from tasksprint.net.gate import Access, Identity
 from tasksprint.net.http_messages import JSON_TYPE
+from tasksprint.net.reading import BufferedReader
 
 __all__ = [
     "Handler",
@@ -108,7 +108,7 @@ class Upgrade:
 
     protocol_name: str
     headers: Mapping[str, str]
-    make_protocol: Callable[[], asyncio.Protocol]
+    make_protocol: Callable[[], BufferedReader]
 
 
 class Later:

@@ -44,6 +44,7 @@ from tasksprint.net.deadlines import wait_at_most, within
 from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_messages import HttpResponse, request_head, target_of
 from tasksprint.net.keys import ClusterKey, Mac
+from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.net.router import Request, Response, Router, Upgrade
 from tasksprint.settings import Settings
 
@@ -94,6 +95,7 @@ class PeerStreams:
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
         self.warnings = CountedWarnings(log)
+        self.read_buffer = new_read_buffer()
         self._openers: dict[ReplicaId, _Opener] = {}
         self._incoming: dict[ReplicaId, _Receiver] = {}
         self._peers = dict(peers)
@@ -308,10 +310,11 @@ class _Opener:
         )
 
 
-class _Sender(asyncio.Protocol):
+class _Sender(BufferedReader):
     """The connection to a peer: first HTTP, then frames."""
 
     def __init__(self, streams: PeerStreams, peer: ReplicaId) -> None:
+        super().__init__(streams.read_buffer)
         self._streams = streams
         self._peer = peer
         self._loop = asyncio.get_running_loop()
@@ -458,10 +461,11 @@ class _Sender(asyncio.Protocol):
             self._transport.abort()
 
 
-class _Receiver(asyncio.Protocol):
+class _Receiver(BufferedReader):
     """The connection on which a peer sends its frames."""
 
     def __init__(self, streams: PeerStreams, source: ReplicaId, mac: Mac) -> None:
+        super().__init__(streams.read_buffer)
         self._streams = streams
         self.source = source
         self._mac = mac

@@ -42,6 +42,7 @@ STDERR_TAIL_BYTES = 8 * 1024
 SOCKET_BUFFER_BYTES = 1024 * 1024
 # Above this much unsent data `on_writable` reports when it has drained.
 WRITE_HIGH_BYTES = 1024 * 1024
+_READ_BYTES = 128 * 1024
 # How long after the program's end its sockets may stay open: only a descendant that
 # fled its group still holds them, and nothing of it is waited for.
 DRAIN_S = 0.5
@@ -77,7 +78,7 @@ class ExitReason:
         return f"{self.describe()}; its stderr ended with:\n{tail}" if tail else self.describe()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """The writing and reading side of a program's socket, whoever started the program.
 
     `Program` and `attach.AttachedProgram` are the two kinds.
@@ -93,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._on_data = on_data
         self._on_writable = on_writable
         self._transport: asyncio.Transport | None = None
+        # Without it the loop makes room for 256 KiB before each read: 15 us more.
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         # A second handle to the socket. When a write fails because the other side is
         # gone, asyncio closes its handle with unread data still in it: the last answer
         # of a program that answered and left. `connection_lost` reads it from here.
@@ -142,14 +145,20 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- asyncio.Protocol ---
+    # --- asyncio.BufferedProtocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received(bytes(self._buffer[:nbytes]))
+
+    def _received(self, data: bytes) -> None:
         if self._early is None:
             self._on_data(data)
         else:
@@ -168,7 +177,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         try:
             while error is not None and (data := self._last_words.recv(256 * 1024)):
-                self.data_received(data)
+                self._received(data)
         except OSError:
             pass  # Nothing is lost: BlockingIOError and ECONNRESET say that it is empty.
         finally:

@@ -39,7 +39,7 @@ _PROGRESS_INTERVAL_S = 1.0
 _SEED_END = 2**63
 # How long `stop` waits for clients to leave before it stops the coordinators.
 _LEAVE_S = 3.0
-_STOP_GIVE_UP_MS = 2_000
+_GIVE_UP_MS = 2_000
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -223,9 +223,9 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
     return EXIT_OK
 
 
-def counted(number: int, name: str) -> str:
+def counted(number: int, name: str, plural: str = "") -> str:
     """Return "1 client" or "2 clients"."""
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+    return f"{number} {name if number == 1 else plural or name + 's'}"
 
 
 def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
@@ -322,8 +322,8 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     members = _members(cluster, parse_addresses(options.coordinators))
     if not options.json:  # First of all: what follows needs a majority of them.
         _print_members(members)
-    clients = cluster.request("GET", "/v1/clients").json()
-    jobs = cluster.request("GET", "/v1/jobs").json()
+    clients = cluster.request("GET", "/v1/clients", give_up_ms=_GIVE_UP_MS).json()
+    jobs = cluster.request("GET", "/v1/jobs", give_up_ms=_GIVE_UP_MS).json()
     if options.json:
         _print_json({"coordinators": members, "clients": clients, "jobs": jobs})
         return EXIT_OK
@@ -391,7 +391,8 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
 def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
     members = _members(cluster, parse_addresses(options.coordinators))
     coordinators = [member["address"] for member in members.values() if "error" not in member]
-    clients = _living_clients(cluster)
+    found = _living_clients(cluster)
+    clients = found or []
     stopped = _stop_each(cluster, clients)
     # They leave in good order while somebody is there to hear it.
     deadline_s = time.monotonic() + _LEAVE_S
@@ -399,16 +400,20 @@ def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
         time.sleep(0.05)
     stopped += _stop_each(cluster, coordinators)
     total = len(clients) + len(coordinators)
-    print(f"stopped {stopped} of {total} processes")
+    print(f"stopped {stopped} of {counted(total, 'process', 'processes')}")
+    if found is None:
+        raise PeerUnreachable(
+            "no coordinator leads, so the clients aren't known; end those that still run by hand"
+        )
     return EXIT_OK if stopped == total else PeerUnreachable.exit_code
 
 
-def _living_clients(cluster: Cluster) -> list[str]:
-    """Return the addresses of the clients that can be asked to stop."""
+def _living_clients(cluster: Cluster) -> list[str] | None:
+    """Return the addresses of the clients that can be asked to stop; None: nobody knows."""
     try:
-        clients = cluster.request("GET", "/v1/clients", give_up_ms=_STOP_GIVE_UP_MS).json()
+        clients = cluster.request("GET", "/v1/clients", give_up_ms=_GIVE_UP_MS).json()
     except PeerUnreachable:
-        return []  # No quorum: what can be reached is stopped all the same.
+        return None  # No quorum: what can be reached is stopped all the same.
     return [one["address"] for one in clients if one["state"] == "alive" and one["address"]]
 
 

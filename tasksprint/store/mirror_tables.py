@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasksprint.coordination.rows import TABLES, Key, Row, Table
+from tasksprint.errors import StoreError
 from tasksprint.store.database import Cell, Cursor, Database
 from tasksprint.store.many_rows import Delete, Upsert
 
@@ -39,6 +40,10 @@ __all__ = [
 CopyPlace = tuple[str, Key]
 
 _SIDE = "incoming_"
+# Shorter texts stand with their row in a page that SQLite checks the form of. What is
+# longer goes on in pages of nothing else, and one that is zeroed would be read as zeros;
+# JSON has none.
+_LOCAL_LENGTH = 256
 
 
 def _names(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -124,10 +129,19 @@ def _rows(
 ) -> Iterator[Row]:
     keys = key_names(table)
     count = len(keys)
+    is_json = table != "job_log"  # Lines of people may hold anything.
     for cells in database.iterate(
         f"SELECT {_columns(table)} FROM {name or table} {where} ORDER BY {','.join(keys)} {tail}",
         bindings,
     ):
+        last = cells[-1]
+        if is_json and type(last) is str and len(last) > _LOCAL_LENGTH and "\0" in last:
+            raise StoreError(
+                f"{database.kind.what} {str(database.path)!r} is damaged: row "
+                f"{cells[:count]!r} of table {table!r} has zeros in its JSON",
+                hint="a block of the disk was lost; this replica can't be trusted any more; "
+                "move its data directory away and replace the member",
+            )
         # The key columns are NOT NULL and hold no bytes, by their declaration.
         yield Row(table, cells[:count], cells[count:])  # type: ignore[arg-type]
 

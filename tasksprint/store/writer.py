@@ -18,18 +18,23 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from tasksprint.errors import StoreError
 
-__all__ = ["GroupStore", "WriterThread"]
+__all__ = ["GroupStore", "WriteTimes", "WriterThread"]
 
 # A transaction takes at most so many commits, so that the first one in it doesn't wait
 # for ever: beyond this, a transaction's fixed costs don't count any more.
 _COMMITS_MAX = 500
 # A store may do its upkeep after this much silence.
 _QUIET_S = 0.05
+# Transactions over which percentiles of their times are taken.
+_TIMES_KEPT = 1_000
 
 CommitT = TypeVar("CommitT")
 CommitT_contra = TypeVar("CommitT_contra", contravariant=True)
@@ -55,6 +60,43 @@ class GroupStore(Protocol[CommitT_contra]):
 
     def close(self) -> None:
         """Give back the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteTimes:
+    """How long transactions took; percentiles are over the last ones only."""
+
+    count: int  # since the start
+    sum_s: float  # since the start
+    p50_s: float | None  # None: there was none yet
+    p99_s: float | None
+
+
+class _Times:
+    """The ring behind `WriteTimes`: written by the thread, read by the loop."""
+
+    __slots__ = ("_count", "_last_ns", "_sum_ns")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum_ns = 0
+        self._last_ns: deque[int] = deque(maxlen=_TIMES_KEPT)
+
+    def add(self, time_ns: int) -> None:
+        self._count += 1
+        self._sum_ns += time_ns
+        self._last_ns.append(time_ns)
+
+    def summary(self) -> WriteTimes:
+        last_ns = sorted(self._last_ns.copy())  # The thread may append meanwhile.
+        if not last_ns:
+            return WriteTimes(0, 0.0, None, None)
+        return WriteTimes(
+            self._count,
+            self._sum_ns / 1e9,
+            last_ns[len(last_ns) // 2] / 1e9,
+            last_ns[len(last_ns) * 99 // 100] / 1e9,
+        )
 
 
 class _Commit:
@@ -121,6 +163,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._queue: queue.SimpleQueue[_Commit | _Call | _Close] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._is_closing = False
+        self._times = _Times()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -130,6 +173,10 @@ class WriterThread(Generic[StoreT, CommitT]):
     def waiting(self) -> int:
         """Commits and calls that the thread has not taken up yet."""
         return self._queue.qsize()
+
+    def write_times(self) -> WriteTimes:
+        """Return how long transactions took, from the first statement until they were durable."""
+        return self._times.summary()
 
     def commit(self, commit: CommitT) -> asyncio.Future[None]:
         """Hand over a commit.
@@ -217,10 +264,12 @@ class WriterThread(Generic[StoreT, CommitT]):
     def _do(self, item: list[_Commit] | _Call) -> None:
         if isinstance(item, list):
             if self._failure is None:
+                begun_ns = time.perf_counter_ns()
                 try:
                     self._store.commit_all([waiting.commit for waiting in item])
                 except BaseException as error:
                     self._fail(error)
+                self._times.add(time.perf_counter_ns() - begun_ns)
             self._tell(_tell_committed, item, self._failure)
         elif self._failure is not None:
             self._tell(_tell_called, item.future, None, self._failure)

@@ -72,6 +72,7 @@ class Node(TaskSprintNode):
             raise ValueError("not at first")
 
     def wait(self, gate):
+        print("waits at its gate")
         with open(gate + ".begun", "w") as file:
             file.write(str(os.getpid()))
         deadline = time.monotonic() + 60
@@ -266,6 +267,19 @@ def test_result(shared: Shared, finished: int, job_folder: Path, tmp_path: Path)
     assert wrong == "tasksprint: no job 999\n"
 
 
+def test_logs_show_what_a_running_task_has_printed(
+    shared: Shared, job_folder: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    job = shared.submit(job_folder, params=json.dumps({"gate": str(gate)}))
+    wait_at(gate)
+    line = "task 2 attempt 1 on client 1: waits at its gate\n"
+    assert shared.commands.text("logs", str(job), "2") == line
+    gate.touch()
+    assert shared.outcome(job).state == "finished"
+    assert shared.commands.text("logs", str(job), "2") == line
+
+
 def test_result_of_a_running_job_says_so(shared: Shared, job_folder: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     job = shared.submit(job_folder, params=json.dumps({"gate": str(gate)}))
@@ -441,6 +455,23 @@ def test_stop_ends_every_process(archive: Path, job_folder: Path, tmp_path: Path
         for process in shared.private._processes.values():
             assert process.wait(30) == 0
         wait_for_no_process(of_cluster)
+
+
+def test_status_and_stop_without_a_majority_say_so(archive: Path) -> None:
+    with shared_cluster(archive, coordinators=3) as shared:
+        wait_until(lambda: shared.commands.json("clients") != [], "the client has joined")
+        leader = next(iter(shared.commands.json("status")["coordinators"].values()))["leader"]
+        others = [number for number in (1, 2, 3) if number != leader]
+        shared.private.kill(f"coordinator-{leader}", f"coordinator-{others[0]}")
+        done = shared.commands("status", code=69)
+        rows = done.stdout.decode().splitlines()
+        states = {row.split()[0]: row.split()[2] for row in rows[1:4]}
+        assert [states[str(number)] for number in (leader, others[0])] == ["unreachable"] * 2
+        assert states[str(others[1])] in ("follower", "canvassing", "candidate")
+        assert b"no coordinator answers at" in done.stderr
+        done = shared.commands("stop", code=69)
+        assert done.stdout == b"stopped 1 of 1 process\n"
+        assert b"no coordinator leads, so the clients aren't known" in done.stderr
 
 
 # --- nodes attached by hand ---

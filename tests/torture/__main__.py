@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -34,6 +35,8 @@ __all__ = ["main"]
 
 _JOB = Path(__file__).parent / "job"
 _START_LIMIT_S = 30.0
+# More than a client may be silent for: a leader that wakes would declare it dead by then.
+_AFTER_STALL_S = 7.0
 
 
 def main() -> int:
@@ -67,12 +70,22 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--coordinators", type=int, default=5)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--submits", type=float, default=1.0, help="jobs a second (default 1)")
+    parser.add_argument(
+        "--stall",
+        type=float,
+        default=None,
+        metavar="S",
+        help="afterwards stop the leader for so long, and see that no client is declared dead "
+        "(default: 60 if the run takes 5 minutes or more)",
+    )
     parser.add_argument("--archive", help="a tasksprint.pyz; default: a copy of the checkout")
     parser.add_argument("--no-network", action="store_true", help="no namespaces, no partitions")
     parser.add_argument("--keep", action="store_true", help="keep the files")
     options = parser.parse_args()
     if options.seed is None:
         options.seed = int.from_bytes(os.urandom(3), "big")
+    if options.stall is None:
+        options.stall = 60.0 if options.minutes >= 5 else 0.0
     return options
 
 
@@ -136,10 +149,12 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
         load.start()
         faults.start()
         faults.wait(seconds)
-        load.stop()
         faults.stop()
         wrong = list(faults.wrong)
         tell(f"healed; {', '.join(f'{n} {what}' for what, n in sorted(faults.counts.items()))}")
+        if options.stall and not wrong:
+            wrong += _stall(machines, options.stall, tell)
+        load.stop()
         if not wrong:
             machines.start_all()
             wrong += settle(machines, load, random, tell, limit_s=60 + seconds / 2)
@@ -159,6 +174,37 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
             lines = [each.describe() for each in sorted(load.history, key=lambda o: o.invoked)]
             (folder / "history.txt").write_text("\n".join(lines), encoding="utf-8")
         return wrong
+
+
+def _stall(machines: Machines, seconds: float, tell: Callable[[str], None]) -> list[str]:
+    """Stop the leader for long; no client may be declared dead by a judge that was stalled."""
+    machines.start_all()
+    deadline_s = time.monotonic() + _START_LIMIT_S
+    states: list[str] = []
+    while states != ["alive"] * len(machines.clients):
+        if time.monotonic() > deadline_s:
+            return [f"the clients are {states} {_START_LIMIT_S:.0f} s after healing"]
+        time.sleep(0.2)
+        states = _client_states(machines)
+    leader = machines.leader()
+    if leader is None:
+        return ["nobody leads after healing"]
+    ends = {name: len(machines.log(name)) for name in machines.coordinators}
+    tell(f"{leader}, which leads, is stopped for {seconds:g} s")
+    machines.stop(leader)
+    time.sleep(seconds)
+    machines.resume(leader)
+    time.sleep(_AFTER_STALL_S)
+    lines = [line for name in ends for line in machines.log(name)[ends[name] :].splitlines()]
+    return [f"a client was declared dead: {line}" for line in lines if " dead: " in line]
+
+
+def _client_states(machines: Machines) -> list[str]:
+    try:
+        found = machines.connect().request("GET", "/v1/clients", give_up_ms=300).json()
+    except PeerUnreachable:
+        return []
+    return [str(client["state"]) for client in found]
 
 
 def _upload(machines: Machines, archive: bytes) -> str:

@@ -1,0 +1,706 @@
+"""One coordinator process under what befalls it: bad input, a full disk, crashes, load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasksprint.consensus import Accept, Ballot, Envelope
+from tasksprint.coordination.commands import (
+    Answer,
+    AnswerPart,
+    Command,
+    JoinClient,
+    SubmitJob,
+    Tick,
+    encode_command,
+)
+from tasksprint.encoding import encode_json
+from tasksprint.errors import Refused, RemoteProtocolError, StoreError
+from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.process.job_directory import pack
+from tasksprint.protocol.replica_frames import encode_body
+from tasksprint.roles import coordinator as coordinator_module
+from tasksprint.roles import replica_codec
+from tasksprint.roles.coordinator import Coordinator, NotLeader
+from tasksprint.settings import Settings
+from tasksprint.store.memory_store import MemoryReplicaStore
+from tasksprint.store.records import AppliedPoint
+from tasksprint.tasks import WriteLog
+from tests.roles.members import Member, members
+
+JOIN = JoinClient("aa", Incarnation("bb"), None, "host", 2)
+NO_TICKS = Settings(tick_interval_ms=1_000_000_000)
+# Answers nothing, as long as it is asked nothing.
+QUIET = "#!/bin/sh\necho '{\"ready\":{}}'\nexec cat > /dev/null\n"
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]], *, limit_s: float = 20) -> None:
+    asyncio.run(asyncio.wait_for(main(), limit_s))
+
+
+async def until(condition: Callable[[], object], what: str, *, limit_s: float = 8) -> None:
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + limit_s
+    while not condition():
+        assert loop.time() < end_s, f"still not so after {limit_s} s: {what}"
+        await asyncio.sleep(0.003)
+
+
+def submission(request: int, program: str = "none", **manifest: Any) -> SubmitJob:
+    fields = {"scheduler": ["scheduler.sh"], "node": "attached:x", **manifest}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return SubmitJob("me", request, "job", 1, "{}", program, json.dumps(fields))
+
+
+async def decide(member: Member, command: Command) -> Any:
+    return json.loads(await member.coordinator.decide(encode_command(command)))
+
+
+async def archive_of(member: Member, folder: Path, **files: str) -> str:
+    """Hand in an archive with these files, all executable, and return its digest."""
+    folder.mkdir()
+    for name, text in files.items():
+        path = folder / name.replace("_", ".")
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o700)
+    archive, digest = pack(folder, archive_bytes_max=1_000_000)
+    (await member.ask("POST", "/v1/programs", body=archive)).checked()
+    return digest
+
+
+async def summary(member: Member, job: int) -> Any:
+    return (await member.ask("GET", f"/v1/jobs/{job}")).checked().json()
+
+
+# --- bad input ---
+
+DEEP = b"[" * 300 + b"]" * 300
+
+BAD_COMMANDS = [
+    b"",
+    b"\xff",
+    b"5",
+    b"{}",
+    b"[]",
+    b"[[]]",
+    b'"report"',
+    b'["report"]',
+    b'["tick",1000,0,[]]',
+    b'["report",-1,"bb",1,0,[],[],[]]',
+    b'["report",1,"bb",1.5,0,[],[],[]]',
+    b'["report",1,"bb",1,0,[[1]],[],[]]',
+    b'["report",1,"bb",1,0,[],[[1,0,1,"error",true,' + b'{"x":' + DEEP + b"}]],[]]",
+    b'["join","aa","bb",null,"host",-1,[]]',
+    b'["join","aa","bb",null,"host",1,[[1,2]]]',
+]
+
+
+def test_commands_that_make_no_sense_are_refused_and_harm_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            for body in BAD_COMMANDS:
+                answer = await leader.ask("POST", "/v1/commands", body=body)
+                assert answer.status == 400, (body, answer.body)
+            assert await decide(leader, JOIN) == {
+                "cid": 1,
+                "cluster": leader.coordinator.require_schedule()._state.cluster,
+                "liveness_ms": 5_000,
+            }
+            assert leader.failure is None
+
+    run(main)
+
+
+def test_detail_too_deep_to_be_written_again_is_ignored_in_the_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            reply = json.loads(await leader.coordinator.decide(BAD_COMMANDS[-3]))
+            assert "not a command" in reply["error"]
+            assert leader.failure is None
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/view",
+        "/v1/view?cid=1&since=-1&incarnation=bb",
+        "/v1/view?cid=x",
+        "/v1/view?cid=1&incarnation=bb&since=9223372036854775807",
+        "/v1/jobs/9999999999999999999",
+        "/v1/jobs/7/tasks/9",
+        "/v1/jobs/7/log",
+        "/v1/archives/..%2f..%2fkey",
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(path: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            await decide(leader, JOIN)
+            answer = await leader.ask("GET", path)
+            assert 400 <= answer.status < 500, answer.body
+            assert leader.failure is None
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"scheduler": None},
+        {"scheduler": 5},
+        {"scheduler": []},
+        {"scheduler": [5]},
+        {"scheduler": ["a\0b"]},
+        {"scheduler": ["x" * 5_000]},
+        {"interpreter": 5},
+    ],
+    ids=str,
+)
+def test_manifest_that_cant_be_used_ends_its_job_and_no_coordinator(
+    manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            digest = await archive_of(leader, tmp_path / "job", scheduler_py="")
+            if "interpreter" in manifest:
+                manifest["scheduler"] = ["scheduler.py"]
+            # As an older release let it through: it stands in the log.
+            command = submission(1, digest, **manifest)
+            job = (await decide(leader, command))["job"]
+            schedule = leader.coordinator.require_schedule()
+            await until(lambda: not schedule.is_running(job), "the job has failed")
+            assert (await summary(leader, job))["state"] == "failed"
+            assert leader.failure is None
+            await until(lambda: not leader.coordinator.runners, "nothing is left of it")
+
+    run(main)
+
+
+def test_job_whose_archive_nobody_has_can_be_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            job = (await decide(leader, submission(1, "0" * 64)))["job"]
+            coordinator = leader.coordinator
+            await until(lambda: coordinator.programs._unpacking, "the archive is looked for")
+            body = encode_json({"sender": "me", "request": 2, "reason": "enough"})
+            (await leader.ask("POST", f"/v1/jobs/{job}/cancel", body=body)).checked()
+            await until(lambda: not coordinator.runners, "its scheduler is given up")
+            assert not coordinator.programs._unpacking
+            assert leader.failure is None
+
+    run(main)
+
+
+BAD_FRAMES: list[list[Any]] = [
+    ["accept", "1", 2, 1, 1],
+    ["accept", 1, 2, -1, 1],
+    ["accept", 1, 2, 1, None],
+    ["accepted", 1, 2, 7],
+    ["accepted", 1, 2, ["x"]],
+    ["promise", 1, 2, 1, [[1, 2]]],
+    ["heartbeat", 1, 2, 1.5, 1],
+    ["hello", "here", 5, None, []],
+    ["canvass-reply", 1, 1, 1, 1],
+]
+
+
+def test_frame_of_a_wrong_shape_is_refused_before_it_changes_anything(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            for fields in BAD_FRAMES:
+                frame = encode_body([1, 2, "aa", 1, *fields], [b""], encode_json=encode_json)
+                with pytest.raises(RemoteProtocolError, match="can't be understood"):
+                    leader.coordinator._frame_arrived(ReplicaId(2), frame)
+            assert leader.failure is None
+
+    run(main)
+
+
+def test_bug_of_the_core_stops_the_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            coordinator = leader.coordinator
+
+            def receive(envelope: Envelope, now_ms: int) -> None:
+                raise AssertionError("two values in slot 1")
+
+            monkeypatch.setattr(coordinator.replica, "receive", receive)
+            accept = Accept(Ballot(1, ReplicaId(2)), Slot(1), b"", Slot(1))
+            envelope = Envelope(ReplicaId(2), Incarnation("aa"), ReplicaId(1), accept)
+            coordinator._frame_arrived(ReplicaId(2), replica_codec.encode(envelope))
+            assert isinstance(leader.failure, AssertionError)
+            with pytest.raises(NotLeader, match="replica 1 stops"):
+                await decide(leader, JOIN)
+
+    run(main)
+
+
+# --- sizes ---
+
+
+def test_command_larger_than_the_log_takes_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(command_bytes_max=1_000)) as of:
+            leader = await of.leader()
+            big = JoinClient("aa", Incarnation("bb"), None, "h" * 2_000, 2)
+            answer = await leader.ask("POST", "/v1/commands", body=encode_command(big))
+            assert answer.status == 413
+            assert "at most 1000 (command_bytes_max)" in answer.json()["error"]
+            # Neither may it come by way of another replica.
+            assert not leader.coordinator.replica.propose(encode_command(big), 0)
+
+    run(main)
+
+
+def test_too_many_commands_are_told_that_the_leader_is_busy(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(waiting_commands_max=0)) as of:
+            leader = await of.leader()
+            with pytest.raises(Refused, match="is busy") as caught:
+                await decide(leader, JOIN)
+            assert caught.value.status == 503
+
+    run(main)
+
+
+BIG_ANSWER = """#!/bin/sh
+echo '{"ready":{}}'
+text=$(head -c 300000 /dev/zero | tr '\\0' x)
+while read -r line; do
+  case $line in *'"kind":"init"'*)
+    printf '{"event":0,"commands":[{"start":"a","base":["%s"]}]}\\n' "$text";;
+  esac
+done
+"""
+
+
+@pytest.mark.slow
+def test_answer_larger_than_the_log_takes_fails_its_job_with_a_sentence(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = Settings(command_bytes_max=200_000, answer_grace_ms=50)
+        async with members(3, tmp_path, settings) as of:
+            leader = await of.leader()
+            digest = await archive_of(leader, tmp_path / "job", scheduler_sh=BIG_ANSWER)
+            job = (await decide(leader, submission(1, digest)))["job"]
+            schedule = leader.coordinator.require_schedule()
+            await until(lambda: not schedule.is_running(job), "the job has failed")
+            error = (await summary(leader, job))["error"]
+            assert "its answer to event 0 has 300" in error
+            assert "at most 200000 (command_bytes_max); cut it into parts" in error
+            assert [member.failure for member in of.all] == [None, None, None]
+
+    run(main)
+
+
+MANY_BIG_TASKS = """
+from TaskSprintCoordinator import TaskSprintCoordinator
+
+class Big(TaskSprintCoordinator):
+    def init(self, seed):
+        for _ in range(8):
+            self.start_task("a", base=["x" * 200_000])
+
+Big().start()
+"""
+
+
+@pytest.mark.slow
+def test_answer_of_many_big_tasks_is_cut_so_that_each_part_fits(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = Settings(command_bytes_max=700_000, frame_bytes_max=1_500_000)
+        async with members(3, tmp_path, settings) as of:
+            leader = await of.leader()
+            digest = await archive_of(leader, tmp_path / "job", scheduler_py=MANY_BIG_TASKS)
+            command = submission(1, digest, scheduler=["scheduler.py"])
+            job = (await decide(leader, command))["job"]
+            schedule = leader.coordinator.require_schedule()
+            await until(
+                lambda: schedule._state.jobs[job].next_tid == 8 or not schedule.is_running(job),
+                "all tasks are started",
+            )
+            assert [member.failure for member in of.all] == [None, None, None]
+            assert schedule._state.jobs[job].next_tid == 8, (await summary(leader, job))["error"]
+
+    run(main)
+
+
+# --- the disk ---
+
+
+def test_full_disk_stops_the_coordinator_and_acknowledges_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            await decide(leader, JOIN)
+            leader.directory.is_full = True
+            asked = asyncio.ensure_future(decide(leader, submission(1)))
+            await until(lambda: leader.failure is not None, "it stops")
+            assert isinstance(leader.failure, StoreError)
+            assert "the disk is full" in str(leader.failure)
+            await leader.stop()
+            with pytest.raises(NotLeader):
+                await asked
+            leader.directory.is_full = False
+            await leader.start()
+            again = await of.leader()
+            schedule = again.coordinator.require_schedule()
+            await until(lambda: again.coordinator.is_current, "it leads again")
+            assert schedule.living_clients() == ((1, "bb", 0),)
+            assert schedule.jobs() == []
+
+    run(main)
+
+
+class _Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at_write", range(1, 13))
+def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
+    at_write: int, is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write of the first life is once the last: just before it, or just after."""
+    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 0)
+    commit_all = MemoryReplicaStore.commit_all
+    count = 0
+
+    def killed(self: MemoryReplicaStore, commits: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == at_write:
+            if is_written:
+                commit_all(self, commits)
+            raise _Killed
+        commit_all(self, commits)
+
+    async def main() -> None:
+        replies: dict[int, Any] = {}
+        async with members(1, tmp_path, NO_TICKS) as of:
+            member = of.all[0]
+            monkeypatch.setattr(MemoryReplicaStore, "commit_all", killed)
+            coordinator = member.coordinator
+            await until(
+                lambda: coordinator.stopped.done() or coordinator.is_current, "it leads, or not"
+            )
+            for request in range(1, 9):
+                if coordinator.stopped.done():
+                    break
+                asked = asyncio.ensure_future(decide(member, submission(request)))
+                await asyncio.wait({asked, coordinator.stopped}, return_when="FIRST_COMPLETED")
+                if not asked.done():
+                    asked.cancel()
+                elif asked.exception() is None:
+                    replies[request] = asked.result()
+            monkeypatch.setattr(MemoryReplicaStore, "commit_all", commit_all)
+            await member.stop()
+            member.directory.crash()
+            await member.start()
+            await until(lambda: member.coordinator.is_current, "it leads again")
+            for request, reply in replies.items():
+                assert await decide(member, submission(request)) == reply
+            for request in range(1, 10):
+                replies[request] = await decide(member, submission(request))
+            assert replies == {number: {"job": number} for number in range(1, 10)}
+            member.coordinator.require_schedule().check()
+
+    run(main)
+
+
+def test_lines_of_a_jobs_log_are_shown_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000)
+
+    async def main() -> None:
+        async with members(1, tmp_path, NO_TICKS) as of:
+            leader = await of.leader()
+            job = (await decide(leader, submission(1)))["job"]
+            for part, text in enumerate(["one", "two"]):
+                parts = (AnswerPart(0, part, False, TaskId(0), (WriteLog(text),)),)
+                await decide(leader, Answer(JobId(job), parts))
+                log = (await leader.ask("GET", f"/v1/jobs/{job}/log")).json()["log"]
+                assert log == ["one", "two"][: part + 1]
+
+    run(main)
+
+
+# --- time ---
+
+
+def test_waiting_for_the_disk_costs_no_turns(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(tick_interval_ms=5)) as of:
+            leader = await of.leader()
+            coordinator = leader.coordinator
+            gate = threading.Event()
+            coordinator.writer.run(lambda store: gate.wait(5))
+            await until(lambda: coordinator._tick_waits, "a tick waits for the disk")
+            turns = 0
+            turn = coordinator._turn
+
+            def counted() -> None:
+                nonlocal turns
+                turns += 1
+                turn()
+
+            coordinator._turn = counted  # type: ignore[method-assign]
+            await asyncio.sleep(0.1)
+            gate.set()
+            assert turns < 10
+            log_time_ms = coordinator.log_time_ms
+            await until(lambda: coordinator.log_time_ms > log_time_ms, "ticks go on")
+
+    run(main)
+
+
+def test_clients_that_were_never_there_leave_no_trace(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(tick_interval_ms=1)) as of:
+            leader = await of.leader()
+            for cid in range(100, 120):
+                body = b'["report",%d,"zz",1,0,[],[],[]]' % cid
+                assert "error" in (await leader.ask("POST", "/v1/commands", body=body)).json()
+            assert len(leader.coordinator._last_heard) <= 20
+            await until(lambda: not leader.coordinator._last_heard, "they are forgotten")
+
+    run(main)
+
+
+def mirror_of(member: Member) -> tuple[AppliedPoint, Any]:
+    """Return what a disk's mirror holds now, to be put back later."""
+    content = member.directory._content
+    assert content is not None
+    return content.applied, {table: dict(rows) for table, rows in content.mirror.items()}
+
+
+def put_back(member: Member, mirror: tuple[AppliedPoint, Any]) -> None:
+    """Make the disk one whose mirror has lagged behind since: the rest is in the log."""
+    content = member.directory._content
+    assert content is not None
+    content.applied, content.mirror = mirror
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    """Let each turn apply one entry, and let turns pass before the next one."""
+    apply_some = Coordinator._apply_some
+    turns = 0
+
+    def rarely(self: Coordinator, now_ms: int) -> None:
+        nonlocal turns
+        turns += 1
+        if turns % 50 == 0 or turns > 50 * entries:
+            apply_some(self, now_ms)
+        else:
+            self.wake()
+
+    monkeypatch.setattr(coordinator_module, "_APPLY_MS_MAX", -1)
+    monkeypatch.setattr(Coordinator, "_apply_some", rarely)
+
+
+def test_new_leader_that_still_applies_the_log_sends_no_client_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, NO_TICKS) as of:
+            leader = await of.leader()
+            mirror = mirror_of(leader)
+            for number in range(1, 40):
+                await decide(leader, submission(number))
+            await decide(leader, JOIN)
+            await leader.stop()
+            put_back(leader, mirror)
+            slow_down(monkeypatch, 45)
+            await leader.start()
+            seen = set()
+            while 200 not in seen:
+                path = "/v1/view?cid=1&incarnation=bb&since=1"
+                seen.add((await leader.ask("GET", path)).status)
+            assert seen <= {200, 421}
+
+    run(main)
+
+
+def test_log_time_in_the_logs_tail_kills_no_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that begins to listen in the past must not count that time as silence."""
+
+    async def main() -> None:
+        async with members(1, tmp_path, NO_TICKS) as of:
+            leader = await of.leader()
+            await decide(leader, JOIN)
+            await until(lambda: mirror_of(leader)[0].slot == 2, "the mirror is written")
+            mirror = mirror_of(leader)
+            for number in range(20):
+                await decide(leader, Tick(1_000, number))
+            await leader.stop()
+            put_back(leader, mirror)
+            slow_down(monkeypatch, 25)
+            of.settings = Settings(tick_interval_ms=1)
+            await leader.start()
+            coordinator = leader.coordinator
+            await until(lambda: coordinator._applied_end() > 32, "ticks go on")
+            assert coordinator.log_time_ms > 20_000
+            assert len(coordinator.require_schedule().living_clients()) == 1
+
+    run(main)
+
+
+# --- who waits for an answer ---
+
+
+def test_two_senders_of_the_same_bytes_both_get_the_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            both = await asyncio.gather(decide(leader, JOIN), decide(leader, JOIN))
+            assert both[0] == both[1]
+            assert both[0]["cid"] == 1
+            assert not leader.coordinator._waiting
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_requests_are_answered_when_the_quorum_is_lost(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            await decide(leader, JOIN)
+            for member in of.all:
+                if member is not leader:
+                    await member.stop()
+            body = encode_command(submission(1))
+            answers = await asyncio.gather(
+                leader.ask("POST", "/v1/commands", body=encode_command(JOIN)),
+                leader.ask("GET", "/v1/jobs"),
+                leader.ask("GET", "/v1/view?cid=1&incarnation=bb&wait_ms=1500&since=99"),
+            )
+            assert [answer.status for answer in answers] == [421, 421, 421]
+            with pytest.raises(NotLeader):
+                await leader.coordinator.decide(body)
+            coordinator = leader.coordinator
+            assert not coordinator._waiting and not coordinator._reads
+            for member in of.all:
+                if member is not leader:
+                    await member.start()
+            again = await of.leader()
+            assert (await decide(again, JOIN))["cid"] == 1
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_leader_that_stood_still_asks_before_it_says_that_a_client_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            old = await of.leader()
+            coordinator = old.coordinator
+            await until(lambda: coordinator.is_current, "it leads")
+            # It stands still, but for what its server is asked: as after SIGCONT, when
+            # requests are read before anything else is done.
+            monkeypatch.setattr(coordinator, "wake", lambda: None)
+            monkeypatch.setattr(coordinator.streams, "on_frame", lambda source, frame: None)
+            monkeypatch.setattr(coordinator, "_timer_fired", lambda: None)
+            assert coordinator._timer is not None
+            coordinator._timer.cancel()
+            others = [member for member in of.all if member is not old]
+            await until(
+                lambda: any(member.coordinator.is_current for member in others),
+                "another one leads",
+            )
+            new = next(member for member in others if member.coordinator.is_current)
+            cid = (await decide(new, JOIN))["cid"]
+            asked = asyncio.ensure_future(old.ask("GET", f"/v1/view?cid={cid}&incarnation=bb"))
+            await asyncio.wait([asked], timeout=0.1)
+            monkeypatch.undo()
+            coordinator.wake()
+            assert (await asked).status == 421
+
+    run(main)
+
+
+# --- schedulers and archives ---
+
+ONE_FAILS = """#!/bin/sh
+case $PWD in */replica-2/*) echo broken >&2; exit 3;; esac
+exec ./quiet.sh
+"""
+
+
+@pytest.mark.slow
+def test_scheduler_that_is_out_on_one_replica_is_told_to_the_log_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, Settings(answer_grace_ms=20)) as of:
+            leader = await of.leader()
+            folder = tmp_path / "job"
+            files = {"scheduler_sh": ONE_FAILS, "quiet_sh": QUIET}
+            digest = await archive_of(leader, folder, **files)
+            job = (await decide(leader, submission(1, digest)))["job"]
+            schedule = leader.coordinator.require_schedule()
+            await until(lambda: schedule.is_out(job, ReplicaId(2)), "replica 2 is out")
+            slot = schedule.applied_slot
+            await asyncio.sleep(0.3)
+            assert schedule.applied_slot - slot < 5
+            assert schedule.is_running(job)
+
+    run(main)
+
+
+def test_archive_counts_as_kept_by_a_quorum_though_one_member_answers_nonsense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            others = [member.address for member in of.all if member is not leader]
+            request = leader.coordinator.http.request
+
+            async def asked(address: str, method: str, path: str, **options: Any) -> Any:
+                if address == others[0]:
+                    raise RemoteProtocolError("it answered what is no HTTP")
+                return await request(address, method, path, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", asked)
+            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            assert answer.status == 200, answer.body
+
+    run(main)
+
+
+def test_archive_that_reaches_no_quorum_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            for member in of.all:
+                if member is not leader:
+                    await member.stop()
+            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            assert answer.status == 503
+            assert "reached 1 of 3 coordinators, expected 2" in answer.json()["error"]
+            for member in of.all:
+                if member is not leader:
+                    await member.start()
+
+    run(main)
