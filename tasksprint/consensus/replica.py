@@ -91,6 +91,7 @@ class Replica:
             is_joining: Found nothing, but wait until a cluster adds this replica.
         """
         self.me = me
+        self.incarnation = recovered.incarnation
         self._settings = settings
         self._now_ms = now_ms
         chosen_end = max(recovered.chosen_end, recovered.applied_end)

@@ -31,13 +31,20 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.errors import Refused, RemoteProtocolError, StoreError, TaskSprintError
+from tasksprint.errors import (
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    StoreError,
+    TaskSprintError,
+)
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.streams import PeerStreams
 from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
+from tasksprint.roles.members import MemberChanges, voters_of
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
@@ -81,6 +88,7 @@ class CoordinatorOptions:
     peers: dict[ReplicaId, str]  # founding members with addresses, this one too
     data_dir: Path
     key: ClusterKey
+    join: tuple[str, ...] = ()  # coordinators of the cluster that is to add this one
 
 
 class Coordinator:
@@ -103,6 +111,7 @@ class Coordinator:
             me=options.me,
             address=options.advertise,
             peers=options.peers,
+            is_joining=bool(options.join),
             recovered=recovery.consensus,
             settings=settings,
             random=self.random,
@@ -126,12 +135,15 @@ class Coordinator:
             on_frame=self._frame_arrived,
             on_connected=self._peer_connected,
             on_disconnected=self._peer_disconnected,
+            address=options.advertise,
         )
         self.programs = Programs(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client was last heard; only the leader's counts.
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
+        self._addresses: dict[ReplicaId, str] = {}
+        self.members = MemberChanges(self)
         self._was_leader = False
         # What must be applied before this leader knows all that former ones decided.
         self._current_end: Slot | None = None
@@ -233,12 +245,7 @@ class Coordinator:
 
     def address_of(self, replica: ReplicaId) -> str | None:
         """Return the address of a member."""
-        founding = self.replica.founding
-        if founding is not None:
-            for member in founding.members:
-                if member.replica == replica:
-                    return member.address
-        return self.options.peers.get(replica)
+        return (self.replica.addresses or self.options.peers).get(replica)
 
     async def decide(self, command: bytes) -> bytes:
         """Have a command chosen and applied, and return the state machine's reply.
@@ -405,6 +412,9 @@ class Coordinator:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
+        if self.replica.addresses is not self._addresses:
+            self._addresses = self.replica.addresses
+            self.streams.set_peers(self._addresses)
         is_leader = self.replica.is_leader
         if is_leader != self._was_leader:
             self._was_leader = is_leader
@@ -415,6 +425,8 @@ class Coordinator:
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
             _log.info("%s", note)
+        if ready.is_removed:
+            raise SettingsError(str(ready.fatal))
         if ready.fatal is not None:
             raise StoreError(ready.fatal)
         self._send(ready.send_now)
@@ -537,7 +549,12 @@ class Coordinator:
                 chosen = self._to_apply.popleft()
                 if not self._rows:
                     self._rows_since_ms = now_ms
-                self._applied(chosen, schedule.apply(chosen.slot, chosen.commands))
+                self._applied(
+                    chosen,
+                    schedule.apply(chosen.slot, chosen.commands, members=voters_of(chosen)),
+                )
+                if chosen.membership is not None:
+                    self.members.changed()
                 if monotonic_ms() - now_ms > _APPLY_MS_MAX:
                     self.wake()
                     break
@@ -601,6 +618,7 @@ class Coordinator:
             self._last_tick_ms = monotonic_ms()
             self._tick_waits = False
             return
+        self.members.changed()
         self._fail_waiting()
         for waiters in list(self._view_waiters.values()):
             _wake_all(waiters)
@@ -688,11 +706,7 @@ class Coordinator:
             "digest": None if schedule is None else schedule.digest,
             "log_time_ms": self.log_time_ms,
             "uptime_ms": monotonic_ms() - self.started_ms,
-            "members": {
-                str(member.replica): member.address
-                for member in (() if founding is None else founding.members)
-            }
-            or {str(peer): address for peer, address in self.options.peers.items()},
+            "members": self.members.addresses(),
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }
 

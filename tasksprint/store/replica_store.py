@@ -2,8 +2,8 @@
 
 Keeps the promise, the accepted values, how far the log is known chosen, the founding
 entry, who votes since, the mirror of the replicated state with the slot up to which it
-was applied, and the archives of jobs. Everything of one `Commit` is on the disk (`synchronous=FULL`)
-when `commit` returns, or nothing of it is.
+was applied, and the archives of jobs. Everything of one `Commit` is on the disk
+(`synchronous=FULL`) when `commit` returns, or nothing of it is.
 
 Doesn't know Paxos: it checks only that nothing goes back (a promise, the chosen prefix,
 the applied slot). Doesn't know what commands or bodies mean. To be used by one thread.

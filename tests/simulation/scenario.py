@@ -366,9 +366,7 @@ class Scenario:
         self.checker.count("disks lost")
         node.disk.state = ReplicaState(self._incarnation())
 
-    def _leaves_quorums(
-        self, lost: set[ReplicaId], extra: tuple[Membership, ...] = ()
-    ) -> bool:
+    def _leaves_quorums(self, lost: set[ReplicaId], extra: tuple[Membership, ...] = ()) -> bool:
         """Whether the others are a quorum of every membership that governs or may do so."""
         newest = self.checker.membership
         memberships = [
