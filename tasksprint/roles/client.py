@@ -113,6 +113,8 @@ class Client:
         self.http = HttpClient(options.key, settings)
         rng = random.Random(os.urandom(16))
         self.leader = Leader(options.coordinators, self.http, rng)
+        self.started_ms = monotonic_ms()
+        self.database_path = store.path
         self.identity = store.identity
         self._cluster = store.get_fact("cluster")
         held = [
@@ -156,6 +158,16 @@ class Client:
         self._unstored_bytes = 0  # of values in memory that no transaction has kept yet
         self._is_holding = False  # nodes aren't read: too much waits for the disk
         self._write_waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the cluster counts on this client."""
+        return self._joined.is_set()
+
+    @property
+    def uptime_ms(self) -> int:
+        """How long this process has run."""
+        return monotonic_ms() - self.started_ms
 
     # --- starting and stopping ---
 

@@ -14,6 +14,7 @@ from tasksprint.net.gate import Access
 from tasksprint.net.http_messages import parse_range
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.roles.client import Client, held_manifest
+from tasksprint.roles.metrics import client_metrics, client_readiness
 from tasksprint.store.result_store import ResultStore
 
 __all__ = ["ClientPaths"]
@@ -35,6 +36,8 @@ class ClientPaths:
         add = self.router.add
         token = Access.TOKEN
         add("GET", "/healthz", lambda request: json_response({"ok": True}), access=Access.OPEN)
+        add("GET", "/readyz", lambda request: client_readiness(client), access=Access.OPEN)
+        add("GET", "/metrics", lambda request: client_metrics(client), access=token)
         add("POST", "/v1/values", self._values)
         add("GET", "/v1/values/{job}/{tid}", self._manifest, access=token)
         add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=token)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "counted", "end_of_job", "print_outcome", "run_command", "seed_of"]
 
 _PROGRESS_INTERVAL_S = 1.0
+_ELECTIONS_SHOWN = 3
 _SEED_END = 2**63
 # How long `stop` waits for clients to leave before it stops the coordinators.
 _LEAVE_S = 3.0
@@ -346,23 +347,50 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def _print_members(members: dict[str, dict[str, Any]]) -> None:
+    heads = ["REPLICA", "ADDRESS", "ROLE", "BALLOT", "CHOSEN", "APPLIED", "LAG"]
+    heads += ["ENTRIES", "FILES", "WRITES"]
+    here = [member for member in members.values() if "error" not in member]
+    chosen = max([member["consensus"]["chosen_end"] - 1 for member in here], default=0)
     rows = []
     for name, member in sorted(members.items()):
         if "error" in member:
-            rows.append([name, "-", "unreachable", "-", member["error"]])
-            continue
-        consensus = member["consensus"]
-        rows.append(
-            [
-                name,
-                member["address"],
-                consensus["role"],
-                str(member["applied_slot"]),
-                "{}.{}".format(*consensus["ballot"]),
-            ]
-        )
-    _print_table(["REPLICA", "ADDRESS", "ROLE", "APPLIED", "BALLOT"], rows)
+            rows.append([name, "-", "unreachable", *["-"] * (len(heads) - 4), member["error"]])
+        else:
+            rows.append([name, *_member_cells(member, chosen)])
+    _print_table(heads, rows)
+    elections = [
+        (election["wall_ms"], election)
+        for member in here
+        for election in member["elections"]
+        if election["cause"] is not None  # Who was elected says why.
+    ]
+    for wall_ms, election in sorted(elections, key=lambda pair: pair[0])[-_ELECTIONS_SHOWN:]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_ms / 1000))
+        ballot = "{}.{}".format(*election["ballot"])
+        replica, cause = election["leader"], election["cause"]
+        print(f"{when} replica {replica} was elected with ballot {ballot}: it {cause}")
     sys.stdout.flush()
+
+
+def _member_cells(member: dict[str, Any], chosen: int) -> list[str]:
+    """Return a replica's row of `status`; `chosen`: the last slot that anyone knows chosen."""
+    consensus, files, writes = member["consensus"], member["files"], member["writes"]
+    applied = member["applied_slot"]
+    kept = consensus["chosen_end"] + consensus["open_slots"] - consensus["log_start"]
+    times = "-"
+    if writes["p50_s"] is not None:
+        times = f"{1000 * writes['p50_s']:.2f} ms, p99 {1000 * writes['p99_s']:.2f} ms"
+    return [
+        member["address"],
+        consensus["role"],
+        "{}.{}".format(*consensus["ballot"]),
+        str(consensus["chosen_end"] - 1),
+        str(applied),
+        str(max(chosen - applied, 0)),
+        str(kept),
+        f"{(files['database_bytes'] + files['wal_bytes']) / 1e6:.1f} MB",
+        times,
+    ]
 
 
 def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:

@@ -45,11 +45,12 @@ from tasksprint.net.streams import PeerStreams
 from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.members import MemberChanges, voters_of
+from tasksprint.roles.metrics import status_of_files
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.records import AppliedPoint, Commit
-from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.replica_store import DATABASE_FILE, ReplicaStore
 from tasksprint.store.writer import WriterThread
 
 __all__ = ["Coordinator", "CoordinatorOptions", "NotLeader"]
@@ -65,6 +66,8 @@ _MIRROR_ROWS_MAX = 5_000
 _WAITS = "replica %d waits for the other members to be up"
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
+# Changes of the leader that `status` shows.
+_ELECTIONS_KEPT = 10
 
 # Takes what the state machine replied to a command; None: this replica doesn't lead (any
 # more), and the command may have been chosen all the same.
@@ -145,6 +148,12 @@ class Coordinator:
         self._addresses: dict[ReplicaId, str] = {}
         self.members = MemberChanges(self)
         self._was_leader = False
+        self._leader_seen: ReplicaId | None = None
+        # For people and for `/metrics`:
+        self.database_path = options.data_dir / DATABASE_FILE
+        self.leader_changes = 0
+        self.applied_commands = 0
+        self._elections: deque[dict[str, Any]] = deque(maxlen=_ELECTIONS_KEPT)
         # What must be applied before this leader knows all that former ones decided.
         self._current_end: Slot | None = None
         self._is_over = False  # It has failed or is closed: it says and writes nothing more.
@@ -221,6 +230,10 @@ class Coordinator:
             self.stopped.set_exception(error)
 
     # --- what commands and reads need ---
+
+    @property
+    def uptime_ms(self) -> int:
+        return monotonic_ms() - self.started_ms
 
     @property
     def log_time_ms(self) -> int:
@@ -412,9 +425,12 @@ class Coordinator:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
-        if self.replica.addresses is not self._addresses:
+        is_founded = self.replica.founding is not None
+        if is_founded and self.replica.addresses is not self._addresses:
             self._addresses = self.replica.addresses
             self.streams.set_peers(self._addresses)
+        if self.replica.leader != self._leader_seen:
+            self._leader_changed()
         is_leader = self.replica.is_leader
         if is_leader != self._was_leader:
             self._was_leader = is_leader
@@ -564,6 +580,7 @@ class Coordinator:
 
     def _applied(self, chosen: Chosen, applied: Applied) -> None:
         self._rows.extend(applied.rows)
+        self.applied_commands += len(chosen.commands)
         for note in applied.notes:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         if self._waiting:
@@ -605,6 +622,22 @@ class Coordinator:
             self._current_end is not None
             and self._applied_end() >= self._current_end
             and self.replica.is_leader
+        )
+
+    def _leader_changed(self) -> None:
+        self._leader_seen = leader = self.replica.leader
+        if leader is None:
+            return
+        self.leader_changes += 1
+        status = self.replica.status()
+        self._elections.append(
+            {
+                "wall_ms": wall_ms(),
+                "leader": leader,
+                "ballot": [status.ballot.round, status.ballot.replica],
+                # Only who stood knows why.
+                "cause": status.last_cause if leader == self.options.me else None,
+            }
         )
 
     def _leadership_changed(self, is_leader: bool) -> None:
@@ -705,7 +738,10 @@ class Coordinator:
             "applied_slot": 0 if schedule is None else schedule.applied_slot,
             "digest": None if schedule is None else schedule.digest,
             "log_time_ms": self.log_time_ms,
-            "uptime_ms": monotonic_ms() - self.started_ms,
+            "uptime_ms": self.uptime_ms,
+            "writes": asdict(self.writer.write_times()),
+            "files": status_of_files(self.database_path),
+            "elections": list(self._elections),
             "members": self.members.addresses(),
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }

@@ -29,6 +29,7 @@ from tasksprint.net.gate import Access
 from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MISDIRECTED
+from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
 from tasksprint.settings import RULES
 
 __all__ = ["CoordinatorPaths"]
@@ -49,6 +50,8 @@ class CoordinatorPaths:
         token = Access.TOKEN
         archive_max = coordinator.settings.archive_bytes_max
         add("GET", "/healthz", self._healthz, access=Access.OPEN)
+        add("GET", "/readyz", self._readyz, access=Access.OPEN)
+        add("GET", "/metrics", self._metrics, access=token)
         add("POST", "/v1/commands", self._command)
         add("GET", "/v1/view", self._view)
         add("POST", "/v1/archives", self._keep_archive, body_bytes_max=archive_max)
@@ -274,6 +277,12 @@ class CoordinatorPaths:
 
     def _healthz(self, request: Request) -> Response:
         return json_response({"ok": True})
+
+    def _readyz(self, request: Request) -> Response:
+        return coordinator_readiness(self._coordinator)
+
+    def _metrics(self, request: Request) -> Response:
+        return coordinator_metrics(self._coordinator)
 
     def _stop(self, request: Request) -> Response:
         coordinator = self._coordinator

@@ -49,7 +49,7 @@ from tasksprint.store.records import AppliedPoint, Commit, Recovery
 
 __all__ = ["ReplicaStore"]
 
-_FILE = "replica.db"
+DATABASE_FILE = "replica.db"
 _LOCK = "replica.lock"
 _BLOB_CHUNK_BYTES = 1024 * 1024
 _SLOTS_END = 2**63 - 1  # beyond every slot
@@ -178,7 +178,7 @@ class ReplicaStore:
         """
         lock = DirectoryLock(data_dir, _LOCK)
         try:
-            path = data_dir / _FILE
+            path = data_dir / DATABASE_FILE
             database = Database(
                 path,
                 _KIND,

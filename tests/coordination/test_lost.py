@@ -11,7 +11,8 @@ MAP = StartTask("map")
 
 
 def after(*tids: int, keys: tuple[str, ...] = ()) -> StartTask:
-    return StartTask("map", pretasks=tids, prekeys=("r",) * len(tids), keys=keys)  # type: ignore[arg-type]
+    prekeys = ("r",) * len(tids)
+    return StartTask("map", pretasks=tids, prekeys=prekeys, keys=keys)  # type: ignore[arg-type]
 
 
 def told(world: World, job: JobId) -> list[object]:
@@ -286,7 +287,8 @@ def _with_a_changed_result() -> tuple[World, FakeClient, FakeClient, JobId, Comp
     world = World()
     client = world.join("a", slots=1)
     job = world.submit()
-    world.answer(job, MAP, after(0), StartTask("use", pretasks=(1,), prekeys=("r",)))  # type: ignore[arg-type]
+    use = StartTask("use", pretasks=(1,), prekeys=("r",))  # type: ignore[arg-type]
+    world.answer(job, MAP, after(0), use)
     client.work(1)
     client.work(1)
     client.poll()

@@ -12,7 +12,7 @@ from tasksprint.ids import JobId
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import Shared, shared_cluster, write_job
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SCHEDULER = """
 from TaskSprintCoordinator import *
@@ -71,7 +71,10 @@ def test_a_short_job_passes_a_long_one(shared: Shared, tmp_path: Path, same_prog
     other = NODE if same_program else NODE + "# another program\\n"
     short_folder = write_job(tmp_path / "short", SCHEDULER, other)
     long_job = submit(shared, long_folder, count=5_000, ms=10)
-    wait_until(lambda: shared.cluster.job(long_job)[0].tasks["done"] > 0, "the long one runs")  # type: ignore[arg-type]
+    wait_until(
+        lambda: shared.cluster.job(long_job)[0].tasks["done"] > 0,  # type: ignore[arg-type]
+        "the long one runs",
+    )
     short_job = submit(shared, short_folder, count=10, ms=10)
     outcome = shared.outcome(short_job)
     assert json.loads(outcome.values or "") == sum(number**2 for number in range(10))

@@ -25,7 +25,7 @@ from tests.torture.network import Network, cut, mend, why_not
 
 _WHY_NOT = why_not()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or ""),
 ]
 

@@ -20,7 +20,7 @@ from tasksprint.errors import PeerUnreachable
 from tests.e2e.conftest import wait_until
 from tests.torture.machines import Machines, copy_of_checkout
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # The third one isn't started, until the end.
 ORDERS = ((1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1))

@@ -2,13 +2,18 @@
 
 Here: disks whose writes take seconds, in simulated time. A follower with such a disk must
 not disturb the leader, and a leader with such a disk keeps its heartbeats: they don't
-wait for its writes. The others make a majority, so commands go on meanwhile.
+wait for its writes. The others make a majority, so commands go on meanwhile. The same
+once more on real coordinators, whose stores are made slow (`slow_disk.py`).
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,10 +21,13 @@ import pytest
 from tasksprint.consensus import Chosen, Envelope, Persist
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.settings import Settings
+from tests.e2e.conftest import wait_until
+from tests.known_bugs.test_power_loss import decides
 from tests.simulation.disk import Disk
 from tests.simulation.network import Network
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
 from tests.simulation.timeline import Clock, Timeline
+from tests.torture.machines import Machines, copy_of_checkout
 
 QUICK = (0.1, 1.0)
 SLOW = (1_000.0, 3_000.0)
@@ -165,3 +173,41 @@ def test_leader_with_a_slow_disk_keeps_its_heartbeats(world: World) -> None:
         world.run(500)
     became = [note for note in world.watch.notes if "became leader" in note]
     assert len(became) <= 1, became
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["follower", "leader"])
+def test_real_coordinator_whose_disk_becomes_slow_loses_nobody(role: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    copy_of_checkout(tmp_path / "code")
+    script = str(Path(__file__).with_name("slow_disk.py"))
+    with Machines(
+        tmp_path / "cluster",
+        command=[],
+        coordinators=3,
+        clients=0,
+        environment={"PYTHONPATH": str(tmp_path / "code")},
+    ) as machines:
+        for name in machines.coordinators:
+            file = str(tmp_path / f"slow-{name}")
+            machines.start(name, command=[sys.executable, script, file])
+        wait_until(partial(decides, machines, 1), "the cluster is founded")
+        leader = machines.leader()
+        assert leader is not None
+        slow = leader
+        if role == "follower":
+            slow = next(name for name in machines.coordinators if name != leader)
+        (tmp_path / f"slow-{slow}").write_text("2.0")
+        for request in range(2, 22):
+            wait_until(partial(decides, machines, request), "it is decided", limit_s=5)
+            time.sleep(0.2)
+        (tmp_path / f"slow-{slow}").unlink()
+        became = [
+            line
+            for name in machines.coordinators
+            for line in machines.log(name).splitlines()
+            if "became leader" in line
+        ]
+        # A slow leader may hand over.
+        assert len(became) == 1 if role == "follower" else len(became) <= 2, became
+        assert set(machines.end_all().values()) == {0}

@@ -82,7 +82,9 @@ PATHS = ["/sync", "/async", "/later", "/later-at-once"]
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("form", [_post, _chunked])
-def test_requests_come_whole_byte_by_byte_and_with_the_next_behind(path: str, form) -> None:  # type: ignore[no-untyped-def]
+def test_requests_come_whole_byte_by_byte_and_with_the_next_behind(  # type: ignore[no-untyped-def]
+    path: str, form
+) -> None:
     async def main() -> None:
         async with serving(routes(*ECHO)) as server, raw_connection(server.address) as raw:
             one, two = form(path, b"first"), form(path, b"second")

@@ -52,7 +52,15 @@ def overwrite(home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [do_nothing, truncate, delete, overwrite])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        do_nothing,
+        truncate,
+        pytest.param(delete, marks=pytest.mark.long),
+        pytest.param(overwrite, marks=pytest.mark.long),
+    ],
+)
 def test_twenty_starts_at_once_all_work(
     archive: Archive, home: Path, damage: Callable[[Path], None]
 ) -> None:

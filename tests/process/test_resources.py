@@ -40,7 +40,8 @@ V2 = {
 # Docker with version 1: the mounts show the container's subtree, the membership the host's.
 V1 = {
     "/proc/self/cgroup": (
-        "11:memory:/docker/0123abc\n4:cpu,cpuacct:/docker/0123abc\n1:name=systemd:/docker/0123abc\n"
+        "11:memory:/docker/0123abc\n4:cpu,cpuacct:/docker/0123abc\n"
+        "1:name=systemd:/docker/0123abc\n"
     ),
     "/proc/self/mountinfo": (
         "700 699 0:30 /docker/0123abc /sys/fs/cgroup/cpu,cpuacct ro master:11 - "

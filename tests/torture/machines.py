@@ -86,7 +86,6 @@ class Machines:
         }
         self._environment |= {
             "XDG_STATE_HOME": str(folder / "state"),
-            "PYTHONDONTWRITEBYTECODE": "",
             **(environment or {}),
         }
         folder.mkdir(parents=True, exist_ok=True)
