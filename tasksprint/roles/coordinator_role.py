@@ -121,6 +121,8 @@ def _check_members(coordinator: Coordinator) -> None:
         return
     options = coordinator.options
     known = [member.replica for member in founding.members]
+    if options.join or options.me not in known:
+        return  # It was added later: --peers isn't about it.
     if known != sorted(options.peers):
         raise SettingsError(
             f"data directory {str(options.data_dir)!r} belongs to replica {options.me} of cluster "

@@ -181,6 +181,7 @@ _SHAPES = {
     "prepare": _shape("number number number"),
     "promise": _shape("number number number heads"),
     "nack": _shape("number number number number"),
+    "resign": _shape("number number"),
     "catch-up": _shape("number"),
     "catch-up-reply": _shape("number heads number number"),
 }

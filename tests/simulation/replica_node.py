@@ -19,6 +19,7 @@ from tasksprint.consensus import (
     Envelope,
     LogEntry,
     Member,
+    Membership,
     Persist,
     ReadLog,
     Ready,
@@ -207,6 +208,12 @@ class ReplicaNode:
         is_taken = self.replica.read(read_id, self.clock.now_ms())
         self._turn_soon()
         return is_taken
+
+    @property
+    def change_taken(self) -> Membership | None:
+        """The membership that a leader has taken on itself, and not proposed yet."""
+        leadership = None if self.replica is None else self.replica._leadership
+        return None if leadership is None else leadership._change
 
     def add_member(self, node: ReplicaNode, replaces: ReplicaId | None) -> str | None:
         """Let an operator add a machine here, at a leader; return why not."""

@@ -373,6 +373,7 @@ class Scenario:
             newest,
             *self.checker.last_memberships(2),
             *(each for each in self.checker.proposed_memberships if each.number > newest.number),
+            *(each for node in self.nodes.values() if (each := node.change_taken) is not None),
             *extra,
         ]
         for membership in memberships:
