@@ -380,11 +380,11 @@ class Coordinator:
             self._tick_log(now_ms)
             self._turn_runners(now_ms)
             self._carry_out_all()
+            # In this order: others have to work on the messages, and the disk on the write.
+            self.streams.flush()
             self._write(now_ms)
             self._arm_timer(now_ms)
-            if self._decided:
-                # After the messages of this turn: others have to work on those.
-                self.loop.call_soon(self._tell_decided)
+            self._tell_decided()
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
@@ -407,8 +407,8 @@ class Coordinator:
             if (deadline_ms := runner.deadline_ms) is not None:
                 due_ms = min(due_ms, deadline_ms)
         if self._timer is not None:
-            if self._timer_ms == due_ms and not self._timer.cancelled():
-                return
+            if self._timer_ms <= due_ms:
+                return  # A turn too early costs less than a new timer in each turn.
             self._timer.cancel()
         self._timer_ms = due_ms
         self._timer = self.loop.call_later(max(due_ms - now_ms, 0) / 1000, self._timer_fired)
@@ -529,6 +529,7 @@ class Coordinator:
         try:
             for _, _, envelopes in persists:
                 self._send(envelopes)
+            self.streams.flush()
             if persists:
                 self.replica.persisted(persists[-1][0], monotonic_ms())
         except Exception as error:
