@@ -41,10 +41,13 @@ def main(arguments: list[str]) -> int:
     )
     _add_shape(sub)
     sub = commands.add_parser(
-        "failover", help="from the death of the leader to the next acknowledgement"
+        "failover", help="from the loss of the leader to the next acknowledgement"
     )
-    sub.add_argument("--kills", type=int, default=20)
-    sub.set_defaults(measure=lambda options: failover.measure(options.kills))
+    sub.add_argument("--kills", type=int, default=20, help="rounds of each way to lose it")
+    sub.add_argument("--no-peers", action="store_true", help="ours only")
+    sub.set_defaults(
+        measure=lambda options: failover.measure(options.kills, peers=not options.no_peers)
+    )
 
     sub = commands.add_parser("commit", help="small commands through the log, per second")
     sub.add_argument("--submitters", type=_counts, default=[1, 64, 256], metavar="N,N,…")

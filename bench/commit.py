@@ -165,4 +165,3 @@ def _each(python: str, mode: str, submitters: Sequence[int], seconds: float) -> 
         with peer_pysyncobj.PySyncObj(python, mode) as cluster:
             figures[str(count)] = cluster.closed_loop(count, seconds, _WARM_UP_S)
     return figures
-

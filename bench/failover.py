@@ -1,82 +1,126 @@
-"""From kill -9 of the leader to the next acknowledged command; three coordinators, defaults.
+"""From the loss of the leader to the next acknowledged command; three members, defaults.
 
 A command is sent each 20 ms, first to the leader, then to the next member on an error
 or after 250 ms without an answer. What counts is the acknowledgement of the first
-command that was first sent after the kill. The member is restarted and has caught up
-before the next kill. (Method and figures for etcd: the same.)
+command that was first sent after the loss. The leader is lost in two ways: its process is
+killed (SIGKILL), or it falls silent (SIGSTOP; it is continued after the measurement). It
+is back and level before the next round.
 
-The command is the cancellation of a job that doesn't exist: it is chosen, durable on a
+Our command is the cancellation of a job that doesn't exist: it is chosen, durable on a
 majority and applied like any other, and answered with what the state machine says.
+etcd's, in the same run if it is installed, is a put of 256 bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import re
+import signal
 import statistics
 import time
+from typing import Any, Protocol
 
+from bench import peer_etcd
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.http_client import HttpClient
-from tasksprint.net.keys import ClusterKey, load_key
+from tasksprint.net.keys import load_key
 from tasksprint.roles.leader import MISDIRECTED, leader_hint
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
+
+__all__ = ["measure"]
 
 _INTERVAL_S = 0.02
 _TRY_S = 0.25
 _STEADY_S = 1.0
 _GIVE_UP_S = 30.0
+_RETRY_S = 0.005
+_WAYS = ("killed", "silent")
 
 
-def measure(kills: int) -> dict[str, object]:
+def measure(kills: int, *, peers: bool = True) -> dict[str, object]:
     """Return the seconds of each fail-over, with median and maximum."""
-    with PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
-        key = load_key(private.directory / "key")
-        private.connect(Settings())
-        times = asyncio.run(_measure(private, key, kills))
     return {
-        "kills": kills,
-        "killed_s": {
-            "median": round(statistics.median(times), 4),
-            "max": round(max(times), 4),
-            "all": [round(each, 4) for each in sorted(times)],
-        },
+        "rounds": kills,
+        "load_before": round(os.getloadavg()[0], 2),
+        **_tasksprint(kills),
+        "etcd": _etcd(kills) if peers else None,
     }
 
 
-async def _measure(private: PrivateCluster, key: ClusterKey, kills: int) -> list[float]:
-    http = HttpClient(key, Settings())
+def _tasksprint(rounds: int) -> dict[str, Any]:
+    with PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
+        private.connect(Settings())
+        return asyncio.run(_all_ways(_TaskSprint(private), rounds))
+
+
+def _etcd(rounds: int) -> dict[str, Any]:
+    command = peer_etcd.etcd_command()
+    if command is None:
+        return {"killed_s": None, "silent_s": None, "note": peer_etcd.MISSING}
+    with peer_etcd.Etcd(command) as cluster:
+        return asyncio.run(_all_ways(_EtcdSystem(cluster), rounds))
+
+
+class _System(Protocol):
+    """Three members that can be asked and hurt."""
+
+    async def steady_leader(self) -> int:
+        """Wait until all members agree on a leader and are level; return its index."""
+
+    async def ask(self, member: int, number: int) -> int | bool:
+        """Send one command; return whether it was acknowledged, or the member to ask."""
+
+    def lose(self, member: int, way: str) -> None:
+        """Kill a member, or silence it."""
+
+    def bring_back(self, member: int, way: str) -> None:
+        """Start it again, or let it go on."""
+
+    async def close(self) -> None:
+        """Close connections."""
+
+
+async def _all_ways(system: _System, rounds: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
     try:
-        return [await _one(private, http) for _ in range(kills)]
+        for way in _WAYS:
+            times = sorted([await _one(system, way) for _ in range(rounds)])
+            figures[f"{way}_s"] = {
+                "median": round(statistics.median(times), 4),
+                "max": round(max(times), 4),
+                "all": [round(each, 4) for each in times],
+            }
     finally:
-        await http.close()
+        await system.close()
+    return figures
 
 
-async def _one(private: PrivateCluster, http: HttpClient) -> float:
-    leader = await _steady_leader(private, http)
-    sender = f"bench-{random.getrandbits(64):016x}"
+async def _one(system: _System, way: str) -> float:
+    leader = await system.steady_leader()
     numbers = itertools.count(1)
     first_ack: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-    killed_s = float("inf")
+    lost_s = float("inf")
     tasks: set[asyncio.Task[None]] = set()
 
     async def command(number: int) -> None:
         sent_s = time.perf_counter()
-        await _acknowledged(private.addresses, leader, http, sender, number)
-        if sent_s > killed_s and not first_ack.done():
+        await _acknowledged(system, leader, number)
+        if sent_s > lost_s and not first_ack.done():
             first_ack.set_result(time.perf_counter())
 
     started_s = time.perf_counter()
     while not first_ack.done():
         now_s = time.perf_counter()
-        if killed_s == float("inf") and now_s - started_s > _STEADY_S:
-            private.kill(f"coordinator-{leader + 1}")
-            killed_s = time.perf_counter()
+        if lost_s == float("inf") and now_s - started_s > _STEADY_S:
+            system.lose(leader, way)
+            lost_s = time.perf_counter()
         if now_s - started_s > _GIVE_UP_S:
-            raise SystemExit("no command was acknowledged after the kill")
+            raise SystemExit(f"no command was acknowledged after the leader was {way}")
         task = asyncio.ensure_future(command(next(numbers)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -84,49 +128,140 @@ async def _one(private: PrivateCluster, http: HttpClient) -> float:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    private.restart(f"coordinator-{leader + 1}")
-    return first_ack.result() - killed_s
+    system.bring_back(leader, way)
+    return first_ack.result() - lost_s
 
 
-async def _acknowledged(
-    addresses: list[str], first: int, http: HttpClient, sender: str, number: int
-) -> None:
+async def _acknowledged(system: _System, first: int, number: int) -> None:
     """Send one command until it is acknowledged."""
-    body = encode_json({"sender": sender, "request": number, "reason": "x" * 200})
-    address = addresses[first]
+    member = first
     for turn in itertools.count(first + 1):
-        following = addresses[turn % len(addresses)]
+        following = turn % 3
         try:
-            response = await asyncio.wait_for(
-                http.request(address, "POST", "/v1/jobs/999999999/cancel", body=body), _TRY_S
-            )
-            if response.status == 200:
+            answer = await asyncio.wait_for(system.ask(member, number), _TRY_S)
+            if answer is True:
                 return
-            if response.status == MISDIRECTED:
-                following = leader_hint(response) or following
-        except (PeerUnreachable, Refused, RemoteProtocolError, asyncio.TimeoutError):
+            if answer is not False:
+                following = answer
+        except asyncio.TimeoutError:
             pass
-        if following == address:
-            following = addresses[turn % len(addresses)]
-        await asyncio.sleep(0.005)
-        address = following
+        await asyncio.sleep(_RETRY_S)
+        member = following if following != member else turn % 3
 
 
-async def _steady_leader(private: PrivateCluster, http: HttpClient) -> int:
-    """Wait until all members agree on a leader and are level; return its index."""
-    failure = ""
-    for _ in range(300):
+class _TaskSprint:
+    def __init__(self, private: PrivateCluster) -> None:
+        self._private = private
+        self._http = HttpClient(load_key(private.directory / "key"), Settings())
+        self._sender = f"bench-{random.getrandbits(64):016x}"
+        self._round = 0
+
+    async def steady_leader(self) -> int:
+        self._round += 1
+        failure = ""
+        for _ in range(300):
+            try:
+                found = [
+                    (await self._http.request(address, "GET", "/v1/status")).checked().json()
+                    for address in self._private.addresses
+                ]
+                failure = ""
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                found, failure = [], str(error)
+            leaders = {status["leader"] for status in found}
+            applied = [status["applied_slot"] for status in found]
+            is_level = bool(found) and max(applied) - min(applied) < 3
+            if is_level and len(leaders) == 1 and None not in leaders:
+                return int(leaders.pop()) - 1
+            await asyncio.sleep(0.1)
+        raise SystemExit(f"the members don't agree on a leader: {failure or found}")
+
+    async def ask(self, member: int, number: int) -> int | bool:
+        sender = f"{self._sender}-{self._round}"
+        body = encode_json({"sender": sender, "request": number, "reason": "x" * 200})
+        addresses = self._private.addresses
         try:
-            found = []
-            for address in private.addresses:
-                response = await http.request(address, "GET", "/v1/status")
-                found.append(response.checked().json())
-            failure = ""
-        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-            found, failure = [], str(error)
-        leaders = {status["leader"] for status in found}
-        applied = [status["applied_slot"] for status in found]
-        if found and len(leaders) == 1 and None not in leaders and max(applied) - min(applied) < 3:
-            return int(leaders.pop()) - 1
-        await asyncio.sleep(0.1)
-    raise SystemExit(f"the members don't agree on a leader: {failure or found}")
+            response = await self._http.request(
+                addresses[member], "POST", "/v1/jobs/999999999/cancel", body=body
+            )
+        except (PeerUnreachable, Refused, RemoteProtocolError):
+            return False
+        if response.status == MISDIRECTED:
+            hint = leader_hint(response)
+            return addresses.index(hint) if hint in addresses else False
+        return response.status == 200
+
+    def lose(self, member: int, way: str) -> None:
+        name = f"coordinator-{member + 1}"
+        if way == "killed":
+            self._private.kill(name)
+        else:
+            os.killpg(self._private.pid(name), signal.SIGSTOP)
+
+    def bring_back(self, member: int, way: str) -> None:
+        name = f"coordinator-{member + 1}"
+        if way == "killed":
+            self._private.restart(name)
+        else:
+            os.killpg(self._private.pid(name), signal.SIGCONT)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_LENGTH = re.compile(rb"[Cc]ontent-[Ll]ength: (\d+)")
+
+
+class _EtcdSystem:
+    def __init__(self, cluster: peer_etcd.Etcd) -> None:
+        self._cluster = cluster
+        self._unused: list[list[_Stream]] = [[], [], []]
+
+    async def steady_leader(self) -> int:
+        for streams in self._unused:
+            for _, writer in streams:
+                writer.close()
+            streams.clear()
+        return await asyncio.get_running_loop().run_in_executor(None, self._cluster.steady_leader)
+
+    async def ask(self, member: int, number: int) -> int | bool:
+        unused = self._unused[member]
+        try:
+            stream = unused.pop() if unused else await self._connect(member)
+        except OSError:
+            return False
+        reader, writer = stream
+        try:
+            writer.write(peer_etcd.put_request(f"f{number}"))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = _LENGTH.search(head)
+            await reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+            return False
+        except asyncio.CancelledError:
+            writer.close()
+            raise
+        unused.append(stream)
+        return head[9:12] == b"200"
+
+    async def _connect(self, member: int) -> _Stream:
+        return await asyncio.open_connection("127.0.0.1", self._cluster.ports[member])
+
+    def lose(self, member: int, way: str) -> None:
+        if way == "killed":
+            self._cluster.kill(member)
+        else:
+            self._cluster.pause(member)
+
+    def bring_back(self, member: int, way: str) -> None:
+        if way == "killed":
+            self._cluster.restart(member)
+        else:
+            self._cluster.resume(member)
+
+    async def close(self) -> None:
+        for streams in self._unused:
+            for _, writer in streams:
+                writer.close()

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tasksprint.process.program import die_with_parent
 
@@ -106,10 +107,10 @@ class Etcd:
             time.sleep(0.05)
         raise SystemExit("etcd's members don't agree on a leader")
 
-    def _status(self, port: int) -> dict[str, dict[str, str]]:
+    def _status(self, port: int) -> dict[str, Any]:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v3/maintenance/status", b"{}")
         with urllib.request.urlopen(request, timeout=5) as answer:
-            found: dict[str, dict[str, str]] = json.load(answer)
+            found: dict[str, Any] = json.load(answer)
             return found
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:

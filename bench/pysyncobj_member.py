@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from pysyncobj import SyncObj, SyncObjConf, replicated
+from pysyncobj import SyncObj, SyncObjConf, replicated  # type: ignore[import-not-found]
 
 
 class Table(SyncObj):  # type: ignore[misc]
@@ -25,7 +25,7 @@ class Table(SyncObj):  # type: ignore[misc]
         super().__init__(me, others, conf)
         self.rows: dict[str, str] = {}
 
-    @replicated  # type: ignore[misc]
+    @replicated  # type: ignore[untyped-decorator]
     def put(self, key: str, value: str) -> None:
         """Change one row."""
         self.rows[key] = value

@@ -51,6 +51,21 @@ class Settings:
     # And so many bytes of them: slots of full entries alone would be a gigabyte. Bounds
     # what a lagging replica holds open and hands over in one promise, too.
     log_window_bytes_max: int = 64 * MIB
+    # Applied entries that stay in the log, for replicas that lag a little: about 20 s of a
+    # busy log, or hours of an idle one. Smaller: a replica that was restarted needs a copy
+    # of the whole state. Larger: a larger file.
+    log_tail_slots: int = 20_000
+    # And at most so many bytes of them: by then a copy of the state is mostly cheaper.
+    log_tail_bytes_max: int = 64 * MIB
+    # One piece of a copy of the state: rows and bytes. Smaller: more requests and more
+    # transactions. Larger: the receiver's acknowledgements of new entries wait longer
+    # behind its write.
+    mirror_piece_rows: int = 5_000
+    mirror_piece_bytes_max: int = 2 * MIB
+    # A copy that nobody has asked for so long is closed, and the oldest one after this: until
+    # then the write-ahead log of the replica that gives it can't be begun anew.
+    mirror_session_idle_ms: int = 10_000
+    mirror_session_max_ms: int = 300_000
     # Bytes of entries in one catch-up message.
     catch_up_bytes_max: int = 4 * MIB
     # A new member votes once its chosen prefix is at most so many slots behind the

@@ -130,7 +130,6 @@ class Answers:
         started = sum([type(command) is StartTask for command in part.commands])
         chosen = ChosenAnswer(part.event, part.part, part.last, digest, started, part.commands)
         changes.answers.append((job.job, chosen))
-        job.answers[part.event, part.part] = digest
         body = encode_json((part.last, part.first_tid, _summarise(part.commands)))
         changes.rows.append(
             Row("answers", (job.job, part.event, part.part), (digest, body.decode()))

@@ -17,6 +17,8 @@ __all__ = ["check"]
 def check(state: State) -> None:
     """Assert all invariants of a state between two entries."""
     assert list(state.running) == [job.job for job in state.jobs.values() if job.is_running]
+    ended = [(job.ended_ms, job.job) for job in state.jobs.values() if not job.is_running]
+    assert state.ended == sorted(ended)
     for job in state.jobs.values():
         assert job.job < state.next_job
         if job.is_running:
@@ -40,7 +42,6 @@ def _check_job(state: State, job: Job) -> None:
     assert live[:DONE] == job.counts[:DONE], f"job {job.job}: {live} against {job.counts}"
     assert all(count >= 0 for count in job.counts)
     assert sum(job.counts) - sum(live) == job.next_tid - len(tasks)
-    assert len(job.events) == job.event_count
     assert job.next_event <= job.event_count
     assert job.next_part == 0 or job.next_event < job.event_count
     assert job.timers == sorted(job.timers)
@@ -53,8 +54,8 @@ def _check_job(state: State, job: Job) -> None:
         if task.event is not None:
             assert task.event not in told
             told[task.event] = task.tid
-            assert '"kind":"task_done"' in job.events[task.event].decode()
-            assert f'"tid":{task.tid},' in job.events[task.event].decode()
+            assert task.event < job.event_count
+        assert (task.told is not None) == bool(task.event is not None and task.keys)
 
 
 class _Counted:
@@ -126,7 +127,7 @@ def _check_task(state: State, task: Task, counted: _Counted) -> None:
 
 def _check_ended_job(job: Job) -> None:
     assert list(job.tasks) == list(job.keep)
-    assert not (job.events or job.answers or job.timers or job.ready or job.estimates_us)
+    assert not (job.timers or job.ready or job.estimates_us or job.params)
     assert job.finishing is None
     assert job.ended_ms is not None
 

@@ -50,7 +50,6 @@ class Job:
     """One job; mutable, changed by the state machine only."""
 
     __slots__ = (
-        "answers",
         "attached",
         "counts",
         "ended_ms",
@@ -58,7 +57,6 @@ class Job:
         "error",
         "estimates_us",
         "event_count",
-        "events",
         "finishing",
         "job",
         "keep",
@@ -122,15 +120,24 @@ class Job:
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
         self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
         self.estimates_us: dict[str, int] = {}  # by task name
+        # Lines of events and digests of answers stand in the mirror only: schedulers that
+        # replay read them there.
         self.event_count = 0
-        self.events: list[bytes] = []  # all lines, while the job runs
-        self.answers: dict[tuple[int, int], str] = {}  # (event, part): answer_digest
         self.next_event = 0  # the first event without a whole chosen answer …
         self.next_part = 0  # … and the next part of it
         self.timers: list[tuple[int, int, int]] = []  # sorted: (due in log time, number, timer)
         self.next_timer = 0  # number of the next timer: order among equal times
         self.log_lines = 0
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
+
+    def let_go(self) -> None:
+        """Free the memory of what nobody asks of an ended job; its rows keep it."""
+        self.params = self.manifest = self.node = ""
+        self.ready = []
+        self.timers = []
+        self.estimates_us = {}
+        self.shared = {}
+        self.finishing = None
 
     def share(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """Return an equal tuple that other tasks have already; this saves memory only."""
@@ -236,6 +243,8 @@ def restore_job(
     job.next_timer = body["next_timer"]
     job.log_lines = body["log_lines"]
     job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
+    if not job.is_running:
+        job.let_go()
     return job
 
 

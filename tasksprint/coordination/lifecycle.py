@@ -2,12 +2,16 @@
 
 A job that ends lets go of everything but its summary and the results that `finish`
 named: its tasks leave memory (their rows stay in the mirror, as they were last), clients
-are told to drop its values, and no event is raised for it any more.
+are told to drop its values, and no event is raised for it any more; those that were, and
+their answers, are given free. After a while, or when somebody says so, it is forgotten:
+then nothing is left of it.
 """
 
 from __future__ import annotations
 
-from tasksprint.coordination.commands import CancelJob, SchedulerOut, SubmitJob
+from bisect import bisect_left, insort
+
+from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut, SubmitJob
 from tasksprint.coordination.jobs import (
     CANCELLED,
     FAILED_JOB,
@@ -19,6 +23,7 @@ from tasksprint.coordination.jobs import (
     line_timer,
 )
 from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
 from tasksprint.coordination.tasks import ASSIGNED
 from tasksprint.coordination.view import DropJob
@@ -27,6 +32,10 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
 
 __all__ = ["Lifecycle", "bounded"]
+
+
+# Jobs that one tick forgets at most, so that no entry takes long.
+FORGOTTEN_MAX = 100
 
 
 def bounded(error: str) -> str:
@@ -165,17 +174,56 @@ class Lifecycle:
         job.ended_ms = state.log_ms
         job.ended_wall_ms = state.wall_ms
         job.tasks = kept
-        job.ready = []
-        job.events = []
-        job.answers = {}
-        job.timers = []
-        job.estimates_us = {}
-        job.shared = {}
-        job.finishing = None
+        job.let_go()
         del state.running[job.job]
+        insort(state.ended, (state.log_ms, job.job))
+        state.put_row(Row("garbage", (job.job,), (HISTORY_OF_JOB,)))
         state.changes.jobs[job] = None
         reason = f": {job.error}" if job.error is not None else ""
         state.note(f"job={job.job} {new_state}{reason}")
+
+    # --- after the end ---
+
+    def forget_now(self, command: ForgetJob) -> str | None:
+        """Forget an ended job; return the sentence that says why not, if so."""
+        job = self._state.jobs.get(command.job)
+        if job is None:
+            return f"there is no job {command.job}"
+        if job.is_running:
+            return f"job {command.job} is running; cancel it first"
+        self._forget(job)
+        return None
+
+    def forget_old(self) -> None:
+        """Forget the jobs that ended long ago, and the oldest if there are too many."""
+        state = self._state
+        oldest_ms = state.log_ms - state.rules.ended_job_ms
+        for _ in range(min(FORGOTTEN_MAX, len(state.ended))):
+            ended_ms, job_id = state.ended[0]
+            if ended_ms > oldest_ms and len(state.ended) <= state.rules.ended_jobs_max:
+                return
+            self._forget(state.jobs[job_id])
+
+    def _forget(self, job: Job) -> None:
+        """Leave nothing of an ended job but rows that nobody reads; stores delete them."""
+        state = self._state
+        assert job.ended_ms is not None
+        told = (state.slot, DropJob(job.job, ()))
+        for client in state.clients.values():
+            client.holds.pop(job.job, None)
+            if job.keep and client.is_alive:
+                client.changes.drop_jobs.append(told)
+                state.changes.views[client.cid] = None
+        for task in job.tasks.values():
+            state.changes.tasks.pop(task, None)
+        del state.jobs[job.job]
+        del state.ended[bisect_left(state.ended, (job.ended_ms, job.job))]
+        state.changes.jobs.pop(job, None)
+        state.changes.forgotten[job] = None
+        state.put_row(Row("jobs", (job.job,), None))
+        state.put_row(Row("facts", definition_row(job).key, None))
+        state.put_row(Row("garbage", (job.job,), (ALL_OF_JOB,)))
+        state.note(f"job={job.job} forgotten")
 
     # --- schedulers and timers ---
 

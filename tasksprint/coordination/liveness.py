@@ -54,6 +54,7 @@ class Liveness:
         for silent in command.silent:
             self._die_if_silent(silent)
         self._lifecycle.run_out_timers()
+        self._lifecycle.forget_old()
         expired = state.senders.remove_before(state.log_ms - state.rules.request_record_ms)
         for name in expired:
             state.changes.senders[name] = None

@@ -6,7 +6,6 @@ stops and drops that a client has acknowledged by naming a later version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasksprint.coordination.clients import Client
@@ -36,16 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SchedulerHistory:
-    """What a scheduler of a job is fed, and what its answers are compared with.
+    """Where the history stands that a scheduler of a job is fed and compared with.
 
-    `events` and `answers` are the state's own: they grow with the entries applied.
+    The lines of the events and the digests of the answers are in the mirror.
     """
 
     seed: int
     program: str
     manifest: str
-    events: list[bytes]
-    answers: Mapping[tuple[int, int], str]  # (event, part): answer_digest
+    event_count: int
     answered_end: tuple[int, int]  # the next unanswered (event, part)
     next_tid: TaskId
 
@@ -150,8 +148,7 @@ def scheduler_history(job: Job) -> SchedulerHistory:
         job.seed,
         job.program,
         job.manifest,
-        job.events,
-        job.answers,
+        job.event_count,
         (job.next_event, job.next_part),
         job.next_tid,
     )

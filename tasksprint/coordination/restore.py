@@ -7,14 +7,14 @@ everything is put in by its number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify
 from typing import Any
 
 from tasksprint.coordination.clients import restore_client
 from tasksprint.coordination.jobs import Job, restore_job
 from tasksprint.coordination.requests import Sender, restore_sender
-from tasksprint.coordination.rows import Row
+from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import ASSIGNED, DONE, Task, restore_task
 from tasksprint.encoding import decode_json, encode_json
@@ -48,61 +48,73 @@ def digest_row(slot: Slot, digest: str) -> Row:
     return Row("facts", (_DIGEST,), (encode_json((slot, digest)).decode(),))
 
 
-def restore(state: State, rows: Iterable[Row]) -> str:
-    """Fill an empty state from rows; return its digest.
+def restore(state: State, mirror: Mirror) -> str:
+    """Fill an empty state from the mirror; return its digest.
+
+    Reads what is needed and no more: the tasks of running jobs and those that ended ones
+    keep, no event, no answer. So the finished work of months costs a restart nothing.
 
     Raises:
         StoreError: The rows aren't of this cluster, or by rules of another version.
     """
-    by_table: dict[str, list[tuple[Any, Any]]] = {}
-    facts: dict[str, str] = {}
-    for row in rows:
-        assert row.columns is not None
-        if row.table == "facts":
-            facts[str(row.key[0])] = str(row.columns[0])
-        elif row.table != "job_log":
-            by_table.setdefault(row.table, []).append((row.key, row.columns))
-    if _DIGEST not in facts:
+    point = _find_fact(mirror, _DIGEST)
+    if point is None:
         return ""
-    slot, digest = decode_json(facts[_DIGEST].encode())
+    slot, digest = decode_json(point.encode())
     state.applied = state.slot = Slot(slot)
-    if _CLOCK in facts:
-        _restore_facts(state, decode_json(facts[_CLOCK].encode()))
-    # Only the numbers are compared: no two keys of a table are equal.
-    for table in by_table.values():
-        table.sort(key=_key)
-    for (cid,), (client_state, address, body) in by_table.get("clients", ()):
+    clock = _find_fact(mirror, _CLOCK)
+    if clock is not None:
+        _restore_facts(state, decode_json(clock.encode()))
+    for (cid,), (client_state, address, body) in _read(mirror, "clients"):
         client = restore_client(
             cid, client_state, address, decode_json(body.encode()), state.applied
         )
         state.clients[cid] = client
         state.cid_of_identity[client.identity] = cid
-    _restore_senders(state, by_table.get("senders", ()))
-    for (job_id,), (name, job_state, body) in by_table.get("jobs", ()):
+    _restore_senders(state, _read(mirror, "senders"))
+    _restore_jobs(state, mirror)
+    _restore_tasks(state, mirror)
+    return str(digest)
+
+
+def _read(mirror: Mirror, table: str, first: Key = (), end: Key = ()) -> Iterator[tuple[Any, Any]]:
+    for row in mirror.read_range(table, first, end):
+        yield row.key, row.columns
+
+
+def _find_fact(mirror: Mirror, name: str) -> str | None:
+    for _, (body,) in _read(mirror, "facts", (name,), (name + "\0",)):
+        return str(body)
+    return None
+
+
+def _facts_of(mirror: Mirror, kind: str) -> Iterator[tuple[str, str]]:
+    """Yield (rest of the name, body) of the facts whose names begin so."""
+    # "!" is the character after the space.
+    for (name,), (body,) in _read(mirror, "facts", (f"{kind} ",), (f"{kind}!",)):
+        yield name[len(kind) + 1 :], body
+
+
+def _restore_jobs(state: State, mirror: Mirror) -> None:
+    definitions = {int(number): body for number, body in _facts_of(mirror, "job")}
+    for (job_id,), (name, job_state, body) in _read(mirror, "jobs"):
         job = restore_job(
             job_id,
             name,
             job_state,
             decode_json(body.encode()),
-            decode_json(facts[f"job {job_id}"].encode()),
+            decode_json(definitions.pop(job_id).encode()),
             state.rules.retries,
         )
         state.jobs[job_id] = job
         if job.is_running:
             state.running[job_id] = job
-    _restore_tasks(state, by_table.get("tasks", ()), facts)
-    for (job_id, _), (line,) in by_table.get("events", ()):
-        if job_id in state.running:
-            state.running[job_id].events.append(line.encode())
-    for (job_id, event, part), (answer_digest, _) in by_table.get("answers", ()):
-        if job_id in state.running:
-            state.running[job_id].answers[event, part] = answer_digest
-    _restore_estimates(state, facts)
-    return str(digest)
-
-
-def _key(item: tuple[Any, Any]) -> Any:
-    return item[0]
+            for task_name, estimate in _facts_of(mirror, f"estimate {job_id}"):
+                job.estimates_us[task_name] = int(estimate)
+        else:
+            assert job.ended_ms is not None
+            state.ended.append((job.ended_ms, job_id))
+    state.ended.sort()
 
 
 def _restore_facts(state: State, body: dict[str, Any]) -> None:
@@ -134,13 +146,24 @@ def _restore_senders(state: State, rows: Iterable[tuple[Any, Any]]) -> None:
         state.senders.add(sender)
 
 
-def _restore_tasks(state: State, rows: Iterable[tuple[Any, Any]], facts: dict[str, str]) -> None:
-    for (job_id, tid), (name, task_state, cid, attempt, body) in rows:
-        job = state.jobs[job_id]
-        if job.is_running or tid in job.keep:
-            job.tasks[tid] = restore_task(
-                job, tid, name, task_state, cid, attempt, decode_json(body.encode()), facts
-            )
+def _restore_tasks(state: State, mirror: Mirror) -> None:
+    def find_base(name: str) -> str:
+        base = _find_fact(mirror, name)
+        assert base is not None, f"the mirror lacks {name!r}"
+        return base
+
+    for job in state.jobs.values():
+        number = job.job
+        ranges: list[tuple[Key, Key]] = [((number,), (number + 1,))]
+        if not job.is_running:
+            ranges = [((number, tid), (number, tid + 1)) for tid in job.keep]
+        for first, end in ranges:
+            for (_, tid), (name, task_state, cid, attempt, body) in _read(
+                mirror, "tasks", first, end
+            ):
+                job.tasks[tid] = restore_task(
+                    job, tid, name, task_state, cid, attempt, decode_json(body.encode()), find_base
+                )
     for job in state.jobs.values():
         for task in job.tasks.values():
             for holder in task.holders:
@@ -198,16 +221,6 @@ def _count_assigned(state: State, task: Task) -> None:
             client.heavy += 1
     if task.may_extend:
         client.extend.append((task.placed, task))
-
-
-def _restore_estimates(state: State, facts: dict[str, str]) -> None:
-    for fact, body in facts.items():
-        kind, _, rest = fact.partition(" ")
-        if kind == "estimate":
-            number, _, name = rest.partition(" ")
-            job = state.running.get(JobId(int(number)))
-            if job is not None:
-                job.estimates_us[name] = int(body)
 
 
 def estimate_row(job: Job, name: str) -> Row:

@@ -24,6 +24,8 @@ and its scheduler told; a task that was done before and can't be computed again 
 
 from __future__ import annotations
 
+import hashlib
+
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Completion, Failure, Lost, Report, inputs_digest
 from tasksprint.coordination.jobs import line_task_done, line_task_failed
@@ -45,6 +47,11 @@ from tasksprint.coordination.view import DropJob
 from tasksprint.ids import TaskId
 
 __all__ = ["Results"]
+
+
+def _told(line: bytes) -> str:
+    """Return a digest of what a task_done line tells: the task and its values."""
+    return hashlib.sha256(line.partition(b',"tid":')[2]).hexdigest()[:32]
 
 
 class Results:
@@ -211,6 +218,8 @@ class Results:
         line = line_task_done(
             number, state.log_ms - job.submitted_ms, task.tid, task.keys, completion.inline
         )
+        if task.keys:
+            task.told = _told(line)
         state.raise_event(job, line)
 
     def _become_done(self, task: Task, client: Client) -> None:
@@ -277,8 +286,7 @@ class Results:
         job = task.job
         if task.keys and task.event is not None:
             line = line_task_done(task.event, 0, task.tid, task.keys, completion.inline)
-            mark = b',"tid":'
-            if job.events[task.event].partition(mark)[2] != line.partition(mark)[2]:
+            if _told(line) != task.told:
                 self._lifecycle.fail(
                     job,
                     f"task {task.tid} {task.name!r} was computed again, after its result had"

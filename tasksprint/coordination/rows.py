@@ -119,13 +119,12 @@ def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
     if what not in (HISTORY_OF_JOB, ALL_OF_JOB):
         return ()
     tables = ("events", "answers") + (("tasks", "job_log") if what == ALL_OF_JOB else ())
-    ranges: list[tuple[str, Key, Key]] = [(name, (job,), (job + 1,)) for name in tables]
-    if what == ALL_OF_JOB:
-        # Names end with a space here and go on; "!" is the character after it.
-        ranges += [
-            ("facts", (f"{kind} {job} ",), (f"{kind} {job}!",)) for kind in ("base", "estimate")
-        ]
-    return tuple(ranges)
+    facts = ("estimate",) + (("base",) if what == ALL_OF_JOB else ())
+    return (
+        *[(name, (job,), (job + 1,)) for name in tables],
+        # Names go on behind the space; "!" is the character after it.
+        *[("facts", (f"{kind} {job} ",), (f"{kind} {job}!",)) for kind in facts],
+    )
 
 
 class Mirror(Protocol):

@@ -20,6 +20,7 @@ from tasksprint.coordination.commands import (
     Answer,
     CancelJob,
     Command,
+    ForgetJob,
     JoinClient,
     LeaveClient,
     NodesAttached,
@@ -36,7 +37,7 @@ from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.requests import sender_row
 from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
 from tasksprint.coordination.results import Results
-from tasksprint.coordination.rows import Row
+from tasksprint.coordination.rows import Mirror, MirrorRows, Row
 from tasksprint.coordination.state import Changes, State
 from tasksprint.coordination.tasks import task_row
 from tasksprint.coordination.view import View
@@ -58,6 +59,8 @@ class Schedule:
         members: The replicas whose schedulers count.
         rules: The rules by which every replica applies the log.
         rows: All rows of the mirror, in any order; None: nothing was applied yet.
+        mirror: In place of `rows`, who has them: only those that are needed are read,
+            however many there are.
         decode: What `decode_command` does, for who has decoded some commands before.
 
     Raises:
@@ -71,10 +74,13 @@ class Schedule:
         members: tuple[ReplicaId, ...],
         rules: Rules,
         rows: Iterable[Row] | None = None,
+        mirror: Mirror | None = None,
         decode: Callable[[bytes], Command] = decode_command,
     ) -> None:
         state = State(cluster, members, rules)
-        self._digest = restore(state, rows) if rows is not None else ""
+        if rows is not None:
+            mirror = MirrorRows(rows)
+        self._digest = restore(state, mirror) if mirror is not None else ""
         self._state = state
         self._decode = decode
         self._facts = _facts(state)
@@ -117,7 +123,7 @@ class Schedule:
             tuple(changes.answers),
             self._commit(changes),
             tuple(changes.views),
-            tuple([job.job for job in changes.jobs]),
+            tuple([job.job for job in (*changes.jobs, *changes.forgotten)]),
             changes.all_notes(),
         )
 
@@ -159,7 +165,7 @@ class Schedule:
             case NodesAttached():
                 refusal = self._liveness.attach(command)
                 return _REPORTED if refusal is None else _error(refusal)
-            case SubmitJob() | CancelJob():
+            case SubmitJob() | CancelJob() | ForgetJob():
                 return self._apply_once(command)
             case SchedulerOut():
                 self._lifecycle.scheduler_out(command)
@@ -181,7 +187,7 @@ class Schedule:
             )
         return reply
 
-    def _apply_once(self, command: SubmitJob | CancelJob) -> str:
+    def _apply_once(self, command: SubmitJob | CancelJob | ForgetJob) -> str:
         state = self._state
         sender = f"person {command.sender}"  # Clients' records begin with their cid.
         reply = state.senders.find_reply(sender, command.request)
@@ -189,6 +195,9 @@ class Schedule:
             if isinstance(command, SubmitJob):
                 job = self._lifecycle.submit(command)
                 reply = _error(job) if isinstance(job, str) else _json({"job": job.job})
+            elif isinstance(command, ForgetJob):
+                refusal = self._lifecycle.forget_now(command)
+                reply = _error(refusal) if refusal is not None else _json({"job": command.job})
             else:
                 refusal = self._lifecycle.cancel(command)
                 if refusal is not None:

@@ -32,6 +32,7 @@ class Changes:
         "estimates",
         "events",
         "facts",
+        "forgotten",
         "jobs",
         "notes",
         "restored",
@@ -44,6 +45,7 @@ class Changes:
     def __init__(self) -> None:
         self.tasks: dict[Task, None] = {}
         self.jobs: dict[Job, None] = {}
+        self.forgotten: dict[Job, None] = {}
         self.clients: dict[Client, None] = {}
         self.senders: dict[str, Sender | None] = {}  # None: expired
         self.estimates: dict[tuple[Job, str], None] = {}
@@ -76,6 +78,7 @@ class State:
         "cid_of_identity",
         "clients",
         "cluster",
+        "ended",
         "jobs",
         "last_job",
         "log_ms",
@@ -102,6 +105,7 @@ class State:
         self.last_job = JobId(0)  # the job that placed a task last: whose turn is next
         self.jobs: dict[JobId, Job] = {}  # all, in order
         self.running: dict[JobId, Job] = {}  # those that haven't ended, in order
+        self.ended: list[tuple[int, JobId]] = []  # the others: (log time of the end, job), sorted
         self.clients: dict[ClientId, Client] = {}  # all, in order
         self.cid_of_identity: dict[str, ClientId] = {}
         self.senders = Senders()
@@ -121,7 +125,6 @@ class State:
         """Number the next event of a running job; the line must carry `job.event_count`."""
         number = job.event_count
         job.event_count = number + 1
-        job.events.append(line)
         changes = self.changes
         changes.events.append((job.job, Event(number, line)))
         changes.rows.append(Row("events", (job.job, number), (line.decode(),)))

@@ -18,6 +18,7 @@ in placement.py (where to run), results.py (what counts) and answers.py (what is
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.coordination.rows import Row
@@ -87,6 +88,7 @@ class Task:
         "state",
         "tid",
         "timeout_ms",
+        "told",
         "users",
     )
 
@@ -133,6 +135,7 @@ class Task:
         self.size_bytes = 0
         self.holders: tuple[ClientId, ...] = ()
         self.event: int | None = None  # number of its task_done event
+        self.told: str | None = None  # digest of the values in it (keys), if there are any
         self.is_stale = False  # the digest rests on an input's bytes that changed
         self.is_released = False  # the scheduler let it go; unfinished users keep it
         self.is_wanted = False  # named by finish, whose results must be readable
@@ -173,6 +176,7 @@ def task_row(task: Task) -> Row:
                     task.is_stale,
                     task.is_released,
                     task.is_wanted,
+                    task.told,
                 )
             ).decode(),
         ),
@@ -206,12 +210,12 @@ def restore_task(
     cid: ClientId | None,
     attempt: int,
     body: list[Any],
-    bases: dict[str, str],
+    find_base: Callable[[str], str],
 ) -> Task:
     """Return a task from its row; counters over other tasks are still zero.
 
     Args:
-        bases: The facts named "base …", for bases that aren't in the body.
+        find_base: Finds the fact named "base …", for a base that isn't in the body.
     """
     task = Task(
         job,
@@ -224,7 +228,7 @@ def restore_task(
         body[4],
         body[5],
     )
-    base = body[0] if body[0] is not None else bases[_base_name(task)]
+    base = body[0] if body[0] is not None else find_base(_base_name(task))
     task.base = sys.intern(base) if len(base) < 16 else base
     task.state = _STATE_OF_NAME[state]
     task.attempt = attempt
@@ -243,6 +247,7 @@ def restore_task(
         task.is_stale,
         task.is_released,
         task.is_wanted,
+        task.told,
     ) = body[6:]
     task.holders = tuple(holders)
     return task

@@ -160,7 +160,7 @@ class PeerStreams:
             await asyncio.wait([opener.task for opener in openers])
 
     def send(self, peer: ReplicaId, frame: bytes) -> bool:
-        """Send a frame at the end of this turn of the loop.
+        """Send a frame at the end of this turn of the loop, or at the next `flush`.
 
         Returns:
             False: dropped, for there is no connection or the peer doesn't read.
@@ -177,6 +177,13 @@ class PeerStreams:
             return False
         return sender.send(frame)
 
+    def flush(self) -> None:
+        """Send what waits for the end of the turn now."""
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for sender in dirty:
+                sender.flush()
+
     def is_connected(self, peer: ReplicaId) -> bool:
         """Whether frames to this peer would be sent now."""
         opener = self._openers.get(peer)
@@ -187,7 +194,7 @@ class PeerStreams:
     def mark(self, sender: _Sender) -> None:
         """Flush this sender at the end of the turn."""
         if not self._dirty:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         self._dirty.append(sender)
 
     def broke(self, peer: ReplicaId, what: str) -> None:
@@ -214,11 +221,6 @@ class PeerStreams:
         opener = self._openers.get(receiver.source)
         if opener is not None:
             opener.hurry()
-
-    def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for sender in dirty:
-            sender.flush()
 
     def _may_visit(self, source: ReplicaId, address: str) -> bool:
         try:

@@ -16,7 +16,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from tasksprint.coordination.commands import (
     decode_command,
     encode_command,
 )
-from tasksprint.coordination.rows import Row
-from tasksprint.coordination.schedule import Applied, Schedule
+from tasksprint.coordination.rows import Mirror, Row
+from tasksprint.coordination.schedule import Applied, Event, Schedule
 from tasksprint.errors import (
     Refused,
     RemoteProtocolError,
@@ -44,6 +44,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.net.streams import PeerStreams
 from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
+from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, voters_of
 from tasksprint.roles.metrics import status_of_files
 from tasksprint.roles.programs import Programs
@@ -124,7 +125,8 @@ class Coordinator:
         self._decoded: dict[bytes, Command] = {}
         self.schedule: Schedule | None = None
         if self.replica.founding is not None:
-            self.schedule = self._new_schedule(recovery.rows if recovery.applied.slot else None)
+            self.schedule = self._new_schedule(store if recovery.applied.slot else None)
+        self._tail = LogTail(settings, recovery.consensus.log_start, self._applied_end())
         # From here on the store is the writer's.
         self.writer: WriterThread[ReplicaStore, Commit] = WriterThread(
             store, on_failure=self.fail, name="log"
@@ -167,6 +169,8 @@ class Coordinator:
         self._persists: list[tuple[int, Persist, tuple[Envelope, ...]]] = []
         self._rows: list[Row] = []
         self._rows_since_ms = 0
+        self._mirror_waiters: list[asyncio.Future[None]] = []
+        self._is_installing = False  # a copy of the mirror takes the place of ours
         self._writing = False
         self._to_apply: deque[Chosen] = deque()
         self._waiting: dict[bytes, list[Decided]] = {}
@@ -383,11 +387,11 @@ class Coordinator:
             self._tick_log(now_ms)
             self._turn_runners(now_ms)
             self._carry_out_all()
+            # In this order: others have to work on the messages, and the disk on the write.
+            self.streams.flush()
             self._write(now_ms)
             self._arm_timer(now_ms)
-            if self._decided:
-                # After the messages of this turn: others have to work on those.
-                self.loop.call_soon(self._tell_decided)
+            self._tell_decided()
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
@@ -410,8 +414,8 @@ class Coordinator:
             if (deadline_ms := runner.deadline_ms) is not None:
                 due_ms = min(due_ms, deadline_ms)
         if self._timer is not None:
-            if self._timer_ms == due_ms and not self._timer.cancelled():
-                return
+            if self._timer_ms <= due_ms:
+                return  # A turn too early costs less than a new timer in each turn.
             self._timer.cancel()
         self._timer_ms = due_ms
         self._timer = self.loop.call_later(max(due_ms - now_ms, 0) / 1000, self._timer_fired)
@@ -511,13 +515,21 @@ class Coordinator:
             return
         persists, self._persists = self._persists, []
         rows, self._rows = self._rows, []
+        _wake_all(self._mirror_waiters)
+        self._mirror_waiters.clear()
         schedule, founding = self.schedule, self.replica.founding
+        if self._is_installing:
+            schedule = None
+        truncate_below = None if schedule is None else self._tail.truncate_below()
+        if truncate_below is not None:
+            self.replica.truncated(truncate_below)
         commit = Commit(
             persists=tuple([persist for _, persist, _ in persists]),
             rows=tuple(rows),
             applied=None
             if schedule is None
             else AppliedPoint(schedule.applied_slot, schedule.digest),
+            truncate_below=truncate_below,
             cluster=None if founding is None else founding.cluster,
         )
         self._writing = True
@@ -530,6 +542,7 @@ class Coordinator:
         try:
             for _, _, envelopes in persists:
                 self._send(envelopes)
+            self.streams.flush()
             if persists:
                 self.replica.persisted(persists[-1][0], monotonic_ms())
         except Exception as error:
@@ -541,16 +554,60 @@ class Coordinator:
         size = len(key_prefix)
         return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 
+    async def mirror_handed_over(self) -> None:
+        """Wait until the writer has all rows of what is applied now: then it reads them."""
+        if self._rows:
+            self._rows_since_ms = 0
+            future: asyncio.Future[None] = self.loop.create_future()
+            self._mirror_waiters.append(future)
+            self.wake()
+            await future
+
+    async def install_copy(self, applied: AppliedPoint) -> None:
+        """Put the copy of the mirror that the store has gathered in the place of ours.
+
+        Nothing is applied meanwhile, and what was applied since our mirror was written is
+        dropped: the copy has it. Promises and acceptances go on, as always.
+        """
+        assert not self._is_installing
+        self._is_installing = True
+        self._rows.clear()
+        _wake_all(self._mirror_waiters)
+        self._mirror_waiters.clear()
+        await self.writer.run(ReplicaStore.install_copy, applied)
+        snapshot = await self.writer.run(ReplicaStore.open_snapshot)
+        try:
+            # On a thread of its own: with a large state this takes seconds.
+            schedule = await self.loop.run_in_executor(None, self._new_schedule, snapshot)
+        finally:
+            snapshot.close()
+        assert (schedule.applied_slot, schedule.digest) == (applied.slot, applied.digest)
+        self.schedule = schedule
+        end_slot = self._applied_end()
+        self._to_apply = deque(chosen for chosen in self._to_apply if chosen.slot >= end_slot)
+        self._tail.reset(end_slot, end_slot)
+        self.replica.state_copied(end_slot, monotonic_ms())
+        # Their schedulers know another history.
+        for runner in self.runners.values():
+            runner.stop()
+        self.runners.clear()
+        for job in schedule.running_jobs():
+            self._start_runner(job)
+        for waiters in [*self._view_waiters.values(), *self._job_waiters.values()]:
+            _wake_all(waiters)
+        self._is_installing = False
+        self.wake()
+
     # --- applying ---
 
-    def _new_schedule(self, rows: Iterable[Row] | None) -> Schedule:
+    def _new_schedule(self, mirror: Mirror | None) -> Schedule:
         founding = self.replica.founding
         assert founding is not None
         return Schedule(
             cluster=founding.cluster,
             members=tuple(member.replica for member in founding.members),
             rules=RULES,
-            rows=rows,
+            mirror=mirror,
             decode=self._decode,
         )
 
@@ -558,7 +615,7 @@ class Coordinator:
         return Slot(1 if self.schedule is None else self.schedule.applied_slot + 1)
 
     def _apply_some(self, now_ms: int) -> None:
-        if self._to_apply:
+        if self._to_apply and not self._is_installing:
             schedule = self.schedule
             assert schedule is not None
             while self._to_apply:
@@ -580,6 +637,7 @@ class Coordinator:
 
     def _applied(self, chosen: Chosen, applied: Applied) -> None:
         self._rows.extend(applied.rows)
+        self._tail.applied(chosen.slot, sum(map(len, chosen.commands)))
         self.applied_commands += len(chosen.commands)
         for note in applied.notes:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
@@ -595,22 +653,22 @@ class Coordinator:
                 runner.answer_chosen(answer)
         # After these: a runner that begins now takes its job's whole history along.
         for job in applied.jobs:
-            self._job_changed(job)
+            self._job_changed(job, applied.events)
         for cid in applied.clients:
             _wake_all(self._view_waiters.pop(cid, None))
 
-    def _job_changed(self, job: JobId) -> None:
+    def _job_changed(self, job: JobId, events: Iterable[tuple[JobId, Event]]) -> None:
         _wake_all(self._job_waiters.pop(job, None))
         assert self.schedule is not None
         is_running = self.schedule.is_running(job)
         runner = self.runners.get(job)
         if is_running and runner is None:
-            self._start_runner(job)
+            self._start_runner(job, [event.line for of, event in events if of == job])
         elif not is_running and runner is not None:
             runner.job_ended()
 
-    def _start_runner(self, job: JobId) -> None:
-        self.runners[job] = SchedulerRunner(self, job)
+    def _start_runner(self, job: JobId, events: Sequence[bytes] = ()) -> None:
+        self.runners[job] = SchedulerRunner(self, job, events)
         self.wake()
 
     # --- leading ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tasksprint.process.command_line import child_environment, command_line
 from tasksprint.process.program import ExitReason, Program, start_program
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
 from tasksprint.roles.clock import monotonic_ms
+from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_records import BoundedText
 from tasksprint.tasks import FailJob, FinishJob
 
@@ -32,11 +34,21 @@ __all__ = ["SchedulerRunner"]
 
 _log = logging.getLogger("tasksprint.scheduler")
 
+# Bytes of events that are read from the mirror at once, and "all" answers to them.
+_PAGE_BYTES_MAX = 8 * 1024 * 1024
+_ANSWERS_MAX = 2**40
+
 
 class SchedulerRunner:
     """Runs the scheduler of one job on this replica, until the job ends."""
 
-    def __init__(self, coordinator: Coordinator, job: JobId) -> None:
+    def __init__(self, coordinator: Coordinator, job: JobId, events: Sequence[bytes]) -> None:
+        """Begin to run it.
+
+        Args:
+            events: All of the job's events, or () if they aren't at hand: then they are
+                read from the mirror.
+        """
         self._coordinator = coordinator
         self._job = job
         history = coordinator.require_schedule().scheduler_history(job)
@@ -47,8 +59,9 @@ class SchedulerRunner:
             job=job,
             replica=coordinator.options.me,
             settings=coordinator.settings,
-            events=history.events,
-            answers=dict(history.answers),
+            events=events if len(events) == history.event_count else (),
+            event_count=history.event_count,
+            answers={},
             answered_end=history.answered_end,
             next_tid=history.next_tid,
             now_ms=monotonic_ms(),
@@ -104,7 +117,8 @@ class SchedulerRunner:
         self.turn(monotonic_ms())
 
     def stop(self) -> None:
-        """Kill the process: this replica stops."""
+        """Kill the process and hear nothing more of it: this replica stops, or begins anew."""
+        self._ended = True
         if self._starting is not None:
             self._starting.cancel()
         if self._program is not None:
@@ -143,6 +157,16 @@ class SchedulerRunner:
                     self._host.out_chosen()
                 else:
                     self._coordinator.propose(encode_command(effects.out))
+            if effects.read is not None:
+                self._coordinator.background(self._read_history(*effects.read))
+
+    async def _read_history(self, number: int, first_event: int, end_event: int) -> None:
+        coordinator = self._coordinator
+        await coordinator.mirror_handed_over()
+        lines, answers = await coordinator.writer.run(_history, self._job, first_event, end_event)
+        if not self._ended:
+            self._host.history_read(number, lines, answers, monotonic_ms())
+            coordinator.wake()
 
     def _propose(self, answer: Answer) -> None:
         command = encode_command(answer)
@@ -256,6 +280,30 @@ class SchedulerRunner:
             "restarts": status.restarts,
             "text": status.text,
         }
+
+
+def _history(
+    store: ReplicaStore, job: JobId, first_event: int, end_event: int
+) -> tuple[list[bytes], list[tuple[int, int, str]]]:
+    """Read some events of a job, and the digests of the answers to them."""
+    events: list[Any] = store.read_page(
+        "events",
+        (job, first_event),
+        (job, end_event),
+        rows_max=end_event - first_event,
+        bytes_max=_PAGE_BYTES_MAX,
+    )
+    answers: list[Any] = store.read_page(
+        "answers",
+        (job, first_event),
+        (job, first_event + len(events)),
+        rows_max=_ANSWERS_MAX,
+        bytes_max=_ANSWERS_MAX,
+    )
+    return (
+        [line.encode() for _, _, line in events],
+        [(event, part, digest) for _, event, part, digest, _ in answers],
+    )
 
 
 def _may_end_job(answer: Answer) -> bool:

@@ -93,11 +93,7 @@ class MemorySnapshot:
             if row.key == after:
                 continue
             cells = [*row.key, *(row.columns or ())]
-            size += sum(
-                len(cell.encode()) if isinstance(cell, str) else len(str(cell))
-                for cell in cells
-                if cell is not None
-            )
+            size += _size(cells)
             if len(rows) == rows_max or (rows and size > bytes_max):
                 break
             rows.append(cells)
@@ -110,6 +106,15 @@ class MemorySnapshot:
 
     def close(self) -> None:
         """Let go of the moment."""
+
+
+def _size(cells: list[Cell]) -> int:
+    """Return the bytes of a row, as SQLite counts them."""
+    return sum(
+        len(cell.encode()) if isinstance(cell, str) else len(str(cell))
+        for cell in cells
+        if cell is not None
+    )
 
 
 def _range(rows: dict[Key, tuple[Cell, ...]], table: str, first: Key, end: Key) -> Iterator[Row]:
@@ -207,6 +212,19 @@ class MemoryReplicaStore:
     def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
         """As `ReplicaStore.read_range`."""
         return _range(self._content.mirror[table], table, first, end)
+
+    def read_page(
+        self, table: str, first: Key, end: Key, *, rows_max: int, bytes_max: int
+    ) -> list[list[Cell]]:
+        """As `ReplicaStore.read_page`."""
+        found: list[list[Cell]] = []
+        for row in self.read_range(table, first, end):
+            cells = [*row.key, *(row.columns or ())]
+            bytes_max -= _size(cells)
+            if len(found) == rows_max or (found and bytes_max < 0):
+                break
+            found.append(cells)
+        return found
 
     def read_rows(
         self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasksprint.coordination.rows import TABLES, Key, Row, Table
+from tasksprint.encoding import decode_json
 from tasksprint.errors import StoreError
 from tasksprint.store.database import Cell, Cursor, Database
 from tasksprint.store.many_rows import Delete, Upsert
@@ -29,6 +30,7 @@ __all__ = [
     "key_names",
     "make_side_tables",
     "next_place",
+    "page_of_range",
     "piece_text",
     "rows_of_range",
     "rows_that_begin_so",
@@ -118,6 +120,19 @@ def rows_that_begin_so(
     return _rows(database, table, where, [*key_prefix, limit, offset], tail="LIMIT ? OFFSET ?")
 
 
+def page_of_range(
+    database: Database, table: str, first: Key, end: Key, rows_max: int, bytes_max: int
+) -> list[list[Cell]]:
+    """Return the cells of the first rows of a range, read in one step.
+
+    As many as have `bytes_max` bytes together, but one at least if there is one.
+    """
+    where, bindings = _condition(table, first, end)
+    text, _ = _text_of(database, table, where, bindings, rows_max, bytes_max)
+    found: list[list[Cell]] = decode_json(text.encode())
+    return found
+
+
 def _rows(
     database: Database,
     table: str,
@@ -172,28 +187,12 @@ def piece_text(
     At least one row if there is one, however large it is; "[]", 0 and () else.
     """
     table, after = place
-    keys, values = _names(TABLES[table])
-    columns = _columns(table)
+    keys = key_names(table)
     order = ",".join(keys)
     where = ""
     if after:
         where = f"WHERE ({order}) > ({','.join('?' * len(keys))})"
-    size = "+".join(f"ifnull(octet_length({name}),0)" for name in keys + values)
-    # Rows are counted first: how large they are isn't known, and one text holds them all.
-    ((count,),) = database.query(
-        f"SELECT count(*) FROM (SELECT sum({size}) OVER (ORDER BY {order}) AS total FROM"
-        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)) WHERE total <= ?",
-        [*after, rows_max, bytes_max],
-    )
-    assert isinstance(count, int)
-    rows = max(count, 1)
-    found = database.query(
-        f"SELECT json_group_array(json_array({columns})), count(*) FROM"
-        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)",
-        [*after, rows],
-    )
-    ((text, count),) = found
-    assert isinstance(text, str) and isinstance(count, int)
+    text, count = _text_of(database, table, where, list(after), rows_max, bytes_max)
     if not count:
         return text, 0, ()
     (last,) = database.query(
@@ -201,6 +200,33 @@ def piece_text(
         [*after, count - 1],
     )
     return text, count, last  # type: ignore[return-value]  # see `_rows`
+
+
+def _text_of(
+    database: Database,
+    table: str,
+    where: str,
+    bindings: list[Cell],
+    rows_max: int,
+    bytes_max: int,
+) -> tuple[str, int]:
+    keys, values = _names(TABLES[table])
+    order = ",".join(keys)
+    size = "+".join(f"ifnull(octet_length({name}),0)" for name in keys + values)
+    # Rows are counted first: how large they are isn't known, and one text holds them all.
+    ((count,),) = database.query(
+        f"SELECT count(*) FROM (SELECT sum({size}) OVER (ORDER BY {order}) AS total FROM"
+        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)) WHERE total <= ?",
+        [*bindings, rows_max, bytes_max],
+    )
+    assert isinstance(count, int)
+    ((text, count),) = database.query(
+        f"SELECT json_group_array(json_array({_columns(table)})), count(*) FROM"
+        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)",
+        [*bindings, max(count, 1)],
+    )
+    assert isinstance(text, str) and isinstance(count, int)
+    return text, count
 
 
 def next_place(place: CopyPlace, last_key: Key) -> CopyPlace | None:

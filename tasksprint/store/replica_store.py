@@ -40,6 +40,7 @@ from tasksprint.store.mirror_tables import (
     drop_side_tables,
     has_side_tables,
     make_side_tables,
+    page_of_range,
     rows_of_range,
     rows_that_begin_so,
     side_name,
@@ -266,6 +267,16 @@ class ReplicaStore:
     def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
         """As `Mirror.read_range`; use it up before the next commit."""
         return rows_of_range(self._database, table, first, end)
+
+    def read_page(
+        self, table: str, first: Key, end: Key, *, rows_max: int, bytes_max: int
+    ) -> list[list[Cell]]:
+        """Return the cells, keys first, of the first rows of a range, bounded by both.
+
+        One row at least if there is one. For thousands of rows at once, on the thread
+        of a writer beside a busy loop.
+        """
+        return page_of_range(self._database, table, first, end, rows_max, bytes_max)
 
     def read_rows(
         self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0

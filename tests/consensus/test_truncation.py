@@ -18,7 +18,7 @@ from tasksprint.consensus import (
     Replica,
 )
 from tasksprint.ids import ReplicaId, Slot
-from tests.consensus.helpers import ballot, drain, entry, from_peer, leader, make, sent, value
+from tests.consensus.helpers import ballot, drain, entry, from_peer, leader, make, sent, start, value
 
 
 def truncated(log_start: int, chosen_end: int = 90) -> CatchUpReply:
@@ -146,7 +146,7 @@ def test_promise_and_later_acceptances_outlast_a_copy() -> None:
 
 def test_copy_below_what_is_known_meanwhile_changes_only_the_start() -> None:
     log = tuple(entry(slot, 1, 1, f"c{slot}") for slot in (1, 2, 3, 4))
-    replica = make(2, 3, accepted=log, chosen_end=Slot(5), applied_end=Slot(1))
+    replica = start(2, 3, accepted=log, chosen_end=Slot(5), applied_end=Slot(1))
     replica.state_copied(Slot(3), 5)
     (ready,) = drain(replica)
     # Slots 3 and 4 are still to be applied, upon the copy.

@@ -111,8 +111,9 @@ class Replica:
             job=JOB,
             replica=self.number,
             settings=SETTINGS,
-            events=history.events,
-            answers=dict(history.answers),
+            events=[],
+            event_count=history.event_count,
+            answers={},
             answered_end=history.answered_end,
             next_tid=history.next_tid,
             now_ms=now_ms,
@@ -145,6 +146,19 @@ class Replica:
                 self._process = Process()
                 self._reader = SchedulerReader(who="scheduler", line_bytes_max=10_000)
                 self._hear(b'{"ready":{}}\n', now_ms)
+            if effects.read is not None:
+                number, first, end = effects.read
+                lines = [self.mirror["events", (JOB, event)] for event in range(first, end)]
+                host.history_read(
+                    number,
+                    [str(row.columns[0]).encode() for row in lines if row.columns],
+                    [
+                        (int(row.key[1]), int(row.key[2]), str(row.columns[0]))
+                        for row in self.mirror.values()
+                        if row.table == "answers" and row.columns and first <= row.key[1] < end  # type: ignore[operator]
+                    ],
+                    now_ms,
+                )
             if effects.write:
                 assert self._process is not None
                 self._hear(self._process.read(effects.write), now_ms)

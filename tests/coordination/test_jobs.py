@@ -9,7 +9,8 @@ from tests.coordination.world import World, reply_of
 
 
 def lines(world: World, job: int) -> list[str]:
-    return [line.decode() for line in world.schedule._state.jobs[job].events]
+    found = [row for row in world.mirror.rows.values() if row.table == "events"]
+    return [str(row.columns[0]) for row in found if row.key[0] == job and row.columns]
 
 
 def test_a_job_is_told_its_seed_and_parameters_then_who_is_there() -> None:

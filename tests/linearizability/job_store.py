@@ -204,7 +204,8 @@ def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:
         begin = max([min(submits), *denied])
         if latest is None or begin > latest:
             latest, latest_job = begin, job
-        if knows and min(knows) < latest:
+        # One that was known before its own making is (2)'s to tell.
+        if knows and min(knows) < latest and latest_job != job:
             return [
                 f"job {job} was known at {min(knows)}, but job {latest_job}, which has a "
                 f"smaller id, wasn't made before {latest}"

@@ -42,6 +42,7 @@ from tasksprint.store.result_store import ResultStore
 
 __all__ = [
     "DEADLINE_S",
+    "PROGRAM",
     "World",
     "assignment",
     "consumed",
@@ -110,7 +111,7 @@ class Coordinator:
 
     def declare_dead(self, cid: int = 1) -> None:
         """Refuse this incarnation from now on."""
-        self._incarnations.pop(ClientId(cid))
+        self._incarnations.pop(ClientId(cid), None)
         self._views.pop(ClientId(cid), None)
         self._changed.set()
 
@@ -147,7 +148,7 @@ class Coordinator:
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 0.5)
-        return Response(200, encode_view(view(version=self.version)))
+        return Response(200, encode_view(view(version=int(request.query["since"]))))
 
     def _status(self, request: Request) -> Response:
         return json_response({"cluster": "c"})
@@ -175,7 +176,7 @@ class World:
         (folder / name).write_text(text, encoding="utf-8")
 
     async def idle(self) -> None:
-        """Wait until this client has nothing to do or to tell."""
+        """Wait until the only client has followed all views, with nothing left to do or tell."""
 
         def is_idle() -> bool:
             status = self.client.workbench.summary()

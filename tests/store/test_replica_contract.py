@@ -329,6 +329,19 @@ def test_rows_are_found_between_two_beginnings_of_keys(place: Any) -> None:
             mirror.close()
 
 
+@pytest.mark.parametrize(
+    ("rows_max", "bytes_max"), [(3, 10_000), (100, 130), (100, 1), (4, 10_000)]
+)
+def test_pages_are_bounded_by_rows_and_bytes(place: Any, rows_max: int, bytes_max: int) -> None:
+    store = place.open()
+    rows = [Row("events", (1, number), ("x" * 40,)) for number in range(5)]
+    store.commit(Commit(rows=(*rows, Row("events", (2, 0), ("other",)))))
+    page = store.read_page("events", (1, 1), (2,), rows_max=rows_max, bytes_max=bytes_max)
+    count = {(3, 10_000): 3, (100, 130): 3, (100, 1): 1, (4, 10_000): 4}[rows_max, bytes_max]
+    assert page == [[1, number, "x" * 40] for number in range(1, 1 + count)]
+    assert store.read_page("events", (3,), (4,), rows_max=9, bytes_max=9) == []
+
+
 # --- garbage ---
 
 
@@ -362,7 +375,7 @@ def test_history_of_an_ended_job_is_deleted_and_its_tasks_stay(place: Any) -> No
     store = place.open()
     store.commit(Commit(rows=(*rows_of_job(1, 3), *rows_of_job(11, 3))))
     store.commit(Commit(rows=(Row("garbage", (1,), ("history",)),)))
-    assert left_of(store, 1) == {"tasks": 3, "job_log": 3, "facts": 6}
+    assert left_of(store, 1) == {"tasks": 3, "job_log": 3, "facts": 3}
     assert left_of(store, 11) == {"tasks": 3, "events": 3, "answers": 3, "job_log": 3, "facts": 6}
     assert store.read_rows("garbage") == []
     assert not store.idle_work_is_due

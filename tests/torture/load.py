@@ -32,6 +32,9 @@ __all__ = ["JobRequest", "Load", "expected_values"]
 
 _UNAVAILABLE = 503
 _SETTINGS = Settings(connect_timeout_ms=500, answer_timeout_ms=3_000)
+# Who asks one coordinator asks it again soon: what it says when it wakes up answers a
+# question that is younger than what the others have decided meanwhile.
+_PROBING = Settings(connect_timeout_ms=500, answer_timeout_ms=700)
 _TRY_PAUSE_S = 0.05
 # A submit that nobody acknowledges for so long is left alone, until the end.
 _PATIENCE_S = 15.0
@@ -109,6 +112,7 @@ class Load:
                 *(lambda r, n=n: self._watch(f"watcher-{n}", r) for n in range(2)),
                 lambda r: self._cancel_jobs("canceller", r),
                 lambda r: self._wait_for_results("waiter", r),
+                *(lambda r, a=a: self._probe(f"prober of {a}", a, r) for a in addresses),
             )
         ]
 
@@ -205,6 +209,25 @@ class Load:
             if known:
                 self.ask(who, known[-1], random, wait_ms=1_000)
 
+    def _probe(self, who: str, address: str, random: Random) -> None:
+        """Ask one coordinator, whoever leads: one that wakes up must not tell what was."""
+        while not self._end.is_set():
+            self._pause(random.uniform(0.1, 0.5))
+            with self._lock:
+                known = list(self.acknowledged)
+            if known:
+                job = random.choice(known[-3:])
+                self._try(
+                    who,
+                    ("status", job),
+                    random,
+                    "GET",
+                    f"/v1/jobs/{job}",
+                    _status,
+                    address=address,
+                    settings=_PROBING,
+                )
+
     # --- operations ---
 
     def submit(self, job: JobRequest, random: Random) -> int | None:
@@ -273,11 +296,15 @@ class Load:
         *,
         body: bytes = b"",
         wait_ms: int = 0,
+        address: str | None = None,
+        settings: Settings = _SETTINGS,
     ) -> Hashable:
         """Send one request, put what came of it into the history, and return the reply."""
-        address = self._leader
-        if address is None or random.random() < 0.15:
-            address = random.choice(self._addresses)
+        is_probe = address is not None
+        if address is None:
+            address = self._leader
+            if address is None or random.random() < 0.15:
+                address = random.choice(self._addresses)
         invoked = _now()
         try:
             response: HttpResponse | None = request_blocking(
@@ -285,13 +312,14 @@ class Load:
                 method,
                 path,
                 key=self._key,
-                settings=_SETTINGS,
+                settings=settings,
                 body=body,
                 wait_ms=wait_ms,
             )
         except (PeerUnreachable, RemoteProtocolError) as error:
             response = None
-            self._leader = None
+            if not is_probe:
+                self._leader = None
             if isinstance(error.__cause__, ConnectionRefusedError):
                 self.counts["refused connections"] += 1
                 return None  # Nobody has seen the request.
@@ -306,6 +334,8 @@ class Load:
         elif response is not None and response.status == 404 and call[0] == "status":
             reply = ABSENT
         elif response is not None and response.status == MISDIRECTED:
+            if is_probe:
+                return None
             self._leader = leader_hint(response)
         elif response is not None and response.status != _UNAVAILABLE:
             self._complain(
