@@ -40,6 +40,7 @@ from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.metrics import status_of_files
+from tasksprint.roles.mirror_copy import MirrorFetcher
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
@@ -133,6 +134,7 @@ class Coordinator:
             on_disconnected=self._peer_disconnected,
         )
         self.programs = Programs(self)
+        self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client was last heard; only the leader's counts.
         self._last_heard: dict[ClientId, int] = {}
@@ -194,6 +196,7 @@ class Coordinator:
             runner.stop()
         if self._timer is not None:
             self._timer.cancel()
+        self.copying.close()
         await self.streams.close()
         await self.http.close()
         await self.writer.close()
@@ -377,6 +380,7 @@ class Coordinator:
                 self.replica.tick(now_ms)
             self._carry_out_all()
             self._apply_some(now_ms)
+            self.copying.turn()
             self._tick_log(now_ms)
             self._turn_runners(now_ms)
             self._carry_out_all()
@@ -786,6 +790,7 @@ class Coordinator:
                 for member in (() if founding is None else founding.members)
             }
             or {str(peer): address for peer, address in self.options.peers.items()},
+            "copying": self.copying.status,
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }
 

@@ -308,6 +308,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("cancel", "end a job without a result", "cancel 1", common(), reaching(), reading())
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
 
+    sub = add(
+        "job",
+        "forget a job that has ended, with all that is kept of it",
+        "job forget 1",
+        common(),
+        reaching(),
+        reading(),
+    )
+    sub.add_argument("action", choices=["forget"], metavar="forget")
+    sub.add_argument("job_id", type=int, metavar="JOB_ID")
+
     add("stop", "stop every client and coordinator of the cluster", "stop", common(), reaching())
 
     sub = add(
