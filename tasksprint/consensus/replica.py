@@ -459,18 +459,27 @@ class Replica:
         """
         self._learner.truncate(log_start)
 
-    def state_copied(
-        self, applied_end: Slot, now_ms: int, *, memberships: bytes | None = None
-    ) -> None:
+    def members_copied(self, memberships: bytes | None) -> bytes | None:
+        """Take over who votes, from the replica that gives a copy of the state.
+
+        Returns:
+            What must become durable together with the copy.
+
+        Raises:
+            RemoteProtocolError: It can't be read.
+        """
+        self._memberships.take_copy(memberships)
+        return self._memberships.encode()
+
+    def state_copied(self, applied_end: Slot, now_ms: int) -> None:
         """Learn that a copy of the state, up to this slot, is durable in place of our own.
 
-        Who votes since (`memberships`, from the replica that was copied) is durable with it. The
-        store has forgotten the log below it. Promises and acceptances from there on
-        stay as they are; entries below that the shell has not applied are not to be.
+        Who votes was taken over before (`members_copied`). The store has forgotten the log
+        below the slot. Promises and acceptances from there on stay as they are; entries
+        below that the shell has not applied are not to be.
         """
         self._now_ms = now_ms
         assert self._leadership is None, "a leader has all that is chosen"
-        self._memberships.take_copy(memberships)
         self._learner.skip_to(applied_end, self._acceptor)
         self._catch_up.progressed()
         self._catch_up.stop()

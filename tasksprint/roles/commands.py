@@ -63,6 +63,7 @@ def run_command(options: argparse.Namespace) -> int:
         "logs": _logs,
         "cancel": _cancel,
         "member": run_member_command,
+        "job": _forget,
         "stop": _stop,
     }
     return handlers[options.command](cluster, options)
@@ -246,6 +247,18 @@ def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
         print(f"cancelled job {options.job_id}")
     else:
         print(f"job {options.job_id} had {outcome.state} before")
+    return EXIT_OK
+
+
+def _forget(cluster: Cluster, options: argparse.Namespace) -> int:
+    body = encode_json({"sender": os.urandom(8).hex(), "request": 1})
+    reply = cluster.request("POST", f"/v1/jobs/{options.job_id}/forget", body=body).json()
+    if "error" in reply:
+        raise Refused(reply["error"])
+    if options.json:
+        _print_json({"job": options.job_id, "state": "forgotten"})
+    else:
+        print(f"forgot job {options.job_id}")
     return EXIT_OK
 
 

@@ -47,6 +47,7 @@ from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, voters_of
 from tasksprint.roles.metrics import status_of_files
+from tasksprint.roles.mirror_copy import MirrorFetcher
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
@@ -143,6 +144,7 @@ class Coordinator:
             address=options.advertise,
         )
         self.programs = Programs(self)
+        self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client was last heard; only the leader's counts.
         self._last_heard: dict[ClientId, int] = {}
@@ -206,6 +208,7 @@ class Coordinator:
             runner.stop()
         if self._timer is not None:
             self._timer.cancel()
+        self.copying.close()
         await self.streams.close()
         await self.http.close()
         await self.writer.close()
@@ -384,6 +387,7 @@ class Coordinator:
                 self.replica.tick(now_ms)
             self._carry_out_all()
             self._apply_some(now_ms)
+            self.copying.turn()
             self._tick_log(now_ms)
             self._turn_runners(now_ms)
             self._carry_out_all()
@@ -563,8 +567,11 @@ class Coordinator:
             self.wake()
             await future
 
-    async def install_copy(self, applied: AppliedPoint) -> None:
+    async def install_copy(self, applied: AppliedPoint, memberships: bytes | None) -> None:
         """Put the copy of the mirror that the store has gathered in the place of ours.
+
+        Args:
+            memberships: Who votes, as the replica that gave the copy knew it.
 
         Nothing is applied meanwhile, and what was applied since our mirror was written is
         dropped: the copy has it. Promises and acceptances go on, as always.
@@ -574,7 +581,9 @@ class Coordinator:
         self._rows.clear()
         _wake_all(self._mirror_waiters)
         self._mirror_waiters.clear()
-        await self.writer.run(ReplicaStore.install_copy, applied)
+        # Before: a write of ours must not put an older one in its place.
+        memberships = self.replica.members_copied(memberships)
+        await self.writer.run(ReplicaStore.install_copy, applied, memberships)
         snapshot = await self.writer.run(ReplicaStore.open_snapshot)
         try:
             # On a thread of its own: with a large state this takes seconds.
@@ -801,6 +810,7 @@ class Coordinator:
             "files": status_of_files(self.database_path),
             "elections": list(self._elections),
             "members": self.members.addresses(),
+            "copying": self.copying.status,
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tasksprint.coordination.commands import (
     CancelJob,
+    ForgetJob,
     JoinClient,
     LeaveClient,
     NodesAttached,
@@ -63,6 +64,7 @@ class CoordinatorPaths:
         add("GET", "/v1/jobs/{job}/tasks/{tid}", self._task, access=token)
         add("GET", "/v1/jobs/{job}/log", self._job_log, access=token)
         add("POST", "/v1/jobs/{job}/cancel", self._cancel)
+        add("POST", "/v1/jobs/{job}/forget", self._forget)
         add("GET", "/v1/clients", self._clients, access=token)
         add("GET", "/v1/members", self._members, access=token)
         add("POST", "/v1/members", self._change_members)
@@ -180,6 +182,15 @@ class CoordinatorPaths:
             reason=_text(body, "reason"),
         )
         self._coordinator.tick_now()
+        return await self._decide(encode_command(command))
+
+    async def _forget(self, request: Request) -> Response:
+        body = _object(request)
+        command = ForgetJob(
+            sender=_text(body, "sender"),
+            request=_integer(body, "request"),
+            job=JobId(request.integer("job")),
+        )
         return await self._decide(encode_command(command))
 
     async def _jobs(self, request: Request) -> Response:

@@ -361,6 +361,17 @@ def _parser() -> argparse.ArgumentParser:
     new_member(sub)
     waiting(sub)
 
+    sub = add(
+        "job",
+        "forget a job that has ended, with all that is kept of it",
+        "job forget 1",
+        common(),
+        reaching(),
+        reading(),
+    )
+    sub.add_argument("action", choices=["forget"], metavar="forget")
+    sub.add_argument("job_id", type=int, metavar="JOB_ID")
+
     add("stop", "stop every client and coordinator of the cluster", "stop", common(), reaching())
 
     sub = add(

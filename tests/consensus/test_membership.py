@@ -402,7 +402,8 @@ def test_memberships_outlive_the_entries_that_brought_them() -> None:
     assert again.membership == two
     assert again.addresses == {1: "h1"}
     copied = make(1, 3)
-    copied.state_copied(end, 0, memberships=written)
+    assert copied.members_copied(written) == written
+    copied.state_copied(end, 0)
     drain(copied)
     assert copied.membership == two
     assert copied.addresses == {2: "h2"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tasksprint.ids import Slot
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.settings import Settings
@@ -46,7 +48,7 @@ def test_log_of_a_former_life_goes_in_pieces_once_a_new_tail_is_there() -> None:
     assert kept.truncate_below() is None
     found = run(kept, 1_601, 3_201)
     assert found[0] == 101 and found[-1] == 1_601
-    assert all(later - earlier == 100 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later - earlier == 100 for earlier, later in pairwise(found))
 
 
 def test_log_that_is_too_long_when_it_is_found_goes_at_once() -> None:
