@@ -6,7 +6,8 @@
 - `learner`: the chosen prefix, and catching up
 - `election`: when to ask for a new leader
 - `founding`, `admission`: who belongs to the cluster, in which life
-- `membership`, `members`, `changes`: who votes in which slot, and how that changes
+- `membership`, `members`: who votes in which slot
+- `changes`, `reconfiguration`: how that changes
 - `outbox`: what must be durable before what is said
 - `replica`: the facade over all of it
 

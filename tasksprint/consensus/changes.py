@@ -15,7 +15,17 @@ from tasksprint.consensus.members import Members
 from tasksprint.consensus.membership import Membership, with_learner, with_promoted, without
 from tasksprint.ids import ReplicaId
 
-__all__ = ["addition", "next_step", "refusal", "removal"]
+__all__ = ["addition", "next_step", "refusal", "removal", "used_before"]
+
+
+def used_before(membership: Membership, replica: ReplicaId) -> str | None:
+    """Return why an id can't be used for a new member; None: nobody had it who has left."""
+    if replica not in membership.retired:
+        return None
+    return (
+        f"replica {replica} was removed before, and an id is never used again: "
+        "choose another for the new coordinator"
+    )
 
 
 def addition(
@@ -30,11 +40,9 @@ def addition(
         Or the reason of a refusal, or None: it is so already.
     """
     replica = member.replica
-    if replica in membership.retired:
-        return (
-            f"replica {replica} was removed before, and an id is never used again: "
-            "choose another for the new coordinator"
-        )
+    used = used_before(membership, replica)
+    if used is not None:
+        return used
     known = membership.member(replica)
     if replaces is not None and not membership.is_voter(replaces):
         if known == member and replaces in membership.retired:

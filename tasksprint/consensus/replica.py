@@ -23,7 +23,6 @@ from tasksprint.consensus.admission import Admission
 from tasksprint.consensus.ballot import NO_BALLOT, Ballot
 from tasksprint.consensus.candidate import Candidate
 from tasksprint.consensus.catch_up import CatchUp
-from tasksprint.consensus.changes import addition, next_step, refusal, removal
 from tasksprint.consensus.effects import (
     LogEntry,
     PeerStatus,
@@ -59,6 +58,7 @@ from tasksprint.consensus.messages import (
     Stranger,
 )
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.reconfiguration import Reconfiguration
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
@@ -157,6 +157,13 @@ class Replica:
             settings=settings,
             random=random,
         )
+        self._reconfiguration = Reconfiguration(
+            memberships=self._memberships,
+            learner=self._learner,
+            catch_up=self._catch_up,
+            outbox=self._outbox,
+            settings=settings,
+        )
         self._hello_ms = now_ms + settings.resend_interval_ms
         # Also when founded: so that a lost disk is noticed before it is asked for votes.
         self._admission.greet_all()
@@ -215,11 +222,8 @@ class Replica:
     @property
     def membership_governs(self) -> bool:
         """Whether it governs already, and a quorum of it knows so: nothing is under way."""
-        return (
-            self._leadership is not None
-            and not self._leadership.change_is_under_way
-            and self._is_settled()
-        )
+        leadership = self._leadership
+        return leadership is not None and self._reconfiguration.is_done(leadership)
 
     @property
     def addresses(self) -> dict[ReplicaId, str]:
@@ -295,63 +299,14 @@ class Replica:
             The reason of a refusal; None: it is or will be proposed, if leadership lasts.
         """
         self._now_ms = now_ms
-        newest = self._memberships.newest
-        assert newest is not None
-        return self._change_members(addition(newest, member, replaces=replaces))
+        assert self._leadership is not None, "only a leader changes the members"
+        return self._reconfiguration.add(self._leadership, member, replaces, now_ms)
 
     def remove_member(self, replica: ReplicaId, now_ms: int) -> str | None:
         """Let a leader remove a voter (perhaps itself) or a learner; as `add_member`."""
         self._now_ms = now_ms
-        newest = self._memberships.newest
-        assert newest is not None
-        return self._change_members(removal(newest, replica))
-
-    def _change_members(self, change: Membership | str | None) -> str | None:
-        leadership, newest = self._leadership, self._memberships.newest
-        assert leadership is not None and newest is not None, "only a leader changes the members"
-        if change is None or isinstance(change, str):
-            return change
-        if leadership.change_is_under_way or not self._is_settled():
-            return "another change of the members is under way: try again when it is done"
-        reason = refusal(newest, change, self._heard(leadership))
-        if reason is None:
-            self._outbox.note(f"proposes membership {change.number}: {change.describe()}")
-            leadership.change_members(change)
-        return reason
-
-    def _heard(self, leadership: Leadership) -> set[ReplicaId]:
-        return leadership.heard_since(self._now_ms - self._settings.election_timeout_max_ms)
-
-    def _is_settled(self) -> bool:
-        """Whether a quorum of the newest membership knows that it governs.
-
-        Then an election finds out who votes, even if those that left are gone for good.
-        """
-        newest_slot = self._memberships.newest_slot
-        knowing = {
-            peer for peer in self._outbox.peers if self._catch_up.known_end(peer) >= newest_slot
-        }
-        if self._learner.chosen_end >= newest_slot:
-            knowing.add(self.me)
-        return self._memberships.at(newest_slot).is_quorum(knowing)
-
-    def _go_on_changing(self, leadership: Leadership) -> None:
-        """Let a learner vote that has caught up, or remove who was replaced."""
-        newest = self._memberships.newest
-        assert newest is not None
-        if not (newest.learners or newest.replaces) or leadership.change_is_under_way:
-            return
-        if not self._is_settled():
-            return
-        enough = self._learner.chosen_end - self._settings.learner_lag_slots_max
-        change = next_step(
-            newest,
-            self._heard(leadership),
-            lambda replica: self._catch_up.known_end(replica) >= enough,
-        )
-        if change is not None:
-            self._outbox.note(f"proposes membership {change.number}: {change.describe()}")
-            leadership.change_members(change)
+        assert self._leadership is not None, "only a leader changes the members"
+        return self._reconfiguration.remove(self._leadership, replica, now_ms)
 
     def _refresh_standing(self) -> None:
         """Find out what part this replica has."""
@@ -758,7 +713,7 @@ class Replica:
             self._step_down(cause)
             self._candidate.stand(cause, self._now_ms)
         else:
-            self._go_on_changing(leadership)
+            self._reconfiguration.go_on(leadership, self._now_ms)
             leadership.beat(self._now_ms)
 
     def _step_down(self, cause: str) -> None:

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.consensus import Chosen, Member
+from tasksprint.consensus.changes import used_before
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
@@ -123,6 +124,12 @@ class MemberChanges:
         coordinator = self._coordinator
         self._require_leader()
         parse_address(address)
+        membership = coordinator.replica.membership
+        assert membership is not None
+        # Before it is asked who it is: one that was removed doesn't answer any more.
+        reason = used_before(membership, replica)
+        if reason is not None:
+            raise Refused(reason, status=_CONFLICT)
         member = await self._identify(replica, address)
         self._require_leader()
         self._check(coordinator.replica.add_member(member, monotonic_ms(), replaces=replaces))

@@ -8,8 +8,8 @@ all pieces up to it, so that nothing is missing and nothing came twice. When all
 there, and the copy names the slot and digest that the session began with, it replaces
 the receiver's mirror in one transaction.
 
-    POST /v1/mirror                          {"session", "cluster", "slot", "digest", "memberships"}
-    GET  /v1/mirror/{session}/{number}       a header line (JSON), then rows (JSON)
+    POST /v1/mirror                     {"session", "cluster", "slot", "digest", "memberships"}
+    GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
 
 Knows sessions, pieces and their checks; what is in a piece only the stores know.

@@ -80,6 +80,7 @@ class MemorySnapshot:
     def __init__(self, content: _Content) -> None:
         self.applied = content.applied
         self.cluster = content.cluster
+        self.memberships = content.memberships
         # Rows are immutable: a copy of the dictionaries is a moment.
         self._mirror = {name: dict(rows) for name, rows in content.mirror.items()}
 

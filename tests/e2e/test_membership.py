@@ -46,6 +46,8 @@ class Operator:
 def test_members_change_under_a_running_job(
     make_cluster: MakeCluster, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So short a log that new members need a copy of the state, and who votes with it.
+    monkeypatch.setenv("TASKSPRINT_SETTINGS", '{"log_tail_slots": 20}')
     private = make_cluster(coordinators=3, clients=1)
     cluster = connect(private)
     operator = Operator(private, run, monkeypatch)
@@ -57,6 +59,7 @@ def test_members_change_under_a_running_job(
     wait_until(lambda: _answers(private, 4), "replica 4 is up")
     assert operator("add", f"4={address}") == "added replica 4\n"
     assert operator.roles() == {1: "voter", 2: "voter", 3: "voter", 4: "voter"}
+    assert "takes a copy of the state" in (private.directory / "coordinator-4.log").read_text()
 
     # The leader leaves, and stops with one sentence.
     leader = operator.listing()["leader"]
