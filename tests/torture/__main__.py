@@ -144,12 +144,11 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
         faults = Faults(
             machines, plan(options.seed, seconds, has_network=network is not None), tell
         )
-        stack.callback(faults.stop)
+        stack.callback(faults.heal)
         stack.callback(load.stop)
         load.start()
-        faults.start()
-        faults.wait(seconds)
-        faults.stop()
+        faults.run(seconds)
+        faults.heal()
         wrong = list(faults.wrong)
         tell(f"healed; {', '.join(f'{n} {what}' for what, n in sorted(faults.counts.items()))}")
         if options.stall and not wrong:

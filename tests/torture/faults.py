@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a plan made of a seed, and the thread that carries it out.
+"""What goes wrong, and when: a plan made of a seed, and who carries it out.
 
 The plan names kinds of victims ("the leader", "the second client"); who leads is found out
 when the time has come. So one seed is one plan, though never twice the same run: real
@@ -91,7 +91,11 @@ def plan(seed: int, seconds: float, *, has_network: bool) -> list[Fault]:
 
 
 class Faults:
-    """Carries out a plan on machines, in a thread of its own."""
+    """Carries out a plan on machines.
+
+    In the main thread: the kernel ends a process with the thread that started it, as
+    `die_with_parent` asks it to.
+    """
 
     def __init__(
         self, machines: Machines, faults: list[Fault], tell: Callable[[str], None]
@@ -99,39 +103,24 @@ class Faults:
         self._machines = machines
         self._faults = faults
         self._tell = tell
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, and put everything right again."""
-        self._end.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+    def heal(self) -> None:
+        """Put everything right again, but start no process."""
         for name in list(self._machines.stopped):
             self._machines.resume(name)
         if self._machines.network is not None:
             self._machines.network.heal()
 
-    def wait(self, seconds: float) -> None:
-        """Wait so long, or until something is wrong."""
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s and not self.wrong and self._thread.is_alive():
-            time.sleep(0.1)
-
-    def _run(self) -> None:
+    def run(self, seconds: float) -> None:
+        """Let things go wrong for so long, or until something is wrong that shouldn't be."""
         began_s = time.monotonic()
         # What ends a fault, and when.
         due: list[tuple[float, Callable[[], None]]] = []
         waiting = list(self._faults)
         try:
-            while not self._end.is_set() and (waiting or due):
-                now_s = time.monotonic() - began_s
+            while (now_s := time.monotonic() - began_s) < seconds and not self.wrong:
                 for ended in [each for each in due if each[0] <= now_s]:
                     due.remove(ended)
                     ended[1]()
@@ -141,12 +130,10 @@ class Faults:
                     if undo is not None:
                         due.append((fault.end_s, undo))
                 self._check_alive()
-                self._end.wait(0.02)
-        except Exception as error:  # The run must not go on without its faults.
-            self.wrong.append(f"{type(error).__name__} in the faults: {error}")
+                time.sleep(0.02)
         finally:
             for _, undo in due:
-                with contextlib.suppress(Exception):  # `stop` heals all the same.
+                with contextlib.suppress(Exception):  # `heal` does what matters all the same.
                     undo()
 
     def _check_alive(self) -> None:
@@ -158,7 +145,6 @@ class Faults:
                 self.wrong.append(
                     f"{name} ended by itself with exit code {code}: {machines.log(name)[-1500:]}"
                 )
-                self._end.set()
                 return
 
     # --- faults ---
