@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 
-from bench import commit, failover, throughput
+from bench import commit, failover, restart, throughput
 
 
 def main(arguments: list[str]) -> int:
@@ -56,6 +56,16 @@ def main(arguments: list[str]) -> int:
     sub.set_defaults(
         measure=lambda options: commit.measure(
             options.submitters, options.seconds, peers=not options.no_peers
+        )
+    )
+
+    sub = commands.add_parser("restart", help="a coordinator with a long past starts again")
+    sub.add_argument("--finished", type=int, default=1_000_000, help="tasks that are done")
+    sub.add_argument("--live", type=int, default=100_000, help="tasks that wait for a client")
+    sub.add_argument("--no-catch-up", action="store_true", help="without the empty replica")
+    sub.set_defaults(
+        measure=lambda options: restart.measure(
+            options.finished, options.live, catch_up=not options.no_catch_up
         )
     )
 

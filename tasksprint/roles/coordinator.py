@@ -386,12 +386,14 @@ class Coordinator:
             if now_ms >= self.replica.deadline_ms:
                 self.replica.tick(now_ms)
             self._carry_out_all()
+            # Peers have to work on the messages and the disk on the write: both first.
+            self.streams.flush()
+            self._write(now_ms)
             self._apply_some(now_ms)
             self.copying.turn()
             self._tick_log(now_ms)
             self._turn_runners(now_ms)
             self._carry_out_all()
-            # In this order: others have to work on the messages, and the disk on the write.
             self.streams.flush()
             self._write(now_ms)
             self._arm_timer(now_ms)

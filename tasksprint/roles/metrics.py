@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasksprint.execution.records import NodeState
 from tasksprint.net.router import Response, error_response, json_response
 from tasksprint.store.writer import WriteTimes
 
@@ -252,7 +253,7 @@ def client_metrics(client: Client) -> Response:
     out.gauge(
         "tasksprint_nodes",
         "Node processes of this client, by state.",
-        *(({"state": state}, nodes[state]) for state in sorted(nodes)),
+        *(({"state": state.value}, nodes[state.value]) for state in NodeState),
     )
     out.gauge(
         "tasksprint_disk_low",
