@@ -40,7 +40,7 @@ from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.metrics import status_of_files
-from tasksprint.roles.mirror_copy import MirrorFetcher
+from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
@@ -134,6 +134,7 @@ class Coordinator:
             on_disconnected=self._peer_disconnected,
         )
         self.programs = Programs(self)
+        self.copies = MirrorPaths(self)
         self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client was last heard; only the leader's counts.
@@ -197,6 +198,7 @@ class Coordinator:
         if self._timer is not None:
             self._timer.cancel()
         self.copying.close()
+        self.copies.close()
         await self.streams.close()
         await self.http.close()
         await self.writer.close()
@@ -513,7 +515,9 @@ class Coordinator:
         schedule, founding = self.schedule, self.replica.founding
         if self._is_installing:
             schedule = None
-        truncate_below = None if schedule is None else self._tail.truncate_below()
+        truncate_below = None if schedule is None else self._tail.truncate_below(
+            self.copies.keep_from(now_ms)
+        )
         if truncate_below is not None:
             self.replica.truncated(truncate_below)
         commit = Commit(
@@ -567,8 +571,8 @@ class Coordinator:
         self._rows.clear()
         _wake_all(self._mirror_waiters)
         self._mirror_waiters.clear()
-        await self.writer.run(ReplicaStore.install_copy, applied)
-        snapshot = await self.writer.run(ReplicaStore.open_snapshot)
+        await self.writer.run(lambda store: store.install_copy(applied))
+        snapshot = await self.writer.run(lambda store: store.open_snapshot())
         try:
             # On a thread of its own: with a large state this takes seconds.
             schedule = await self.loop.run_in_executor(None, self._new_schedule, snapshot)
