@@ -426,7 +426,8 @@ class Coordinator:
         self.wake()
 
     def _carry_out_all(self) -> None:
-        while (ready := self.replica.ready()) is not None:
+        replica = self.replica
+        while replica.has_work and (ready := replica.ready()) is not None:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
@@ -472,7 +473,9 @@ class Coordinator:
                 raise
             except Exception as error:  # its state can't be explained any more
                 self.fail(error)
-            self.wake()
+            # The last acceptances of an entry change nothing: a third of a leader's turns.
+            if not self.replica.is_leader or self.replica.has_work:
+                self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
         self.wake()
@@ -540,11 +543,15 @@ class Coordinator:
             for _, _, envelopes in persists:
                 self._send(envelopes)
             self.streams.flush()
+            now_ms = monotonic_ms()
             if persists:
-                self.replica.persisted(persists[-1][0], monotonic_ms())
+                self.replica.persisted(persists[-1][0], now_ms)
+            if self._persists or self._mirror_waiters or self.replica.has_work:
+                self.wake()
+            else:
+                self._arm_timer(now_ms)  # Rows of the mirror may wait for the next write.
         except Exception as error:
             self.fail(error)
-        self.wake()
 
     def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
         """Return the mirror's rows that no write has been asked for yet, oldest first."""
