@@ -139,6 +139,11 @@ class Acceptor:
         for slot in [slot for slot in self._writes if slot < end_slot]:
             del self._writes[slot]
 
+    @property
+    def has_writes(self) -> bool:
+        """Whether `take_writes` has something."""
+        return self._is_promise_new or bool(self._writes)
+
     def take_writes(self) -> tuple[Ballot | None, tuple[LogEntry, ...]]:
         """Return what changed since the last call: the promise, and the entries accepted."""
         promised = self.promised if self._is_promise_new else None

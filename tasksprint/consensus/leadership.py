@@ -140,6 +140,14 @@ class Leadership:
         self.waiting.append(command)
         self._waiting_bytes += len(command) + COMMAND_OVERHEAD_BYTES
 
+    def has_work(self, now_ms: int) -> bool:
+        """Whether `work` could do something."""
+        if self.waiting or self._new_reads:
+            return True
+        if self.notice_ms is not None:
+            return now_ms >= self.notice_ms
+        return self._announced_end < self._learner.chosen_end
+
     def work(self, now_ms: int) -> None:
         """Do what a turn's events allow: open slots, start a read round, tell what is chosen."""
         if self.waiting or self.next_slot < self._fill_end or self._change is not None:

@@ -137,6 +137,23 @@ class Outbox:
 
     # --- emptying ---
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` would return something."""
+        return bool(
+            self._send_now
+            or self._ack_slots
+            or self._send_after
+            or self._learner.has_news
+            or self._acceptor.has_writes
+            or self._founding is not None
+            or self.confirmed_reads
+            or self.failed_reads
+            or self.read_log
+            or self._notes
+            or (self.fatal is not None and not self._is_fatal_told)
+        )
+
     def take(self) -> Ready | None:
         """Return everything gathered; None: nothing."""
         if self._ack_slots:

@@ -532,6 +532,16 @@ class Replica:
             case _:
                 raise RemoteProtocolError(f"replica {source} sent {message!r}")
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `ready` may return something; False: it would return None."""
+        leadership = self._leadership
+        return (
+            self._outbox.has_news
+            or bool(self._forwards)
+            or (leadership is not None and leadership.has_work(self._now_ms))
+        )
+
     def ready(self) -> Ready | None:
         """Return what is to be done now; None: nothing."""
         if self._memberships.has_news or self._learner.chosen_end >= self._memberships.next_slot:

@@ -47,7 +47,7 @@ from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, voters_of
 from tasksprint.roles.metrics import status_of_files
-from tasksprint.roles.mirror_copy import MirrorFetcher
+from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Settings
@@ -144,6 +144,7 @@ class Coordinator:
             address=options.advertise,
         )
         self.programs = Programs(self)
+        self.copies = MirrorPaths(self)
         self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client was last heard; only the leader's counts.
@@ -209,6 +210,7 @@ class Coordinator:
         if self._timer is not None:
             self._timer.cancel()
         self.copying.close()
+        self.copies.close()
         await self.streams.close()
         await self.http.close()
         await self.writer.close()
@@ -431,7 +433,8 @@ class Coordinator:
         self.wake()
 
     def _carry_out_all(self) -> None:
-        while (ready := self.replica.ready()) is not None:
+        replica = self.replica
+        while replica.has_work and (ready := replica.ready()) is not None:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
@@ -483,7 +486,9 @@ class Coordinator:
                 raise
             except Exception as error:  # its state can't be explained any more
                 self.fail(error)
-            self.wake()
+            # The last acceptances of an entry change nothing: a third of a leader's turns.
+            if not self.replica.is_leader or self.replica.has_work:
+                self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
         self.wake()
@@ -526,7 +531,9 @@ class Coordinator:
         schedule, founding = self.schedule, self.replica.founding
         if self._is_installing:
             schedule = None
-        truncate_below = None if schedule is None else self._tail.truncate_below()
+        truncate_below = None if schedule is None else self._tail.truncate_below(
+            self.copies.keep_from(now_ms)
+        )
         if truncate_below is not None:
             self.replica.truncated(truncate_below)
         commit = Commit(
@@ -549,11 +556,15 @@ class Coordinator:
             for _, _, envelopes in persists:
                 self._send(envelopes)
             self.streams.flush()
+            now_ms = monotonic_ms()
             if persists:
-                self.replica.persisted(persists[-1][0], monotonic_ms())
+                self.replica.persisted(persists[-1][0], now_ms)
+            if self._persists or self._mirror_waiters or self.replica.has_work:
+                self.wake()
+            else:
+                self._arm_timer(now_ms)  # Rows of the mirror may wait for the next write.
         except Exception as error:
             self.fail(error)
-        self.wake()
 
     def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
         """Return the mirror's rows that no write has been asked for yet, oldest first."""
@@ -584,9 +595,9 @@ class Coordinator:
         _wake_all(self._mirror_waiters)
         self._mirror_waiters.clear()
         # Before: a write of ours must not put an older one in its place.
-        memberships = self.replica.members_copied(memberships)
-        await self.writer.run(ReplicaStore.install_copy, applied, memberships)
-        snapshot = await self.writer.run(ReplicaStore.open_snapshot)
+        told = self.replica.members_copied(memberships)
+        await self.writer.run(lambda store: store.install_copy(applied, told))
+        snapshot = await self.writer.run(lambda store: store.open_snapshot())
         try:
             # On a thread of its own: with a large state this takes seconds.
             schedule = await self.loop.run_in_executor(None, self._new_schedule, snapshot)

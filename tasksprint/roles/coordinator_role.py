@@ -24,7 +24,6 @@ from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
-from tasksprint.roles.mirror_copy import MirrorPaths
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -88,8 +87,6 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     coordinator = Coordinator(options, settings, store)
     paths = CoordinatorPaths(coordinator)
     coordinator.streams.add_to(paths.router)
-    copies = MirrorPaths(coordinator)
-    copies.add_to(paths.router)
     gate = Gate(options.key, settings, hosts=[options.advertise])
     server = HttpServer(paths.router, gate, settings, on_bug=coordinator.fail)
     try:
@@ -110,7 +107,6 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     finally:
         coordinator.release_waiting()
         await server.close()
-        copies.close()
         await coordinator.close()
     return EXIT_OK
 

@@ -55,14 +55,20 @@ class LogTail:
             self._last_end = self._end
             self._growing_bytes = 0
 
-    def truncate_below(self) -> Slot | None:
-        """Return below which slot the log can go now; None: all of it is tail."""
+    def truncate_below(self, keep_from: Slot | None = None) -> Slot | None:
+        """Return below which slot the log can go now; None: all of it is tail.
+
+        Args:
+            keep_from: Somebody needs the log from here on.
+        """
         found: int | None = None
         pieces = self._pieces
         while pieces:
             end, size = pieces[0]
             # What would be left must be a whole tail, by count or by size.
             if self._end - end < self._slots_max and self._bytes - size < self._bytes_max:
+                break
+            if keep_from is not None and end > keep_from:
                 break
             pieces.popleft()
             self._bytes -= size

@@ -8,7 +8,7 @@ all pieces up to it, so that nothing is missing and nothing came twice. When all
 there, and the copy names the slot and digest that the session began with, it replaces
 the receiver's mirror in one transaction.
 
-    POST /v1/mirror                     {"session", "cluster", "slot", "digest", "memberships"}
+    POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships"}
     GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
 
@@ -103,8 +103,10 @@ def check_piece(body: bytes, number: int, hasher: Any, *, who: str) -> tuple[str
 class _Session:
     """One open snapshot, and how far it was given."""
 
-    def __init__(self, snapshot: MirrorSnapshot, now_ms: int) -> None:
+    def __init__(self, snapshot: MirrorSnapshot, taker: ReplicaId, now_ms: int) -> None:
         self.snapshot = snapshot
+        self.taker = taker
+        self.end_slot = Slot(snapshot.applied.slot + 1)
         self.opened_ms = now_ms
         self.used_ms = now_ms
         self.next_number = 0
@@ -121,6 +123,8 @@ class MirrorPaths:
         self._coordinator = coordinator
         self._settings: Settings = coordinator.settings
         self._sessions: dict[str, _Session] = {}
+        # Replicas that took a copy: up to which slot, and how long they are waited for.
+        self._following: dict[ReplicaId, tuple[Slot, int]] = {}
         # Snapshots are read beside the loop and beside the writer.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mirror")
         self._sweep: asyncio.TimerHandle | None = None
@@ -135,9 +139,10 @@ class MirrorPaths:
         self._close_old()
         if len(self._sessions) >= _SESSIONS_MAX:
             raise Refused(f"this replica gives {_SESSIONS_MAX} copies already", status=_BUSY)
-        snapshot = await self._coordinator.writer.run(ReplicaStore.open_snapshot)
+        snapshot = await self._coordinator.writer.run(_open_snapshot)
         name = secrets.token_hex(16)
-        self._sessions[name] = _Session(snapshot, monotonic_ms())
+        taker = ReplicaId(request.query_integer("replica", 0))
+        self._sessions[name] = _Session(snapshot, taker, monotonic_ms())
         self._close_old()
         _log.info(
             "replica=%d gives a copy of its state at slot %d to %s",
@@ -156,6 +161,29 @@ class MirrorPaths:
                 else snapshot.memberships.decode(),
             }
         )
+
+    def keep_from(self, now_ms: int) -> Slot | None:
+        """Return from which slot on the log must stay for those who take copies.
+
+        The log goes on behind a copy while it travels. Were it truncated by its usual tail,
+        a large copy of a busy cluster would always come too late, and another one, too.
+        So it stays from the oldest copy on, and for who has taken one until it is level, all
+        within a bounded time.
+        """
+        if not self._sessions and not self._following:
+            return None
+        slots = [session.end_slot for session in self._sessions.values()]
+        if self._following:
+            status = self._coordinator.replica.status()
+            for taker, (end_slot, until_ms) in list(self._following.items()):
+                peer = status.peers.get(taker)
+                known_end = end_slot if peer is None else max(peer.chosen_end, end_slot)
+                is_level = status.chosen_end - known_end < self._settings.log_tail_slots // 2
+                if is_level or now_ms >= until_ms:
+                    del self._following[taker]
+                else:
+                    slots.append(known_end)
+        return min(slots, default=None)
 
     async def _piece(self, request: Request) -> Response:
         name, number = request.text("session"), request.integer("number")
@@ -198,6 +226,8 @@ class MirrorPaths:
     def _drop(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         if session is not None:
+            until_ms = monotonic_ms() + self._settings.mirror_session_max_ms
+            self._following[session.taker] = session.end_slot, until_ms
             # On the thread: behind a piece that is being read.
             self._executor.submit(session.snapshot.close)
 
@@ -232,7 +262,15 @@ class MirrorPaths:
         self._executor.shutdown()
 
 
+def _open_snapshot(store: ReplicaStore) -> MirrorSnapshot:
+    return store.open_snapshot()
+
+
 # --- taking ---
+
+
+def _add_copied(store: ReplicaStore, table: str, text: bytes) -> None:
+    store.add_copied(table, text)
 
 
 @dataclass
@@ -298,7 +336,13 @@ class MirrorFetcher:
         founding = coordinator.replica.founding
         assert address is not None and founding is not None
         who = f"replica {giver}"
-        response = await coordinator.http.request(address, "POST", "/v1/mirror", repeatable=False)
+        response = await coordinator.http.request(
+            address,
+            "POST",
+            "/v1/mirror",
+            query={"replica": coordinator.options.me},
+            repeatable=False,
+        )
         opened = response.checked().json()
         try:
             session, cluster = str(opened["session"]), opened["cluster"]
@@ -321,7 +365,9 @@ class MirrorFetcher:
         try:
             await self._fill(address, session, who)
             row = digest_row(Slot(applied.slot), applied.digest)
-            found = await coordinator.writer.run(ReplicaStore.read_copied, row.table, row.key)
+            found = await coordinator.writer.run(
+                lambda store: store.read_copied(row.table, row.key)
+            )
             if found != row:
                 raise RemoteProtocolError(
                     f"the state from {who} says {found!r:.200}, expected slot {applied.slot} "
@@ -330,9 +376,9 @@ class MirrorFetcher:
             if coordinator.require_schedule().applied_slot < applied.slot:
                 await coordinator.install_copy(applied, memberships)
             else:  # Somebody came back who had the log.
-                await coordinator.writer.run(ReplicaStore.drop_copy)
+                await coordinator.writer.run(lambda store: store.drop_copy())
         except (PeerUnreachable, Refused, RemoteProtocolError):
-            await coordinator.writer.run(ReplicaStore.drop_copy)
+            await coordinator.writer.run(lambda store: store.drop_copy())
             raise
         finally:
             coordinator.background(self._close_session(address, session))
@@ -341,7 +387,7 @@ class MirrorFetcher:
         """Fetch all pieces; while one is written, the next one is on its way."""
         coordinator, progress = self._coordinator, self._progress
         assert progress is not None
-        await coordinator.writer.run(ReplicaStore.begin_copy)
+        await coordinator.writer.run(lambda store: store.begin_copy())
         hasher = hashlib.sha256()
         number = 0
         fetching = asyncio.ensure_future(self._fetch(address, session, number))
@@ -352,7 +398,7 @@ class MirrorFetcher:
                 number += 1
                 if not is_last:
                     fetching = asyncio.ensure_future(self._fetch(address, session, number))
-                await coordinator.writer.run(ReplicaStore.add_copied, table, text)
+                await coordinator.writer.run(_add_copied, table, text)
                 progress.pieces = number
                 progress.received_bytes += len(body)
                 if is_last:

@@ -5,6 +5,9 @@ interrupts Python code and system calls, not a long computation inside a C libra
 may be nested. An outer limit that ends while an inner method runs is not taken for the
 inner one's: it goes through that method's `except TimeoutError` up to its own.
 
+A method may catch its own `TimeoutError` and return what it has. If it goes on instead, it
+gets another one after as long again: a loop that forgives every error still ends.
+
 Who used the alarm before gets it back afterwards.
 """
 
@@ -28,13 +31,13 @@ _AGAIN_SECONDS = 0.001
 class _Limit:
     """One run of a method with a limit."""
 
-    __slots__ = ("deadline", "name", "reached", "seconds")
+    __slots__ = ("deadline", "is_over", "name", "seconds")
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self.seconds = seconds
         self.deadline = monotonic() + seconds
-        self.reached = False  # it raised its error, and raises no other
+        self.is_over = False  # the method has ended
 
     def error(self) -> TimeoutError:
         return TimeoutError(f"{self.name} ran for more than {self.seconds:g} s")
@@ -67,8 +70,8 @@ def _on_alarm(signum: int, frame: Any) -> None:
         return
     now = monotonic()
     for limit in _active:
-        if not limit.reached and limit.deadline <= now:
-            limit.reached = True
+        if not limit.is_over and limit.deadline <= now:
+            limit.deadline = now + limit.seconds
             _set_alarm()
             if limit is _active[-1]:
                 raise limit.error()
@@ -77,10 +80,10 @@ def _on_alarm(signum: int, frame: Any) -> None:
 
 
 def _set_alarm() -> None:
-    """Ring at the earliest deadline that wasn't reached, or never."""
+    """Ring at the earliest deadline, or never."""
     import signal
 
-    waiting = [limit.deadline for limit in _active if not limit.reached]
+    waiting = [limit.deadline for limit in _active if not limit.is_over]
     if waiting:
         left = min(waiting) - monotonic()
         # Not 0, which would mean never, and not what no timer can hold.
@@ -134,7 +137,7 @@ def timeout(seconds: float) -> Callable[[Function], Function]:
                 raise
             finally:
                 # First of all: an alarm that rings from here on finds nothing to raise.
-                limit.reached = True
+                limit.is_over = True
                 del _active[depth:]
                 if _active:
                     _set_alarm()

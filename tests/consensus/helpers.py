@@ -104,12 +104,16 @@ def from_peer(
 def drain(replica: Replica, now_ms: int = 0) -> list[Ready]:
     """Take everything that a replica wants done, with a disk that takes no time."""
     taken: list[Ready] = []
-    while (ready := replica.ready()) is not None:
+    while True:
+        has_work = replica.has_work
+        ready = replica.ready()
+        assert has_work or ready is None
+        if ready is None:
+            return taken
         taken.append(ready)
         if ready.persist is not None:
             replica.persisted(ready.sequence, now_ms)
         replica.check()
-    return taken
 
 
 def sent(readies: list[Ready], kind: type[Message] | None = None) -> list[tuple[int, Message]]:

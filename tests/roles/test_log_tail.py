@@ -51,6 +51,15 @@ def test_log_of_a_former_life_goes_in_pieces_once_a_new_tail_is_there() -> None:
     assert all(later - earlier == 100 for earlier, later in pairwise(found))
 
 
+def test_log_that_somebody_needs_stays() -> None:
+    kept = tail(10)
+    for slot in range(1, 101):
+        kept.applied(Slot(slot), 1)
+    assert kept.truncate_below(Slot(40)) == 40
+    assert kept.truncate_below(Slot(40)) is None
+    assert kept.truncate_below() == 91
+
+
 def test_log_that_is_too_long_when_it_is_found_goes_at_once() -> None:
     assert tail(100, first=1, end=1_001).truncate_below() == 901
 

@@ -98,6 +98,23 @@ def test_outer_limit_is_not_taken_for_the_inner_one() -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_method_that_swallows_its_own_timeout_gets_another() -> None:
+    swallowed = []
+
+    @timeout(0.01)
+    def stubborn() -> None:
+        for _ in range(2):
+            try:
+                forever()
+            except TimeoutError:
+                swallowed.append(1)
+        forever()
+
+    with pytest.raises(TimeoutError, match=r"stubborn ran for more than 0.01 s"):
+        stubborn()
+    assert len(swallowed) == 2
+
+
 def test_method_that_calls_itself_has_a_limit_each_time() -> None:
     @timeout(0.05)
     def dive(depth: int) -> int:

@@ -256,7 +256,12 @@ class ReplicaNode:
         self._turn_is_due = False
         replica = self.replica
         assert replica is not None
-        while self.replica is replica and (ready := replica.ready()) is not None:
+        while self.replica is replica:
+            has_work = replica.has_work
+            ready = replica.ready()
+            assert has_work or ready is None, "there was work that it didn't tell of"
+            if ready is None:
+                break
             self._carry_out(ready)
         if self.replica is replica:
             replica.check()

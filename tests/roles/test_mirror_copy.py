@@ -1,0 +1,221 @@
+"""Pieces of a copied mirror: what is checked of them, and copies between coordinators."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError
+from tasksprint.roles import mirror_copy
+from tasksprint.roles.mirror_copy import check_piece, piece_body
+from tasksprint.settings import Settings
+from tasksprint.store.mirror_snapshot import CopyPiece
+from tests.roles.members import Member, Members, members
+
+WHO = "replica 2"
+FIRST = CopyPiece("jobs", 1, b'[[1,"n","running","{}"]]', ("jobs", (1,)))
+LAST = CopyPiece("garbage", 0, b"[]", None)
+
+
+def bodies() -> list[bytes]:
+    """Return two pieces as they travel, one after the other."""
+    hasher = hashlib.sha256()
+    found = []
+    for number, piece in enumerate((FIRST, LAST)):
+        hasher.update(piece.text)
+        found.append(piece_body(piece, number, hasher.hexdigest()))
+    return found
+
+
+def test_pieces_are_taken_in_order_up_to_the_last() -> None:
+    hasher = hashlib.sha256()
+    first, last = bodies()
+    assert check_piece(first, 0, hasher, who=WHO) == ("jobs", FIRST.text, False)
+    assert check_piece(last, 1, hasher, who=WHO) == ("garbage", b"[]", True)
+
+
+def change_header(name: str, value: Any) -> Callable[[bytes], bytes]:
+    def change(body: bytes) -> bytes:
+        line, _, text = body.partition(b"\n")
+        return encode_json({**decode_json(line), name: value}) + b"\n" + text
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body[:-2] + b" ]", "piece 0 of the state from replica 2 fails its checksum"),
+        (lambda body: body[:-9], "piece 0 of the state from replica 2 fails its checksum"),
+        (change_header("number", 1), r"replica 2 sent .*, expected piece 0 of its state"),
+        (change_header("whole", "00"), "the state from replica 2 fails its checksum at piece 0"),
+        (change_header("table", "wishes"), "rows of a table 'wishes' that this release doesn't"),
+        (lambda body: b"[]\n[]", r"replica 2 sent b'\[\]', expected piece 0 of its state"),
+        (lambda body: b"", "JSON"),
+    ],
+)
+def test_piece_that_was_changed_on_the_way_is_refused(
+    change: Callable[[bytes], bytes], message: str
+) -> None:
+    with pytest.raises(RemoteProtocolError, match=message):
+        check_piece(change(bodies()[0]), 0, hashlib.sha256(), who=WHO)
+
+
+def test_piece_that_is_missing_or_comes_twice_is_noticed() -> None:
+    first, last = bodies()
+    renumbered = change_header("number", 0)(last)
+    with pytest.raises(RemoteProtocolError, match="fails its checksum at piece 0"):
+        check_piece(renumbered, 0, hashlib.sha256(), who=WHO)
+    hasher = hashlib.sha256()
+    check_piece(first, 0, hasher, who=WHO)
+    with pytest.raises(RemoteProtocolError, match="fails its checksum at piece 1"):
+        check_piece(change_header("number", 1)(first), 1, hasher, who=WHO)
+
+
+# --- between coordinators ---
+
+SETTINGS = Settings(
+    log_tail_slots=4,
+    mirror_piece_rows=1,
+    heartbeat_interval_ms=20,
+    election_timeout_min_ms=100,
+    election_timeout_max_ms=200,
+    resend_interval_ms=30,
+)
+
+
+async def command(leader: Member, number: int) -> None:
+    """Have a small command chosen that changes a row: a request's record."""
+    body = encode_json({"sender": f"s{number}", "request": 1, "reason": ""})
+    (await leader.ask("POST", "/v1/jobs/999/cancel", body=body)).checked()
+
+
+async def behind(of: Members) -> Member:
+    """Stop a follower, and let the others truncate all that it has."""
+    leader = await of.leader()
+    await command(leader, 0)
+    away = next(member for member in of.all if member is not leader)
+    await away.stop()
+    for number in range(1, 30):
+        await command(leader, number)
+    assert leader.coordinator.replica.status().log_start > away.coordinator.replica.chosen_end
+    return away
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so; the test's own limit is around it."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def level(of: Members) -> bool:
+    schedules = [member.coordinator.schedule for member in of.all]
+    return len({(each.applied_slot, each.digest) for each in schedules if each is not None}) == 1
+
+
+def failing_requests(member: Member, fails: Callable[[int, bytes], bytes]) -> list[str]:
+    """Change what a member gets of pieces; return the paths that it asked for, as they come."""
+    asked: list[str] = []
+    request = member.coordinator.http.request
+
+    async def changed(address: str, method: str, path: str, **options: Any) -> Any:
+        response = await request(address, method, path, **options)
+        if path.startswith("/v1/mirror"):
+            asked.append(path)
+            if method == "GET" and response.status == 200:
+                return replace(response, body=fails(len(asked), response.body))
+        return response
+
+    member.coordinator.http.request = changed  # type: ignore[method-assign]
+    return asked
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+@pytest.mark.slow
+def test_copy_goes_on_where_an_answer_was_lost(tmp_path: Path) -> None:
+    """Each third answer is lost on the way back: the giver has given that piece already."""
+
+    def lose(number: int, body: bytes) -> bytes:
+        if number % 3 == 0:
+            raise PeerUnreachable("the answer is lost")
+        return body
+
+    async def work() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            away = await behind(of)
+            await away.start()
+            asked = failing_requests(away, lose)
+            await until(lambda: level(of))
+            assert asked.count("/v1/mirror") == 1  # one session did it all
+            pieces = [int(path.rpartition("/")[2]) for path in asked if path[-1].isdigit()]
+            assert sorted(set(pieces)) == list(range(max(pieces) + 1))
+            assert len(pieces) > len(set(pieces)) > 30
+            assert not [member.failure for member in of.all if member.failure]
+            # And it goes on by the log.
+            await command(await of.leader(), 100)
+            await until(lambda: level(of))
+            away.coordinator.schedule.check()  # type: ignore[union-attr]
+
+    run(work)
+
+
+@pytest.mark.slow
+def test_copy_that_was_changed_on_the_way_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror_copy, "_COPY_PAUSE_S", 0.01)
+
+    def spoil(number: int, body: bytes) -> bytes:
+        return body.replace(b"]", b" ", 1) if number == 5 else body
+
+    async def work() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            away = await behind(of)
+            await away.start()
+            asked = failing_requests(away, spoil)
+            await until(lambda: level(of))
+            assert asked.count("/v1/mirror") == 2
+            assert len([path for path in asked if path.endswith("/close")]) == 2
+
+    run(work)
+    assert "fails its checksum" in caplog.text
+
+
+@pytest.mark.slow
+def test_sessions_are_bounded_in_number_order_and_time(tmp_path: Path) -> None:
+    async def work() -> None:
+        settings = replace(SETTINGS, mirror_session_idle_ms=150)
+        async with members(1, tmp_path, settings) as of:
+            member = await of.leader()
+            await command(member, 1)
+            opened = [(await member.ask("POST", "/v1/mirror")).json() for _ in range(2)]
+            assert opened[0]["slot"] >= 1 and opened[0]["cluster"]
+            refused = await member.ask("POST", "/v1/mirror")
+            assert refused.status == 503
+            assert refused.json()["error"] == "this replica gives 2 copies already"
+            path = f"/v1/mirror/{opened[0]['session']}"
+            first = await member.ask("GET", f"{path}/0")
+            assert (await member.ask("GET", f"{path}/0")).body == first.body
+            refused = await member.ask("GET", f"{path}/2")
+            assert refused.status == 409
+            assert refused.json()["error"] == "piece 2 can't be given, expected 1"
+            await member.ask("POST", f"{path}/close")
+            refused = await member.ask("GET", f"{path}/1")
+            assert refused.status == 410
+            assert refused.json()["error"].endswith("was closed; begin a new one")
+            # The other one is closed by time alone.
+            sessions = member.coordinator.copies._sessions
+            assert list(sessions) == [opened[1]["session"]]
+            await until(lambda: not sessions)
+
+    run(work)
