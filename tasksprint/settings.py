@@ -147,6 +147,12 @@ class Settings:
     # Too small: a look at the file can stop a replica. Too large: it stands still as long.
     store_busy_timeout_ms: int = 5_000
 
+    # An archive that no job refers to, and an unpacked program that no running job uses, are
+    # deleted so long after their last use. Too small: the archive of a job that is just
+    # being submitted is gone, and programs are unpacked and set up again and again. Too
+    # large: disks fill with old programs.
+    program_unused_max_ms: int = 3_600_000
+
     # --- lines and bodies ---
 
     # One line of a node or a scheduler. A line holds at least one whole JSON value.

@@ -279,6 +279,14 @@ class Schedule:
         """Return the jobs that haven't ended, in order."""
         return tuple(self._state.running)
 
+    def programs(self) -> tuple[set[str], set[str]]:
+        """Return digests of the archives of all jobs, and of the running ones."""
+        state = self._state
+        return (
+            {job.program for job in state.jobs.values()},
+            {job.program for job in state.running.values()},
+        )
+
     def living_clients(self) -> tuple[tuple[ClientId, Incarnation, int], ...]:
         """Return cid, incarnation and last applied request of each living client."""
         return reading.living_clients(self._state)

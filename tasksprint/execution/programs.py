@@ -91,6 +91,23 @@ class Programs:
         if program.tasks and program.state is ProgramState.UNKNOWN:
             self.prepare(program)
 
+    def forget(self, digest: str, used: Iterable[Program]) -> bool:
+        """Forget what is in an archive, unless some of it is in use; return whether it isn't.
+
+        Args:
+            used: Programs of jobs, which must not be forgotten.
+        """
+        kept = {id(program) for program in used}
+        names = [name for name, program in self._programs.items() if program.digest == digest]
+        for name in names:
+            program = self._programs[name]
+            is_preparing = program.state is ProgramState.PREPARING
+            if program.tasks or program.nodes or is_preparing or id(program) in kept:
+                return False
+        for name in names:
+            del self._programs[name]
+        return True
+
     def _forget_oldest(self, used: Iterable[Program]) -> None:
         kept = {id(program) for program in used}
         for name, program in self._programs.items():

@@ -208,6 +208,10 @@ class Workbench:
         self._reports.reset(incarnation)
         self._outbox.append(Note(f"cid={cid} incarnation={incarnation} began anew"))
 
+    def forget_program(self, digest: str) -> bool:
+        """Forget an archive that nothing here uses; False: something does, keep it."""
+        return self._programs.forget(digest, self._jobs.values())
+
     # --- events: programs and nodes --------------------------------------------------
 
     def program_ready(self, digest: str) -> None:

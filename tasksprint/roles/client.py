@@ -382,6 +382,7 @@ class Client:
             free = shutil.disk_usage(self.options.data_dir).free
             self.workbench.disk_low(free < self.settings.disk_free_bytes_min)
             self.turn()
+            await self.programs.sweep()
             await asyncio.sleep(_DISK_CHECK_S)
 
     # --- turns ---

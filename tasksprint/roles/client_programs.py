@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from tasksprint.installation import sdk_directory
 from tasksprint.process.command_line import child_environment, explain_start_error
 from tasksprint.process.job_directory import unpack
 from tasksprint.process.program import DRAIN_S, die_with_parent
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.last_use import LastUse, folders_in, take_away
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -31,12 +34,27 @@ _SETUP_TAIL_BYTES = 4_000
 _READ_BYTES = 64 * 1024
 
 
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class ClientPrograms:
     """The programs of one client."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._root = client.options.data_dir / "programs"
+        self._uses = LastUse(client.settings.program_unused_max_ms)
+
+    async def sweep(self) -> None:
+        """Delete folders of programs that nothing here has used for a while."""
+        for digest in self._uses.expired(folders_in(self._root), (), monotonic_ms()):
+            if not self._client.workbench.forget_program(digest):
+                self._uses.use(digest, monotonic_ms())
+                continue
+            with contextlib.suppress(OSError):  # The next sweep tries again.
+                gone = take_away(self._root, digest)
+                await asyncio.get_running_loop().run_in_executor(None, _delete, gone)
 
     def directory(self, digest: str) -> Path:
         """Return the folder of a program that was prepared."""
@@ -55,6 +73,7 @@ class ClientPrograms:
         """
         if not digest:
             return
+        self._uses.use(digest, monotonic_ms())
         if not self.directory(digest).is_dir():
             response = await self._client.leader.request("GET", f"/v1/archives/{digest}")
             archive = response.checked().body

@@ -192,6 +192,7 @@ class Coordinator:
             for job in self.schedule.running_jobs():
                 self._start_runner(job)
         self.streams.start()
+        self.programs.start()
         self.wake()
 
     def release_waiting(self) -> None:
@@ -209,6 +210,7 @@ class Coordinator:
             runner.stop()
         if self._timer is not None:
             self._timer.cancel()
+        self.programs.close()
         self.copying.close()
         self.copies.close()
         await self.streams.close()

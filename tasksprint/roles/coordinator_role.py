@@ -85,6 +85,8 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     settings = settings_from_environment()
     store = ReplicaStore.open(options.data_dir, options.me, now_ms=wall_ms(), settings=settings)
     coordinator = Coordinator(options, settings, store)
+    # What was restored mostly stays: the collector needn't look through it again and again.
+    gc.freeze()
     paths = CoordinatorPaths(coordinator)
     coordinator.streams.add_to(paths.router)
     gate = Gate(options.key, settings, hosts=[options.advertise])

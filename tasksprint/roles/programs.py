@@ -7,12 +7,17 @@ proposed; so whoever applies that command finds it at some living member.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.process.job_directory import unpack
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.last_use import LastUse, folders_in, take_away
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -20,7 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Programs"]
 
+_log = logging.getLogger("tasksprint.coordinator")
+
 _RETRY_S = 0.2
+_SWEEPS = 4  # within the time after which something counts as unused
+
+
+def _drop(store: ReplicaStore, digest: str) -> None:
+    store.drop_blob(digest)
+
+
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Programs:
@@ -29,12 +45,52 @@ class Programs:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._directory = coordinator.options.data_dir / "programs"
+        unused_max_ms = coordinator.settings.program_unused_max_ms
+        self._archive_uses = LastUse(unused_max_ms)
+        self._folder_uses = LastUse(unused_max_ms)
+        self._sweeping: asyncio.Task[None] | None = None
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
         self._wanted: dict[str, int] = {}  # how many wait for each of `_unpacking`
+
+    def start(self) -> None:
+        """Begin to delete what nobody uses, now and then."""
+        self._sweeping = self._coordinator.background(self._sweep_for_ever())
+
+    def close(self) -> None:
+        """End that."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    async def _sweep_for_ever(self) -> None:
+        pause_s = self._coordinator.settings.program_unused_max_ms / 1000 / _SWEEPS
+        while True:
+            await asyncio.sleep(pause_s)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Delete archives that no job refers to, and folders that no running job uses."""
+        coordinator = self._coordinator
+        if coordinator.schedule is None:
+            return
+        kept = await coordinator.writer.run(lambda store: store.blobs())
+        of_jobs, of_running = coordinator.schedule.programs()
+        now_ms = monotonic_ms()
+        expired = self._archive_uses.expired(kept, of_jobs, now_ms)
+        # All at once: an archive that comes in again later is written behind this.
+        drops = [coordinator.writer.run(_drop, digest) for digest in expired]
+        folders = folders_in(self._directory)
+        for digest in self._folder_uses.expired(folders, of_running, now_ms):
+            with contextlib.suppress(OSError):  # The next sweep tries again.
+                gone = take_away(self._directory, digest)
+                await asyncio.get_running_loop().run_in_executor(None, _delete, gone)
+        for digest, drop in zip(expired, drops, strict=True):
+            await drop
+            _log.info("replica=%d dropped archive %s", coordinator.options.me, digest)
 
     async def keep(self, archive: bytes) -> str:
         """Write an archive to this replica's store, and return its digest."""
         digest = hashlib.sha256(archive).hexdigest()
+        self._archive_uses.use(digest, monotonic_ms())
         await self._coordinator.writer.run(ReplicaStore.put_blob, digest, archive)
         return digest
 
@@ -85,6 +141,7 @@ class Programs:
 
     async def obtain(self, digest: str) -> bytes | None:
         """Return an archive that this replica or a living member has, or None."""
+        self._archive_uses.use(digest, monotonic_ms())
         archive = await self.read(digest)
         if archive is not None:
             return archive
@@ -100,6 +157,7 @@ class Programs:
 
         It waits for as long as no living member has it.
         """
+        self._folder_uses.use(digest, monotonic_ms())
         task = self._unpacking.get(digest)
         if task is None:
             task = asyncio.ensure_future(self._unpack(digest))

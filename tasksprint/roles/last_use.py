@@ -1,0 +1,61 @@
+"""What was used when, so that what nobody uses can be deleted after a while.
+
+Knows names and times. A name that is seen for the first time counts as used then: how
+long it lay there before a restart isn't known.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+__all__ = ["LastUse", "folders_in", "take_away"]
+
+
+class LastUse:
+    """When each of some things was last used."""
+
+    def __init__(self, unused_max_ms: int) -> None:
+        self._unused_max_ms = unused_max_ms
+        self._used_ms: dict[str, int] = {}
+
+    def use(self, name: str, now_ms: int) -> None:
+        """Note that something is used now."""
+        self._used_ms[name] = now_ms
+
+    def expired(self, names: Iterable[str], in_use: Container[str], now_ms: int) -> list[str]:
+        """Return those that nobody has used for long; names that aren't there are forgotten."""
+        known: dict[str, int] = {}
+        found: list[str] = []
+        for name in names:
+            used_ms = now_ms if name in in_use else self._used_ms.get(name, now_ms)
+            known[name] = used_ms
+            if now_ms - used_ms >= self._unused_max_ms:
+                found.append(name)
+        self._used_ms = known
+        return found
+
+
+def folders_in(root: Path) -> list[str]:
+    """Return the names of the programs that are unpacked in a folder."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[:1] != "."
+    )
+
+
+def take_away(root: Path, name: str) -> Path:
+    """Take an unpacked program away from its name, and return what is to be deleted.
+
+    One step: nobody finds half of a program, and who unpacks it anew isn't disturbed.
+
+    Raises:
+        OSError: It stays.
+    """
+    gone = Path(tempfile.mkdtemp(prefix=".gone.", dir=root))
+    os.rename(root / name, gone)
+    (root / f"{name}.setup").unlink(missing_ok=True)
+    return gone
