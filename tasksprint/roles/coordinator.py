@@ -16,19 +16,13 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, Ready, Replica
-from tasksprint.coordination.commands import (
-    Command,
-    SilentClient,
-    Tick,
-    decode_command,
-    encode_command,
-)
+from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
 from tasksprint.errors import (
@@ -44,6 +38,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.net.streams import PeerStreams
 from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
+from tasksprint.roles.decisions import Decided, Decisions
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, voters_of
 from tasksprint.roles.metrics import status_of_files
@@ -70,10 +65,6 @@ _WAITS = "replica %d waits for the other members to be up"
 _OUTPUTS_MAX = 100
 # Changes of the leader that `status` shows.
 _ELECTIONS_KEPT = 10
-
-# Takes what the state machine replied to a command; None: this replica doesn't lead (any
-# more), and the command may have been chosen all the same.
-Decided = Callable[[bytes | None], None]
 
 
 class NotLeader(TaskSprintError):
@@ -122,8 +113,7 @@ class Coordinator:
             random=self.random,
             now_ms=self.started_ms,
         )
-        # Commands that were decoded when they came in, until they are applied.
-        self._decoded: dict[bytes, Command] = {}
+        self._waiting = Decisions()
         self.schedule: Schedule | None = None
         if self.replica.founding is not None:
             self.schedule = self._new_schedule(store if recovery.applied.slot else None)
@@ -176,8 +166,6 @@ class Coordinator:
         self._is_installing = False  # a copy of the mirror takes the place of ours
         self._writing = False
         self._to_apply: deque[Chosen] = deque()
-        self._waiting: dict[bytes, list[Decided]] = {}
-        self._decided: deque[tuple[Decided, bytes | None]] = deque()
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._confirmed: list[tuple[int, Slot]] = []
         self._last_read = 0
@@ -197,7 +185,7 @@ class Coordinator:
 
     def release_waiting(self) -> None:
         """Tell everybody who waits for this replica to ask another one."""
-        self._fail_waiting()
+        self._waiting.give_up()
         for read_id in list(self._reads):
             self._end_read(read_id, self.not_leader())
         for waiters in [*self._view_waiters.values(), *self._job_waiters.values()]:
@@ -317,20 +305,8 @@ class Coordinator:
                 "commands wait (waiting_commands_max)",
                 status=503,
             )
-        self._wait_for(command, then)
-        if decoded is not None:
-            self._decoded[command] = decoded
+        self._waiting.wait(command, then, decoded)
         self.wake()
-
-    def _wait_for(self, command: bytes, then: Decided) -> None:
-        waiting = self._waiting.get(command)
-        if waiting is None:
-            self._waiting[command] = [then]
-        else:
-            waiting.append(then)
-
-    def _decode(self, command: bytes) -> Command:
-        return self._decoded.pop(command, None) or decode_command(command)
 
     def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
@@ -401,7 +377,7 @@ class Coordinator:
             self.streams.flush()
             self._write(now_ms)
             self._arm_timer(now_ms)
-            self._tell_decided()
+            self._waiting.tell()
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
 
@@ -632,7 +608,7 @@ class Coordinator:
             members=tuple(member.replica for member in founding.members),
             rules=RULES,
             mirror=mirror,
-            decode=self._decode,
+            decode=self._waiting.decode,
         )
 
     def _applied_end(self) -> Slot:
@@ -665,10 +641,7 @@ class Coordinator:
         self.applied_commands += len(chosen.commands)
         for note in applied.notes:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
-        if self._waiting:
-            for command, reply in zip(chosen.commands, applied.replies, strict=True):
-                for then in self._waiting.pop(command, ()):
-                    self._decided.append((then, b"{}" if reply is None else reply))
+        self._waiting.applied(chosen.commands, applied.replies)
         for job, event in applied.events:
             if (runner := self.runners.get(job)) is not None:
                 runner.event_chosen(event)
@@ -734,25 +707,10 @@ class Coordinator:
             self._tick_waits = False
             return
         self.members.changed()
-        self._fail_waiting()
+        self._waiting.give_up()
         for waiters in list(self._view_waiters.values()):
             _wake_all(waiters)
         self._view_waiters.clear()
-
-    def _fail_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        self._decoded.clear()
-        for takers in waiting.values():
-            self._decided.extend([(then, None) for then in takers])
-        self._tell_decided()
-
-    def _tell_decided(self) -> None:
-        try:
-            while self._decided:
-                then, reply = self._decided.popleft()
-                then(reply)
-        except Exception as error:  # a bug, whoever was to be told
-            self.fail(error)
 
     def _tick_due_ms(self) -> int:
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
@@ -790,7 +748,7 @@ class Coordinator:
             return
         self._last_tick_ms = now_ms
         self._tick_waits = True
-        self._wait_for(command, self._tick_applied)
+        self._waiting.wait(command, self._tick_applied)
 
     def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False
