@@ -38,21 +38,19 @@ machine takes exactly the job's next part and ignores any other.
 Most answers say nothing, so runs of them are kept and proposed as ranges, and no
 object is made for one.
 
-**History** may be longer than memory. The mirror has all of it; the host keeps a run of
-lines, from about the oldest one that it may have to name in a message, and the digests of
-the answers to them. Where the run doesn't reach the job's last event, `HostEffects.read`
-asks for more of it, and whoever replays from the beginning reads page by page.
+Only a part of a long history is in memory (host_history.py); `HostEffects.read` asks for more.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
+from tasksprint.coordination.host_history import History
+from tasksprint.coordination.host_types import DecodedAnswer, HostEffects, HostState, HostStatus
 from tasksprint.coordination.host_words import describe_difference, describe_event
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
@@ -77,63 +75,10 @@ REPEAT_GRACES_MAX = 16
 # A deadline noticed this late says that *we* didn't run (a suspended machine), and so
 # neither did the scheduler.
 LATE_MS = 5_000
-# Lines that were answered leave memory when all have so many bytes: the schedulers of
-# small jobs replay without reading anything.
-HISTORY_BYTES = 1 * MIB
-# New events are taken as they come up to so many bytes, and read later beyond it.
-LINES_BYTES_MAX = 32 * MIB
-# Events that are read at once.
-READ_EVENTS_MAX = 2_000
-# Lines leave the run so many at a time.
-TRIM_LINES_MIN = 256
 # Chosen answers that are kept, to say what a difference is.
 RECENT_MAX = 64
 REPLAY_LINE = b'{"control":"replay","end_event":%d}\n'
 LIVE_LINE = b'{"control":"live"}\n'
-
-State = Literal["waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"]
-
-
-class DecodedAnswer(Protocol):
-    """One part of an answer as the protocol decodes it: in order, with the right tids."""
-
-    @property
-    def event(self) -> int: ...
-    @property
-    def part(self) -> int: ...
-    @property
-    def last(self) -> bool: ...
-    @property
-    def commands(self) -> tuple[SchedulerCommand, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class HostEffects:
-    """What the shell does now, in the order of the fields."""
-
-    # "ask": end its input, then as `Program.stop`; "kill": at once. `exited` follows.
-    stop: Literal["", "ask", "kill"]
-    start: bool  # start the process; `start_failed`, or `ready` and so on, follow
-    write: bytes  # whole lines for its stdin
-    propose: tuple[Answer, ...]  # in order; each is small enough for one entry
-    forward: bool  # this replica isn't the leader: send `propose` there
-    out: SchedulerOut | None  # to be proposed as well
-    notes: tuple[str, ...]  # for the log, `status` and the job's owner
-    # (number, first_event, end_event): read these events, or the first of them, and the
-    # digests of the answers to them, from a mirror that has all that this host was told;
-    # `history_read` follows. None: nothing is missing.
-    read: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HostStatus:
-    """How this replica's scheduler is doing, for `status`."""
-
-    state: State
-    answered_end: int  # first event that the process hasn't answered in this run
-    event_count: int
-    restarts: int
-    text: str  # all of that in words
 
 
 class _Own:
@@ -199,22 +144,13 @@ class SchedulerHost:
         self.replica = replica
         self._settings = settings
         self._rules = rules
-        # The run of lines that is in memory: events _lines_first <= event < _lines_end.
-        self._lines = list(events)
-        self._lines_first = 0
-        self._lines_bytes = sum(map(len, self._lines))
-        self._event_count = len(self._lines) if event_count is None else event_count
-        # Digests of the chosen answers to at least the events of the run.
-        self._answers = dict(answers)
-        self._answered = deque(answers)  # their keys
-        self._read_number = 0
-        self._read_end = 0  # end of what is being read; 0: nothing is
+        self._history = History(job, events, answers, event_count)
         self._recent: deque[_Chosen] = deque(maxlen=RECENT_MAX)
         self._chosen_event, self._chosen_part = answered_end
         self._next_tid = next_tid
 
         # This run of the process.
-        self._state: State = "waiting"
+        self._state: HostState = "waiting"
         self._own_event = 0
         self._own_part = 0
         self._own_tid = 0  # tasks that it has started: the tid of the next one
@@ -256,11 +192,7 @@ class SchedulerHost:
     def events_chosen(self, lines: Iterable[bytes], now_ms: int) -> None:
         """Take the job's next events, without newlines."""
         self._now_ms = now_ms
-        lines = list(lines)
-        is_run = self._lines_end == self._event_count
-        self._event_count += len(lines)
-        if is_run and self._lines_bytes < LINES_BYTES_MAX and self._state not in ("out", "ended"):
-            self._take_lines(lines)
+        self._history.add(list(lines), is_wanted=self._state not in ("out", "ended"))
 
     def answers_chosen(self, answers: Iterable[ChosenAnswer | EmptyAnswers], now_ms: int) -> None:
         """Take the job's next chosen answers, in order."""
@@ -291,10 +223,9 @@ class SchedulerHost:
     ) -> None:
         """Take the job's next chosen answer, one that says something or isn't whole."""
         assert (event, part) == (self._chosen_event, self._chosen_part)
-        assert event < self._event_count
+        assert event < self._history.event_count
         self._now_ms = now_ms
-        if event < self._lines_end or event < self._read_end:
-            self._note_answer((event, part), digest)
+        self._history.answer_chosen((event, part), digest)
         self._recent.append((event, part, last, commands))
         self._next_tid += tasks_started
         if last:
@@ -317,7 +248,7 @@ class SchedulerHost:
     def empty_answers_chosen(self, first_event: int, end_event: int, now_ms: int) -> None:
         """Take chosen answers that say nothing, to whole events."""
         assert (first_event, 0) == (self._chosen_event, self._chosen_part)
-        assert first_event < end_event <= self._event_count
+        assert first_event < end_event <= self._history.event_count
         self._now_ms = now_ms
         self._move_frontier(end_event, 0)
         event = first_event
@@ -367,24 +298,6 @@ class SchedulerHost:
             self._frontier_ms = now_ms
             self._stand_in_end_ms = now_ms
 
-    # --- history ---
-
-    @property
-    def _lines_end(self) -> int:
-        return self._lines_first + len(self._lines)
-
-    def _line(self, event: int) -> bytes:
-        return self._lines[event - self._lines_first]
-
-    def _take_lines(self, lines: list[bytes]) -> None:
-        self._lines += lines
-        self._lines_bytes += sum(map(len, lines))
-
-    def _note_answer(self, place: tuple[int, int], digest: str) -> None:
-        if place not in self._answers:
-            self._answered.append(place)
-        self._answers[place] = digest
-
     def history_read(
         self,
         number: int,
@@ -403,43 +316,7 @@ class SchedulerHost:
             LocalProtocolError: No line was found; the mirror isn't whole.
         """
         self._now_ms = now_ms
-        if number != self._read_number or not self._read_end:
-            return
-        if not lines:
-            raise LocalProtocolError(f"the mirror lacks event {self._lines_end} of job {self.job}")
-        self._read_end = 0
-        # The mirror may know more events than this host was told.
-        self._take_lines(list(lines[: self._event_count - self._lines_end]))
-        for event, part, digest in answers:
-            if event < self._lines_end:
-                self._note_answer((event, part), digest)
-
-    def _read(self) -> tuple[int, int, int] | None:
-        """Return what to read now, if the run of lines is about to end too early."""
-        first = self._lines_end
-        if (
-            self._read_end
-            or first == self._event_count
-            or self._state not in ("starting", "replaying", "live")
-            or first - self._sent_end >= self._settings.scheduler_window_events
-            or self._lines_bytes >= LINES_BYTES_MAX
-        ):
-            return None
-        self._read_number += 1
-        self._read_end = min(first + READ_EVENTS_MAX, self._event_count)
-        return self._read_number, first, self._read_end
-
-    def _trim(self) -> None:
-        """Let lines go that no message can be about any more."""
-        count = min(self._own_event, self._chosen_event) - 1 - self._lines_first
-        if self._lines_bytes <= HISTORY_BYTES or count < TRIM_LINES_MIN:
-            return
-        self._lines_bytes -= sum(map(len, self._lines[:count]))
-        del self._lines[:count]
-        self._lines_first += count
-        answered, answers = self._answered, self._answers
-        while answered and answered[0][0] < self._lines_first:
-            del answers[answered.popleft()]
+        self._history.page_read(number, lines, answers)
 
     # --- what the process does ---
 
@@ -472,7 +349,7 @@ class SchedulerHost:
             return  # It is being stopped.
         self._progress_ms = now_ms
         self._late_once = False
-        sent_end, chosen_answers = self._sent_end, self._answers
+        sent_end, chosen_answers = self._sent_end, self._history.answers
         chosen_event, chosen_part = self._chosen_event, self._chosen_part
         for answer in answers:
             event = answer.event
@@ -541,7 +418,7 @@ class SchedulerHost:
                     "(node_ready_timeout_ms)"
                 )
             else:
-                what = describe_event(self._own_event, self._line(self._own_event))
+                what = describe_event(self._own_event, self._history.line(self._own_event))
                 self._fail(
                     f"the scheduler hasn't answered {what} for "
                     f"{self._settings.scheduler_answer_timeout_ms} ms "
@@ -569,7 +446,7 @@ class SchedulerHost:
     @property
     def status(self) -> HostStatus:
         """How the scheduler is doing here."""
-        count = self._event_count
+        count = self._history.event_count
         match self._state:
             case "replaying":
                 text = f"replaying, {self._own_event} of {self._replay_end} events"
@@ -605,7 +482,9 @@ class SchedulerHost:
         if self._out is not None and self._now_ms >= self._out_at_ms:
             out = self._out
             self._out_at_ms = self._now_ms + self._settings.answer_grace_ms
-        read = self._read()
+        read = None
+        if self._state in ("starting", "replaying", "live"):
+            read = self._history.read(self._sent_end, self._settings.scheduler_window_events)
         if not (stop or start or write or propose or out or self._notes or read):
             return None
         notes = tuple(self._notes)
@@ -617,7 +496,8 @@ class SchedulerHost:
     def _next_lines(self) -> bytes:
         """Return the lines that fit into the pipe now."""
         first = self._sent_end
-        end = min(self._lines_end, self._own_event + self._settings.scheduler_window_events)
+        window_events = self._settings.scheduler_window_events
+        end = min(self._history.end_event, self._own_event + window_events)
         head = b""
         if first == 0 and self._replay_end:
             head = REPLAY_LINE % self._replay_end
@@ -625,7 +505,7 @@ class SchedulerHost:
             end = min(end, self._replay_end)  # The line "live" comes between.
         if end <= first:
             return b""
-        lines = self._lines[first - self._lines_first : end - self._lines_first]
+        lines = self._history.slice(first, end)
         size = sum(map(len, lines))
         room = WINDOW_BYTES - self._sent_bytes
         if size > room:
@@ -707,7 +587,7 @@ class SchedulerHost:
             return False
         if (event, part) < (self._chosen_event, self._chosen_part):
             digest = answer_digest(TaskId(self._own_tid), last, commands)
-            if self._answers.get((event, part)) != digest:
+            if self._history.answers.get((event, part)) != digest:
                 self._differs(event, part, last, commands)
                 return False
         else:
@@ -736,7 +616,8 @@ class SchedulerHost:
             self._sent_bytes -= sent.popleft()[1]
         if self._state == "replaying" and own_event >= self._replay_end:
             self._state = "live"
-        self._trim()
+        # Messages may be about what isn't answered or chosen yet, or came just before.
+        self._history.trim(min(self._own_event, self._chosen_event) - 1)
 
     def _move_frontier(self, event: int, part: int) -> None:
         self._chosen_event, self._chosen_part = event, part
@@ -776,14 +657,14 @@ class SchedulerHost:
         self, event: int, part: int, last: bool, own: tuple[SchedulerCommand, ...]
     ) -> None:
         """The process's answer isn't the chosen one: replay once, then give up."""
-        what = describe_event(event, self._line(event))
+        what = describe_event(event, self._history.line(event))
         if part:
             what += f" part {part}"
         known = [each for each in self._recent if each[:2] == (event, part)]
         if known:
             _, _, log_last, log = known[0]
             said, this = describe_difference(log, own, log_last=log_last, own_last=last)
-        elif (event, part) in self._answers:  # Long ago: only its digest is at hand.
+        elif (event, part) in self._history.answers:  # Long ago: only its digest is at hand.
             said, this = "something else", describe_difference((), own)[1]
         else:
             said, this = describe_difference((), own)
@@ -826,7 +707,9 @@ class SchedulerHost:
         event, word = self._own_event, "at"
         if event == self._sent_end:
             event, word = event - 1, "after"
-        return f"{word} {describe_event(event, self._line(event))}" if event >= 0 else "at once"
+        if event < 0:
+            return "at once"
+        return f"{word} {describe_event(event, self._history.line(event))}"
 
     def _pause(self) -> None:
         self._clear_run()
@@ -855,12 +738,7 @@ class SchedulerHost:
         """Forget this run of the process: the next one answers everything anew."""
         self._own_event = self._own_part = self._own_tid = 0
         self._own_ends = False
-        if self._lines_first:
-            # The beginning is read again when the next run wants it.
-            self._lines.clear()
-            self._lines_first = self._lines_bytes = self._read_end = 0
-            self._answers.clear()
-            self._answered.clear()
+        self._history.rewind()
         self._proposed.clear()
         self._fresh.clear()
         self._sent_end = self._replay_end = 0
@@ -892,10 +770,9 @@ class SchedulerHost:
             raise LocalProtocolError(f"queue ends at {position}, expected {own}")
         if self._state == "live" and own > position:
             raise LocalProtocolError(f"answers up to {own} are lost, frontier {position}")
-        assert self._own_event <= self._sent_end <= self._lines_end <= self._event_count
-        assert self._lines_first <= self._own_event
-        assert self._lines_bytes == sum(map(len, self._lines))
-        assert len(self._answered) == len(self._answers)
+        assert self._own_event <= self._sent_end <= self._history.end_event
+        assert self._history.first_event <= self._own_event
+        self._history.check()
         assert self._sent_bytes == sum(size for _, size in self._sent)
 
 

@@ -148,7 +148,10 @@ class NodeShell:
 
     def _reply(self, message: NodeReply) -> Reply:
         manifest: Manifest = tuple(
-            [(key, kind, len(data), value_digest(data)) for key, kind, data in message.values]  # type: ignore[arg-type]
+            [
+                (key, kind, len(data), value_digest(data))  # type: ignore[arg-type]
+                for key, kind, data in message.values
+            ]
         )
         # Of two answers to one task the first counts; the second is the node's end.
         self.values.setdefault(message.id, message.values)  # type: ignore[arg-type]

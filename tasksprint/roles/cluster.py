@@ -86,15 +86,17 @@ class Cluster:
         """
         limit_ms = self._settings.find_leader_timeout_ms if give_up_ms is None else give_up_ms
         started_ms = monotonic_ms()
+        cause, is_answered = "", False
         while True:
             address = self._rota.address
             try:
                 response = self._ask(address, method, path, query, body, wait_ms)
             except PeerUnreachable as error:
-                pause_s, cause = self._rota.failed(), str(error)
-                what, hint = "answers", "start one with 'tasksprint coordinator', or name others"
+                pause_s = self._rota.failed()
+                # One that answers and doesn't lead says more than one that is gone.
+                cause = cause if is_answered else str(error)
             else:
-                what, hint = "leads", "a majority of them must be up: see 'status'; or name others"
+                is_answered = True
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = _words(response) or f"{address} doesn't lead"
@@ -104,9 +106,13 @@ class Cluster:
                     self._rota.answered()
                     return response.checked()
             if monotonic_ms() - started_ms >= limit_ms:
+                if is_answered:
+                    what, hint = "leads", "a majority of them must be up: see 'status'"
+                else:
+                    what, hint = "answers", "start one with 'tasksprint coordinator'"
                 raise PeerUnreachable(
                     f"no coordinator {what} at {', '.join(self._addresses)}: {cause}",
-                    hint=f"{hint} with --coordinators",
+                    hint=f"{hint}; or name others with --coordinators",
                 )
             time.sleep(pause_s)
 

@@ -18,7 +18,17 @@ from tasksprint.consensus import (
     Replica,
 )
 from tasksprint.ids import ReplicaId, Slot
-from tests.consensus.helpers import ballot, drain, entry, from_peer, leader, make, sent, start, value
+from tests.consensus.helpers import (
+    ballot,
+    drain,
+    entry,
+    from_peer,
+    leader,
+    make,
+    sent,
+    start,
+    value,
+)
 
 
 def truncated(log_start: int, chosen_end: int = 90) -> CatchUpReply:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tasksprint.coordination import host as host_module
-from tasksprint.coordination.host import READ_EVENTS_MAX, SchedulerHost
+from tasksprint.coordination import host_history
+from tasksprint.coordination.host import SchedulerHost
+from tasksprint.coordination.host_history import READ_EVENTS_MAX
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
@@ -62,7 +63,7 @@ def long_history(count: int) -> History:
 
 @pytest.mark.parametrize("size", [700, READ_EVENTS_MAX])
 def test_replay_reads_the_history_page_by_page(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "HISTORY_BYTES", 10_000)
+    monkeypatch.setattr(host_history, "HISTORY_BYTES", 10_000)
     history = long_history(10_000)
     host = of_history(history)
     written = bytearray()
@@ -79,7 +80,7 @@ def test_replay_reads_the_history_page_by_page(size: int, monkeypatch: pytest.Mo
             continue
         assert not effects.notes and not effects.propose
         written += effects.write
-        longest = max(longest, len(host._lines))
+        longest = max(longest, len(host._history.lines))
         if effects.start:
             host.ready(1_000)
         if effects.read is not None:
@@ -90,7 +91,7 @@ def test_replay_reads_the_history_page_by_page(size: int, monkeypatch: pytest.Mo
     lines = [line for line in bytes(written).splitlines() if b"control" not in line]
     assert lines == history.events
     assert longest <= 2 * WINDOW + READ_EVENTS_MAX
-    assert len(host._answers) <= longest
+    assert len(host._history.answers) <= longest
 
 
 def test_difference_in_old_history_is_found_by_the_digest_that_was_read() -> None:
@@ -140,14 +141,14 @@ def test_new_events_behind_a_gap_are_read_in_their_turn() -> None:
     give(host, history, effects.read, 2_000)
     # From here on the run reaches the last event, and new ones are taken as they come.
     host.events_chosen(history.add_events(10), 1_000)
-    assert len(host._lines) == 3_020
+    assert len(host._history.lines) == 3_020
     host.check()
 
 
 def test_restart_reads_from_the_beginning_and_drops_what_was_read_for_the_last_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host_module, "HISTORY_BYTES", 1_000)
+    monkeypatch.setattr(host_history, "HISTORY_BYTES", 1_000)
     history = long_history(4_000)
     host = of_history(history)
     while host.status.answered_end < 4_000:
@@ -161,18 +162,18 @@ def test_restart_reads_from_the_beginning_and_drops_what_was_read_for_the_last_r
             give(host, history, effects.read, 2_000)
     history.add_events(3_000)
     host.events_chosen(history.events[4_000:], 1_000)
-    assert host._lines_first > 0
+    assert host._history.first_event > 0
     host.exited("exit code 1", "", 1_000)
-    assert (host._lines_first, host._lines) == (0, [])
+    assert (host._history.first_event, host._history.lines) == (0, [])
     host.tick(2_000)
     effects = host.effects()
     assert effects is not None and effects.start and effects.read is not None
     number, first, end = effects.read
     assert (first, end) == (0, READ_EVENTS_MAX)
     host.history_read(number - 1, [b"old"], (), 2_000)
-    assert host._lines == []
+    assert host._history.lines == []
     give(host, history, effects.read, 2_000)
-    assert host._lines == history.events[:2_000]
+    assert host._history.lines == history.events[:2_000]
 
 
 def test_small_history_is_replayed_from_memory() -> None:

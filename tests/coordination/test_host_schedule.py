@@ -155,7 +155,8 @@ class Replica:
                     [
                         (int(row.key[1]), int(row.key[2]), str(row.columns[0]))
                         for row in self.mirror.values()
-                        if row.table == "answers" and row.columns and first <= row.key[1] < end  # type: ignore[operator]
+                        if row.table == "answers" and row.columns
+                        if first <= int(row.key[1]) < end
                     ],
                     now_ms,
                 )

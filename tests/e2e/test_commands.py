@@ -468,7 +468,7 @@ def test_status_and_stop_without_a_majority_say_so(archive: Path) -> None:
         states = {row.split()[0]: row.split()[2] for row in rows[1:4]}
         assert [states[str(number)] for number in (leader, others[0])] == ["unreachable"] * 2
         assert states[str(others[1])] in ("follower", "canvassing", "candidate")
-        assert b"no coordinator answers at" in done.stderr
+        assert b"no coordinator leads at" in done.stderr
         done = shared.commands("stop", code=69)
         assert done.stdout == b"stopped 1 of 1 process\n"
         assert b"no coordinator leads, so the clients aren't known" in done.stderr

@@ -1,0 +1,57 @@
+"""What a scheduler host takes from its process, and what it gives to its shell, as plain types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tasksprint.coordination.commands import Answer, SchedulerOut
+from tasksprint.tasks import SchedulerCommand
+
+__all__ = ["DecodedAnswer", "HostEffects", "HostState", "HostStatus"]
+
+HostState = Literal[
+    "waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"
+]
+
+
+class DecodedAnswer(Protocol):
+    """One part of an answer as the protocol decodes it: in order, with the right tids."""
+
+    @property
+    def event(self) -> int: ...
+    @property
+    def part(self) -> int: ...
+    @property
+    def last(self) -> bool: ...
+    @property
+    def commands(self) -> tuple[SchedulerCommand, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostEffects:
+    """What the shell does now, in the order of the fields."""
+
+    # "ask": end its input, then as `Program.stop`; "kill": at once. `exited` follows.
+    stop: Literal["", "ask", "kill"]
+    start: bool  # start the process; `start_failed`, or `ready` and so on, follow
+    write: bytes  # whole lines for its stdin
+    propose: tuple[Answer, ...]  # in order; each is small enough for one entry
+    forward: bool  # this replica isn't the leader: send `propose` there
+    out: SchedulerOut | None  # to be proposed as well
+    notes: tuple[str, ...]  # for the log, `status` and the job's owner
+    # (number, first_event, end_event): read these events, or the first of them, and the
+    # digests of the answers to them, from a mirror that has all that this host was told;
+    # `history_read` follows. None: nothing is missing.
+    read: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """How this replica's scheduler is doing, for `status`."""
+
+    state: HostState
+    answered_end: int  # first event that the process hasn't answered in this run
+    event_count: int
+    restarts: int
+    text: str  # all of that in words
