@@ -25,13 +25,7 @@ from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, R
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
-from tasksprint.errors import (
-    Refused,
-    RemoteProtocolError,
-    SettingsError,
-    StoreError,
-    TaskSprintError,
-)
+from tasksprint.errors import Refused, RemoteProtocolError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
@@ -40,7 +34,7 @@ from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.decisions import Decided, Decisions
 from tasksprint.roles.log_tail import LogTail
-from tasksprint.roles.members import MemberChanges, voters_of
+from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.metrics import status_of_files
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
@@ -140,7 +134,6 @@ class Coordinator:
         # Log time at which each client was last heard; only the leader's counts.
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
-        self._addresses: dict[ReplicaId, str] = {}
         self.members = MemberChanges(self)
         self._was_leader = False
         self._leader_seen: ReplicaId | None = None
@@ -416,10 +409,7 @@ class Coordinator:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
-        is_founded = self.replica.founding is not None
-        if is_founded and self.replica.addresses is not self._addresses:
-            self._addresses = self.replica.addresses
-            self.streams.set_peers(self._addresses)
+        self.members.connect()
         if self.replica.leader != self._leader_seen:
             self._leader_changed()
         is_leader = self.replica.is_leader
@@ -432,10 +422,8 @@ class Coordinator:
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
             _log.info("%s", note)
-        if ready.is_removed:
-            raise SettingsError(str(ready.fatal))
-        if ready.fatal is not None:
-            raise StoreError(ready.fatal)
+        if (error := reason_to_stop(ready)) is not None:
+            raise error
         self._send(ready.send_now)
         if ready.persist is not None:
             self._persists.append((ready.sequence, ready.persist, ready.send_after_persist))
@@ -622,9 +610,9 @@ class Coordinator:
                 chosen = self._to_apply.popleft()
                 if not self._rows:
                     self._rows_since_ms = now_ms
+                voters = voters_of(chosen)
                 self._applied(
-                    chosen,
-                    schedule.apply(chosen.slot, chosen.commands, members=voters_of(chosen)),
+                    chosen, schedule.apply(chosen.slot, chosen.commands, members=voters)
                 )
                 if chosen.membership is not None:
                     self.members.changed()

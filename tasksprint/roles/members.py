@@ -11,9 +11,16 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tasksprint.consensus import Chosen, Member
+from tasksprint.consensus import Chosen, Member, Ready
 from tasksprint.consensus.changes import used_before
-from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    StoreError,
+    TaskSprintError,
+)
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.roles.clock import monotonic_ms
@@ -21,7 +28,7 @@ from tasksprint.roles.clock import monotonic_ms
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
 
-__all__ = ["MemberChanges", "voters_of"]
+__all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
@@ -38,11 +45,19 @@ def voters_of(chosen: Chosen) -> tuple[ReplicaId, ...] | None:
     return tuple([member.replica for member in chosen.membership.voters])
 
 
+def reason_to_stop(ready: Ready) -> TaskSprintError | None:
+    """Return with what a coordinator ends whose replica must stop; None: it goes on."""
+    if ready.fatal is None:
+        return None
+    return SettingsError(ready.fatal) if ready.is_removed else StoreError(ready.fatal)
+
+
 class MemberChanges:
     """What one coordinator knows and does about members."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
         self._waiters: list[asyncio.Future[None]] = []
 
     # --- asking ---
@@ -109,6 +124,13 @@ class MemberChanges:
             "members": members,
             "retired": list(membership.retired),
         }
+
+    def connect(self) -> None:
+        """Have streams to everybody whom the replica wants to speak with."""
+        replica = self._coordinator.replica
+        if replica.founding is not None and replica.addresses is not self._connected:
+            self._connected = replica.addresses
+            self._coordinator.streams.set_peers(self._connected)
 
     # --- changing ---
 
