@@ -68,6 +68,9 @@ class Settings:
     mirror_session_max_ms: int = 300_000
     # Bytes of entries in one catch-up message.
     catch_up_bytes_max: int = 4 * MIB
+    # A new member votes once its chosen prefix is at most so many slots behind the
+    # leader's. Too small: under load it never does. Too large: commands wait for it.
+    learner_lag_slots_max: int = 64
     # How long a request for catch-up or a retransmission waits for its answer.
     resend_interval_ms: int = 300
 

@@ -5,7 +5,9 @@
 - `proposer`, `leadership`: phase 1 of a candidate, phase 2 of a leader
 - `learner`: the chosen prefix, and catching up
 - `election`: when to ask for a new leader
-- `founding`, `admission`, `members`: who belongs to the cluster, in which life
+- `founding`, `admission`: who belongs to the cluster, in which life
+- `membership`, `members`: who votes in which slot
+- `changes`, `reconfiguration`: how that changes
 - `outbox`: what must be durable before what is said
 - `replica`: the facade over all of it
 
@@ -57,6 +59,14 @@ from tasksprint.consensus.founding import (
     decode_founding,
     encode_founding,
 )
+from tasksprint.consensus.membership import (
+    ALPHA,
+    Membership,
+    decode_membership,
+    decode_membership_value,
+    encode_membership,
+    encode_membership_value,
+)
 from tasksprint.consensus.messages import (
     Accept,
     Accepted,
@@ -75,11 +85,13 @@ from tasksprint.consensus.messages import (
     Nack,
     Prepare,
     Promise,
+    Resign,
     Stranger,
 )
 from tasksprint.consensus.replica import Replica
 
 __all__ = [
+    "ALPHA",
     "NOOP",
     "NO_BALLOT",
     "Accept",
@@ -100,6 +112,7 @@ __all__ = [
     "Hello",
     "LogEntry",
     "Member",
+    "Membership",
     "Message",
     "Nack",
     "PeerStatus",
@@ -110,10 +123,15 @@ __all__ = [
     "Ready",
     "Recovered",
     "Replica",
+    "Resign",
     "Status",
     "Stranger",
     "decode_batch",
     "decode_founding",
+    "decode_membership",
+    "decode_membership_value",
     "encode_batch",
     "encode_founding",
+    "encode_membership",
+    "encode_membership_value",
 ]

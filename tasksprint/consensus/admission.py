@@ -2,9 +2,23 @@
 
 Knows the founding entry and incarnations; a message that gets past it comes from a
 member in the life that the cluster knows.
+
+Who knows an older membership than the one it speaks with must not judge: a replica that
+was away while all others were replaced would send the new ones home. So a refusal
+(`Stranger`) says on which membership it rests; who knows a newer one answers with that
+(`Found`), and is heard from then on.
+
+A replica that was removed stops once a majority of the membership without it has said
+so, which they say when they know, durably, that this one governs:
+
+1. Members 1, 2, 3, 4; an entry removes 1. Only 2 knows that it governs.
+2. Were 1 to stop at the word of 2, and 2 to die then, 3 and 4 would wait for a majority
+   of the four for ever.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from tasksprint.consensus.founding import (
     Foundation,
@@ -12,8 +26,11 @@ from tasksprint.consensus.founding import (
     decode_founding,
     encode_founding,
     lost_disk,
+    was_removed,
 )
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Members, Memberships
+from tasksprint.consensus.membership import Membership, decode_membership, encode_membership
 from tasksprint.consensus.messages import Envelope, Found, Hello, Stranger
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.ids import Incarnation, ReplicaId
@@ -22,7 +39,11 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """Who belongs to the cluster, as far as this replica knows."""
+    """Who belongs to the cluster, as far as this replica knows.
+
+    Args:
+        is_joining: This replica founds nothing: it waits until a cluster adds it.
+    """
 
     def __init__(
         self,
@@ -30,28 +51,45 @@ class Admission:
         incarnation: Incarnation,
         foundation: Foundation,
         founding: bytes | None,
+        memberships: Memberships,
+        learner: Learner,
         outbox: Outbox,
+        is_joining: bool,
     ) -> None:
         self._me = outbox.me
         self._incarnation = incarnation
         self._foundation = foundation
+        self._memberships = memberships
+        self._learner = learner
         self._outbox = outbox
+        self._is_joining = is_joining
         self.founding: Founding | None = None
-        self.members = Members(None)
+        # Whose messages count: everybody who has or will have a part, in this very life.
+        self.incarnations: Mapping[ReplicaId, Incarnation] = {}
+        self.addresses: dict[ReplicaId, str] = {}  # of the same, without this one
+        self._sent_home_by: set[ReplicaId] = set()  # who said that this replica was removed
         outbox.peers = foundation.peers
         if founding is None:
             self.try_found()
             return
-        self._join(decode_founding(founding))
-        known = self.members.incarnations.get(self._me)
-        if known != incarnation:
-            assert self.founding is not None
-            outbox.fatal = lost_disk(self._me, incarnation, known, self.founding.cluster)
+        self.founding = decode_founding(founding)
+        self.refresh()
+        known = self.incarnations.get(self._me)
+        if known is not None and known != incarnation:
+            outbox.fatal = lost_disk(self._me, incarnation, known)
 
     @property
     def is_founder(self) -> bool:
         """Whether this replica writes the founding entry: it has the lowest id."""
-        return self._me == self._foundation.members[0]
+        return not self._is_joining and self._me == self._foundation.members[0]
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a membership without this replica governs."""
+        return self.founding is not None and self._me in self._governing().retired
+
+    def _governing(self) -> Membership:
+        return self._memberships.governing(self._learner.chosen_end)
 
     def greet_all(self) -> None:
         """Say hello to every peer."""
@@ -61,20 +99,29 @@ class Admission:
 
     def try_found(self) -> None:
         """Found the cluster if that is ours to do, and everything for it was heard."""
-        founding = self._foundation.try_found()
+        founding = None if self._is_joining else self._foundation.try_found()
         if founding is None:
             return
         self._join(founding)
         data = encode_founding(founding)
         self._outbox.write_founding(data)
-        self._outbox.send_all_after_persist(Found(data))
+        self._outbox.send_all_after_persist(Found(data, encode_membership(self._governing())))
         names = ", ".join(str(member.replica) for member in founding.members)
         self._outbox.note(f"founded cluster {founding.cluster} with members {names}")
 
     def _join(self, founding: Founding) -> None:
         self.founding = founding
-        self.members = Members(founding)
-        self._outbox.peers = tuple(peer for peer in self.members.ids if peer != self._me)
+        self._memberships.found(founding)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over who belongs to the cluster now."""
+        roster = self._memberships.roster(self._learner.chosen_end)
+        self.incarnations = {replica: member.incarnation for replica, member in roster.items()}
+        self.addresses = {
+            replica: member.address for replica, member in roster.items() if replica != self._me
+        }
+        self._outbox.peers = tuple(self.addresses)
 
     def hear(self, envelope: Envelope) -> None:
         """Take a greeting, or any message from outside the membership."""
@@ -90,65 +137,116 @@ class Admission:
                 self._hear_stranger(source, message)
             case _ if self.founding is not None:
                 self._refuse(source, envelope.source_incarnation, self.founding)
+            case _ if self._is_joining:
+                # It knows us and thinks that we know it: it has added this replica.
+                self._foundation.note(source, envelope.source_incarnation)
+                self._outbox.send(source, self._foundation.hello(source, None))
             case _:
                 pass  # Unfounded: nothing that replicas say concerns us yet.
 
     def _hear_hello(self, source: ReplicaId, incarnation: Incarnation, hello: Hello) -> None:
-        warning = self._foundation.hear(source, incarnation, hello)
         founding = self.founding
+        if founding is None and self._is_joining:
+            return
+        warning = self._foundation.hear(source, incarnation, hello)
         if founding is None:
             if warning is not None:
                 self._outbox.note_once(warning)
             if hello.heard != self._incarnation:
                 self._outbox.send(source, self._foundation.hello(source, None))
             self.try_found()
-        elif self.members.incarnations.get(source) != incarnation:
+        elif self.incarnations.get(source) != incarnation:
             self._refuse(source, incarnation, founding)
         elif hello.cluster is None:
             # Our own founding entry may be on its way to the disk still.
-            self._outbox.send_after_persist(source, Found(encode_founding(founding)))
+            self._outbox.send_after_persist(source, self._introduction(founding))
         elif hello.cluster != founding.cluster:
             self._outbox.note_once(
                 f"replica {source} belongs to cluster {hello.cluster!r}, this replica to "
                 f"{founding.cluster!r}; start them with the peers of their own cluster"
             )
 
+    def _introduction(self, founding: Founding) -> Found:
+        return Found(encode_founding(founding), encode_membership(self._governing()))
+
     def _hear_found(self, source: ReplicaId, message: Found) -> None:
         founding = decode_founding(message.founding)
+        membership = decode_membership(message.membership)
         if self.founding is not None:
             if self.founding.cluster != founding.cluster:
                 self._outbox.note_once(
                     f"replica {source} offered cluster {founding.cluster!r}, but this replica "
                     f"belongs to {self.founding.cluster!r}; one of them needs its own data"
                 )
+            else:
+                self._introduce(membership)
             return
-        for member in founding.members:
-            if member.replica == self._me and member.incarnation == self._incarnation:
-                self._join(founding)
-                self._outbox.write_founding(message.founding)
-                self._outbox.note(f"joined cluster {founding.cluster}")
-                return
-            if member.replica == self._me:
-                self._outbox.fatal = lost_disk(
-                    self._me, self._incarnation, member.incarnation, founding.cluster
-                )
-                return
+        member = membership.member(self._me)
+        if member is None:
+            return
+        if member.incarnation != self._incarnation:
+            self._outbox.fatal = lost_disk(self._me, self._incarnation, member.incarnation)
+            return
+        self._join(founding)
+        self._introduce(membership)
+        self._outbox.write_founding(message.founding)
+        self._outbox.note(f"joined cluster {founding.cluster}")
+
+    def _introduce(self, membership: Membership) -> None:
+        """Speak from now on with the members of a newer membership than is known here."""
+        if self._memberships.introduce(membership):
+            self._outbox.write_memberships(self._memberships.encode())
+            self._outbox.note(f"hears of membership {membership.number}: {membership.describe()}")
+            self.refresh()
 
     def _hear_stranger(self, source: ReplicaId, message: Stranger) -> None:
         if message.found != self._incarnation:
             return  # Said about a former life of this directory.
-        if self.founding is not None and self.founding.cluster != message.cluster:
+        founding = self.founding
+        if founding is not None and founding.cluster != message.cluster:
             self._outbox.note_once(
                 f"replica {source} of cluster {message.cluster!r} refuses this replica of "
-                f"{self.founding.cluster!r}; start them with the peers of their own cluster"
+                f"{founding.cluster!r}; start them with the peers of their own cluster"
             )
             return
-        self._outbox.fatal = lost_disk(
-            self._me, self._incarnation, message.expected, message.cluster
-        )
+        if message.expected is not None:
+            # Ids are never used for another incarnation: however old what it knows.
+            self._outbox.fatal = lost_disk(self._me, self._incarnation, message.expected)
+            return
+        membership = decode_membership(message.membership)
+        is_removed = self._me in membership.retired
+        if founding is None:
+            if is_removed:
+                self._stop_removed(message.cluster)
+            elif self._is_joining:
+                self._outbox.note_once(
+                    f"waits until cluster {message.cluster!r} adds it: "
+                    f"tasksprint member add {self._me}=HOST:PORT"
+                )
+            else:
+                self._outbox.fatal = lost_disk(self._me, self._incarnation, None, message.cluster)
+        elif membership.number < self._memberships.number:
+            # It can't know better yet.
+            self._outbox.send_after_persist(source, self._introduction(founding))
+        elif is_removed:
+            self._introduce(membership)
+            self._sent_home_by.add(source)
+            if Members(membership.voters).is_quorum(self._sent_home_by):
+                self._stop_removed(founding.cluster)
+
+    def _stop_removed(self, cluster: str) -> None:
+        self._outbox.is_removed = True
+        self._outbox.fatal = was_removed(self._me, cluster)
 
     def _refuse(self, source: ReplicaId, incarnation: Incarnation, founding: Founding) -> None:
-        expected = self.members.incarnations.get(source)
-        self._outbox.send_after_persist(source, Stranger(founding.cluster, expected, incarnation))
-        what = lost_disk(source, incarnation, expected, founding.cluster)
+        expected = self.incarnations.get(source)
+        governing = self._governing()
+        self._outbox.send_after_persist(
+            source,
+            Stranger(founding.cluster, expected, incarnation, encode_membership(governing)),
+        )
+        if source in governing.retired:
+            what = was_removed(source, founding.cluster)
+        else:
+            what = lost_disk(source, incarnation, expected, founding.cluster)
         self._outbox.note_once(f"refuses messages: {what}")

@@ -1,7 +1,8 @@
 """The value of a slot: a batch of commands, each behind a 4-byte big-endian length.
 
 A command is opaque bytes. The empty batch is `NOOP`: it fills a slot that must be
-decided and for which nobody has anything to say.
+decided and for which nobody has anything to say. A value that begins with
+`MEMBERSHIP_MARK` carries a membership (membership.py) instead of commands.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Iterable
 
 from tasksprint.errors import RemoteProtocolError
 
-__all__ = ["COMMAND_OVERHEAD_BYTES", "NOOP", "decode_batch", "encode_batch"]
+__all__ = ["COMMAND_OVERHEAD_BYTES", "MEMBERSHIP_MARK", "NOOP", "decode_batch", "encode_batch"]
 
 NOOP = b""
 COMMAND_OVERHEAD_BYTES = 4
+# A batch begins with the length of its first command; no command is as long as this.
+MEMBERSHIP_MARK = b"\xff\xff\xff\xff"
 
 
 def encode_batch(commands: Iterable[bytes]) -> bytes:
@@ -26,11 +29,13 @@ def encode_batch(commands: Iterable[bytes]) -> bytes:
 
 
 def decode_batch(value: bytes) -> tuple[bytes, ...]:
-    """Return the commands of a value.
+    """Return the commands of a value; none, if it carries a membership.
 
     Raises:
         RemoteProtocolError: It ends within a command.
     """
+    if value.startswith(MEMBERSHIP_MARK):
+        return ()
     commands: list[bytes] = []
     position = 0
     size = len(value)

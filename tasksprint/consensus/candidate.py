@@ -9,11 +9,11 @@ from __future__ import annotations
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
-from tasksprint.consensus.admission import Admission
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.election import Election
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.messages import Canvass, CanvassReply, Nack, Prepare, Promise
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.proposer import Campaign
@@ -29,7 +29,7 @@ class Candidate:
     def __init__(
         self,
         *,
-        admission: Admission,
+        memberships: Memberships,
         election: Election,
         acceptor: Acceptor,
         learner: Learner,
@@ -38,7 +38,7 @@ class Candidate:
         settings: Settings,
         random: Random,
     ) -> None:
-        self._admission = admission
+        self._memberships = memberships
         self._election = election
         self._acceptor = acceptor
         self._learner = learner
@@ -78,7 +78,7 @@ class Candidate:
 
     def canvass(self, cause: str, now_ms: int) -> None:
         """Ask the others whether a new leader is welcome; who is alone need not ask."""
-        if self._admission.members.is_quorum({self._outbox.me}):
+        if self._is_quorum({self._outbox.me}):
             self.stand(cause, now_ms)
             return
         election = self._election
@@ -87,6 +87,9 @@ class Candidate:
         ballot = self._acceptor.promised
         self._outbox.note_once(f"ballot={ballot} asks for an election: {cause}")
         self._outbox.send_all(Canvass(number, self._learner.chosen_end))
+
+    def _is_quorum(self, replicas: set[ReplicaId]) -> bool:
+        return self._memberships.is_quorum(replicas, self._learner.chosen_end)
 
     def hear_canvass(
         self, source: ReplicaId, message: Canvass, now_ms: int, *, is_leader: bool
@@ -112,7 +115,7 @@ class Candidate:
             election.wait_longer(now_ms)
             return
         election.welcomed_by.add(source)
-        if self._admission.members.is_quorum(election.welcomed_by):
+        if self._is_quorum(election.welcomed_by):
             self.stand(election.cause, now_ms)
 
     # --- standing ---
@@ -128,7 +131,7 @@ class Candidate:
         ballot = Ballot(max(election.round, self._acceptor.promised.round) + 1, self._outbox.me)
         election.see_round(ballot.round)
         self._acceptor.raise_promise(ballot)
-        self.campaign = Campaign(ballot, self._admission.members)
+        self.campaign = Campaign(ballot, self._memberships)
         self.extend(now_ms)
         self._outbox.note(f"ballot={ballot} stands for election: {cause}")
         self._ask_for_promises(self.campaign, now_ms)
@@ -178,7 +181,7 @@ class Candidate:
             chosen that aren't here; those are fetched first, and nothing is proposed.
         """
         campaign = self.campaign
-        if campaign is None or not campaign.has_quorum:
+        if campaign is None or not campaign.has_quorum(self._learner.chosen_end):
             return None
         if self._learner.chosen_end < campaign.first_slot:
             assert campaign.helper is not None

@@ -13,6 +13,7 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 
 if TYPE_CHECKING:
+    from tasksprint.consensus.membership import Membership
     from tasksprint.consensus.messages import Envelope
 
 __all__ = [
@@ -41,10 +42,11 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A slot is decided for ever; empty commands: a no-op."""
+    """A slot is decided for ever; empty commands: a no-op, or a membership."""
 
     slot: Slot
     commands: tuple[bytes, ...]
+    membership: Membership | None = None  # governs from ALPHA slots later on
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class Persist:
     accepted: tuple[LogEntry, ...] = ()
     chosen_end: Slot | None = None  # the values of all slots below are chosen
     founding: bytes | None = None
+    # Who votes from which slot on, as far as it matters for open slots: what the entries
+    # of the log said that may be truncated from now on.
+    memberships: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Ready:
     read_log: tuple[ReadLog, ...] = ()
     notes: tuple[str, ...] = ()  # lines for the log of the process
     fatal: str | None = None  # this replica must stop, and say this
+    is_removed: bool = False  # it stops because it was removed from the cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,7 @@ class Recovered:
 
     incarnation: Incarnation
     founding: bytes | None = None
+    memberships: bytes | None = None  # None: the founding members
     promised: Ballot | None = None
     accepted: tuple[LogEntry, ...] = ()
     chosen_end: Slot = FIRST_SLOT

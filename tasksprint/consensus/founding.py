@@ -28,14 +28,22 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
 
-__all__ = ["Foundation", "Founding", "Member", "decode_founding", "encode_founding", "lost_disk"]
+__all__ = [
+    "Foundation",
+    "Founding",
+    "Member",
+    "decode_founding",
+    "encode_founding",
+    "lost_disk",
+    "was_removed",
+]
 
 _FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One founding member."""
+    """One member, in the one life in which the cluster knows it."""
 
     replica: ReplicaId
     incarnation: Incarnation
@@ -81,7 +89,9 @@ def decode_founding(data: bytes) -> Founding:
         raise RemoteProtocolError(f"not a founding entry: {data[:200]!r}") from error
 
 
-def lost_disk(me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cluster: str) -> str:
+def lost_disk(
+    me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cluster: str = ""
+) -> str:
     """Return the sentence with which a replica stops that isn't who the cluster knows."""
     if expected is None:
         return (
@@ -90,7 +100,16 @@ def lost_disk(me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cl
         )
     return (
         f"replica {me} lost its disk (its incarnation is {mine}, the cluster knows {expected}); "
-        "remove it or use a new replica id"
+        "replace it by a new one: start that with a new --id and --join, then "
+        f"tasksprint member replace {me} ID=HOST:PORT"
+    )
+
+
+def was_removed(replica: ReplicaId, cluster: str) -> str:
+    """Return the sentence with which a replica stops that the cluster doesn't want any more."""
+    return (
+        f"replica {replica} was removed from cluster {cluster!r}; its data directory can go, "
+        "and its id is never used again"
     )
 
 
@@ -137,6 +156,10 @@ class Foundation:
         if hello.heard == self._incarnation:
             self._unfounded[source] = Member(source, incarnation, hello.address)
         return None
+
+    def note(self, source: ReplicaId, incarnation: Incarnation) -> None:
+        """Remember in which life somebody spoke, for the next `hello`."""
+        self._heard[source] = incarnation
 
     def try_found(self) -> Founding | None:
         """Return a new founding entry; None: it isn't for this replica to write, or not yet.

@@ -4,6 +4,10 @@ Opens slots, counts acceptances, moves the chosen prefix, sends heartbeats, and 
 reads. Counts votes by identity (members.py says what a quorum is); its own vote comes
 from the replica when the write is durable. Whether to step down is the replica's
 decision; here it is only said that the quorum is gone.
+
+A change of the members is an entry of its own. Nothing is proposed ALPHA slots or more
+beyond the chosen prefix, so that who votes in a slot is known when it is opened; and
+nothing in slots of a membership of which no quorum has promised this ballot.
 """
 
 from __future__ import annotations
@@ -12,12 +16,25 @@ from collections import deque
 from collections.abc import Iterable
 
 from tasksprint.consensus.acceptor import Acceptor
-from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.batch import COMMAND_OVERHEAD_BYTES, NOOP, encode_batch
+from tasksprint.consensus.batch import (
+    COMMAND_OVERHEAD_BYTES,
+    MEMBERSHIP_MARK,
+    NOOP,
+    encode_batch,
+)
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Members
-from tasksprint.consensus.messages import Accept, ChosenNotice, Heartbeat, HeartbeatReply
+from tasksprint.consensus.members import Members, Memberships
+from tasksprint.consensus.membership import ALPHA, Membership, encode_membership_value
+from tasksprint.consensus.messages import (
+    Accept,
+    ChosenNotice,
+    Heartbeat,
+    HeartbeatReply,
+    Prepare,
+    Promise,
+)
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
 
@@ -29,18 +46,25 @@ _UNWRITTEN_MAX = 256
 # A resent entry waits twice as long each time, up to this many resend intervals: a
 # peer that is merely slow must not drown in copies.
 _RESEND_GROWTH_MAX = 16
+_NEVER = Slot(1 << 62)
 
 
 class _Proposal:
     """One slot under way."""
 
-    __slots__ = ("commands", "is_chosen", "resend_wait_ms", "sent_ms", "value", "votes")
+    __slots__ = ("commands", "is_chosen", "members", "resend_wait_ms", "sent_ms", "value", "votes")
 
     def __init__(
-        self, value: bytes, commands: tuple[bytes, ...] | None, sent_ms: int, resend_wait_ms: int
+        self,
+        value: bytes,
+        commands: tuple[bytes, ...] | None,
+        members: Members,
+        sent_ms: int,
+        resend_wait_ms: int,
     ) -> None:
         self.value = value
-        self.commands = commands  # None: adopted as bytes
+        self.commands = commands  # None: to be decoded
+        self.members = members
         self.votes: set[ReplicaId] = set()
         self.is_chosen = False
         self.sent_ms = sent_ms
@@ -57,19 +81,23 @@ class Leadership:
     def __init__(
         self,
         *,
-        ballot: Ballot,
-        members: Members,
+        campaign: Campaign,
+        memberships: Memberships,
         acceptor: Acceptor,
         learner: Learner,
         outbox: Outbox,
         settings: Settings,
-        adopted: Iterable[bytes],
         now_ms: int,
     ) -> None:
-        """Take office: propose what must be adopted, or a no-op if there is nothing."""
-        self.ballot = ballot
+        """Take office: propose what must be adopted, or a no-op if there is nothing.
+
+        Args:
+            campaign: The one that was won, with this replica's own entries.
+        """
+        self.ballot = campaign.ballot
+        self._campaign = campaign
         self._me = outbox.me
-        self._members = members
+        self._memberships = memberships
         self._acceptor = acceptor
         self._learner = learner
         self._outbox = outbox
@@ -89,11 +117,16 @@ class Leadership:
         self._renew_ms = 0  # when to raise the ballot if somebody still refuses
         self._reads: deque[tuple[int, list[int]]] = deque()  # (beat, reads), oldest first
         self._new_reads: list[int] = []
-        for value in adopted:
-            self._open_slot(value, None, now_ms)
-        if not self._open:
-            self._open_slot(NOOP, (), now_ms)
-        self._established_end = self.next_slot
+        self._change: Membership | None = None  # waits for its slot
+        self._ask_ms = now_ms  # when to ask for missing promises (again)
+        self._pipeline_slots = min(settings.pipeline_slots_max, ALPHA)
+        # Proposals of the slots below are made even if nobody wants anything: what must be
+        # adopted, an entry of this ballot, and those after which a membership governs.
+        self._fill_end = max(campaign.adopted_end, Slot(self.next_slot + 1))
+        self._established_end = self._fill_end
+        self._phase1_end = Slot(0)  # no quorum has promised for the slots from here on
+        self.members_changed()
+        self._open_slots(now_ms)
 
     @property
     def is_established(self) -> bool:
@@ -117,15 +150,10 @@ class Leadership:
 
     def work(self, now_ms: int) -> None:
         """Do what a turn's events allow: open slots, start a read round, tell what is chosen."""
-        if self.waiting:
-            limit = self._learner.chosen_end + self._settings.pipeline_slots_max
-            while (
-                self.waiting
-                and self.next_slot < limit
-                and self._outbox.unwritten_count < _UNWRITTEN_MAX
-            ):
-                commands = self._take_waiting()
-                self._open_slot(encode_batch(commands), commands, now_ms)
+        if self.waiting or self.next_slot < self._fill_end or self._change is not None:
+            self._open_slots(now_ms)
+        if self._phase1_end < _NEVER and now_ms >= self._ask_ms:
+            self._ask_for_promises(now_ms)
         if self._new_reads and not self._reads:
             # Reads that arrive during a round share the next one.
             self._start_beat()
@@ -142,6 +170,27 @@ class Leadership:
             self.notice_ms = None
             self._announced_end = self._learner.chosen_end
             self._outbox.send_all(ChosenNotice(self.ballot, self._announced_end))
+
+    def _open_slots(self, now_ms: int) -> None:
+        """Propose in all slots that may be opened, as long as there is something to say."""
+        limit = min(self._learner.chosen_end + self._pipeline_slots, self._phase1_end)
+        while self.next_slot < limit and self._outbox.unwritten_count < _UNWRITTEN_MAX:
+            slot = self.next_slot
+            if slot < self._fill_end and (value := self._campaign.adopt(slot)) is not None:
+                self._open_slot(value, None, now_ms)
+            elif slot < self._established_end:
+                self._open_slot(NOOP, (), now_ms)  # a gap, or the first entry of this ballot
+            elif self._change is not None:
+                value = encode_membership_value(self._change)
+                self._change = None
+                self._open_slot(value, None, now_ms)
+            elif self.waiting:
+                commands = self._take_waiting()
+                self._open_slot(encode_batch(commands), commands, now_ms)
+            elif slot < self._fill_end:
+                self._open_slot(NOOP, (), now_ms)
+            else:
+                break
 
     def _take_waiting(self) -> tuple[bytes, ...]:
         """Take the commands of one entry: all that wait, as far as they fit, at least one."""
@@ -165,11 +214,93 @@ class Leadership:
     def _open_slot(self, value: bytes, commands: tuple[bytes, ...] | None, now_ms: int) -> None:
         slot = self.next_slot
         self.next_slot = Slot(slot + 1)
-        self._open[slot] = _Proposal(value, commands, now_ms, self._settings.resend_interval_ms)
+        self._open[slot] = _Proposal(
+            value,
+            commands,
+            self._memberships.at(slot),
+            now_ms,
+            self._settings.resend_interval_ms,
+        )
         self._acceptor.accept(slot, self.ballot, value)
         self._outbox.accept_own(self.ballot, slot)
         self._announced_end = self._learner.chosen_end
         self._outbox.send_all(Accept(self.ballot, slot, value, self._announced_end))
+
+    # --- members ---
+
+    def members_changed(self) -> None:
+        """Take over which memberships the log knows by now."""
+        newest_slot = self._memberships.newest_slot
+        newest = self._memberships.newest
+        assert newest is not None
+        # The next change waits until this one governs, so somebody must fill the slots.
+        self._fill_end = max(self._fill_end, newest_slot)
+        self._phase1_end = self._find_phase1_end()
+        if not newest.is_voter(self._me):
+            # Others propose where this replica has no part.
+            self._phase1_end = min(self._phase1_end, newest_slot)
+
+    def _find_phase1_end(self) -> Slot:
+        if self._campaign.may_propose(self._memberships.newest_slot) and (
+            self._campaign.may_propose(self.next_slot)
+        ):
+            return _NEVER
+        slot = self.next_slot
+        while slot < self._memberships.newest_slot and self._campaign.may_propose(slot):
+            slot = Slot(slot + 1)
+        return slot
+
+    def _ask_for_promises(self, now_ms: int) -> None:
+        """Ask those who vote in later slots, and haven't promised this ballot yet."""
+        self._ask_ms = now_ms + self._settings.resend_interval_ms
+        promised_by = self._campaign.promised_by
+        asked: dict[ReplicaId, None] = {}
+        for members in self._memberships.open(self._learner.chosen_end):
+            if not members.is_quorum(promised_by):
+                asked.update(dict.fromkeys(members.ids))
+        prepare = Prepare(self.ballot, self._learner.chosen_end)
+        for voter in asked:
+            if voter != self._me and voter not in promised_by:
+                self._outbox.send(voter, prepare)
+
+    def hear_promise(self, source: ReplicaId, promise: Promise) -> bool:
+        """Count a promise that comes after the election.
+
+        Returns:
+            False: the source knows slots to be chosen in which nothing was proposed here;
+            whoever wants to propose must catch up first.
+        """
+        if source in self._campaign.promised_by:
+            return True
+        if promise.first_slot > self.next_slot:
+            return False
+        entries = tuple(entry for entry in promise.entries if entry.slot >= self.next_slot)
+        self._campaign.add_promise(source, Promise(promise.ballot, promise.first_slot, entries))
+        self._fill_end = max(self._fill_end, self._campaign.adopted_end)
+        self._established_end = max(self._established_end, self._campaign.adopted_end)
+        self.members_changed()
+        return True
+
+    @property
+    def change_is_under_way(self) -> bool:
+        """Whether a membership was proposed, or chosen, that doesn't govern yet."""
+        return (
+            self._change is not None
+            or not self.is_established
+            or self._memberships.newest_slot > self._learner.chosen_end
+            or any(each.value.startswith(MEMBERSHIP_MARK) for each in self._open.values())
+        )
+
+    def change_members(self, membership: Membership) -> None:
+        """Propose a membership in the next slot."""
+        assert not self.change_is_under_way
+        self._change = membership
+
+    def heard_since(self, oldest_ms: int) -> set[ReplicaId]:
+        """Return who was heard in this leadership since then, with this replica."""
+        heard = {peer for peer, heard_ms in self._heard_ms.items() if heard_ms >= oldest_ms}
+        heard.add(self._me)
+        return heard
 
     # --- votes ---
 
@@ -184,7 +315,7 @@ class Leadership:
             proposal = self._open.get(slot)
             if proposal is not None and not proposal.is_chosen:
                 proposal.votes.add(voter)
-                proposal.is_chosen = self._members.is_quorum(proposal.votes)
+                proposal.is_chosen = proposal.members.is_quorum(proposal.votes)
         self._advance()
 
     def _advance(self) -> None:
@@ -212,7 +343,9 @@ class Leadership:
         if not self._refused_by:
             self._renew_ms = now_ms + self._settings.election_timeout_max_ms
         self._refused_by.add(source)
-        return self._members.could_be_quorum_without(self._refused_by)
+        return self._memberships.could_be_quorum_without(
+            self._refused_by, self._learner.chosen_end
+        )
 
     def _hear(self, source: ReplicaId, now_ms: int) -> None:
         self._heard_ms[source] = now_ms
@@ -226,9 +359,7 @@ class Leadership:
         oldest_ms = now_ms - self._settings.election_timeout_max_ms
         if self._since_ms >= oldest_ms:
             return True
-        voters = {peer for peer, heard_ms in self._heard_ms.items() if heard_ms >= oldest_ms}
-        voters.add(self._me)
-        return self._members.is_quorum(voters)
+        return self._memberships.is_quorum(self.heard_since(oldest_ms), self._learner.chosen_end)
 
     def must_renew(self, now_ms: int) -> bool:
         """Whether a peer has refused this ballot for so long that a higher one is due."""
@@ -290,7 +421,7 @@ class Leadership:
             beat, reads = self._reads[0]
             voters = {peer for peer, answered in self._beats.items() if answered >= beat}
             voters.add(self._me)
-            if not self._members.is_quorum(voters):
+            if not self._memberships.is_quorum(voters, self._learner.chosen_end):
                 return
             self._reads.popleft()
             self._outbox.confirmed_reads += reads

@@ -14,6 +14,8 @@ from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.batch import decode_batch
 from tasksprint.consensus.effects import Chosen, LogEntry
+from tasksprint.consensus.members import Memberships
+from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import Slot
 from tasksprint.settings import Settings
@@ -35,8 +37,10 @@ class Learner:
         applied_end: Slot,
         log_start: Slot,
         settings: Settings,
+        memberships: Memberships,
     ) -> None:
         self._settings = settings
+        self._memberships = memberships
         self.log_start = log_start
         self.chosen_end = chosen_end
         self.window: dict[Slot, LogEntry] = {}
@@ -51,7 +55,7 @@ class Learner:
                     f"recovered log lacks slot {slot}, expected all from {applied_end} "
                     f"to {chosen_end - 1}"
                 )
-            self._chosen.append(Chosen(slot, decode_batch(recovered[slot].value)))
+            self._chosen.append(self._decode(slot, recovered[slot].value))
         while self.window_start - 1 in recovered and self._has_window_room():
             self.window_start = Slot(self.window_start - 1)
             entry = recovered[self.window_start]
@@ -70,8 +74,16 @@ class Learner:
         self._window_bytes += len(entry.value)
         self.chosen_end = Slot(slot + 1)
         if commands is None:
-            commands = decode_batch(entry.value)
-        self._chosen.append(Chosen(slot, commands))
+            self._chosen.append(self._decode(slot, entry.value))
+        else:
+            self._chosen.append(Chosen(slot, commands))
+
+    def _decode(self, slot: Slot, value: bytes) -> Chosen:
+        membership = decode_membership_value(value)
+        if membership is None:
+            return Chosen(slot, decode_batch(value))
+        self._memberships.note(slot, membership)
+        return Chosen(slot, (), membership)
 
     def mark(self, ballot: Ballot, end_slot: Slot, acceptor: Acceptor) -> None:
         """Learn from the leader of `ballot` that its log is chosen below `end_slot`.

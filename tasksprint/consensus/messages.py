@@ -31,6 +31,7 @@ __all__ = [
     "Nack",
     "Prepare",
     "Promise",
+    "Resign",
     "Stranger",
 ]
 
@@ -52,18 +53,23 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The founding entry, for a member that it names."""
+    """The founding entry, and the membership that governs as far as the source knows.
+
+    For a member that they name and that doesn't know them yet.
+    """
 
     founding: bytes
+    membership: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """The target isn't who the cluster knows under this id."""
+    """The target isn't who the cluster knows under this id; durable when said."""
 
     cluster: str
     expected: Incarnation | None  # None: the cluster has no such member
     found: Incarnation
+    membership: bytes  # that governs, as far as the source knows: the target may know better
 
 
 # --- election ---
@@ -164,6 +170,13 @@ class HeartbeatReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Resign:
+    """The leader of `ballot` leads no more: elect another, without waiting."""
+
+    ballot: Ballot
+
+
+@dataclass(frozen=True, slots=True)
 class CatchUpRequest:
     """Send chosen entries from `first_slot` on."""
 
@@ -201,6 +214,7 @@ Message = (
     | ChosenNotice
     | Heartbeat
     | HeartbeatReply
+    | Resign
     | CatchUpRequest
     | CatchUpReply
     | Forward

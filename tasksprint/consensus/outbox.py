@@ -56,6 +56,7 @@ class Outbox:
         self._own_ballot = NO_BALLOT
         self._own_slots: list[Slot] = []
         self._founding: bytes | None = None
+        self._memberships: bytes | None = None
         self._written_end = learner.chosen_end
         self.confirmed_reads: list[int] = []
         self.failed_reads: list[int] = []
@@ -63,6 +64,7 @@ class Outbox:
         self._notes: list[str] = []
         self._noted: set[str] = set()
         self.fatal: str | None = None
+        self.is_removed = False  # the reason of `fatal`
         self._is_fatal_told = False
         self._writes: deque[Write] = deque()
         self.unwritten_bytes = 0
@@ -118,6 +120,10 @@ class Outbox:
     def write_founding(self, founding: bytes) -> None:
         """Make the founding entry durable."""
         self._founding = founding
+
+    def write_memberships(self, memberships: bytes) -> None:
+        """Make durable who votes, before the entries that say so can be truncated."""
+        self._memberships = memberships
 
     def note(self, text: str) -> None:
         """Tell the operator."""
@@ -182,6 +188,7 @@ class Outbox:
             tuple(self.read_log),
             tuple(self._notes),
             self.fatal,
+            self.is_removed,
         )
         self._is_fatal_told = self.fatal is not None
         self._send_now.clear()
@@ -194,8 +201,10 @@ class Outbox:
 
     def _take_persist(self) -> Persist | None:
         promised, entries = self._acceptor.take_writes()
-        founding = self._founding
-        is_unchanged = promised is None and not entries and founding is None
+        founding, memberships = self._founding, self._memberships
+        is_unchanged = (
+            promised is None and not entries and founding is None and memberships is None
+        )
         if is_unchanged and not (self._send_after and self._writes):
             # Nothing new, and nothing said that rests on a write under way. The mark of
             # the chosen prefix alone isn't worth a write: it travels with the next one.
@@ -204,6 +213,7 @@ class Outbox:
         chosen_end_write = chosen_end if chosen_end > self._written_end else None
         self._written_end = chosen_end
         self._founding = None
+        self._memberships = None
         self._sequence += 1
         size = 0
         for entry in entries:
@@ -222,7 +232,7 @@ class Outbox:
                 size,
             )
         )
-        return Persist(promised, entries, chosen_end_write, founding)
+        return Persist(promised, entries, chosen_end_write, founding, memberships)
 
     @property
     def unwritten_count(self) -> int:

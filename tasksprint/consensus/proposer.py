@@ -1,5 +1,8 @@
 """The proposer in phase 1: a candidate gathers promises and learns what it must adopt.
 
+Phase 1 goes on while the candidate leads: for slots that a later membership governs,
+promises of a quorum of that one are needed before anything is proposed there.
+
 Counts votes by identity (members.py says what a quorum is) and knows nothing of
 disks: the replica reports its own promise once it is durable. Phase 2 is in
 leadership.py.
@@ -10,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.batch import NOOP
 from tasksprint.consensus.effects import LogEntry
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.messages import Promise
 from tasksprint.ids import ReplicaId, Slot
 
@@ -22,9 +24,9 @@ __all__ = ["Campaign"]
 class Campaign:
     """Phase 1 under one ballot."""
 
-    def __init__(self, ballot: Ballot, members: Members) -> None:
+    def __init__(self, ballot: Ballot, memberships: Memberships) -> None:
         self.ballot = ballot
-        self._members = members
+        self._memberships = memberships
         self.deadline_ms = 0  # given up then
         self.resend_ms = 0
         self.promised_by: set[ReplicaId] = set()
@@ -52,29 +54,32 @@ class Campaign:
             self.first_slot = promise.first_slot
             self.helper = source
 
-    @property
-    def has_quorum(self) -> bool:
-        """Whether a quorum has promised."""
-        return self._members.is_quorum(self.promised_by)
+    def has_quorum(self, chosen_end: Slot) -> bool:
+        """Whether a quorum of every membership that governs an open slot has promised."""
+        return self._memberships.is_quorum(self.promised_by, chosen_end)
 
-    def adopt(self, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
-        """Return the values that must be proposed from `chosen_end` on, in order.
+    def may_propose(self, slot: Slot) -> bool:
+        """Whether a quorum of those who vote in this slot has promised."""
+        return self._memberships.at(slot).is_quorum(self.promised_by)
+
+    def take_own(self, own: Mapping[Slot, LogEntry]) -> None:
+        """Take this replica's own open entries; it is one of those who promised."""
+        self._take(own.values())
+
+    @property
+    def adopted_end(self) -> Slot:
+        """The end of the slots for which something must be adopted, as far as is known."""
+        return max((Slot(slot + 1) for slot in self._highest), default=Slot(0))
+
+    def adopt(self, slot: Slot) -> bytes | None:
+        """Return the value that must be proposed in a slot; None: the choice is free.
 
         Source: "Paxos Made Simple", section 2.2, phase 2(a): "v is the value of the
-        highest-numbered proposal among the responses"; section 3: gaps are filled
-        with a command "that leaves the state unchanged".
-
-        Args:
-            own: This replica's own open entries; it is one of those who promised.
+        highest-numbered proposal among the responses".
         """
-        assert self.has_quorum and chosen_end >= self.first_slot
-        self._take(own.values())
-        end = max((slot + 1 for slot in self._highest), default=0)
-        values: list[bytes] = []
-        for slot in range(chosen_end, end):
-            entry = self._highest.get(Slot(slot))
-            values.append(NOOP if entry is None else entry.value)
-        return values
+        assert self.may_propose(slot) and slot >= self.first_slot
+        entry = self._highest.pop(slot, None)
+        return None if entry is None else entry.value
 
     def _take(self, entries: Iterable[LogEntry]) -> None:
         for entry in entries:

@@ -10,7 +10,7 @@ The three rules on which everything rests:
   leaves after the write that remembers it, and its own vote counts from then on.
 - A replica proposes only under ballots that it raised in this life; a restart begins
   as a follower. So no (ballot, slot) ever carries two values.
-- Only messages of the incarnations in the founding entry count.
+- Only messages of the incarnations in the founding entry, or in a membership, count.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from tasksprint.consensus.effects import (
     Status,
 )
 from tasksprint.consensus.election import Election
-from tasksprint.consensus.founding import Foundation, Founding
+from tasksprint.consensus.founding import Foundation, Founding, Member, decode_founding
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Memberships
+from tasksprint.consensus.membership import Membership
 from tasksprint.consensus.messages import (
     Accept,
     Accepted,
@@ -52,9 +54,11 @@ from tasksprint.consensus.messages import (
     Nack,
     Prepare,
     Promise,
+    Resign,
     Stranger,
 )
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.reconfiguration import Reconfiguration
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
@@ -77,23 +81,32 @@ class Replica:
         random: Random,
         now_ms: int,
         peers: Mapping[ReplicaId, str] | None = None,
+        is_joining: bool = False,
     ) -> None:
         """Build a replica from what its disk remembers.
 
         Args:
             peers: The founding members as the operator named them, with or without
                 this one; none: a cluster of one. Ignored once founded.
+            is_joining: Found nothing, but wait until a cluster adds this replica.
         """
         self.me = me
+        self.incarnation = recovered.incarnation
         self._settings = settings
         self._now_ms = now_ms
         chosen_end = max(recovered.chosen_end, recovered.applied_end)
+        self._memberships = Memberships()
+        if recovered.founding is not None:
+            self._memberships.found(decode_founding(recovered.founding))
+        if recovered.memberships is not None:
+            self._memberships.restore(recovered.memberships)
         self._learner = Learner(
             entries=recovered.accepted,
             chosen_end=chosen_end,
             applied_end=recovered.applied_end,
             log_start=recovered.log_start,
             settings=settings,
+            memberships=self._memberships,
         )
         self._acceptor = Acceptor(
             promised=recovered.promised or NO_BALLOT,
@@ -129,10 +142,13 @@ class Replica:
                 random=random,
             ),
             founding=recovered.founding,
+            memberships=self._memberships,
+            learner=self._learner,
             outbox=self._outbox,
+            is_joining=is_joining,
         )
         self._candidate = Candidate(
-            admission=self._admission,
+            memberships=self._memberships,
             election=self._election,
             acceptor=self._acceptor,
             learner=self._learner,
@@ -141,10 +157,20 @@ class Replica:
             settings=settings,
             random=random,
         )
+        self._reconfiguration = Reconfiguration(
+            memberships=self._memberships,
+            learner=self._learner,
+            catch_up=self._catch_up,
+            outbox=self._outbox,
+            settings=settings,
+        )
         self._hello_ms = now_ms + settings.resend_interval_ms
         # Also when founded: so that a lost disk is noticed before it is asked for votes.
         self._admission.greet_all()
-        if self._admission.members.is_quorum({me}) and self._outbox.fatal is None:
+        if not self._memberships.has_news:
+            self._memberships.advance(chosen_end)
+        self._refresh_standing()
+        if self._memberships.is_quorum({me}, chosen_end) and self._may_stand:
             self._candidate.canvass("is the only member", now_ms)
 
     # --- what the shell asks ---
@@ -189,6 +215,22 @@ class Replica:
         return self._admission.founding
 
     @property
+    def membership(self) -> Membership | None:
+        """The newest membership that the log here knows chosen; None: unfounded."""
+        return self._memberships.newest
+
+    @property
+    def membership_governs(self) -> bool:
+        """Whether it governs already, and a quorum of it knows so: nothing is under way."""
+        leadership = self._leadership
+        return leadership is not None and self._reconfiguration.is_done(leadership)
+
+    @property
+    def addresses(self) -> dict[ReplicaId, str]:
+        """Whom this replica wants to speak with, without itself; none while unfounded."""
+        return self._admission.addresses
+
+    @property
     def deadline_ms(self) -> int:
         """When `tick` wants to be called."""
         if self._outbox.fatal is not None:
@@ -201,7 +243,9 @@ class Replica:
             notice_ms = self._leadership.notice_ms
             heartbeat_ms = self._leadership.heartbeat_ms
             return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
-        deadline_ms = self._candidate.deadline_ms
+        deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
+        if self._is_leaving:
+            deadline_ms = min(deadline_ms, self._hello_ms)
         if self._catch_up.deadline_ms is not None:
             deadline_ms = min(deadline_ms, self._catch_up.deadline_ms)
         return deadline_ms
@@ -240,6 +284,60 @@ class Replica:
         if self._candidate.campaign is not None:
             return "candidate"
         return "follower" if self._election.canvass is None else "canvassing"
+
+    # --- changing the members ---
+
+    def add_member(
+        self, member: Member, now_ms: int, *, replaces: ReplicaId | None = None
+    ) -> str | None:
+        """Let a leader take up a learner, which votes by itself once it has caught up.
+
+        Args:
+            replaces: The voter that is removed after that.
+
+        Returns:
+            The reason of a refusal; None: it is or will be proposed, if leadership lasts.
+        """
+        self._now_ms = now_ms
+        assert self._leadership is not None, "only a leader changes the members"
+        return self._reconfiguration.add(self._leadership, member, replaces, now_ms)
+
+    def remove_member(self, replica: ReplicaId, now_ms: int) -> str | None:
+        """Let a leader remove a voter (perhaps itself) or a learner; as `add_member`."""
+        self._now_ms = now_ms
+        assert self._leadership is not None, "only a leader changes the members"
+        return self._reconfiguration.remove(self._leadership, replica, now_ms)
+
+    def _refresh_standing(self) -> None:
+        """Find out what part this replica has."""
+        self._is_leaving = self._admission.is_leaving
+        self._may_stand = (
+            self._outbox.fatal is None
+            and not self._is_leaving
+            and self._memberships.votes(self.me, self._learner.chosen_end)
+        )
+
+    def _take_over_members(self) -> None:
+        """Act on memberships that were learned, or that have begun to govern."""
+        memberships, chosen_end = self._memberships, self._learner.chosen_end
+        newest = memberships.newest
+        assert newest is not None
+        if memberships.has_news:
+            self._outbox.note(
+                f"membership {newest.number}: {newest.describe()}; "
+                f"governs from slot {memberships.newest_slot} on"
+            )
+        memberships.advance(chosen_end)
+        # Before anybody is told that it is no member any more: also that it is so.
+        self._outbox.write_memberships(memberships.encode())
+        self._refresh_standing()
+        if self._leadership is not None and self._is_leaving:
+            self._outbox.send_all(ChosenNotice(self._leadership.ballot, chosen_end))
+            self._outbox.send_all(Resign(self._leadership.ballot))
+            self._step_down("was removed from the cluster")
+        self._admission.refresh()
+        if self._leadership is not None:
+            self._leadership.members_changed()
 
     # --- what the shell reports ---
 
@@ -297,9 +395,12 @@ class Replica:
         self._now_ms = now_ms
         if self._leadership is not None or self._election.leader != peer:
             return
-        self._election.lose_leader(f"lost its connection to the leader, replica {peer}")
+        self._lose_leader(f"lost its connection to the leader, replica {peer}")
+
+    def _lose_leader(self, cause: str) -> None:
+        self._election.lose_leader(cause)
         if self._candidate.campaign is None:
-            self._election.hurry(now_ms)
+            self._election.hurry(self._now_ms)
 
     def log_read(self, request: ReadLog, entries: tuple[LogEntry, ...], now_ms: int) -> None:
         """Pass entries on that were read back for a peer."""
@@ -313,11 +414,24 @@ class Replica:
         """
         self._learner.truncate(log_start)
 
+    def members_copied(self, memberships: bytes | None) -> bytes | None:
+        """Take over who votes, from the replica that gives a copy of the state.
+
+        Returns:
+            What must become durable together with the copy.
+
+        Raises:
+            RemoteProtocolError: It can't be read.
+        """
+        self._memberships.take_copy(memberships)
+        return self._memberships.encode()
+
     def state_copied(self, applied_end: Slot, now_ms: int) -> None:
         """Learn that a copy of the state, up to this slot, is durable in place of our own.
 
-        The store has forgotten the log below it. Promises and acceptances from there on
-        stay as they are; entries below that the shell has not applied are not to be.
+        Who votes was taken over before (`members_copied`). The store has forgotten the log
+        below the slot. Promises and acceptances from there on stay as they are; entries
+        below that the shell has not applied are not to be.
         """
         self._now_ms = now_ms
         assert self._leadership is None, "a leader has all that is chosen"
@@ -358,7 +472,12 @@ class Replica:
             if now_ms >= self._leadership.heartbeat_ms:
                 self._tick_leader(self._leadership)
             return
-        self._candidate.tick(now_ms)
+        if self._may_stand:
+            self._candidate.tick(now_ms)
+        elif self._is_leaving and now_ms >= self._hello_ms:
+            # Who knows that we have left says so, and sends us home.
+            self._hello_ms = now_ms + self._settings.resend_interval_ms
+            self._admission.greet_all()
         self._catch_up.tick(now_ms)
 
     def receive(self, envelope: Envelope, now_ms: int) -> None:
@@ -367,8 +486,7 @@ class Replica:
         if self._outbox.fatal is not None:
             return
         source, message = envelope.source, envelope.message
-        incarnations = self._admission.members.incarnations
-        if incarnations.get(source) != envelope.source_incarnation:
+        if self._admission.incarnations.get(source) != envelope.source_incarnation:
             self._hear_outsider(envelope)
             return
         if envelope.target != self.me or source == self.me:
@@ -406,6 +524,9 @@ class Replica:
                 self._on_promise(source, message)
             case Nack():
                 self._on_nack(source, message)
+            case Resign():
+                if self._election.leader == source and self._election.ballot == message.ballot:
+                    self._lose_leader(f"replica {source} resigned")
             case Hello() | Found() | Stranger():
                 self._hear_outsider(envelope)
             case _:
@@ -423,6 +544,8 @@ class Replica:
 
     def ready(self) -> Ready | None:
         """Return what is to be done now; None: nothing."""
+        if self._memberships.has_news or self._learner.chosen_end >= self._memberships.next_slot:
+            self._take_over_members()
         if self._leadership is not None:
             self._leadership.work(self._now_ms)
         if self._forwards:
@@ -439,9 +562,12 @@ class Replica:
         self._admission.hear(envelope)
         if self._admission.founding is not None and not was_founded:
             self._election.wait(self._now_ms)
+        self._refresh_standing()
         if self._outbox.fatal is not None:
             self._step_down("stops")
             self._candidate.campaign = None
+        elif self._is_leaving:
+            self._step_down("was removed from the cluster")
 
     # --- following ---
 
@@ -539,6 +665,12 @@ class Replica:
         self._outbox.send_after_persist(source, answer)
 
     def _on_promise(self, source: ReplicaId, message: Promise) -> None:
+        leadership = self._leadership
+        if leadership is not None and message.ballot == leadership.ballot:
+            if not leadership.hear_promise(source, message):
+                self._step_down(f"replica {source} knows more of the log")
+                self._catch_up.want(source, message.first_slot, self._now_ms)
+            return
         self._candidate.hear_promise(source, message)
         self._try_take_office()
 
@@ -566,20 +698,20 @@ class Replica:
         if campaign is None:
             return
         self._catch_up.stop()
-        members = self._admission.members
+        members = self._memberships.at(self._learner.chosen_end)
         count, size = len(campaign.promised_by), len(members.ids)
         self._outbox.note(
             f"ballot={campaign.ballot} became leader after {count} of {size} promises"
         )
+        campaign.take_own(self._acceptor.open)
         self._election.hear(self.me, campaign.ballot, self._now_ms)
         self._leadership = Leadership(
-            ballot=campaign.ballot,
-            members=members,
+            campaign=campaign,
+            memberships=self._memberships,
             acceptor=self._acceptor,
             learner=self._learner,
             outbox=self._outbox,
             settings=self._settings,
-            adopted=campaign.adopt(self._acceptor.open, self._learner.chosen_end),
             now_ms=self._now_ms,
         )
 
@@ -591,6 +723,7 @@ class Replica:
             self._step_down(cause)
             self._candidate.stand(cause, self._now_ms)
         else:
+            self._reconfiguration.go_on(leadership, self._now_ms)
             leadership.beat(self._now_ms)
 
     def _step_down(self, cause: str) -> None:

@@ -29,7 +29,7 @@ from tasksprint.coordination.tasks import ASSIGNED
 from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.ids import JobId, TaskId
+from tasksprint.ids import JobId, ReplicaId, TaskId
 
 __all__ = ["Lifecycle", "bounded"]
 
@@ -239,7 +239,20 @@ class Lifecycle:
         state.note(
             f"replica={command.replica} job={job.job} scheduler {command.kind}: {command.error}"
         )
-        members = state.members
+        self._judge_schedulers(job)
+
+    def members_changed(self, members: tuple[ReplicaId, ...]) -> None:
+        """Count the schedulers of these replicas from now on."""
+        state = self._state
+        state.members = members
+        state.note(f"members {', '.join(map(str, members))}")
+        for job in list(state.running.values()):
+            if job.finishing is None:
+                self._judge_schedulers(job)
+
+    def _judge_schedulers(self, job: Job) -> None:
+        """Fail a job of which too few replicas have a scheduler left."""
+        members = self._state.members
         crashed = [replica for replica in members if job.out.get(replica, ("",))[0] == "crashed"]
         gone = [replica for replica in members if replica in job.out]
         if len(crashed) > len(members) // 2:

@@ -19,7 +19,7 @@ from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import ASSIGNED, DONE, Task, restore_task
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import StoreError
-from tasksprint.ids import ClientId, JobId, Slot
+from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 
 __all__ = ["digest_row", "estimate_row", "restore", "state_row"]
 
@@ -38,6 +38,7 @@ def state_row(state: State) -> Row:
         "next_cid": state.next_cid,
         "placements": state.placements,
         "last_job": state.last_job,
+        "members": state.members,
     }
     return Row("facts", (_CLOCK,), (encode_json(body).decode(),))
 
@@ -133,6 +134,7 @@ def _restore_facts(state: State, body: dict[str, Any]) -> None:
     state.next_cid = ClientId(body["next_cid"])
     state.placements = body["placements"]
     state.last_job = JobId(body["last_job"])
+    state.members = tuple(ReplicaId(member) for member in body["members"])
 
 
 def _restore_senders(state: State, rows: Iterable[tuple[Any, Any]]) -> None:

@@ -92,17 +92,28 @@ class Schedule:
 
     # --- applying ---
 
-    def apply(self, slot: Slot, commands: tuple[bytes, ...]) -> Applied:
+    def apply(
+        self,
+        slot: Slot,
+        commands: tuple[bytes, ...],
+        *,
+        members: tuple[ReplicaId, ...] | None = None,
+    ) -> Applied:
         """Apply one entry of the log, all commands of it, in order.
 
         A command that makes no sense is answered with {"error": …}, or ignored with a
         note; it never stops the ones after it.
+
+        Args:
+            members: Whose schedulers count from here on, if the entry changes that.
         """
         state = self._state
         assert slot == state.applied + 1, f"slot {slot} after {state.applied}"
         state.slot = slot
         state.changes = Changes()
         replies = tuple([self._apply_bytes(command) for command in commands])
+        if members is not None:
+            self._lifecycle.members_changed(members)
         self._placement.settle()
         state.applied = slot
         changes = state.changes
@@ -322,6 +333,7 @@ def _facts(state: State) -> tuple[int, ...]:
         state.next_cid,
         state.placements,
         state.last_job,
+        *state.members,
     )
 
 

@@ -18,6 +18,10 @@ The HMAC's key is derived from the cluster key, both nonces, source and target: 
 a frame can't be sent again, left out, changed or moved to another connection
 unnoticed. One that doesn't fit ends the connection.
 
+Who isn't among the peers, but knows the key, may connect as well and names its address:
+it may be a new member of which this replica hasn't heard, or one that was removed. It is
+called back for as long as its connection lasts, so that it can be told.
+
 Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
 again what matters. Order holds within a connection. Nothing here knows what a frame means.
 """
@@ -37,7 +41,13 @@ from typing import cast
 
 import httptools
 
-from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.errors import (
+    LocalProtocolError,
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+)
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import cause_of, parse_address, tune_socket
 from tasksprint.net.deadlines import wait_at_most, within
@@ -58,6 +68,8 @@ PROTOCOL_NAME = "tasksprint-replica"
 _HEAD = struct.Struct(">I16s")
 _NUMBER = struct.Struct(">Q")
 _MAC_BYTES = 16
+# Replicas that aren't among the peers and may be connected at once.
+_VISITORS_MAX = 16
 # Frames are joined to writes of about this size.
 _WRITE_BYTES = 256 * 1024
 
@@ -67,6 +79,7 @@ class PeerStreams:
 
     Args:
         peers: Address of each other replica.
+        address: Where this replica itself can be called back.
         on_frame: Takes (source, frame) in the turn of the loop in which it arrived.
             `RemoteProtocolError` from it ends that connection; any other exception is a bug and
             goes to the loop's exception handler.
@@ -86,6 +99,7 @@ class PeerStreams:
         on_frame: Callable[[ReplicaId, bytes], None],
         on_connected: Callable[[ReplicaId], None],
         on_disconnected: Callable[[ReplicaId], None],
+        address: str | None = None,
     ) -> None:
         self.me = me
         self.key = key
@@ -99,6 +113,8 @@ class PeerStreams:
         self._openers: dict[ReplicaId, _Opener] = {}
         self._incoming: dict[ReplicaId, _Receiver] = {}
         self._peers = dict(peers)
+        self._visitors: dict[ReplicaId, str] = {}  # others that are connected: their addresses
+        self.address = address
         self._started = False
         self._dirty: list[_Sender] = []  # senders with frames of this turn of the loop
 
@@ -116,14 +132,18 @@ class PeerStreams:
         self._peers = {peer: address for peer, address in peers.items() if peer != self.me}
         if not self._started:
             return
+        self._open_all()
+
+    def _open_all(self) -> None:
+        wanted = {**self._visitors, **self._peers}
         for peer, opener in list(self._openers.items()):
-            if self._peers.get(peer) != opener.address:
+            if wanted.get(peer) != opener.address:
                 opener.close()
                 del self._openers[peer]
         for peer, receiver in list(self._incoming.items()):
-            if peer not in self._peers:
+            if peer not in wanted:
                 receiver.close()
-        for peer, address in self._peers.items():
+        for peer, address in wanted.items():
             if peer not in self._openers:
                 self._openers[peer] = _Opener(self, peer, address)
 
@@ -187,6 +207,8 @@ class PeerStreams:
         """Take that the connection on which a peer sends is gone."""
         if self._incoming.get(receiver.source) is receiver:
             del self._incoming[receiver.source]
+            if self._visitors.pop(receiver.source, None) is not None and self._started:
+                self._open_all()
             self.broke(receiver.source, f"from it: {cause}")
 
     def receiver_made(self, receiver: _Receiver) -> None:
@@ -200,6 +222,14 @@ class PeerStreams:
         if opener is not None:
             opener.hurry()
 
+    def _may_visit(self, source: ReplicaId, address: str) -> bool:
+        try:
+            parse_address(address)
+        except SettingsError:
+            return False
+        is_known = source in self._visitors
+        return self._started and source > 0 and (is_known or len(self._visitors) < _VISITORS_MAX)
+
     def _accept(self, request: Request) -> Response | Upgrade:
         source = ReplicaId(request.query_integer("source", 0))
         target = request.query_integer("target", 0)
@@ -210,7 +240,9 @@ class PeerStreams:
                 status=409,
                 hint="the addresses of the replicas are mixed up: check --peers",
             )
-        if source not in self._peers:
+        address = request.query.get("address")
+        is_visitor = source not in self._peers
+        if is_visitor and (address is None or not self._may_visit(source, address)):
             raise Refused(
                 f"replica {source} is no peer of replica {self.me}",
                 status=409,
@@ -218,6 +250,9 @@ class PeerStreams:
             )
         if len(nonce) != 32:
             raise Refused("a stream needs a nonce of 32 hex digits", status=400)
+        if is_visitor and address is not None:
+            self._visitors[source] = address
+            self._open_all()
         own_nonce = os.urandom(16).hex()
         mac = _stream_mac(self.key, source, self.me, nonce, own_nonce)
         return Upgrade(
@@ -381,7 +416,10 @@ class _Sender(BufferedReader):
         """
         me, peer, key = self._streams.me, self._peer, self._streams.key
         nonce = os.urandom(16).hex()
-        target = target_of(STREAM_PATH, {"source": me, "target": peer, "nonce": nonce})
+        query: dict[str, str | int] = {"source": me, "target": peer, "nonce": nonce}
+        if self._streams.address is not None:
+            query["address"] = self._streams.address
+        target = target_of(STREAM_PATH, query)
         headers = {"Upgrade": PROTOCOL_NAME, "Connection": "Upgrade"}
         authorization = key.sign("POST", target, address)
         self._transport.write(

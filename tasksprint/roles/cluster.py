@@ -63,7 +63,7 @@ class Cluster:
     """Calls to one cluster."""
 
     def __init__(self, addresses: list[str], key: ClusterKey, settings: Settings) -> None:
-        self._addresses = addresses
+        self._addresses = list(addresses)
         self._rota = Rota(addresses)
         self._key = key
         self._settings = settings
@@ -115,6 +115,12 @@ class Cluster:
                     hint=f"{hint}; or name others with --coordinators",
                 )
             time.sleep(pause_s)
+
+    def also_ask(self, addresses: list[str]) -> None:
+        """Look for the leader at these addresses, too."""
+        new = [address for address in addresses if address not in self._addresses]
+        self._addresses += new
+        self._rota.add(new)
 
     def direct(self, address: str, method: str, path: str, *, body: bytes = b"") -> HttpResponse:
         """Ask one process, whoever leads."""
@@ -169,9 +175,7 @@ class Cluster:
         summary = self.request("GET", path, query=query, wait_ms=wait_ms).json()
         return _outcome(summary), summary["version"]
 
-    def follow(
-        self, job: JobId, check: Callable[[], None] = lambda: None
-    ) -> Iterator[JobOutcome]:
+    def follow(self, job: JobId, check: Callable[[], None] = lambda: None) -> Iterator[JobOutcome]:
         """Yield how a job stands each time that this changed; last, how it ended.
 
         Args:

@@ -29,6 +29,7 @@ from tasksprint.process.directories import state_directory
 from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params, read_job_option
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.member_commands import run_member_command
 
 if TYPE_CHECKING:
     import argparse
@@ -61,6 +62,7 @@ def run_command(options: argparse.Namespace) -> int:
         "result": _result,
         "logs": _logs,
         "cancel": _cancel,
+        "member": run_member_command,
         "job": _forget,
         "stop": _stop,
     }

@@ -25,7 +25,7 @@ from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, R
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
-from tasksprint.errors import Refused, RemoteProtocolError, StoreError, TaskSprintError
+from tasksprint.errors import Refused, RemoteProtocolError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
@@ -34,6 +34,7 @@ from tasksprint.roles import replica_codec
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.decisions import Decided, Decisions
 from tasksprint.roles.log_tail import LogTail
+from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.metrics import status_of_files
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
@@ -77,6 +78,7 @@ class CoordinatorOptions:
     peers: dict[ReplicaId, str]  # founding members with addresses, this one too
     data_dir: Path
     key: ClusterKey
+    join: tuple[str, ...] = ()  # coordinators of the cluster that is to add this one
 
 
 class Coordinator:
@@ -99,6 +101,7 @@ class Coordinator:
             me=options.me,
             address=options.advertise,
             peers=options.peers,
+            is_joining=bool(options.join),
             recovered=recovery.consensus,
             settings=settings,
             random=self.random,
@@ -122,6 +125,7 @@ class Coordinator:
             on_frame=self._frame_arrived,
             on_connected=self._peer_connected,
             on_disconnected=self._peer_disconnected,
+            address=options.advertise,
         )
         self.programs = Programs(self)
         self.copies = MirrorPaths(self)
@@ -130,6 +134,7 @@ class Coordinator:
         # Log time at which each client was last heard; only the leader's counts.
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
+        self.members = MemberChanges(self)
         self._was_leader = False
         self._leader_seen: ReplicaId | None = None
         # For people and for `/metrics`:
@@ -245,12 +250,7 @@ class Coordinator:
 
     def address_of(self, replica: ReplicaId) -> str | None:
         """Return the address of a member."""
-        founding = self.replica.founding
-        if founding is not None:
-            for member in founding.members:
-                if member.replica == replica:
-                    return member.address
-        return self.options.peers.get(replica)
+        return (self.replica.addresses or self.options.peers).get(replica)
 
     async def decide(self, command: bytes) -> bytes:
         """Have a command chosen and applied, and return the state machine's reply.
@@ -409,6 +409,7 @@ class Coordinator:
             self._carry_out(ready)
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
+        self.members.connect()
         if self.replica.leader != self._leader_seen:
             self._leader_changed()
         is_leader = self.replica.is_leader
@@ -421,8 +422,8 @@ class Coordinator:
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
             _log.info("%s", note)
-        if ready.fatal is not None:
-            raise StoreError(ready.fatal)
+        if (error := reason_to_stop(ready)) is not None:
+            raise error
         self._send(ready.send_now)
         if ready.persist is not None:
             self._persists.append((ready.sequence, ready.persist, ready.send_after_persist))
@@ -545,8 +546,11 @@ class Coordinator:
             self.wake()
             await future
 
-    async def install_copy(self, applied: AppliedPoint) -> None:
+    async def install_copy(self, applied: AppliedPoint, memberships: bytes | None) -> None:
         """Put the copy of the mirror that the store has gathered in the place of ours.
+
+        Args:
+            memberships: Who votes, as the replica that gave the copy knew it.
 
         Nothing is applied meanwhile, and what was applied since our mirror was written is
         dropped: the copy has it. Promises and acceptances go on, as always.
@@ -556,7 +560,9 @@ class Coordinator:
         self._rows.clear()
         _wake_all(self._mirror_waiters)
         self._mirror_waiters.clear()
-        await self.writer.run(lambda store: store.install_copy(applied))
+        # Before: a write of ours must not put an older one in its place.
+        told = self.replica.members_copied(memberships)
+        await self.writer.run(lambda store: store.install_copy(applied, told))
         snapshot = await self.writer.run(lambda store: store.open_snapshot())
         try:
             # On a thread of its own: with a large state this takes seconds.
@@ -604,7 +610,12 @@ class Coordinator:
                 chosen = self._to_apply.popleft()
                 if not self._rows:
                     self._rows_since_ms = now_ms
-                self._applied(chosen, schedule.apply(chosen.slot, chosen.commands))
+                voters = voters_of(chosen)
+                self._applied(
+                    chosen, schedule.apply(chosen.slot, chosen.commands, members=voters)
+                )
+                if chosen.membership is not None:
+                    self.members.changed()
                 if monotonic_ms() - now_ms > _APPLY_MS_MAX:
                     self.wake()
                     break
@@ -683,6 +694,7 @@ class Coordinator:
             self._last_tick_ms = monotonic_ms()
             self._tick_waits = False
             return
+        self.members.changed()
         self._waiting.give_up()
         for waiters in list(self._view_waiters.values()):
             _wake_all(waiters)
@@ -758,11 +770,7 @@ class Coordinator:
             "writes": asdict(self.writer.write_times()),
             "files": status_of_files(self.database_path),
             "elections": list(self._elections),
-            "members": {
-                str(member.replica): member.address
-                for member in (() if founding is None else founding.members)
-            }
-            or {str(peer): address for peer, address in self.options.peers.items()},
+            "members": self.members.addresses(),
             "copying": self.copying.status,
             "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
         }

@@ -25,7 +25,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.view import encode_view
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import Refused, RemoteProtocolError
-from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
+from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
@@ -66,6 +66,9 @@ class CoordinatorPaths:
         add("POST", "/v1/jobs/{job}/cancel", self._cancel)
         add("POST", "/v1/jobs/{job}/forget", self._forget)
         add("GET", "/v1/clients", self._clients, access=token)
+        add("GET", "/v1/members", self._members, access=token)
+        add("POST", "/v1/members", self._change_members)
+        add("GET", "/v1/identity", self._identity)
         add("GET", "/v1/status", self._status, access=token)
         add("POST", "/v1/stop", self._stop)
         coordinator.copies.add_to(self.router)
@@ -250,6 +253,36 @@ class CoordinatorPaths:
 
     async def _clients(self, request: Request) -> Response:
         return await self._read(lambda schedule: json_response(schedule.client_summaries()))
+
+    async def _members(self, request: Request) -> Response:
+        """List the members, as the leader knows them."""
+        return await self._read(
+            lambda schedule: json_response(self._coordinator.members.listing())
+        )
+
+    async def _change_members(self, request: Request) -> Response:
+        """Add, replace or remove a member; answered once the log holds the change."""
+        body = _object(request)
+        members = self._coordinator.members
+        replica = ReplicaId(_integer(body, "replica"))
+        try:
+            match body.get("change"):
+                case "add":
+                    await members.add(replica, _text(body, "address"))
+                case "replace":
+                    new = ReplicaId(_integer(body, "with"))
+                    await members.add(new, _text(body, "address"), replaces=replica)
+                case "remove":
+                    await members.remove(replica)
+                case other:
+                    raise Refused(f"no change {other!r}: add, replace or remove", status=400)
+        except NotLeader as error:
+            return not_leader_response(error)
+        return json_response(members.listing())
+
+    def _identity(self, request: Request) -> Response:
+        """Say who this is, for a cluster that is asked to add it."""
+        return json_response(self._coordinator.members.identity())
 
     def _status(self, request: Request) -> Response:
         return json_response(self._coordinator.status())

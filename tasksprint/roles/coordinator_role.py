@@ -23,6 +23,7 @@ from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.leader import parse_addresses
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def run_role(options: argparse.Namespace) -> int:
     advertise = options.advertise or options.listen
     parse_address(advertise)
     me = ReplicaId(options.id)
+    if options.join is not None and options.peers is not None:
+        raise UsageError(
+            "--join goes without --peers", hint="--peers founds a cluster, --join waits for one"
+        )
+    join = tuple(parse_addresses(options.join)) if options.join is not None else ()
     peers = parse_peers(options.peers, me, advertise)
     if options.data_dir is None:
         data_dir = default_data_directory(state, f"coordinator-{me}-{port}")
@@ -70,6 +76,7 @@ def run_role(options: argparse.Namespace) -> int:
         peers=peers,
         data_dir=private_directory(data_dir),
         key=key,
+        join=join,
     )
     return asyncio.run(_serve(coordinator_options, options.listen, options.listen_fd))
 
@@ -96,6 +103,8 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
             ", ".join(f"{peer}={where}" for peer, where in sorted(options.peers.items())),
         )
         coordinator.start()
+        if options.join:
+            coordinator.background(coordinator.members.look_for_cluster())
         await wait_for_end(coordinator.stopped)
     finally:
         coordinator.release_waiting()
@@ -114,6 +123,8 @@ def _check_members(coordinator: Coordinator) -> None:
         return
     options = coordinator.options
     known = [member.replica for member in founding.members]
+    if options.join or options.me not in known:
+        return  # It was added later: --peers isn't about it.
     if known != sorted(options.peers):
         raise SettingsError(
             f"data directory {str(options.data_dir)!r} belongs to replica {options.me} of cluster "

@@ -60,6 +60,10 @@ class Rota:
             return self._hinted
         return self._configured[self._next % len(self._configured)]
 
+    def add(self, addresses: list[str]) -> None:
+        """Ask these, too."""
+        self._configured += addresses
+
     def answered(self) -> None:
         """The address asked leads: go on with it."""
         self._failures = 0

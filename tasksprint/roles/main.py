@@ -192,6 +192,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the log is kept (default: under $XDG_STATE_HOME/tasksprint)",
     )
+    sub.add_argument(
+        "--join",
+        metavar="HOST:PORT,…",
+        help="coordinators of a running cluster that will add this one ('member add')",
+    )
     sub.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
 
     sub = add(
@@ -307,6 +312,54 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("cancel", "end a job without a result", "cancel 1", common(), reaching(), reading())
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
+
+    sub = add(
+        "member",
+        "list, add, remove or replace coordinators of a running cluster",
+        "member add 4=10.0.0.4:7070",
+    )
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def act(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        return actions.add_parser(
+            name,
+            help=help_text,
+            description=help_text[0].upper() + help_text[1:] + ".",
+            epilog=f"example: {parser.prog} {example}",
+            parents=[common(), reaching(), reading()],
+        )
+
+    def new_member(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "new",
+            metavar="ID=HOST:PORT",
+            help="the new coordinator, started with --id ID --join",
+        )
+
+    def waiting(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--timeout",
+            type=float,
+            default=60.0,
+            metavar="S",
+            help="how long to wait until the change is done (default 60); it goes on after that",
+        )
+
+    act("list", "list the coordinators and how far they are", "member list")
+    sub = act("add", "take up a new coordinator; it votes once it has caught up", "member add 4=…")
+    new_member(sub)
+    waiting(sub)
+    sub = act("remove", "remove a coordinator for good; it stops", "member remove 2")
+    sub.add_argument("replica", type=int, metavar="ID")
+    waiting(sub)
+    sub = act(
+        "replace",
+        "take up a new coordinator, and remove another once the new one votes",
+        "member replace 2 4=10.0.0.4:7070",
+    )
+    sub.add_argument("replica", type=int, metavar="ID")
+    new_member(sub)
+    waiting(sub)
 
     sub = add(
         "job",

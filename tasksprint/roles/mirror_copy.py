@@ -8,8 +8,8 @@ all pieces up to it, so that nothing is missing and nothing came twice. When all
 there, and the copy names the slot and digest that the session began with, it replaces
 the receiver's mirror in one transaction.
 
-    POST /v1/mirror?replica=ID               {"session", "cluster", "slot", "digest"}
-    GET  /v1/mirror/{session}/{number}       a header line (JSON), then rows (JSON)
+    POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships"}
+    GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
 
 Knows sessions, pieces and their checks; what is in a piece only the stores know.
@@ -156,6 +156,9 @@ class MirrorPaths:
                 "cluster": snapshot.cluster,
                 "slot": snapshot.applied.slot,
                 "digest": snapshot.applied.digest,
+                "memberships": None
+                if snapshot.memberships is None
+                else snapshot.memberships.decode(),
             }
         )
 
@@ -344,6 +347,8 @@ class MirrorFetcher:
         try:
             session, cluster = str(opened["session"]), opened["cluster"]
             applied = AppliedPoint(int(opened["slot"]), str(opened["digest"]))
+            told = opened["memberships"]
+            memberships = None if told is None else str(told).encode()
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"{who} opened a copy by {opened!r:.80}") from error
         if cluster != founding.cluster:
@@ -369,7 +374,7 @@ class MirrorFetcher:
                     f"and digest {applied.digest}"
                 )
             if coordinator.require_schedule().applied_slot < applied.slot:
-                await coordinator.install_copy(applied)
+                await coordinator.install_copy(applied, memberships)
             else:  # Somebody came back who had the log.
                 await coordinator.writer.run(lambda store: store.drop_copy())
         except (PeerUnreachable, Refused, RemoteProtocolError):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
-from tasksprint.ids import ReplicaId
 from tasksprint.process.job_directory import unpack
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
@@ -192,13 +191,8 @@ class Programs:
 
     def _others(self) -> list[str]:
         coordinator = self._coordinator
-        founding = coordinator.replica.founding
-        members: list[tuple[ReplicaId, str]] = (
-            [(member.replica, member.address) for member in founding.members]
-            if founding is not None
-            else list(coordinator.options.peers.items())
-        )
-        return [address for member, address in members if member != coordinator.options.me]
+        members = coordinator.replica.addresses or coordinator.options.peers
+        return [address for member, address in members.items() if member != coordinator.options.me]
 
 
 def _read(store: ReplicaStore, digest: str) -> bytes | None:

@@ -29,6 +29,7 @@ from tasksprint.consensus import (
     Nack,
     Prepare,
     Promise,
+    Resign,
     Stranger,
 )
 from tasksprint.encoding import decode_json, encode_json
@@ -73,10 +74,10 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "forward", (), commands
         case Hello(address, heard, cluster, members):
             return "hello", (address, heard, cluster, members), ()
-        case Found(founding):
-            return "found", (), (founding,)
-        case Stranger(cluster, expected, found):
-            return "stranger", (cluster, expected, found), ()
+        case Found(founding, membership):
+            return "found", (), (founding, membership)
+        case Stranger(cluster, expected, found, membership):
+            return "stranger", (cluster, expected, found), (membership,)
         case Canvass(number, chosen_end):
             return "canvass", (number, chosen_end), ()
         case CanvassReply(number, is_welcome, round_, chosen_end):
@@ -88,6 +89,8 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "promise", (*_pair(ballot), first_slot, heads), values
         case Nack(ballot, promised):
             return "nack", (*_pair(ballot), *_pair(promised)), ()
+        case Resign(ballot):
+            return "resign", _pair(ballot), ()
         case CatchUpRequest(first_slot):
             return "catch-up", (first_slot,), ()
         case CatchUpReply(first_slot, entries, chosen_end, log_start):
@@ -178,6 +181,7 @@ _SHAPES = {
     "prepare": _shape("number number number"),
     "promise": _shape("number number number heads"),
     "nack": _shape("number number number number"),
+    "resign": _shape("number number"),
     "catch-up": _shape("number"),
     "catch-up-reply": _shape("number heads number number"),
 }
@@ -206,13 +210,14 @@ _DECODERS: dict[str, _Decoder] = {
     "heartbeat-reply": lambda f, p: HeartbeatReply(Ballot(f[0], f[1]), f[2], f[3]),
     "forward": lambda f, p: Forward(tuple(p)),
     "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3])),
-    "found": lambda f, p: Found(p[0]),
-    "stranger": lambda f, p: Stranger(f[0], f[1], f[2]),
+    "found": lambda f, p: Found(p[0], p[1]),
+    "stranger": lambda f, p: Stranger(f[0], f[1], f[2], p[0]),
     "canvass": lambda f, p: Canvass(f[0], f[1]),
     "canvass-reply": lambda f, p: CanvassReply(f[0], f[1], f[2], f[3]),
     "prepare": lambda f, p: Prepare(Ballot(f[0], f[1]), f[2]),
     "promise": lambda f, p: Promise(Ballot(f[0], f[1]), f[2], _decode_entries(f[3], p)),
     "nack": lambda f, p: Nack(Ballot(f[0], f[1]), Ballot(f[2], f[3])),
+    "resign": lambda f, p: Resign(Ballot(f[0], f[1])),
     "catch-up": lambda f, p: CatchUpRequest(f[0]),
     "catch-up-reply": lambda f, p: CatchUpReply(f[0], _decode_entries(f[1], p), f[2], f[3]),
 }

@@ -212,6 +212,25 @@ class PrivateCluster:
             )
         self._processes[name] = process
 
+    def join(self, number: int) -> str:
+        """Start one more coordinator, which waits to be added, and return its address."""
+        sock = self._listen()
+        address = format_address(*sock.getsockname()[:2])
+        self._spawn(
+            f"coordinator-{number}",
+            [
+                *("coordinator", "--id", str(number), "--listen", address),
+                *("--join", ",".join(self.addresses)),
+            ],
+            sock,
+        )
+        sock.close()  # The child has it.
+        return address
+
+    def ended(self, name: str) -> int | None:
+        """Return the exit code of a process, None while it runs."""
+        return self._processes[name].poll()
+
     def kill(self, *names: str) -> None:
         """Kill processes with SIGKILL (tests and measurements), and wait for their ends."""
         for name in names:

@@ -41,6 +41,7 @@ class _Content:
     incarnation: str
     cluster: str | None = None
     founding: bytes | None = None
+    memberships: bytes | None = None
     promised: Ballot | None = None
     chosen_end: int = 1
     log_start: int = 1
@@ -79,6 +80,7 @@ class MemorySnapshot:
     def __init__(self, content: _Content) -> None:
         self.applied = content.applied
         self.cluster = content.cluster
+        self.memberships = content.memberships
         # Rows are immutable: a copy of the dictionaries is a moment.
         self._mirror = {name: dict(rows) for name, rows in content.mirror.items()}
 
@@ -184,6 +186,7 @@ class MemoryReplicaStore:
             consensus=Recovered(
                 incarnation=Incarnation(content.incarnation),
                 founding=content.founding,
+                memberships=content.memberships,
                 promised=content.promised,
                 accepted=tuple(self._log(after_slot + 1, max(content.log, default=0) + 1)),
                 chosen_end=Slot(max(content.chosen_end, applied_end)),
@@ -320,13 +323,15 @@ class MemoryReplicaStore:
         columns = self._copy[table].get(key)
         return None if columns is None else Row(table, key, columns)
 
-    def install_copy(self, applied: AppliedPoint) -> None:
+    def install_copy(self, applied: AppliedPoint, memberships: bytes | None = None) -> None:
         """As `ReplicaStore.install_copy`."""
         content = self._content
         assert self._copy is not None
         assert applied.slot > content.applied.slot, "a copy leads on, never back"
         content.mirror, self._copy = self._copy, None
         content.applied = applied
+        if memberships is not None:
+            content.memberships = memberships
         content.log_start = max(content.log_start, applied.slot + 1)
         for slot in [slot for slot in content.log if slot < content.log_start]:
             del content.log[slot]
@@ -414,6 +419,8 @@ def _apply(content: _Content, commit: Commit) -> None:
             content.chosen_end = persist.chosen_end
         if persist.founding is not None:
             content.founding = persist.founding
+        if persist.memberships is not None:
+            content.memberships = persist.memberships
     for row in commit.rows:
         if row.columns is None:
             content.mirror[row.table].pop(row.key, None)

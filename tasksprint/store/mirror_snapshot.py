@@ -48,13 +48,17 @@ class MirrorSnapshot:
             # The transaction begins with the first read, and lasts until the close.
             self._database.connection.execute("BEGIN")
             ((slot, digest),) = self._database.query("SELECT applied_slot, digest FROM progress")
-            ((cluster,),) = self._database.query("SELECT cluster FROM header")
+            ((cluster, memberships),) = self._database.query(
+                "SELECT cluster, memberships FROM header"
+            )
             if not isinstance(slot, int) or not isinstance(digest, str):
                 raise StoreError(f"{kind.what} {str(path)!r} is damaged: table 'progress'")
         except BaseException:
             self._database.close()
             raise
         assert cluster is None or isinstance(cluster, str)
+        assert memberships is None or isinstance(memberships, bytes)
+        self.memberships = memberships  # who votes, since the founding; goes with a copy
         self.applied = AppliedPoint(slot, digest)
         self.cluster = cluster
 

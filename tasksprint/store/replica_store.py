@@ -1,16 +1,16 @@
 """What one replica may not forget, in one SQLite file: `replica.db`.
 
 Keeps the promise, the accepted values, how far the log is known chosen, the founding
-entry, the mirror of the replicated state with the slot up to which it was applied, and
-the archives of jobs. Everything of one `Commit` is on the disk (`synchronous=FULL`)
-when `commit` returns, or nothing of it is.
+entry, who votes since, the mirror of the replicated state with the slot up to which it
+was applied, and the archives of jobs. Everything of one `Commit` is on the disk
+(`synchronous=FULL`) when `commit` returns, or nothing of it is.
 
 Doesn't know Paxos: it checks only that nothing goes back (a promise, the chosen prefix,
 the applied slot). Doesn't know what commands or bodies mean. To be used by one thread.
 
 Checksums stand on what a damaged disk must not change unnoticed: the promise, the
-founding entry and each accepted value (CRC-32), archives (SHA-256). The rows of the
-mirror have none; a state that differs is found by its digest.
+founding entry, the memberships and each accepted value (CRC-32), archives (SHA-256).
+The rows of the mirror have none; a state that differs is found by its digest.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _SCHEMA = """
 CREATE TABLE header (
   one INTEGER PRIMARY KEY CHECK (one = 1), replica INTEGER NOT NULL, cluster TEXT,
   incarnation TEXT NOT NULL, created_ms INTEGER NOT NULL,
-  founding BLOB, founding_checksum INTEGER
+  founding BLOB, founding_checksum INTEGER,
+  memberships BLOB, memberships_checksum INTEGER
 ) STRICT;
 CREATE TABLE progress (
   one INTEGER PRIMARY KEY CHECK (one = 1), promised_round INTEGER, promised_replica INTEGER,
@@ -110,7 +111,8 @@ class ReplicaStore:
         self._settings = settings
         self._has_failed = False
         with_founding = database.query(
-            "SELECT incarnation, cluster, founding, founding_checksum FROM header"
+            "SELECT incarnation, cluster, founding, founding_checksum,"
+            " memberships, memberships_checksum FROM header"
         )
         with_progress = database.query(
             "SELECT promised_round, promised_replica, chosen_end, log_start, applied_slot,"
@@ -118,13 +120,18 @@ class ReplicaStore:
         )
         if len(with_founding) != 1 or len(with_progress) != 1:
             raise self._damage("tables 'header' and 'progress' have not one row each")
-        incarnation, cluster, founding, founding_checksum = with_founding[0]
+        incarnation, cluster, founding, founding_checksum, *rest = with_founding[0]
+        memberships, memberships_checksum = rest
         assert isinstance(incarnation, str)
         assert cluster is None or isinstance(cluster, str)
         assert founding is None or isinstance(founding, bytes)
         if founding is not None and zlib.crc32(founding) != founding_checksum:
             raise self._damage("the founding entry in table 'header' fails its checksum")
         self._incarnation = Incarnation(incarnation)
+        assert memberships is None or isinstance(memberships, bytes)
+        if memberships is not None and zlib.crc32(memberships) != memberships_checksum:
+            raise self._damage("the memberships in table 'header' fail their checksum")
+        self._memberships = memberships
         self._cluster, self._founding = cluster, founding
         *progress, checksum = with_progress[0]
         round_, replica, chosen_end, log_start, applied_slot, digest = progress
@@ -229,6 +236,7 @@ class ReplicaStore:
             consensus=Recovered(
                 incarnation=self._incarnation,
                 founding=self._founding,
+                memberships=self._memberships,
                 promised=self._promised,
                 accepted=tuple(self._log(after_slot + 1, _SLOTS_END)),
                 chosen_end=Slot(max(self._chosen_end, applied_end)),
@@ -312,6 +320,7 @@ class ReplicaStore:
         """Make several commits durable, in order, in one transaction."""
         assert not self._has_failed, "a store that failed is not written again"
         promised, founding, cluster = self._promised, self._founding, self._cluster
+        memberships = self._memberships
         chosen_end, log_start, applied = self._chosen_end, self._log_start, self._applied
         accepted: dict[int, tuple[Ballot, bytes]] = {}
         changes: dict[str, dict[Key, tuple[Cell, ...] | None]] = {}
@@ -329,6 +338,8 @@ class ReplicaStore:
                     chosen_end = persist.chosen_end
                 if persist.founding is not None:
                     founding = persist.founding
+                if persist.memberships is not None:
+                    memberships = persist.memberships
             for row in commit.rows:
                 changes.setdefault(row.table, {})[row.key] = row.columns
             if commit.applied is not None:
@@ -362,12 +373,15 @@ class ReplicaStore:
                         "UPDATE header SET cluster = ?, founding = ?, founding_checksum = ?",
                         (cluster, founding, None if founding is None else zlib.crc32(founding)),
                     )
+                if memberships != self._memberships:
+                    _write_memberships(cursor, memberships)
                 if (promised, chosen_end, log_start, applied) != before:
                     _write_progress(cursor, promised, chosen_end, log_start, applied)
         except BaseException:
             self._has_failed = True
             raise
         self._promised, self._founding, self._cluster = promised, founding, cluster
+        self._memberships = memberships
         self._chosen_end, self._log_start, self._applied = chosen_end, log_start, applied
 
     @staticmethod
@@ -443,11 +457,15 @@ class ReplicaStore:
         found = rows_of_range(self._database, table, key, end, name=side_name(table))
         return next(iter([row for row in found if row.key == key]), None)
 
-    def install_copy(self, applied: AppliedPoint) -> None:
+    def install_copy(self, applied: AppliedPoint, memberships: bytes | None = None) -> None:
         """Put the copy in the mirror's place: it holds the state up to `applied`.
 
         What this replica promised and accepted stays as it is, but for the entries that
         the copy covers: those are chosen, and no acceptor speaks for them any more.
+
+        Args:
+            memberships: Who votes, as the replica that was copied knew it
+                (`MirrorSnapshot.memberships`); None: it was of the founding members, too.
 
         Raises:
             StoreError: Nothing of it is done; the store is not usable any more.
@@ -458,6 +476,9 @@ class ReplicaStore:
             swap_tables(cursor)
             cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
             _write_progress(cursor, self._promised, self._chosen_end, log_start, applied)
+            if memberships is not None:
+                _write_memberships(cursor, memberships)
+        self._memberships = memberships if memberships is not None else self._memberships
         self._applied, self._log_start = applied, log_start
         self._garbage = self._read_garbage()
 
@@ -558,6 +579,13 @@ class ReplicaStore:
             self._database.close()
         finally:
             self._lock.release()
+
+
+def _write_memberships(cursor: Cursor, memberships: bytes | None) -> None:
+    checksum = None if memberships is None else zlib.crc32(memberships)
+    cursor.execute(
+        "UPDATE header SET memberships = ?, memberships_checksum = ?", (memberships, checksum)
+    )
 
 
 def _fill(cursor: Cursor, replica: int, now_ms: int, incarnation: str) -> None:

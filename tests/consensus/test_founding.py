@@ -13,11 +13,13 @@ from tasksprint.consensus import (
     Founding,
     Hello,
     Member,
+    Membership,
     Recovered,
     Replica,
     Stranger,
     decode_founding,
     encode_founding,
+    encode_membership,
 )
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
@@ -25,6 +27,10 @@ from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, founded, from_peer, make, sent, value
 
 _MEMBERS = (ReplicaId(1), ReplicaId(2), ReplicaId(3))
+
+
+def _membership(count: int) -> bytes:
+    return encode_membership(Membership(0, decode_founding(founded(count)).members))
 
 
 def _unfounded(me: int) -> Replica:
@@ -55,7 +61,9 @@ def test_founder_waits_for_everyone_and_writes_before_it_tells() -> None:
         (3, "inc3", "h3"),
     ]
     assert ready.send_now == ()
-    assert sent([ready]) == [(peer, Found(ready.persist.founding)) for peer in (2, 3)]
+    assert sent([ready]) == [
+        (peer, Found(ready.persist.founding, _membership(3))) for peer in (2, 3)
+    ]
 
 
 def test_founder_does_not_stand_before_its_founding_entry_is_durable() -> None:
@@ -98,7 +106,7 @@ def test_member_that_is_named_writes_the_founding_entry_and_takes_part() -> None
     accept = Accept(ballot(1, 1), Slot(1), value("a"), Slot(1))
     replica.receive(from_peer(1, 2, accept), 0)
     assert drain(replica) == []  # Nothing concerns it yet.
-    replica.receive(from_peer(1, 2, Found(founded(3))), 0)
+    replica.receive(from_peer(1, 2, Found(founded(3), _membership(3))), 0)
     replica.receive(from_peer(1, 2, accept), 0)
     (ready,) = drain(replica)
     assert ready.persist is not None and ready.persist.founding == founded(3)
@@ -108,7 +116,7 @@ def test_member_that_is_named_writes_the_founding_entry_and_takes_part() -> None
 def test_founded_member_passes_the_founding_entry_on() -> None:
     replica = make(2, 3)
     replica.receive(from_peer(3, 2, _hello(3, heard=None)), 0)
-    assert sent(drain(replica)) == [(3, Found(founded(3)))]
+    assert sent(drain(replica)) == [(3, Found(founded(3), _membership(3)))]
 
 
 def test_member_with_another_incarnation_is_told_and_refused() -> None:
@@ -116,26 +124,28 @@ def test_member_with_another_incarnation_is_told_and_refused() -> None:
     accept = Accept(ballot(7, 2), Slot(1), value("a"), Slot(1))
     for message in (_hello(2, heard=None), accept):
         replica.receive(from_peer(2, 1, message, incarnation="new2"), 0)
-    stranger = Stranger("c0ffee", Incarnation("inc2"), Incarnation("new2"))
+    stranger = Stranger("c0ffee", Incarnation("inc2"), Incarnation("new2"), _membership(3))
     readies = drain(replica)
     assert sent(readies) == [(2, stranger), (2, stranger)]
     assert [ready.persist for ready in readies] == [None]
     assert readies[0].notes == (
         "replica=1 refuses messages: replica 2 lost its disk (its incarnation is new2, "
-        "the cluster knows inc2); remove it or use a new replica id",
+        "the cluster knows inc2); replace it by a new one: start that with a new --id and --join, "
+        "then tasksprint member replace 2 ID=HOST:PORT",
     )
 
 
 def test_replica_that_is_told_that_it_lost_its_disk_stops_with_one_sentence() -> None:
     replica = _unfounded(2)
-    stranger = Stranger("c0ffee", Incarnation("old"), Incarnation("inc2"))
+    stranger = Stranger("c0ffee", Incarnation("old"), Incarnation("inc2"), _membership(3))
     replica.receive(from_peer(1, 2, stranger), 0)
     (ready,) = drain(replica)
     assert ready.fatal == (
         "replica 2 lost its disk (its incarnation is inc2, the cluster knows old); "
-        "remove it or use a new replica id"
+        "replace it by a new one: start that with a new --id and --join, "
+        "then tasksprint member replace 2 ID=HOST:PORT"
     )
-    replica.receive(from_peer(1, 2, Found(founded(3))), 0)
+    replica.receive(from_peer(1, 2, Found(founded(3), _membership(3))), 0)
     replica.tick(10**9)
     assert replica.ready() is None
     assert replica.status().role == "stopped"
@@ -144,7 +154,7 @@ def test_replica_that_is_told_that_it_lost_its_disk_stops_with_one_sentence() ->
 def test_replica_that_is_no_member_is_told_so() -> None:
     replica = make(1, 3)
     replica.receive(from_peer(4, 1, _hello(4, heard=None)), 0)
-    stranger = Stranger("c0ffee", None, Incarnation("inc4"))
+    stranger = Stranger("c0ffee", None, Incarnation("inc4"), _membership(3))
     assert sent(drain(replica)) == [(4, stranger)]
     outsider = make(4, 4, founding=None)
     outsider.receive(from_peer(1, 4, stranger), 0)
@@ -158,14 +168,16 @@ def test_replica_that_is_no_member_is_told_so() -> None:
 def test_found_that_names_another_life_stops_the_replica() -> None:
     replica = make(2, 3, founding=None)
     replica._admission._incarnation = Incarnation("new2")
-    replica.receive(from_peer(1, 2, Found(founded(3))), 0)
+    replica.receive(from_peer(1, 2, Found(founded(3), _membership(3))), 0)
     (ready,) = drain(replica)
     assert ready.fatal is not None and ready.fatal.startswith("replica 2 lost its disk")
 
 
 def test_stranger_said_about_a_former_life_is_ignored() -> None:
     replica = _unfounded(2)
-    stranger = Stranger("c0ffee", Incarnation("inc2"), Incarnation("a life long ago"))
+    stranger = Stranger(
+        "c0ffee", Incarnation("inc2"), Incarnation("a life long ago"), _membership(3)
+    )
     replica.receive(from_peer(1, 2, stranger), 0)
     assert drain(replica) == []
 
@@ -206,12 +218,12 @@ def test_different_peers_on_the_command_line_are_noted_once() -> None:
             "start them with the peers of their own cluster",
         ),
         (
-            Found(encode_founding(Founding("beef", ()))),
+            Found(encode_founding(Founding("beef", ())), _membership(3)),
             "replica 2 offered cluster 'beef', but this replica belongs to 'c0ffee'; "
             "one of them needs its own data",
         ),
         (
-            Stranger("beef", None, Incarnation("inc1")),
+            Stranger("beef", None, Incarnation("inc1"), _membership(3)),
             "replica 2 of cluster 'beef' refuses this replica of 'c0ffee'; "
             "start them with the peers of their own cluster",
         ),

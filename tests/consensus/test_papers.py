@@ -21,7 +21,7 @@ from tasksprint.consensus import (
 )
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.founding import decode_founding
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import ReplicaId, Slot
 from tests.consensus.helpers import (
@@ -42,7 +42,9 @@ def _acceptor() -> Acceptor:
 
 
 def _campaign(number: Ballot, members: int = 3) -> Campaign:
-    return Campaign(number, Members(decode_founding(founded(members))))
+    memberships = Memberships()
+    memberships.found(decode_founding(founded(members)))
+    return Campaign(number, memberships)
 
 
 def test_different_proposers_choose_their_numbers_from_disjoint_sets() -> None:
@@ -55,7 +57,7 @@ def test_different_proposers_choose_their_numbers_from_disjoint_sets() -> None:
 def test_any_two_quorums_share_a_member() -> None:
     """PMS 2.2: "any two majorities have at least one acceptor in common"."""
     for count in range(1, 7):
-        members = Members(decode_founding(founded(count)))
+        members = Members(decode_founding(founded(count)).members)
         quorums = [
             set(voters)
             for size in range(count + 1)
@@ -67,7 +69,7 @@ def test_any_two_quorums_share_a_member() -> None:
 
 
 def test_votes_of_others_than_members_make_no_quorum() -> None:
-    members = Members(decode_founding(founded(3)))
+    members = Members(decode_founding(founded(3)).members)
     assert not members.is_quorum({ReplicaId(1), ReplicaId(8), ReplicaId(9)})
 
 
@@ -108,8 +110,9 @@ def test_value_of_the_highest_numbered_proposal_is_proposed_again() -> None:
     low, high = entry(1, 2, 2, "low"), entry(1, 3, 3, "high")
     campaign.add_promise(ReplicaId(2), Promise(ballot(5, 1), Slot(1), (low,)))
     campaign.add_promise(ReplicaId(3), Promise(ballot(5, 1), Slot(1), (high,)))
-    assert campaign.adopt({}, Slot(1)) == [value("high")]
-    assert campaign.adopt({Slot(1): entry(1, 4, 1, "own")}, Slot(1)) == [value("own")]
+    assert campaign.adopt(Slot(1)) == value("high")
+    campaign.take_own({Slot(1): entry(1, 4, 1, "own")})
+    assert campaign.adopt(Slot(1)) == value("own")
 
 
 def test_gaps_are_filled_with_no_ops() -> None:
@@ -119,7 +122,8 @@ def test_gaps_are_filled_with_no_ops() -> None:
     campaign.add_own_promise(ReplicaId(1))
     entries = (entry(3, 2, 2, "c"), entry(5, 1, 2, "e"))
     campaign.add_promise(ReplicaId(2), Promise(ballot(5, 1), Slot(2), entries))
-    assert campaign.adopt({}, Slot(2)) == [NOOP, value("c"), NOOP, value("e")]
+    values = [campaign.adopt(Slot(slot)) or NOOP for slot in range(2, campaign.adopted_end)]
+    assert values == [NOOP, value("c"), NOOP, value("e")]
 
 
 def test_phase_1_is_executed_once_for_all_slots() -> None:

@@ -26,6 +26,7 @@ from tasksprint.consensus import (
     Nack,
     Prepare,
     Promise,
+    Resign,
     Stranger,
 )
 from tasksprint.errors import RemoteProtocolError
@@ -41,8 +42,8 @@ ENTRIES = (
 MESSAGES: list[Message] = [
     Hello("10.0.0.1:7070", None, None, (ReplicaId(1), ReplicaId(2))),
     Hello("10.0.0.1:7070", Incarnation("aa"), "c9f1", (ReplicaId(1),)),
-    Found(b'{"version":1}\n'),
-    Stranger("c9f1", None, Incarnation("bb")),
+    Found(b'{"version":1}\n', b'{"version":1,"number":0}'),
+    Stranger("c9f1", None, Incarnation("bb"), b'{"version":1}'),
     Canvass(11, Slot(5)),
     CanvassReply(11, True, 6, Slot(5)),
     Prepare(BALLOT, Slot(9)),
@@ -54,6 +55,7 @@ MESSAGES: list[Message] = [
     ChosenNotice(BALLOT, Slot(9)),
     Heartbeat(BALLOT, 4, Slot(9)),
     HeartbeatReply(BALLOT, 4, Slot(9)),
+    Resign(BALLOT),
     CatchUpRequest(Slot(1)),
     CatchUpReply(Slot(3), ENTRIES, Slot(9), Slot(1)),
     Forward((b"[1]", b"", b"\n")),

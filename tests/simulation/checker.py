@@ -2,7 +2,7 @@
 
 Watches messages as they leave, disks as they become durable, and what replicas apply. It
 keeps its own account of what is chosen (a value that a quorum of disks holds under one
-ballot) and asks no replica.
+ballot), of who votes in which slot, and asks no replica.
 
 Verified at every step:
   two-chosen        no slot has two chosen values
@@ -17,6 +17,9 @@ Verified at every step:
   lost-command      an acknowledged command is in the log, in the slot it was acknowledged for
   stale-read        a confirmed read sees every command acknowledged before it began
   core              no assertion of the core fails, and it refuses no message of its peers
+  beyond-alpha      nobody accepts anything ALPHA slots or more beyond what is chosen
+  no-overlap        majorities of a membership and of the next one have a member in common
+  too-soon          no membership is chosen before the one before it governs
 
 Not verified: that nothing but minimal messages is sent, timing within the phases, what
 happens if disks lie about being durable.
@@ -28,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasksprint.consensus import (
+    ALPHA,
     Accept,
     Accepted,
     Ballot,
@@ -37,12 +41,15 @@ from tasksprint.consensus import (
     Found,
     Hello,
     LogEntry,
+    Member,
+    Membership,
     Persist,
     Prepare,
     Promise,
     Stranger,
     decode_batch,
     decode_founding,
+    decode_membership_value,
 )
 from tasksprint.consensus.ballot import NO_BALLOT
 from tasksprint.ids import Incarnation, ReplicaId, Slot
@@ -69,9 +76,15 @@ class _Read:
 class Checker:
     """The observer of all nodes."""
 
-    def __init__(self, *, member_count: int, trace: Callable[[str], None] | None) -> None:
-        self._quorum = member_count // 2 + 1
+    def __init__(
+        self, *, members: tuple[ReplicaId, ...], trace: Callable[[str], None] | None
+    ) -> None:
         self._trace = trace
+        # Who votes from which slot on; the incarnations of the first are never asked for.
+        first = tuple(Member(member, Incarnation(""), "") for member in members)
+        self._spans: list[tuple[Slot, Membership]] = [(Slot(1), Membership(0, first))]
+        self.proposed_memberships: list[Membership] = []  # that nobody may have chosen
+        self._chosen_end = Slot(1)
         self._values: dict[tuple[Slot, Ballot], bytes] = {}
         self._votes: dict[tuple[Slot, Ballot], set[ReplicaId]] = {}
         self.chosen: dict[Slot, bytes] = {}
@@ -171,7 +184,11 @@ class Checker:
             )
         self._applied[node.me] = Slot(slot + 1)
         value = self.chosen.get(slot)
-        if value is None or decode_batch(value) != chosen.commands:
+        if (
+            value is None
+            or decode_batch(value) != chosen.commands
+            or decode_membership_value(value) != chosen.membership
+        ):
             raise Violation("not-chosen", f"replica {node.me} applied {chosen}, chosen: {value!r}")
         digest = self._digests.setdefault(slot, node.digest)
         if digest != node.digest:
@@ -215,7 +232,9 @@ class Checker:
         """A replica stops for good."""
         self.say(f"replica {node.me} stops: {text}")
         self.count("replicas stopped")
-        if self._identities.get(node.me) == node.disk.state.incarnation:
+        if node.me in self.membership.retired:
+            self.count("replicas sent home")
+        elif self._identities.get(node.me) == node.disk.state.incarnation:
             raise Violation("core", f"replica {node.me} stopped without cause: {text}")
 
     def turned(self, node: ReplicaNode) -> None:
@@ -234,6 +253,10 @@ class Checker:
     # --- accounts ---
 
     def _see_value(self, slot: Slot, ballot: Ballot, value: bytes) -> None:
+        if (slot, ballot) not in self._values:
+            membership = decode_membership_value(value)
+            if membership is not None:
+                self.proposed_memberships.append(membership)
         if self._values.setdefault((slot, ballot), value) != value:
             raise Violation("two-values", f"slot {slot} ballot {ballot}")
 
@@ -241,11 +264,57 @@ class Checker:
         key = (slot, ballot)
         voters = self._votes.setdefault(key, set())
         voters.add(voter)
-        if len(voters) < self._quorum:
+        if slot >= self._chosen_end + ALPHA:
+            raise Violation(
+                "beyond-alpha",
+                f"replica {voter} accepted slot {slot}, chosen below {self._chosen_end}",
+            )
+        members = {member.replica for member in self._voters_at(slot)}
+        if len(voters & members) < len(members) // 2 + 1:
             return
         value = self._values[key]
         if self.chosen.setdefault(slot, value) != value:
             raise Violation("two-chosen", f"slot {slot}, the second time under {ballot}")
+        while self._chosen_end in self.chosen:
+            membership = decode_membership_value(self.chosen[self._chosen_end])
+            if membership is not None:
+                self._see_membership(self._chosen_end, membership)
+            self._chosen_end = Slot(self._chosen_end + 1)
+
+    @property
+    def membership(self) -> Membership:
+        """The last membership that was chosen."""
+        return self._spans[-1][1]
+
+    def last_memberships(self, count: int) -> list[Membership]:
+        """Return the last memberships that were chosen."""
+        return [membership for _, membership in self._spans[-count:]]
+
+    def _voters_at(self, slot: Slot) -> tuple[Member, ...]:
+        for first_slot, membership in reversed(self._spans):
+            if first_slot <= slot:
+                return membership.voters
+        raise AssertionError(f"nobody votes in slot {slot}")
+
+    def _see_membership(self, slot: Slot, membership: Membership) -> None:
+        before_slot, before = self._spans[-1]
+        if slot < before_slot or membership.number != before.number + 1:
+            raise Violation("too-soon", f"slot {slot}: {membership}, after {before}")
+        old = {member.replica for member in before.voters}
+        new = {member.replica for member in membership.voters}
+        if len(old) // 2 + 1 + len(new) // 2 + 1 <= len(old | new):
+            raise Violation("no-overlap", f"slot {slot}: voters {old}, then {new}")
+        for member in (*membership.voters, *membership.learners):
+            known = self._identities.setdefault(member.replica, member.incarnation)
+            if known != member.incarnation or member.replica in before.retired:
+                raise Violation("stranger-votes", f"slot {slot}: {member}, known as {known}")
+        self._spans.append((Slot(slot + ALPHA), membership))
+        self.say(f"slot {slot} changes the members: {membership.describe()}")
+        self.count("changes of the members")
+        if len(new) > len(old):
+            self.count("voters added")
+        elif len(new) < len(old):
+            self.count("voters removed")
 
     def _durable_ballot(self, node: ReplicaNode, ballot: Ballot, what: str) -> None:
         durable = node.disk.state.promised or NO_BALLOT

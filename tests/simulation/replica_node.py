@@ -18,6 +18,8 @@ from tasksprint.consensus import (
     Chosen,
     Envelope,
     LogEntry,
+    Member,
+    Membership,
     Persist,
     ReadLog,
     Ready,
@@ -39,6 +41,7 @@ class ReplicaState:
 
     incarnation: Incarnation
     founding: bytes | None = None
+    memberships: bytes | None = None
     promised: Ballot | None = None
     accepted: dict[Slot, LogEntry] = field(default_factory=dict)
     chosen_end: Slot = FIRST_SLOT
@@ -49,6 +52,8 @@ class ReplicaState:
         """Take one `Persist`, as the store does."""
         if persist.founding is not None:
             self.founding = persist.founding
+        if persist.memberships is not None:
+            self.memberships = persist.memberships
         if persist.promised is not None:
             self.promised = persist.promised
         for entry in persist.accepted:
@@ -61,6 +66,7 @@ class ReplicaState:
         return Recovered(
             incarnation=self.incarnation,
             founding=self.founding,
+            memberships=self.memberships,
             promised=self.promised,
             accepted=tuple(self.accepted.values()),
             chosen_end=self.chosen_end,
@@ -107,8 +113,10 @@ class ReplicaNode:
         random: Random,
         send: Callable[[Envelope], None],
         observer: Observer,
+        is_joining: bool = False,
     ) -> None:
         self.me = me
+        self.is_joining = is_joining
         self.members = members
         self.clock = clock
         self.disk = disk
@@ -139,6 +147,7 @@ class ReplicaNode:
             me=self.me,
             address=f"replica-{self.me}",
             peers={member: f"replica-{member}" for member in self.members},
+            is_joining=self.is_joining,
             recovered=self._recover(),
             settings=self._settings,
             random=self._random,
@@ -199,6 +208,27 @@ class ReplicaNode:
         is_taken = self.replica.read(read_id, self.clock.now_ms())
         self._turn_soon()
         return is_taken
+
+    @property
+    def change_taken(self) -> Membership | None:
+        """The membership that a leader has taken on itself, and not proposed yet."""
+        leadership = None if self.replica is None else self.replica._leadership
+        return None if leadership is None else leadership._change
+
+    def add_member(self, node: ReplicaNode, replaces: ReplicaId | None) -> str | None:
+        """Let an operator add a machine here, at a leader; return why not."""
+        assert self.replica is not None
+        member = Member(node.me, node.disk.state.incarnation, f"replica-{node.me}")
+        reason = self.replica.add_member(member, self.clock.now_ms(), replaces=replaces)
+        self._turn_soon()
+        return reason
+
+    def remove_member(self, replica: ReplicaId) -> str | None:
+        """Let an operator remove a member here, at a leader; return why not."""
+        assert self.replica is not None
+        reason = self.replica.remove_member(replica, self.clock.now_ms())
+        self._turn_soon()
+        return reason
 
     def disconnected(self, peer: ReplicaId) -> None:
         """Tell the replica that its stream to a peer broke."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from random import Random
 
-from tasksprint.consensus import Accepted, Envelope, Prepare, Promise
+from tasksprint.consensus import Accepted, Envelope, Membership, Prepare, Promise
+from tasksprint.consensus.membership import without as membership_without
 from tasksprint.errors import TaskSprintError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.settings import Settings
@@ -80,30 +82,15 @@ class Scenario:
         size = random.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5))
         members = tuple(ReplicaId(number) for number in range(1, size + 1))
         self.checker = Checker(
-            member_count=size,
+            members=members,
             trace=trace and (lambda text: trace(f"{self.timeline.now:9.2f} {text}")),
         )
         self.network = Network(self.timeline, Random(random.random()), self._deliver)
-        settings = _draw_settings(random)
+        self._settings = _draw_settings(random)
+        self._node_class = node_class
         self.nodes: dict[ReplicaId, ReplicaNode] = {}
         for member in members:
-            self.nodes[member] = node_class(
-                me=member,
-                members=members,
-                settings=settings,
-                timeline=self.timeline,
-                clock=Clock(
-                    self.timeline,
-                    offset=random.randrange(10_000_000),
-                    rate=random.uniform(0.97, 1.03),
-                ),
-                disk=Disk(
-                    self.timeline, Random(random.random()), ReplicaState(self._incarnation())
-                ),
-                random=Random(random.random()),
-                send=self._send,
-                observer=self.checker,
-            )
+            self.nodes[member] = self._make_node(member, members, is_joining=False)
         self._wiped: set[ReplicaId] = set()
         self._wipes_max = (size - 1) // 2
         self._commands = 0
@@ -113,10 +100,33 @@ class Scenario:
         self._fault_gap = random.uniform(100, 800)
         self._command_gap = random.uniform(15, 80)
         self._election_crashes = random.choice((0.0, 0.05, 0.2))
-        for node in self.nodes.values():
-            node.disk.latency = random.choice(((0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
+        # Operators change members in some seeds only, some of them all the time.
+        self._change_gap = random.choice((None, None, 200.0, 600.0))
 
     # --- wiring ---
+
+    def _make_node(
+        self, me: ReplicaId, members: tuple[ReplicaId, ...], *, is_joining: bool
+    ) -> ReplicaNode:
+        random = self._random
+        node = self._node_class(
+            me=me,
+            members=members,
+            settings=self._settings,
+            timeline=self.timeline,
+            clock=Clock(
+                self.timeline,
+                offset=random.randrange(10_000_000),
+                rate=random.uniform(0.97, 1.03),
+            ),
+            disk=Disk(self.timeline, Random(random.random()), ReplicaState(self._incarnation())),
+            random=Random(random.random()),
+            send=self._send,
+            observer=self.checker,
+            is_joining=is_joining,
+        )
+        node.disk.latency = random.choice(((0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
+        return node
 
     def _incarnation(self) -> Incarnation:
         return Incarnation(f"{self._random.getrandbits(32):08x}")
@@ -138,6 +148,8 @@ class Scenario:
             self.timeline.after(random.uniform(0, 300), partial(self._start, node))
         self.timeline.after(self._fault_gap, self._fault)
         self.timeline.after(self._command_gap, self._client)
+        if self._change_gap is not None:
+            self.timeline.after(self._change_gap, self._change_members)
         self._run_until(random.uniform(2_000, 7_000))
         self._heal()
         self._run_until_settled()
@@ -167,7 +179,12 @@ class Scenario:
         return len(ends) == 1 and min(ends) >= self.checker.acknowledged_end
 
     def _members_left(self) -> list[ReplicaNode]:
-        return [node for node in self.nodes.values() if node.me not in self._wiped]
+        membership = self.checker.membership
+        return [
+            node
+            for node in self.nodes.values()
+            if node.me not in self._wiped and membership.member(node.me) is not None
+        ]
 
     # --- clients ---
 
@@ -329,20 +346,96 @@ class Scenario:
             node.disconnected(peer)
 
     def _wipe(self, node: ReplicaNode) -> None:
-        """Replace a disk by an empty one, never so many that no quorum is left.
+        """Replace a disk by an empty one, never so many that no quorum may be left.
 
         Only once all are founded: before that, losing the founder is not repaired but
         begun anew by the operator.
         """
-        if len(self._wiped) >= self._wipes_max or node.me in self._wiped:
+        if node.disk.state.founding is None if node.is_joining else len(node.members) == 1:
+            return  # Nothing is lost yet; or it would found another cluster.
+        if node.me in self._wiped or not self._leaves_quorums({*self._wiped, node.me}):
             return
-        if any(each.disk.state.founding is None for each in self.nodes.values()):
+        if any(
+            each.disk.state.founding is None and not each.is_joining
+            for each in self.nodes.values()
+        ):
             return
         self._wiped.add(node.me)
         self._crash(node)
         self.checker.say(f"replica {node.me} loses its disk")
         self.checker.count("disks lost")
         node.disk.state = ReplicaState(self._incarnation())
+
+    def _leaves_quorums(self, lost: set[ReplicaId], extra: tuple[Membership, ...] = ()) -> bool:
+        """Whether the others are a quorum of every membership that governs or may do so."""
+        newest = self.checker.membership
+        memberships = [
+            newest,
+            *self.checker.last_memberships(2),
+            *(each for each in self.checker.proposed_memberships if each.number > newest.number),
+            *(each for node in self.nodes.values() if (each := node.change_taken) is not None),
+            *extra,
+        ]
+        for membership in memberships:
+            voters = [member.replica for member in membership.voters]
+            learners = [member.replica for member in membership.learners]
+            for count in range(len(learners) + 1):
+                for promoted in combinations(learners, count):
+                    grown = {*voters, *promoted}
+                    left = {old for new, old in membership.replaces if new in grown}
+                    for gone in (set[ReplicaId](), *({each} for each in left), left):
+                        rest = grown - gone
+                        if len(rest - lost) < len(rest) // 2 + 1:
+                            return False
+        return True
+
+    # --- operators ---
+
+    def _change_members(self) -> None:
+        """Let an operator add, replace or remove a member, as somebody does who looks first."""
+        assert self._change_gap is not None
+        if self._is_healed:
+            return
+        random = self._random
+        self.timeline.after(random.uniform(0, 2 * self._change_gap), self._change_members)
+        leaders = [n for n in self.nodes.values() if n.replica is not None and n.replica.is_leader]
+        if not leaders:
+            return
+        leader = random.choice(leaders)
+        newest = self.checker.membership
+        voters = [member.replica for member in newest.voters]
+        choice = random.choice(("add", "replace", "remove", "remove"))
+        if choice == "remove" and len(voters) > 1:
+            victim = random.choice([*voters, *(m.replica for m in newest.learners)])
+            if random.random() < 0.3:
+                victim = leader.me
+            after = membership_without(newest, victim)
+            if after.voters and self._leaves_quorums(self._wiped, (after,)):
+                self._tell_operator(f"remove {victim}", leader.remove_member(victim))
+        elif choice != "remove" and len(voters) < 7 and len(self.nodes) < 14:
+            joining = [
+                node
+                for node in self.nodes.values()
+                if node.is_joining
+                and node.replica is not None
+                and node.replica.founding is None
+                and newest.member(node.me) is None
+            ]
+            if not joining:
+                me = ReplicaId(max(self.nodes) + 1)
+                self.nodes[me] = self._make_node(me, (me,), is_joining=True)
+                self.timeline.after(random.uniform(0, 50), partial(self._start, self.nodes[me]))
+                return
+            node = random.choice(joining)
+            replaces = random.choice(voters) if choice == "replace" else None
+            self._tell_operator(
+                f"add {node.me} replacing {replaces}", leader.add_member(node, replaces)
+            )
+
+    def _tell_operator(self, what: str, refusal: str | None) -> None:
+        self.checker.say(f"operator: {what}: {refusal or 'taken'}")
+        if refusal is not None:
+            self.checker.count("changes refused")
 
     def _heal(self) -> None:
         self.checker.say("everything is healed")

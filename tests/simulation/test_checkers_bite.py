@@ -5,7 +5,7 @@ Without this, a simulator that checks nothing would be as green as one that chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, ValuesView
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from tasksprint.consensus import (
     Chosen,
     LogEntry,
+    Membership,
     Nack,
     Persist,
     Promise,
@@ -25,7 +26,7 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import FIRST_SLOT
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.members import Members, Memberships, Span
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import Slot
@@ -86,6 +87,13 @@ class _KeepsItsName(ReplicaNode):
         return super()._recover()
 
 
+class _ForgetsMembers(ReplicaNode):
+    """Restarts with the founding members: those of an old dump (bakwc/PySyncObj#133)."""
+
+    def _recover(self) -> Recovered:
+        return replace(super()._recover(), memberships=None)
+
+
 class _AppliesBackwards(ReplicaNode):
     """Applies what was chosen together in the wrong order."""
 
@@ -112,6 +120,7 @@ class _ReappliesOnRestart(ReplicaNode):
             _KeepsItsName,
             {"promise-back", "two-chosen", "two-values", "not-durable", "former-life"},
         ),
+        (_ForgetsMembers, {"core", "no-progress", "not-chosen", "two-chosen", "stranger-votes"}),
         (_AppliesBackwards, {"out-of-order"}),
         (_ReappliesOnRestart, {"out-of-order"}),
     ],
@@ -136,17 +145,13 @@ def _mark_without_ballots(
         self.choose(acceptor.close(self.chosen_end), None)
 
 
-def _adopt_nothing(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
-    return []
+def _adopt_nothing(self: Campaign, slot: Slot) -> bytes | None:
+    return None
 
 
-def _adopt_own_only(self: Campaign, own: Mapping[Slot, LogEntry], chosen_end: Slot) -> list[bytes]:
-    values = []
-    slot = chosen_end
-    while slot in own:
-        values.append(own[slot].value)
-        slot = Slot(slot + 1)
-    return values
+def _take_own_only(self: Campaign, entries: Iterable[LogEntry]) -> None:
+    if isinstance(entries, ValuesView):
+        self._highest.update({entry.slot: entry for entry in entries})
 
 
 def _confirm_at_once(self: Leadership) -> None:
@@ -159,6 +164,21 @@ def _promise_everybody(self: Acceptor, ballot: Ballot, first_slot: Slot) -> Prom
     self.promised = ballot
     self._is_promise_new = True
     return Promise(ballot, first_slot, tuple(self.open.values()))
+
+
+def _governs_at_once(self: Memberships, slot: Slot, membership: Membership) -> None:
+    if membership.number > self.number:
+        self._add(Slot(slot + 1), membership)
+        self.has_news = True
+
+
+def _learners_vote(self: Memberships, first_slot: Slot, membership: Membership) -> None:
+    everybody = (*membership.voters, *membership.learners)
+    self._spans.append(Span(first_slot, membership, Members(everybody)))
+
+
+def _changes_at_any_time(self: Leadership) -> bool:
+    return self._change is not None
 
 
 def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]:
@@ -178,7 +198,15 @@ def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]
         (Learner, "mark", _mark_without_ballots, {"not-chosen"}),
         (Acceptor, "promise", _promise_everybody, {"promise-back", "core"}),
         (Campaign, "adopt", _adopt_nothing, {"two-chosen", "core"}),
-        (Campaign, "adopt", _adopt_own_only, {"two-chosen", "core"}),
+        (Campaign, "_take", _take_own_only, {"two-chosen", "core"}),
+        (Memberships, "note", _governs_at_once, {"not-chosen", "two-chosen", "too-soon", "core"}),
+        (Memberships, "_add", _learners_vote, {"not-chosen", "two-chosen", "core"}),
+        (
+            Leadership,
+            "change_is_under_way",
+            property(_changes_at_any_time),
+            {"too-soon", "core"},
+        ),
         (Leadership, "_confirm_reads", _confirm_at_once, {"stale-read"}),
         (
             Leadership,
@@ -192,7 +220,7 @@ def test_broken_core_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     name: str,
-    broken_method: Callable[..., Any],
+    broken_method: Any,
     rules: set[str],
 ) -> None:
     monkeypatch.setattr(owner, name, broken_method)

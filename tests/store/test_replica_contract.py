@@ -52,7 +52,8 @@ def test_everything_of_a_commit_is_there_after_a_crash(place: Any) -> None:
             persists=(
                 promise(3, 2),
                 accept(entry(2, b"two", ballot(3, 2)), entry(1, b""), chosen_end=3),
-                Persist(founding=b"founding"),
+                Persist(founding=b"founding", memberships=b"before"),
+                Persist(memberships=b"who votes"),
             ),
             rows=tuple(rows),
             applied=AppliedPoint(2, "d2"),
@@ -68,6 +69,7 @@ def test_everything_of_a_commit_is_there_after_a_crash(place: Any) -> None:
     assert core.accepted == (entry(1, b""), entry(2, b"two", ballot(3, 2)))
     assert (core.chosen_end, core.applied_end) == (3, 3)
     assert core.founding == b"founding"
+    assert core.memberships == b"who votes"
     assert recovery.cluster == "c9f1"
     assert recovery.applied == AppliedPoint(2, "d2")
     assert list(recovery.rows) == rows

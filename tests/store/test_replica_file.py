@@ -65,6 +65,10 @@ def test_flipped_byte_in_an_accepted_value_is_reported(file_place: FilePlace) ->
             "the promise in table 'progress' fails its checksum",
         ),
         (
+            "UPDATE header SET memberships = x'00', memberships_checksum = 1",
+            "the memberships in table 'header' fail their checksum",
+        ),
+        (
             "UPDATE header SET founding = x'00'",
             "the founding entry in table 'header' fails its checksum",
         ),

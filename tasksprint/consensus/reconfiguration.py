@@ -1,0 +1,102 @@
+"""A leader's changes of the members: takes them up, one at a time, and brings them to an end.
+
+Knows what the leader hears and how far each replica is; what may be changed is decided
+in changes.py, and when a membership governs in members.py.
+"""
+
+from __future__ import annotations
+
+from tasksprint.consensus.catch_up import CatchUp
+from tasksprint.consensus.changes import addition, next_step, refusal, removal
+from tasksprint.consensus.founding import Member
+from tasksprint.consensus.leadership import Leadership
+from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.members import Memberships
+from tasksprint.consensus.membership import Membership
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.ids import ReplicaId
+from tasksprint.settings import Settings
+
+__all__ = ["Reconfiguration"]
+
+
+class Reconfiguration:
+    """What one replica does about changes while it leads."""
+
+    def __init__(
+        self,
+        *,
+        memberships: Memberships,
+        learner: Learner,
+        catch_up: CatchUp,
+        outbox: Outbox,
+        settings: Settings,
+    ) -> None:
+        self._memberships = memberships
+        self._learner = learner
+        self._catch_up = catch_up
+        self._outbox = outbox
+        self._settings = settings
+
+    def add(
+        self, leadership: Leadership, member: Member, replaces: ReplicaId | None, now_ms: int
+    ) -> str | None:
+        """Propose a learner; return the reason of a refusal, or None."""
+        change = addition(self._newest(), member, replaces=replaces)
+        return self._take_up(leadership, change, now_ms)
+
+    def remove(self, leadership: Leadership, replica: ReplicaId, now_ms: int) -> str | None:
+        """Propose that a voter or learner leaves; as `add`."""
+        return self._take_up(leadership, removal(self._newest(), replica), now_ms)
+
+    def _newest(self) -> Membership:
+        newest = self._memberships.newest
+        assert newest is not None, "who leads is founded"
+        return newest
+
+    def _take_up(
+        self, leadership: Leadership, change: Membership | str | None, now_ms: int
+    ) -> str | None:
+        if change is None or isinstance(change, str):
+            return change
+        if not self.is_done(leadership):
+            return "another change of the members is under way: try again when it is done"
+        reason = refusal(self._newest(), change, self._heard(leadership, now_ms))
+        if reason is None:
+            self._propose(leadership, change)
+        return reason
+
+    def _propose(self, leadership: Leadership, change: Membership) -> None:
+        self._outbox.note(f"proposes membership {change.number}: {change.describe()}")
+        leadership.change_members(change)
+
+    def _heard(self, leadership: Leadership, now_ms: int) -> set[ReplicaId]:
+        return leadership.heard_since(now_ms - self._settings.election_timeout_max_ms)
+
+    def is_done(self, leadership: Leadership) -> bool:
+        """Whether the newest membership governs, and a quorum of it knows so.
+
+        Then an election finds out who votes, even if those that left are gone for good.
+        """
+        if leadership.change_is_under_way:
+            return False
+        newest_slot = self._memberships.newest_slot
+        peers = self._outbox.peers
+        knowing = {peer for peer in peers if self._catch_up.known_end(peer) >= newest_slot}
+        if self._learner.chosen_end >= newest_slot:
+            knowing.add(self._outbox.me)
+        return self._memberships.at(newest_slot).is_quorum(knowing)
+
+    def go_on(self, leadership: Leadership, now_ms: int) -> None:
+        """Let a learner vote that has caught up, or remove who was replaced."""
+        newest = self._newest()
+        if not (newest.learners or newest.replaces) or not self.is_done(leadership):
+            return
+        enough = self._learner.chosen_end - self._settings.learner_lag_slots_max
+        change = next_step(
+            newest,
+            self._heard(leadership, now_ms),
+            lambda replica: self._catch_up.known_end(replica) >= enough,
+        )
+        if change is not None:
+            self._propose(leadership, change)

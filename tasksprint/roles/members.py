@@ -1,0 +1,264 @@
+"""Changing the members of a running cluster, as one coordinator takes part in it.
+
+What is asked for is checked here against the world (does the new one answer, is it who it
+is said to be); whether the cluster can bear it, and what follows by itself (a learner that
+has caught up votes, who was replaced goes), is decided by the replica core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tasksprint.consensus import Chosen, Member, Ready
+from tasksprint.consensus.changes import used_before
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    StoreError,
+    TaskSprintError,
+)
+from tasksprint.ids import Incarnation, ReplicaId
+from tasksprint.net.addresses import parse_address
+from tasksprint.roles.clock import monotonic_ms
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator import Coordinator
+
+__all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+_CONFLICT = 409
+# Pause between two tries of a new coordinator to reach its cluster, and the longest.
+_LOOK_S = 0.5
+_LOOK_MAX_S = 10.0
+
+
+def voters_of(chosen: Chosen) -> tuple[ReplicaId, ...] | None:
+    """Return who votes by an entry of the log; None: it doesn't say."""
+    if chosen.membership is None:
+        return None
+    return tuple([member.replica for member in chosen.membership.voters])
+
+
+def reason_to_stop(ready: Ready) -> TaskSprintError | None:
+    """Return with what a coordinator ends whose replica must stop; None: it goes on."""
+    if ready.fatal is None:
+        return None
+    return SettingsError(ready.fatal) if ready.is_removed else StoreError(ready.fatal)
+
+
+class MemberChanges:
+    """What one coordinator knows and does about members."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # --- asking ---
+
+    def identity(self) -> dict[str, Any]:
+        """Return who this coordinator is."""
+        coordinator = self._coordinator
+        founding = coordinator.replica.founding
+        return {
+            "replica": coordinator.options.me,
+            "address": coordinator.options.advertise,
+            "incarnation": coordinator.replica.incarnation,
+            "cluster": None if founding is None else founding.cluster,
+            "is_joining": bool(coordinator.options.join),
+        }
+
+    def addresses(self) -> dict[str, str]:
+        """Return the address of every voter and learner, this one too."""
+        coordinator = self._coordinator
+        me = coordinator.options.me
+        membership = coordinator.replica.membership
+        known = coordinator.replica.addresses or coordinator.options.peers
+        if membership is None or membership.member(me) is not None:
+            known = {**known, me: coordinator.options.advertise}
+        return {str(replica): address for replica, address in sorted(known.items())}
+
+    def listing(self) -> dict[str, Any]:
+        """Return the members as this coordinator knows them."""
+        coordinator = self._coordinator
+        replica = coordinator.replica
+        membership, founding = replica.membership, replica.founding
+        assert membership is not None and founding is not None
+        status = replica.status()
+        leaving = {old for _, old in membership.replaces}
+        replaces = dict(membership.replaces)
+        members: list[dict[str, Any]] = []
+        for member in sorted(
+            (*membership.voters, *membership.learners), key=lambda each: each.replica
+        ):
+            number = member.replica
+            peer = status.peers.get(number)
+            is_me = number == coordinator.options.me
+            members.append(
+                {
+                    "replica": number,
+                    "address": member.address,
+                    "incarnation": member.incarnation,
+                    "role": "voter" if membership.is_voter(number) else "learner",
+                    "is_leader": number == replica.leader,
+                    "is_leaving": number in leaving,
+                    "replaces": replaces.get(number),
+                    "chosen_end": status.chosen_end
+                    if is_me
+                    else (None if peer is None else peer.chosen_end),
+                    "heard_ms": 0 if is_me else (None if peer is None else peer.heard_ms),
+                }
+            )
+        return {
+            "cluster": founding.cluster,
+            "number": membership.number,
+            "is_settled": replica.membership_governs,
+            "leader": replica.leader,
+            "chosen_end": status.chosen_end,
+            "members": members,
+            "retired": list(membership.retired),
+        }
+
+    def connect(self) -> None:
+        """Have streams to everybody whom the replica wants to speak with."""
+        replica = self._coordinator.replica
+        if replica.founding is not None and replica.addresses is not self._connected:
+            self._connected = replica.addresses
+            self._coordinator.streams.set_peers(self._connected)
+
+    # --- changing ---
+
+    async def add(
+        self, replica: ReplicaId, address: str, *, replaces: ReplicaId | None = None
+    ) -> None:
+        """Have a new coordinator taken up as a learner; return once the log says so.
+
+        Raises:
+            NotLeader: This replica doesn't lead, or stopped leading meanwhile.
+            Refused: With the reason.
+        """
+        coordinator = self._coordinator
+        self._require_leader()
+        parse_address(address)
+        membership = coordinator.replica.membership
+        assert membership is not None
+        # Before it is asked who it is: one that was removed doesn't answer any more.
+        reason = used_before(membership, replica)
+        if reason is not None:
+            raise Refused(reason, status=_CONFLICT)
+        member = await self._identify(replica, address)
+        self._require_leader()
+        self._check(coordinator.replica.add_member(member, monotonic_ms(), replaces=replaces))
+        while not self._is_member(member):
+            await self._wait()
+
+    async def remove(self, replica: ReplicaId) -> None:
+        """Have a member removed; return once the log says so. Raises as `add`."""
+        self._require_leader()
+        self._check(self._coordinator.replica.remove_member(replica, monotonic_ms()))
+        while not self._is_retired(replica):
+            await self._wait()
+
+    def _is_member(self, member: Member) -> bool:
+        membership = self._coordinator.replica.membership
+        assert membership is not None
+        return membership.member(member.replica) == member
+
+    def _is_retired(self, replica: ReplicaId) -> bool:
+        membership = self._coordinator.replica.membership
+        assert membership is not None
+        return replica in membership.retired
+
+    def _require_leader(self) -> None:
+        if not self._coordinator.replica.is_leader:
+            raise self._coordinator.not_leader()
+
+    def _check(self, reason: str | None) -> None:
+        if reason is not None:
+            raise Refused(reason, status=_CONFLICT)
+        self._coordinator.wake()
+
+    async def _wait(self) -> None:
+        """Wait until the members changed; or raise, if this replica can't say any more."""
+        self._require_leader()
+        future: asyncio.Future[None] = self._coordinator.loop.create_future()
+        self._waiters.append(future)
+        await future
+
+    def changed(self) -> None:
+        """Take that the members changed, or the leadership."""
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+
+    async def _identify(self, replica: ReplicaId, address: str) -> Member:
+        """Ask a new coordinator who it is."""
+        coordinator = self._coordinator
+        hint = f"start it first: tasksprint coordinator --id {replica} --join …"
+        try:
+            response = await coordinator.http.request(address, "GET", "/v1/identity")
+            found = response.checked().json()
+        except (PeerUnreachable, RemoteProtocolError, Refused) as error:
+            raise Refused(
+                f"replica {replica} doesn't answer at {address}: {error}",
+                status=_CONFLICT,
+                hint=hint,
+            ) from error
+        if found.get("replica") != replica:
+            raise Refused(
+                f"at {address} answers replica {found.get('replica')!r}, expected {replica}",
+                status=_CONFLICT,
+                hint=hint,
+            )
+        founding = coordinator.replica.founding
+        assert founding is not None
+        cluster = found.get("cluster")
+        if cluster not in (None, founding.cluster):
+            raise Refused(
+                f"replica {replica} at {address} belongs to cluster {cluster!r}, this one is "
+                f"{founding.cluster!r}",
+                status=_CONFLICT,
+                hint="start it with an empty --data-dir and --join",
+            )
+        if cluster is None and not found.get("is_joining"):
+            raise Refused(
+                f"replica {replica} at {address} was started to found a cluster of its own",
+                status=_CONFLICT,
+                hint="start it with --join in place of --peers",
+            )
+        return Member(replica, Incarnation(str(found.get("incarnation"))), address)
+
+    # --- joining ---
+
+    async def look_for_cluster(self) -> None:
+        """Tell the operator whether the cluster to join answers, and what to do next."""
+        coordinator = self._coordinator
+        options = coordinator.options
+        pause_s = _LOOK_S
+        while coordinator.replica.founding is None:
+            for address in options.join:
+                try:
+                    response = await coordinator.http.request(address, "GET", "/v1/identity")
+                    cluster = response.checked().json().get("cluster")
+                except (PeerUnreachable, RemoteProtocolError, Refused) as error:
+                    _log.warning("replica=%d cannot join by %s: %s", options.me, address, error)
+                    continue
+                _log.info(
+                    "replica=%d waits until cluster %s adds it: "
+                    "tasksprint member add %d=%s --coordinators %s",
+                    options.me,
+                    cluster,
+                    options.me,
+                    options.advertise,
+                    ",".join(options.join),
+                )
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_MAX_S)
