@@ -295,7 +295,8 @@ class _Members:
 
     def __exit__(self, *exception: object) -> None:
         for process in self._processes.values():
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # It may have ended by itself.
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def start(self, number: int, directory: Path) -> None:
