@@ -142,7 +142,11 @@ class Leadership:
 
     def has_work(self, now_ms: int) -> bool:
         """Whether `work` could do something."""
-        if self.waiting or self._new_reads:
+        if self.waiting or self._new_reads or self._change is not None:
+            return True
+        if self.next_slot < self._fill_end:
+            return True
+        if self._phase1_end < _NEVER and now_ms >= self._ask_ms:
             return True
         if self.notice_ms is not None:
             return now_ms >= self.notice_ms

@@ -147,6 +147,7 @@ class Outbox:
             or self._learner.has_news
             or self._acceptor.has_writes
             or self._founding is not None
+            or self._memberships is not None
             or self.confirmed_reads
             or self.failed_reads
             or self.read_log

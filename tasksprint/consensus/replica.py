@@ -538,6 +538,8 @@ class Replica:
         leadership = self._leadership
         return (
             self._outbox.has_news
+            or self._memberships.has_news
+            or self._learner.chosen_end >= self._memberships.next_slot
             or bool(self._forwards)
             or (leadership is not None and leadership.has_work(self._now_ms))
         )
