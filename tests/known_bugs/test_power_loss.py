@@ -77,7 +77,7 @@ def test_one_of_three_alone_says_what_it_waits_for(tmp_path: Path) -> None:
         machines.kill(*machines.coordinators)
         machines.start("coordinator-2")
         wait_until(lambda: machines.status("coordinator-2") is not None, "it is up")
-        with pytest.raises(PeerUnreachable, match="no coordinator answers at"):
+        with pytest.raises(PeerUnreachable, match="no coordinator leads at"):
             machines.connect().request("GET", "/v1/jobs", give_up_ms=1_500)
         status = machines.status("coordinator-2")
         assert status is not None and status["leader"] is None
