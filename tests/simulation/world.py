@@ -1,0 +1,168 @@
+"""What the parts of the simulator know of each other: the world and its processes.
+
+A world is one seed: one generator, one timeline of virtual milliseconds, and processes on
+it. A process is real asyncio code on a loop of its own (`virtual_loop.py`): while its
+callbacks run, `asyncio.get_running_loop()` is that loop, so `asyncio.sleep`, futures and
+tasks work as always. Its clock may run fast or slow; it can be killed, frozen and thawed.
+
+Everything random comes from `World.random` or a generator made of it. Nothing may depend on
+the order of a set of texts, on `id()`, on the real clock, or on garbage collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from random import Random
+from typing import Any, Protocol
+
+from tasksprint.ids import ReplicaId
+from tasksprint.net.router import Router
+from tasksprint.settings import Settings
+
+__all__ = ["SimProcess", "Unreachable", "Violation", "World"]
+
+
+class Unreachable(Exception):
+    """No answer: nobody there, a connection that broke, or the time is over.
+
+    The request may have been carried out all the same, or may still be.
+    """
+
+
+class Violation(Exception):
+    """A rule was broken."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+class SimProcess(Protocol):
+    """One simulated process, from its start to its end; a restart is a new one."""
+
+    name: str  # such as "client 3"; the same for all lives of one machine
+    address: str  # where others reach it, such as "10.0.0.3:7070"; one for each machine
+    random: Random  # of this life
+    loop: asyncio.AbstractEventLoop
+    is_alive: bool
+    is_frozen: bool
+
+    def monotonic_ms(self) -> int:
+        """Return what this machine's clock shows: it has an offset, and drifts."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Return this machine's wall time."""
+        ...
+
+    def start(self, main: Coroutine[Any, Any, Any]) -> None:
+        """Begin a task of this process; from outside, or from its own callbacks.
+
+        An exception that leaves `main` is a violation ("crash"), as any that reaches the
+        loop's exception handler.
+        """
+        ...
+
+    def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call it on this process's loop."""
+        ...
+
+    def listen(self, router: Router) -> None:
+        """Answer requests that come to its address, until it dies."""
+        ...
+
+    def kill(self) -> None:
+        """End it as kill -9 does: none of its callbacks ever runs again."""
+        ...
+
+    def freeze(self) -> None:
+        """Stop it (SIGSTOP): callbacks and timers that are due wait."""
+        ...
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        ...
+
+
+class World(Protocol):
+    """What clients, people and checkers see of a seed."""
+
+    random: Random
+    settings: Settings  # what all processes run with
+    addresses: dict[ReplicaId, str]  # of every coordinator that was ever started, by id
+    is_healed: bool  # The phase without faults has begun.
+
+    @property
+    def now(self) -> float:
+        """True virtual milliseconds since the seed began; checkers use this clock."""
+        ...
+
+    def after(self, delay_ms: float, event: Callable[[], Any]) -> None:
+        """Let something happen from outside of all processes (faults, people's wishes)."""
+        ...
+
+    def spawn(self, name: str) -> SimProcess:
+        """Start a process on the machine of that name (made at its first mention)."""
+        ...
+
+    async def request(
+        self,
+        process: SimProcess,
+        address: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes = b"",
+        timeout_ms: float = 10_000,
+    ) -> tuple[int, bytes]:
+        """Send a request from a process of ours; return status and body of the answer.
+
+        To be awaited on the loop of `process`. It reaches the routers' real handlers, by a
+        simulated network: late, cut, or never. Who gives up (a cancelled task, too)
+        closes the connection, and the other side hears of it as it does in real life.
+
+        Raises:
+            Unreachable: See there.
+        """
+        ...
+
+    def say(self, text: str) -> None:
+        """Write a line of the trace."""
+        ...
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a figure of the final report."""
+        ...
+
+    def violate(self, rule: str, text: str) -> None:
+        """End the seed: a rule is broken. Works from any callback of any process."""
+        ...
+
+
+# --- the other contracts -------------------------------------------------------------------
+#
+# clients.py (clients and people) has
+#
+#     class Clients:                            what the scenario drives
+#         def __init__(self, world: World) -> None: draws how many clients, people, how fast
+#         def start(self) -> None               first phase; load goes on until `stop`
+#         def fault(self) -> None               let something happen to a random client
+#         def heal(self) -> None                restart and thaw everybody; submit no more
+#         @property is_settled(self) -> bool    all acknowledged jobs ended; nobody waits
+#         def submit_last(self) -> None         one more job, after healing; part of is_settled
+#         def check(self, schedules: list[Schedule]) -> None
+#                                               at the end: the end-to-end checkers; raises
+#                                               Violation. `schedules`: state of each replica
+#
+# jobs.py (kinds of jobs, with their schedulers as Python objects) has
+#
+#     KINDS: tuple[str, ...]
+#     manifest(kind) -> dict                    what `POST /v1/jobs` names
+#     archive(kind) -> bytes                    what `POST /v1/programs` takes
+#     params(kind, random) -> str               JSON
+#     work(name, base, inputs, seed, attempt, random) -> dict[str, bytes] | TaskError
+#                                               what a node answers; inputs in order of pretasks
+#     expected(kind, params, seed) -> str | None   the result's JSON, where it follows; None: the
+#                                               job fails, or depends on chance (see `is_random`)
