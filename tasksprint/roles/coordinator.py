@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,15 @@ from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
 from tasksprint.errors import Refused, RemoteProtocolError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
-from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
-from tasksprint.net.streams import PeerStreams
 from tasksprint.roles import replica_codec
-from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.decisions import Decided, Decisions
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
-from tasksprint.roles.metrics import status_of_files
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
+from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import DATABASE_FILE, ReplicaStore
@@ -85,15 +80,21 @@ class Coordinator:
     """The wiring of one coordinator process; `roles/coordinator_role.py` starts it."""
 
     def __init__(
-        self, options: CoordinatorOptions, settings: Settings, store: ReplicaStore
+        self,
+        options: CoordinatorOptions,
+        settings: Settings,
+        store: ReplicaStore,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.options = options
         self.settings = settings
-        self.random = random.Random(os.urandom(16))
+        self.surroundings = surroundings
+        self.monotonic_ms = surroundings.monotonic_ms
+        self.random = surroundings.new_random()
         self.loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self.loop.create_future()
-        self.started_ms = monotonic_ms()
-        self.http = HttpClient(options.key, settings)
+        self.started_ms = self.monotonic_ms()
+        self.http = surroundings.new_http(options.key, settings)
         # Older entries than these are read back when a follower wants them.
         after_slot = max(store.applied.slot - settings.log_window_slots, 0)
         recovery = store.recover(after_slot=after_slot)
@@ -113,10 +114,10 @@ class Coordinator:
             self.schedule = self._new_schedule(store if recovery.applied.slot else None)
         self._tail = LogTail(settings, recovery.consensus.log_start, self._applied_end())
         # From here on the store is the writer's.
-        self.writer: WriterThread[ReplicaStore, Commit] = WriterThread(
+        self.writer: WriterThread[ReplicaStore, Commit] = surroundings.new_writer(
             store, on_failure=self.fail, name="log"
         )
-        self.streams = PeerStreams(
+        self.streams = surroundings.new_streams(
             options.me,
             {peer: address for peer, address in options.peers.items() if peer != options.me},
             options.key,
@@ -141,7 +142,7 @@ class Coordinator:
         self.database_path = options.data_dir / DATABASE_FILE
         self.leader_changes = 0
         self.applied_commands = 0
-        self._elections: deque[dict[str, Any]] = deque(maxlen=_ELECTIONS_KEPT)
+        self.elections: deque[dict[str, Any]] = deque(maxlen=_ELECTIONS_KEPT)
         # What must be applied before this leader knows all that former ones decided.
         self._current_end: Slot | None = None
         self._is_over = False  # It has failed or is closed: it says and writes nothing more.
@@ -225,7 +226,7 @@ class Coordinator:
 
     @property
     def uptime_ms(self) -> int:
-        return monotonic_ms() - self.started_ms
+        return self.monotonic_ms() - self.started_ms
 
     @property
     def log_time_ms(self) -> int:
@@ -290,7 +291,7 @@ class Coordinator:
                 f"a command of {len(command)} bytes, at most {limit} (command_bytes_max)",
                 status=413,
             )
-        if not self.replica.propose(command, monotonic_ms()):
+        if not self.replica.propose(command, self.monotonic_ms()):
             if not self.replica.is_leader:
                 raise self.not_leader()
             raise Refused(
@@ -303,7 +304,7 @@ class Coordinator:
 
     def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
-        if not self.replica.propose(command, monotonic_ms()):
+        if not self.replica.propose(command, self.monotonic_ms()):
             self.replica.forward(command)
         self.wake()
 
@@ -311,7 +312,7 @@ class Coordinator:
         """Return the state machine once it holds every command acknowledged before this call."""
         self._last_read += 1
         read_id = self._last_read
-        if not self.replica.read(read_id, monotonic_ms()):
+        if not self.replica.read(read_id, self.monotonic_ms()):
             raise self.not_leader()
         future: asyncio.Future[None] = self.loop.create_future()
         self._reads[read_id] = future
@@ -355,7 +356,7 @@ class Coordinator:
         if self._is_over:
             return
         try:
-            now_ms = monotonic_ms()
+            now_ms = self.monotonic_ms()
             if now_ms >= self.replica.deadline_ms:
                 self.replica.tick(now_ms)
             self._carry_out_all()
@@ -447,7 +448,7 @@ class Coordinator:
         if envelope.source == source and not self._is_over:
             # (Who proved the key may still speak only for itself.)
             try:
-                self.replica.receive(envelope, monotonic_ms())
+                self.replica.receive(envelope, self.monotonic_ms())
             except RemoteProtocolError:
                 raise
             except Exception as error:  # its state can't be explained any more
@@ -460,7 +461,7 @@ class Coordinator:
         self.wake()
 
     def _peer_disconnected(self, peer: ReplicaId) -> None:
-        self.replica.disconnected(peer, monotonic_ms())
+        self.replica.disconnected(peer, self.monotonic_ms())
         self.wake()
 
     def _read_log(self, request: ReadLog) -> None:
@@ -469,13 +470,13 @@ class Coordinator:
                 self.fail(error)
                 return
             try:
-                self.replica.log_read(request, future.result(), monotonic_ms())
+                self.replica.log_read(request, future.result(), self.monotonic_ms())
             except Exception as bug:
                 self.fail(bug)
             self.wake()
 
         future = self.writer.run(
-            ReplicaStore.read_log, request.first_slot, request.end_slot, request.bytes_max
+            lambda store: store.read_log(request.first_slot, request.end_slot, request.bytes_max)
         )
         future.add_done_callback(done)
 
@@ -522,7 +523,7 @@ class Coordinator:
             for _, _, envelopes in persists:
                 self._send(envelopes)
             self.streams.flush()
-            now_ms = monotonic_ms()
+            now_ms = self.monotonic_ms()
             if persists:
                 self.replica.persisted(persists[-1][0], now_ms)
             if self._persists or self._mirror_waiters or self.replica.has_work:
@@ -574,7 +575,7 @@ class Coordinator:
         end_slot = self._applied_end()
         self._to_apply = deque(chosen for chosen in self._to_apply if chosen.slot >= end_slot)
         self._tail.reset(end_slot, end_slot)
-        self.replica.state_copied(end_slot, monotonic_ms())
+        self.replica.state_copied(end_slot, self.monotonic_ms())
         # Their schedulers know another history.
         for runner in self.runners.values():
             runner.stop()
@@ -616,7 +617,7 @@ class Coordinator:
                 )
                 if chosen.membership is not None:
                     self.members.changed()
-                if monotonic_ms() - now_ms > _APPLY_MS_MAX:
+                if self.monotonic_ms() - now_ms > _APPLY_MS_MAX:
                     self.wake()
                     break
         end_slot = self._applied_end()
@@ -673,9 +674,9 @@ class Coordinator:
             return
         self.leader_changes += 1
         status = self.replica.status()
-        self._elections.append(
+        self.elections.append(
             {
-                "wall_ms": wall_ms(),
+                "wall_ms": self.surroundings.wall_ms(),
                 "leader": leader,
                 "ballot": [status.ballot.round, status.ballot.replica],
                 # Only who stood knows why.
@@ -691,7 +692,7 @@ class Coordinator:
             # Every client gets a full span: the former leader's knowledge of who spoke
             # when is gone.
             self._last_heard.clear()
-            self._last_tick_ms = monotonic_ms()
+            self._last_tick_ms = self.monotonic_ms()
             self._tick_waits = False
             return
         self.members.changed()
@@ -713,7 +714,7 @@ class Coordinator:
 
         Else a job that takes less than a tick would have taken no time.
         """
-        self._tick_log(monotonic_ms(), is_due=True)
+        self._tick_log(self.monotonic_ms(), is_due=True)
 
     def _tick_log(self, now_ms: int, *, is_due: bool = False) -> None:
         """Propose a tick when one is due and the one before has been applied."""
@@ -731,7 +732,7 @@ class Coordinator:
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, incarnation, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
-        command = encode_command(Tick(elapsed_ms, wall_ms(), tuple(silent)))
+        command = encode_command(Tick(elapsed_ms, self.surroundings.wall_ms(), tuple(silent)))
         if not self.replica.propose(command, now_ms):
             return
         self._last_tick_ms = now_ms
@@ -752,34 +753,6 @@ class Coordinator:
             future.set_exception(error)
 
     # --- what people ask ---
-
-    def status(self) -> dict[str, Any]:
-        """Return what `status` shows of this replica."""
-        schedule = self.schedule
-        founding = self.replica.founding
-        return {
-            "replica": self.options.me,
-            "address": self.options.advertise,
-            "cluster": None if founding is None else founding.cluster,
-            "leader": self.replica.leader,
-            "consensus": self._consensus_status(),
-            "applied_slot": 0 if schedule is None else schedule.applied_slot,
-            "digest": None if schedule is None else schedule.digest,
-            "log_time_ms": self.log_time_ms,
-            "uptime_ms": self.uptime_ms,
-            "writes": asdict(self.writer.write_times()),
-            "files": status_of_files(self.database_path),
-            "elections": list(self._elections),
-            "members": self.members.addresses(),
-            "copying": self.copying.status,
-            "schedulers": {str(job): runner.status() for job, runner in self.runners.items()},
-        }
-
-    def _consensus_status(self) -> dict[str, Any]:
-        fields = asdict(self.replica.status())
-        fields["ballot"] = [fields["ballot"].round, fields["ballot"].replica]
-        fields["peers"] = {str(peer): known for peer, known in fields["peers"].items()}
-        return fields
 
     def scheduler_output(self, job: JobId) -> str:
         """Return what the scheduler of a job wrote to stderr on this replica."""

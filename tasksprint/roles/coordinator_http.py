@@ -31,6 +31,7 @@ from tasksprint.net.router import Later, Request, Response, Router, json_respons
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
+from tasksprint.roles.status import coordinator_status
 from tasksprint.settings import RULES
 
 __all__ = ["CoordinatorPaths"]
@@ -285,7 +286,7 @@ class CoordinatorPaths:
         return json_response(self._coordinator.members.identity())
 
     def _status(self, request: Request) -> Response:
-        return json_response(self._coordinator.status())
+        return json_response(coordinator_status(self._coordinator))
 
     def _healthz(self, request: Request) -> Response:
         return json_response({"ok": True})

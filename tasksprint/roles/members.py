@@ -23,7 +23,6 @@ from tasksprint.errors import (
 )
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
-from tasksprint.roles.clock import monotonic_ms
 
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
@@ -154,14 +153,16 @@ class MemberChanges:
             raise Refused(reason, status=_CONFLICT)
         member = await self._identify(replica, address)
         self._require_leader()
-        self._check(coordinator.replica.add_member(member, monotonic_ms(), replaces=replaces))
+        now_ms = coordinator.monotonic_ms()
+        self._check(coordinator.replica.add_member(member, now_ms, replaces=replaces))
         while not self._is_member(member):
             await self._wait()
 
     async def remove(self, replica: ReplicaId) -> None:
         """Have a member removed; return once the log says so. Raises as `add`."""
+        coordinator = self._coordinator
         self._require_leader()
-        self._check(self._coordinator.replica.remove_member(replica, monotonic_ms()))
+        self._check(coordinator.replica.remove_member(replica, coordinator.monotonic_ms()))
         while not self._is_retired(replica):
             await self._wait()
 

@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.clock import monotonic_ms
 from tasksprint.settings import Settings
 from tasksprint.store.mirror_snapshot import FIRST_PLACE, CopyPiece, MirrorSnapshot
 from tasksprint.store.mirror_tables import CopyPlace
@@ -140,9 +138,9 @@ class MirrorPaths:
         if len(self._sessions) >= _SESSIONS_MAX:
             raise Refused(f"this replica gives {_SESSIONS_MAX} copies already", status=_BUSY)
         snapshot = await self._coordinator.writer.run(_open_snapshot)
-        name = secrets.token_hex(16)
+        name = self._coordinator.random.randbytes(16).hex()
         taker = ReplicaId(request.query_integer("replica", 0))
-        self._sessions[name] = _Session(snapshot, taker, monotonic_ms())
+        self._sessions[name] = _Session(snapshot, taker, self._coordinator.monotonic_ms())
         self._close_old()
         _log.info(
             "replica=%d gives a copy of its state at slot %d to %s",
@@ -190,7 +188,7 @@ class MirrorPaths:
         session = self._sessions.get(name)
         if session is None:
             raise Refused(f"copy {name!r} was closed; begin a new one", status=_GONE)
-        session.used_ms = monotonic_ms()
+        session.used_ms = self._coordinator.monotonic_ms()
         if number == session.next_number - 1:
             return Response(200, session.last_body, "application/octet-stream")
         if number != session.next_number or session.next_place is None or session.is_busy:
@@ -204,7 +202,7 @@ class MirrorPaths:
             )
         finally:
             session.is_busy = False
-            session.used_ms = monotonic_ms()
+            session.used_ms = self._coordinator.monotonic_ms()
         return Response(200, session.last_body, "application/octet-stream")
 
     def _read(self, session: _Session, place: CopyPlace) -> None:
@@ -226,14 +224,14 @@ class MirrorPaths:
     def _drop(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         if session is not None:
-            until_ms = monotonic_ms() + self._settings.mirror_session_max_ms
+            until_ms = self._coordinator.monotonic_ms() + self._settings.mirror_session_max_ms
             self._following[session.taker] = session.end_slot, until_ms
             # On the thread: behind a piece that is being read.
-            self._executor.submit(session.snapshot.close)
+            self._coordinator.loop.run_in_executor(self._executor, session.snapshot.close)
 
     def _close_old(self) -> None:
         """Close what is too old, and come back for the others."""
-        now_ms = monotonic_ms()
+        now_ms = self._coordinator.monotonic_ms()
         settings = self._settings
         for name, session in list(self._sessions.items()):
             is_idle = now_ms - session.used_ms >= settings.mirror_session_idle_ms
@@ -410,13 +408,13 @@ class MirrorFetcher:
         """Fetch one piece, again and again while the giver holds the session."""
         coordinator = self._coordinator
         path = f"/v1/mirror/{session}/{number}"
-        give_up_ms = monotonic_ms() + coordinator.settings.mirror_session_idle_ms
+        give_up_ms = self._coordinator.monotonic_ms() + coordinator.settings.mirror_session_idle_ms
         while True:
             try:
                 response = await coordinator.http.request(address, "GET", path)
                 return response.checked().body
             except PeerUnreachable:
-                if monotonic_ms() >= give_up_ms:
+                if self._coordinator.monotonic_ms() >= give_up_ms:
                     raise
             await asyncio.sleep(_PIECE_PAUSE_S)
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
-from tasksprint.process.job_directory import unpack
-from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -29,6 +27,10 @@ _log = logging.getLogger("tasksprint.coordinator")
 
 _RETRY_S = 0.2
 _SWEEPS = 4  # within the time after which something counts as unused
+
+
+def _keep(store: ReplicaStore, digest: str, archive: bytes) -> None:
+    store.put_blob(digest, archive)
 
 
 def _drop(store: ReplicaStore, digest: str) -> None:
@@ -74,7 +76,7 @@ class Programs:
             return
         kept = await coordinator.writer.run(lambda store: store.blobs())
         of_jobs, of_running = coordinator.schedule.programs()
-        now_ms = monotonic_ms()
+        now_ms = coordinator.monotonic_ms()
         expired = self._archive_uses.expired(kept, of_jobs, now_ms)
         # All at once: an archive that comes in again later is written behind this.
         drops = [coordinator.writer.run(_drop, digest) for digest in expired]
@@ -90,8 +92,8 @@ class Programs:
     async def keep(self, archive: bytes) -> str:
         """Write an archive to this replica's store, and return its digest."""
         digest = hashlib.sha256(archive).hexdigest()
-        self._archive_uses.use(digest, monotonic_ms())
-        await self._coordinator.writer.run(ReplicaStore.put_blob, digest, archive)
+        self._archive_uses.use(digest, self._coordinator.monotonic_ms())
+        await self._coordinator.writer.run(_keep, digest, archive)
         return digest
 
     async def keep_on_quorum(self, archive: bytes) -> str:
@@ -141,7 +143,7 @@ class Programs:
 
     async def obtain(self, digest: str) -> bytes | None:
         """Return an archive that this replica or a living member has, or None."""
-        self._archive_uses.use(digest, monotonic_ms())
+        self._archive_uses.use(digest, self._coordinator.monotonic_ms())
         archive = await self.read(digest)
         if archive is not None:
             return archive
@@ -157,7 +159,7 @@ class Programs:
 
         It waits for as long as no living member has it.
         """
-        self._folder_uses.use(digest, monotonic_ms())
+        self._folder_uses.use(digest, self._coordinator.monotonic_ms())
         task = self._unpacking.get(digest)
         if task is None:
             task = asyncio.ensure_future(self._unpack(digest))
@@ -176,8 +178,9 @@ class Programs:
         while (archive := await self.obtain(digest)) is None:
             await asyncio.sleep(_RETRY_S)
         found = archive
+        unpack = self._coordinator.surroundings.unpack
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lambda: unpack(found, digest, self._directory))
+        return await loop.run_in_executor(None, unpack, found, digest, self._directory)
 
     async def _fetch(self, address: str, digest: str) -> bytes | None:
         try:

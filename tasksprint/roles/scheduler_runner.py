@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.commands import Answer, encode_command
 from tasksprint.coordination.host import SchedulerHost
-from tasksprint.errors import RemoteProtocolError, SchedulerFailed, TaskSprintError
+from tasksprint.errors import RemoteProtocolError, TaskSprintError
 from tasksprint.ids import JobId
-from tasksprint.installation import sdk_directory
-from tasksprint.process.command_line import child_environment, command_line
-from tasksprint.process.program import ExitReason, Program, start_program
+from tasksprint.process.program import ExitReason
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
-from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.surroundings import SchedulerProgram
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_records import BoundedText
 from tasksprint.tasks import FailJob, FinishJob
@@ -50,6 +48,7 @@ class SchedulerRunner:
                 read from the mirror.
         """
         self._coordinator = coordinator
+        self._monotonic_ms = coordinator.monotonic_ms
         self._job = job
         history = coordinator.require_schedule().scheduler_history(job)
         self._seed = history.seed
@@ -64,10 +63,10 @@ class SchedulerRunner:
             answers={},
             answered_end=history.answered_end,
             next_tid=history.next_tid,
-            now_ms=monotonic_ms(),
+            now_ms=self._monotonic_ms(),
         )
-        self._host.lead(monotonic_ms(), is_leader=coordinator.replica.is_leader)
-        self._program: Program | None = None
+        self._host.lead(self._monotonic_ms(), is_leader=coordinator.replica.is_leader)
+        self._program: SchedulerProgram | None = None
         self._starting: asyncio.Task[None] | None = None
         self._fetching: asyncio.Future[Path] | None = None  # a part of `_starting`
         self._reader = self._new_reader()
@@ -108,13 +107,13 @@ class SchedulerRunner:
         self._host.out_chosen()
 
     def lead(self, is_leader: bool) -> None:
-        self._host.lead(monotonic_ms(), is_leader=is_leader)
+        self._host.lead(self._monotonic_ms(), is_leader=is_leader)
 
     def job_ended(self) -> None:
         self._ended = True
-        self._hand_over(monotonic_ms())
-        self._host.job_ended(monotonic_ms())
-        self.turn(monotonic_ms())
+        self._hand_over(self._monotonic_ms())
+        self._host.job_ended(self._monotonic_ms())
+        self.turn(self._monotonic_ms())
 
     def stop(self) -> None:
         """Kill the process and hear nothing more of it: this replica stops, or begins anew."""
@@ -165,7 +164,7 @@ class SchedulerRunner:
         await coordinator.mirror_handed_over()
         lines, answers = await coordinator.writer.run(_history, self._job, first_event, end_event)
         if not self._ended:
-            self._host.history_read(number, lines, answers, monotonic_ms())
+            self._host.history_read(number, lines, answers, self._monotonic_ms())
             coordinator.wake()
 
     def _propose(self, answer: Answer) -> None:
@@ -177,7 +176,7 @@ class SchedulerRunner:
                 f"its answer to event {answer.parts[0].event} has {len(command)} bytes in one "
                 f"part, expected at most {limit} (command_bytes_max); cut it into parts, and "
                 "let tasks return large values",
-                monotonic_ms(),
+                self._monotonic_ms(),
             )
             return
         self._coordinator.propose(command)
@@ -186,18 +185,25 @@ class SchedulerRunner:
         self._reader = self._new_reader()
         try:
             directory = await self._fetch()
-            self._program = await self._start_in(directory)
+            self._program = await self._coordinator.surroundings.start_scheduler(
+                directory,
+                self._manifest,
+                self._seed,
+                on_data=self._on_data,
+                on_exit=self._on_exit,
+                on_stderr=self._on_stderr,
+            )
             if self._stop_at_start:
                 self._program.kill()
         except (TaskSprintError, OSError) as error:
-            self._host.start_failed(str(error), monotonic_ms())
+            self._host.start_failed(str(error), self._monotonic_ms())
         except asyncio.CancelledError:
             if not self._stop_at_start:
                 raise  # This replica stops.
-            self._host.start_failed("its program couldn't be had", monotonic_ms())
+            self._host.start_failed("its program couldn't be had", self._monotonic_ms())
         except Exception as error:  # what a job asks for must never end a replica
             _log.warning("job=%d scheduler can't be started", self._job, exc_info=error)
-            self._host.start_failed(f"it can't be started: {error!r}", monotonic_ms())
+            self._host.start_failed(f"it can't be started: {error!r}", self._monotonic_ms())
         finally:
             self._starting = None
         self._coordinator.wake()
@@ -211,27 +217,6 @@ class SchedulerRunner:
         finally:
             self._fetching = None
 
-    async def _start_in(self, directory: Path) -> Program:
-        words = self._manifest["scheduler"]
-        argv = command_line(
-            words,
-            directory=directory,
-            what="scheduler",
-            failure=SchedulerFailed,
-            interpreter=self._manifest.get("interpreter"),
-        )
-        return await start_program(
-            argv,
-            cwd=directory,
-            env=child_environment(sdk_directory=Path(sdk_directory()), hash_seed=self._seed),
-            what="scheduler",
-            failure=SchedulerFailed,
-            on_data=self._on_data,
-            on_exit=self._on_exit,
-            on_stderr=self._on_stderr,
-            name=words[0],
-        )
-
     def _new_reader(self) -> SchedulerReader:
         return SchedulerReader(
             who=f"scheduler of job {self._job}",
@@ -239,7 +224,7 @@ class SchedulerRunner:
         )
 
     def _on_data(self, data: bytes) -> None:
-        now_ms = monotonic_ms()
+        now_ms = self._monotonic_ms()
         try:
             messages = self._reader.feed(data)
         except RemoteProtocolError as error:
@@ -267,7 +252,7 @@ class SchedulerRunner:
 
     def _on_exit(self, reason: ExitReason) -> None:
         self._program = None
-        self._host.exited(reason.describe(), reason.stderr_tail, monotonic_ms())
+        self._host.exited(reason.describe(), reason.stderr_tail, self._monotonic_ms())
         self._coordinator.wake()
 
     def status(self) -> dict[str, Any]:
