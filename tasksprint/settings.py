@@ -71,6 +71,17 @@ class Settings:
     # A new member votes once its chosen prefix is at most so many slots behind the
     # leader's. Too small: under load it never does. Too large: commands wait for it.
     learner_lag_slots_max: int = 64
+    # A leader that was so long, in all, far slower than a quorum of the others with its own
+    # writes (each a quarter of this and more) hands over. Too small: a checkpoint or a busy
+    # machine changes the leader for nothing. Too large: commands wait for a slow disk for
+    # longer, should another member fail.
+    slow_write_ms: int = 1_000
+    # Who handed over leaves elections to the others for so long after its last slow write,
+    # twice as long each time, up to the second: unless nobody leads for three election
+    # timeouts. Smaller: leadership comes back to a disk that is slow now and then. Larger:
+    # a good machine is passed over for longer.
+    hold_back_min_ms: int = 5_000
+    hold_back_max_ms: int = 60_000
     # How long a request for catch-up or a retransmission waits for its answer.
     resend_interval_ms: int = 300
 

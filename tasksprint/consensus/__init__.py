@@ -9,6 +9,7 @@
 - `membership`, `members`: who votes in which slot
 - `changes`, `reconfiguration`: how that changes
 - `outbox`: what must be durable before what is said
+- `pace`: whether a leader's disk keeps up with the others
 - `replica`: the facade over all of it
 
 Sources: Lamport, "Paxos Made Simple" (2001); Chandra, Griesemer and Redstone, "Paxos
@@ -33,6 +34,8 @@ Departures from them, each explained where it is made:
 - A value is a batch of commands; an empty batch is the no-op.
 - Chosen entries are learned from the leader's word (`chosen_end`) for values accepted
   under its own ballot, instead of from every acceptor's `Accepted`.
+- A leader whose writes are far slower than those of a quorum of the others resigns, and then
+  leaves elections to them for a while; the papers know no slow disks.
 - Reads are confirmed by a round of heartbeats instead of by the leases of "Paxos Made
   Live": no clock is trusted.
 - A disk that lost its content is noticed by its incarnation; one that went back in time

@@ -7,11 +7,18 @@ decided and for which nobody has anything to say. A value that begins with
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tasksprint.errors import RemoteProtocolError
 
-__all__ = ["COMMAND_OVERHEAD_BYTES", "MEMBERSHIP_MARK", "NOOP", "decode_batch", "encode_batch"]
+__all__ = [
+    "COMMAND_OVERHEAD_BYTES",
+    "MEMBERSHIP_MARK",
+    "NOOP",
+    "decode_batch",
+    "encode_batch",
+    "split_commands",
+]
 
 NOOP = b""
 COMMAND_OVERHEAD_BYTES = 4
@@ -49,3 +56,17 @@ def decode_batch(value: bytes) -> tuple[bytes, ...]:
             )
         commands.append(value[start:position])
     return tuple(commands)
+
+
+def split_commands(commands: Iterable[bytes], bytes_max: int) -> Iterator[tuple[bytes, ...]]:
+    """Cut commands into pieces of at most so many bytes, or of one command."""
+    piece: list[bytes] = []
+    size = 0
+    for command in commands:
+        if piece and size + len(command) > bytes_max:
+            yield tuple(piece)
+            piece, size = [], 0
+        piece.append(command)
+        size += len(command)
+    if piece:
+        yield tuple(piece)

@@ -16,6 +16,7 @@ from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.messages import Canvass, CanvassReply, Nack, Prepare, Promise
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import Settings
@@ -35,6 +36,7 @@ class Candidate:
         learner: Learner,
         catch_up: CatchUp,
         outbox: Outbox,
+        pace: Pace,
         settings: Settings,
         random: Random,
     ) -> None:
@@ -44,6 +46,7 @@ class Candidate:
         self._learner = learner
         self._catch_up = catch_up
         self._outbox = outbox
+        self._pace = pace
         self._settings = settings
         self._random = random
         self.campaign: Campaign | None = None
@@ -64,6 +67,8 @@ class Candidate:
             if self._outbox.owes_founding:
                 # A cluster that this disk may yet forget isn't one to stand in.
                 self._election.wait(now_ms)
+            elif self._pace.holds_back(now_ms, heard_ms=self._election.heard_ms):
+                self._election.wait_briefly(now_ms)
             else:
                 self.canvass(self._election.reason(), now_ms)
         elif now_ms >= campaign.deadline_ms and self._outbox.me not in campaign.promised_by:

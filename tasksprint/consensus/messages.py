@@ -174,6 +174,7 @@ class Resign:
     """The leader of `ballot` leads no more: elect another, without waiting."""
 
     ballot: Ballot
+    cause: str  # for people
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Knows nothing of why anything is said.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tasksprint.consensus.acceptor import Acceptor
@@ -30,6 +30,7 @@ class Write(NamedTuple):
     chosen_end: Slot  # every chosen entry below was handed over in this write or before
     is_founding: bool
     size_bytes: int
+    handed_ms: int  # when it was handed to the shell
 
 
 class Outbox:
@@ -155,11 +156,11 @@ class Outbox:
             or (self.fatal is not None and not self._is_fatal_told)
         )
 
-    def take(self) -> Ready | None:
+    def take(self, now_ms: int) -> Ready | None:
         """Return everything gathered; None: nothing."""
         if self._ack_slots:
             self._flush_acks()
-        persist = self._take_persist()
+        persist = self._take_persist(now_ms)
         has_news = self._learner.has_news
         if (
             persist is None
@@ -200,7 +201,7 @@ class Outbox:
         self._notes.clear()
         return ready
 
-    def _take_persist(self) -> Persist | None:
+    def _take_persist(self, now_ms: int) -> Persist | None:
         promised, entries = self._acceptor.take_writes()
         founding, memberships = self._founding, self._memberships
         is_unchanged = (
@@ -231,6 +232,7 @@ class Outbox:
                 chosen_end,
                 founding is not None,
                 size,
+                now_ms,
             )
         )
         return Persist(promised, entries, chosen_end_write, founding, memberships)
@@ -239,6 +241,16 @@ class Outbox:
     def unwritten_count(self) -> int:
         """Writes handed over and not yet durable."""
         return len(self._writes)
+
+    def oldest_age_ms(self, now_ms: int) -> int:
+        """Return how long the oldest of them has been under way; 0: there is none."""
+        return now_ms - self._writes[0].handed_ms if self._writes else 0
+
+    def own_writes(self) -> Iterator[Write]:
+        """Yield those with acceptances of this replica's present or last leadership."""
+        for write in self._writes:
+            if write.own_slots and write.own_ballot == self._own_ballot:
+                yield write
 
     @property
     def owes_founding(self) -> bool:

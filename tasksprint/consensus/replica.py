@@ -15,12 +15,13 @@ The three rules on which everything rests:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.admission import Admission
 from tasksprint.consensus.ballot import NO_BALLOT, Ballot
+from tasksprint.consensus.batch import split_commands
 from tasksprint.consensus.candidate import Candidate
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.effects import (
@@ -58,6 +59,7 @@ from tasksprint.consensus.messages import (
     Stranger,
 )
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.reconfiguration import Reconfiguration
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
@@ -123,6 +125,9 @@ class Replica:
         self._election = Election(settings, random, now_ms)
         self._election.see_round(self._acceptor.promised.round)
         self._leadership: Leadership | None = None
+        self._pace = Pace(
+            outbox=self._outbox, learner=self._learner, settings=settings, now_ms=now_ms
+        )
         self._catch_up = CatchUp(
             acceptor=self._acceptor,
             learner=self._learner,
@@ -154,6 +159,7 @@ class Replica:
             learner=self._learner,
             catch_up=self._catch_up,
             outbox=self._outbox,
+            pace=self._pace,
             settings=settings,
             random=random,
         )
@@ -265,6 +271,8 @@ class Replica:
             open_slots=len(self._acceptor.open),
             log_start=self._learner.log_start,
             state_givers=self.state_givers,
+            handovers=self._pace.handovers,
+            write_ms=self._outbox.oldest_age_ms(self._now_ms),
             peers={
                 peer: PeerStatus(
                     self._catch_up.known_end(peer),
@@ -333,8 +341,7 @@ class Replica:
         self._refresh_standing()
         if self._leadership is not None and self._is_leaving:
             self._outbox.send_all(ChosenNotice(self._leadership.ballot, chosen_end))
-            self._outbox.send_all(Resign(self._leadership.ballot))
-            self._step_down("was removed from the cluster")
+            self._resign("was removed from the cluster")
         self._admission.refresh()
         if self._leadership is not None:
             self._leadership.members_changed()
@@ -402,6 +409,26 @@ class Replica:
         if self._candidate.campaign is None:
             self._election.hurry(self._now_ms)
 
+    def hand_over(self, cause: str, now_ms: int) -> bool:
+        """Let a leader resign because somebody else would do better, and then hold back.
+
+        Returns:
+            False: it stays for now. Nobody else can be elected without it, or stood when
+            it held back before.
+        """
+        self._now_ms = now_ms
+        if self._leadership is None or not self._pace.may_hand_over(now_ms):
+            return False
+        if not self._memberships.could_be_quorum_without({self.me}, self._learner.chosen_end):
+            return False
+        self._pace.hand_over(now_ms)
+        self._resign(cause)
+        return True
+
+    def hold_back(self, now_ms: int) -> None:
+        """Give others the precedence in elections, for at least `hold_back_min_ms` from now."""
+        self._pace.hold_back(now_ms)
+
     def log_read(self, request: ReadLog, entries: tuple[LogEntry, ...], now_ms: int) -> None:
         """Pass entries on that were read back for a peer."""
         self._now_ms = now_ms
@@ -446,6 +473,7 @@ class Replica:
         """Learn that everything up to this `Ready`'s `persist` is durable."""
         self._now_ms = now_ms
         for write in self._outbox.persisted(sequence):
+            self._pace.wrote(now_ms - write.handed_ms, now_ms)
             # Own votes count from here on, if they still matter.
             leadership, campaign = self._leadership, self._candidate.campaign
             if leadership is not None and write.own_ballot == leadership.ballot:
@@ -526,7 +554,7 @@ class Replica:
                 self._on_nack(source, message)
             case Resign():
                 if self._election.leader == source and self._election.ballot == message.ballot:
-                    self._lose_leader(f"replica {source} resigned")
+                    self._lose_leader(f"heard that replica {source} resigned: {message.cause}")
             case Hello() | Found() | Stranger():
                 self._hear_outsider(envelope)
             case _:
@@ -552,10 +580,10 @@ class Replica:
             self._leadership.work(self._now_ms)
         if self._forwards:
             if self._election.leader is not None and self._leadership is None:
-                for commands in _pieces(self._forwards, self._settings.catch_up_bytes_max):
+                for commands in split_commands(self._forwards, self._settings.catch_up_bytes_max):
                     self._outbox.send(self._election.leader, Forward(commands))
             self._forwards.clear()
-        return self._outbox.take()
+        return self._outbox.take(self._now_ms)
 
     # --- founding ---
 
@@ -707,6 +735,7 @@ class Replica:
         )
         campaign.take_own(self._acceptor.open)
         self._election.hear(self.me, campaign.ballot, self._now_ms)
+        self._pace.take_office(self._now_ms)
         self._leadership = Leadership(
             campaign=campaign,
             memberships=self._memberships,
@@ -724,9 +753,17 @@ class Replica:
             cause = "a replica refused its ballot for long"
             self._step_down(cause)
             self._candidate.stand(cause, self._now_ms)
+        elif (slow := self._pace.look(self._now_ms)) is not None:
+            self.hand_over(slow, self._now_ms)
         else:
             self._reconfiguration.go_on(leadership, self._now_ms)
             leadership.beat(self._now_ms)
+
+    def _resign(self, cause: str) -> None:
+        """Step down, and have the others elect somebody at once."""
+        assert self._leadership is not None
+        self._outbox.send_all(Resign(self._leadership.ballot, cause))
+        self._step_down(cause)
 
     def _step_down(self, cause: str) -> None:
         if self._leadership is not None:
@@ -749,17 +786,3 @@ class Replica:
         if self._admission.founding is None:
             assert self._leadership is None and campaign is None
             assert self._acceptor.promised == NO_BALLOT
-
-
-def _pieces(commands: list[bytes], bytes_max: int) -> Iterator[tuple[bytes, ...]]:
-    """Cut commands into pieces of at most so many bytes, or of one command."""
-    piece: list[bytes] = []
-    size = 0
-    for command in commands:
-        if piece and size + len(command) > bytes_max:
-            yield tuple(piece)
-            piece, size = [], 0
-        piece.append(command)
-        size += len(command)
-    if piece:
-        yield tuple(piece)

@@ -149,7 +149,12 @@ class CoordinatorPaths:
     # --- what people ask ---
 
     async def _program(self, request: Request) -> Response:
-        """Keep a job's archive on a quorum of the members."""
+        """Keep a job's archive on a quorum of the members, this one among them.
+
+        The leader does: it hands over if its disk is slow.
+        """
+        if not self._coordinator.replica.is_leader:
+            return not_leader_response(self._coordinator.not_leader())
         return json_response(
             {"digest": await self._coordinator.programs.keep_on_quorum(request.body)}
         )

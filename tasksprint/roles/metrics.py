@@ -178,6 +178,11 @@ def coordinator_metrics(coordinator: Coordinator) -> Response:
         ({}, status.elections),
     )
     counter(
+        "tasksprint_handovers_total",
+        "Times that this replica resigned because its disk was slow or nearly full.",
+        ({}, status.handovers),
+    )
+    counter(
         "tasksprint_leader_changes_total",
         "Changes of the leader as seen from here.",
         ({}, coordinator.leader_changes),
@@ -192,6 +197,11 @@ def coordinator_metrics(coordinator: Coordinator) -> Response:
         "tasksprint_log_write_seconds",
         "Durable transactions of the log, fsync included.",
         coordinator.writer.write_times(),
+    )
+    gauge(
+        "tasksprint_log_write_age_seconds",
+        "Time that the oldest unfinished write of the log has taken so far; 0: there is none.",
+        ({}, status.write_ms / 1000),
     )
     _database(out, coordinator.database_path)
     gauge(

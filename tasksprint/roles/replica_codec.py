@@ -89,8 +89,8 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "promise", (*_pair(ballot), first_slot, heads), values
         case Nack(ballot, promised):
             return "nack", (*_pair(ballot), *_pair(promised)), ()
-        case Resign(ballot):
-            return "resign", _pair(ballot), ()
+        case Resign(ballot, cause):
+            return "resign", (*_pair(ballot), cause), ()
         case CatchUpRequest(first_slot):
             return "catch-up", (first_slot,), ()
         case CatchUpReply(first_slot, entries, chosen_end, log_start):
@@ -181,7 +181,7 @@ _SHAPES = {
     "prepare": _shape("number number number"),
     "promise": _shape("number number number heads"),
     "nack": _shape("number number number number"),
-    "resign": _shape("number number"),
+    "resign": _shape("number number text"),
     "catch-up": _shape("number"),
     "catch-up-reply": _shape("number heads number number"),
 }
@@ -217,7 +217,7 @@ _DECODERS: dict[str, _Decoder] = {
     "prepare": lambda f, p: Prepare(Ballot(f[0], f[1]), f[2]),
     "promise": lambda f, p: Promise(Ballot(f[0], f[1]), f[2], _decode_entries(f[3], p)),
     "nack": lambda f, p: Nack(Ballot(f[0], f[1]), Ballot(f[2], f[3])),
-    "resign": lambda f, p: Resign(Ballot(f[0], f[1])),
+    "resign": lambda f, p: Resign(Ballot(f[0], f[1]), f[2]),
     "catch-up": lambda f, p: CatchUpRequest(f[0]),
     "catch-up-reply": lambda f, p: CatchUpReply(f[0], _decode_entries(f[1], p), f[2], f[3]),
 }

@@ -282,8 +282,8 @@ def test_removed_leader_resigns_and_goes_when_a_majority_says_so() -> None:
     said = _accept_all(replica, now_ms, 2)
     assert not replica.is_leader
     assert [(target, m) for target, m in said if isinstance(m, Resign)] == [
-        (2, Resign(ballot(1, 1))),
-        (3, Resign(ballot(1, 1))),
+        (2, Resign(ballot(1, 1), "was removed from the cluster")),
+        (3, Resign(ballot(1, 1), "was removed from the cluster")),
     ]
     governing = encode_membership(without(_founders(3), ReplicaId(1)))
     stranger = Stranger("c0ffee", None, Incarnation("inc1"), governing)
@@ -302,9 +302,9 @@ def test_follower_asks_for_an_election_when_the_leader_resigns() -> None:
     replica = make(2, 3)
     replica.receive(from_peer(1, 2, Heartbeat(ballot(3, 1), 1, Slot(1))), 5)
     drain(replica, 5)
-    replica.receive(from_peer(3, 2, Resign(ballot(3, 1))), 6)
+    replica.receive(from_peer(3, 2, Resign(ballot(3, 1), "is slow")), 6)
     assert replica.leader == 1
-    replica.receive(from_peer(1, 2, Resign(ballot(3, 1))), 6)
+    replica.receive(from_peer(1, 2, Resign(ballot(3, 1), "is slow")), 6)
     assert replica.leader is None
     assert replica.deadline_ms <= 6 + 20
 

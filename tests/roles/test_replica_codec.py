@@ -55,7 +55,7 @@ MESSAGES: list[Message] = [
     ChosenNotice(BALLOT, Slot(9)),
     Heartbeat(BALLOT, 4, Slot(9)),
     HeartbeatReply(BALLOT, 4, Slot(9)),
-    Resign(BALLOT),
+    Resign(BALLOT, "its disk is slow"),
     CatchUpRequest(Slot(1)),
     CatchUpReply(Slot(3), ENTRIES, Slot(9), Slot(1)),
     Forward((b"[1]", b"", b"\n")),

@@ -20,6 +20,8 @@ Verified at every step:
   beyond-alpha      nobody accepts anything ALPHA slots or more beyond what is chosen
   no-overlap        majorities of a membership and of the next one have a member in common
   too-soon          no membership is chosen before the one before it governs
+And at the end of some seeds, when all else works:
+  hung-leader       a leader whose disk hangs is replaced within a stated time, for long
 
 Not verified: that nothing but minimal messages is sent, timing within the phases, what
 happens if disks lie about being durable.

@@ -33,6 +33,19 @@ class Disk(Generic[State]):
         self._waiting: list[tuple[Callable[[State], None], Callable[[], None]]] = []
         self._running: list[tuple[Callable[[State], None], Callable[[], None]]] = []
         self._life = 0
+        self._hangs = False
+        self._held: list[Callable[[], None]] = []
+
+    def hang(self) -> None:
+        """Let no write end until `recover`."""
+        self._hangs = True
+
+    def recover(self) -> None:
+        """End writes again, first of all those that should have ended meanwhile."""
+        self._hangs = False
+        held, self._held = self._held, []
+        for finish in held:
+            finish()
 
     def write(self, change: Callable[[State], None], done: Callable[[], None]) -> None:
         """Queue a change; `done` is called once it is durable, unless a crash comes first."""
@@ -48,6 +61,9 @@ class Disk(Generic[State]):
 
     def _finish(self, life: int) -> None:
         if life != self._life:
+            return
+        if self._hangs:
+            self._held.append(lambda: self._finish(life))
             return
         finished, self._running = self._running, []
         for change, _ in finished:

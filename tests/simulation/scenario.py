@@ -31,6 +31,11 @@ _HEALING_MS_MAX = 30_000
 _STEPS_MAX = 400_000
 # Commands that a healed cluster must decide.
 _PROBES = 5
+# Virtual milliseconds within which a leader whose disk hangs is replaced, if all else works
+# (and `hold_back_max_ms` more, if nobody else stood before),
+_HANDOVER_MS_MAX = 3_000
+# and those for which another one must lead then.
+_HANDED_OVER_MS = 2_000
 
 
 @dataclass
@@ -97,6 +102,8 @@ class Scenario:
         self._reads = 0
         self._is_healed = False
         self._probes: list[bytes] = []
+        self._probes_wanted = _PROBES
+        self._hangs_at_the_end = random.random() < 0.5
         self._fault_gap = random.uniform(100, 800)
         self._command_gap = random.uniform(15, 80)
         self._election_crashes = random.choice((0.0, 0.05, 0.2))
@@ -153,6 +160,8 @@ class Scenario:
         self._run_until(random.uniform(2_000, 7_000))
         self._heal()
         self._run_until_settled()
+        if self._hangs_at_the_end:
+            self._hang_leader()
         self.checker.at_end(self._members_left())
 
     def _run_until(self, end: float) -> None:
@@ -170,8 +179,41 @@ class Scenario:
                 ]
                 raise Violation("no-progress", f"after healing: {states}")
 
+    def _hang_leader(self) -> None:
+        """Let the leader's disk hang: another one must lead soon, and go on to."""
+        leader = self._leader()
+        if leader is None or not self._leaves_quorums({*self._wiped, leader.me}):
+            return
+        self.checker.say(f"the disk of replica {leader.me}, which leads, hangs")
+        self.checker.count("leaders whose disk hung")
+        leader.disk.hang()
+        self._probes_wanted += 1_000
+        end = self.timeline.now + _HANDOVER_MS_MAX + self._settings.hold_back_max_ms
+        while self._leader() in (leader, None):
+            self.timeline.step()
+            if self.timeline.now > end:
+                raise Violation("hung-leader", f"replica {leader.me} was not replaced")
+        end = self.timeline.now + _HANDED_OVER_MS
+        while self.timeline.now < end:
+            self.timeline.step()
+            if self._leader() is leader:
+                raise Violation("hung-leader", f"replica {leader.me} leads again")
+        self.checker.say("its disk recovers")
+        leader.disk.recover()
+        self._probes_wanted = len(self._probes) + 1
+        self._run_until_settled()
+
+    def _leader(self) -> ReplicaNode | None:
+        """Return who leads, by the highest ballot."""
+        leaders = [
+            (node.replica.ballot, node)
+            for node in self.nodes.values()
+            if node.replica is not None and node.replica.is_established
+        ]
+        return max(leaders, key=lambda pair: pair[0])[1] if leaders else None
+
     def _is_settled(self) -> bool:
-        if len(self._probes) < _PROBES:
+        if len(self._probes) < self._probes_wanted:
             return False
         if any(probe not in self.checker.acknowledged for probe in self._probes):
             return False
@@ -195,7 +237,7 @@ class Scenario:
         nodes = list(self.nodes.values())
         if self._is_healed:
             open_probes = [p for p in self._probes if p not in self.checker.acknowledged]
-            if not open_probes and len(self._probes) < _PROBES:
+            if not open_probes and len(self._probes) < self._probes_wanted:
                 self._probes.append(f"probe {len(self._probes)}".encode())
             for probe in open_probes:
                 self._submit(random.choice(nodes), probe)
@@ -239,6 +281,7 @@ class Scenario:
                 self._mend_network,
                 self._mend_network,
                 self._slow_disk,
+                self._hang_disk,
                 self._disconnect,
                 self._freeze,
                 self._wipe,
@@ -332,6 +375,12 @@ class Scenario:
         node.disk.latency = self._random.choice(((0.1, 1.0), (5.0, 50.0), (100.0, 1_500.0)))
         self.checker.say(f"the disk of replica {node.me} takes {node.disk.latency} ms")
         self.checker.count("disks that changed speed")
+
+    def _hang_disk(self, node: ReplicaNode) -> None:
+        self.checker.say(f"the disk of replica {node.me} hangs")
+        self.checker.count("disks that hung")
+        node.disk.hang()
+        self.timeline.after(self._random.choice((200, 2_000)), node.disk.recover)
 
     def _freeze(self, node: ReplicaNode) -> None:
         node.freeze()
@@ -444,6 +493,7 @@ class Scenario:
         self.network.faults = NetworkFaults()
         for node in self.nodes.values():
             node.disk.latency = (0.1, 1.0)
+            node.disk.recover()
             node.thaw()
             self.timeline.after(0, partial(self._start, node))
 
@@ -455,6 +505,9 @@ def _draw_settings(random: Random) -> Settings:
         heartbeat_interval_ms=heartbeat,
         election_timeout_min_ms=4 * heartbeat,
         election_timeout_max_ms=8 * heartbeat,
+        slow_write_ms=8 * heartbeat,
+        hold_back_min_ms=40 * heartbeat,
+        hold_back_max_ms=160 * heartbeat,
         chosen_notice_delay_ms=5 if heartbeat == 60 else 0,
         resend_interval_ms=random.choice((50, 100)),
         pipeline_slots_max=random.choice((1, 2, 8)),

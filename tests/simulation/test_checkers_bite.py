@@ -28,6 +28,7 @@ from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.members import Members, Memberships, Span
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import Slot
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
@@ -118,7 +119,10 @@ class _ReappliesOnRestart(ReplicaNode):
         (_ForgetsOpenEntries, {"two-chosen", "not-chosen", "not-durable", "lost-command"}),
         (
             _KeepsItsName,
-            {"promise-back", "two-chosen", "two-values", "not-durable", "former-life"},
+            {
+                *("promise-back", "two-chosen", "two-values", "not-durable", "former-life"),
+                "stale-read",
+            },
         ),
         (_ForgetsMembers, {"core", "no-progress", "not-chosen", "two-chosen", "stranger-votes"}),
         (_AppliesBackwards, {"out-of-order"}),
@@ -200,7 +204,12 @@ def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]
         (Campaign, "adopt", _adopt_nothing, {"two-chosen", "core"}),
         (Campaign, "_take", _take_own_only, {"two-chosen", "core"}),
         (Memberships, "note", _governs_at_once, {"not-chosen", "two-chosen", "too-soon", "core"}),
-        (Memberships, "_add", _learners_vote, {"not-chosen", "two-chosen", "core"}),
+        (
+            Memberships,
+            "_add",
+            _learners_vote,
+            {"not-chosen", "two-chosen", "no-progress", "core"},
+        ),
         (
             Leadership,
             "change_is_under_way",
@@ -229,13 +238,21 @@ def test_broken_core_is_caught(
 
 
 @pytest.mark.slow
+def test_leader_that_keeps_its_office_with_a_hung_disk_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pace, "look", lambda self, now_ms: None)
+    assert _rules_broken() == {"hung-leader"}
+
+
+@pytest.mark.slow
 def test_outbox_that_lets_answers_overtake_writes_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A repeated message must not be answered while the first answer's write is under way."""
 
-    def take_persist(self: Outbox) -> Persist | None:
-        persist = original(self)
+    def take_persist(self: Outbox, now_ms: int) -> Persist | None:
+        persist = original(self, now_ms)
         return None if persist == Persist() else persist
 
     original = Outbox._take_persist
