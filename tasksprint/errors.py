@@ -10,6 +10,7 @@
     ├── JobFailed                 a job ended without a result, with its cause
     ├── UsageError                the command line, manifest or job directory is wrong
     ├── SettingsError             the operator must change a setting, key, address or directory
+    ├── StateDiffers              this replica's state isn't that of the others; it must not go on
     └── StoreError                the operator must look at a disk or database file
 
 Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
@@ -29,6 +30,7 @@ __all__ = [
     "RemoteProtocolError",
     "SchedulerFailed",
     "SettingsError",
+    "StateDiffers",
     "StoreError",
     "TaskSprintError",
     "UsageError",
@@ -101,6 +103,12 @@ class SettingsError(TaskSprintError):
     """A setting, key, address or data directory must be changed by the operator."""
 
     exit_code = 78  # EX_CONFIG
+
+
+class StateDiffers(TaskSprintError):
+    """The same log gave this replica another state than the others: a bug, or bad memory."""
+
+    exit_code = 65  # EX_DATAERR
 
 
 class StoreError(TaskSprintError):

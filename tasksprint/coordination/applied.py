@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasksprint.coordination.commands import Tick
 from tasksprint.coordination.rows import Row
 from tasksprint.ids import ClientId, JobId
 from tasksprint.tasks import SchedulerCommand
@@ -53,3 +54,4 @@ class Applied:
     clients: tuple[ClientId, ...]  # whose view changed
     jobs: tuple[JobId, ...]  # started, ended, or with changed counts
     notes: tuple[str, ...]  # for the log of the process
+    tick: Tick | None = None  # the last one in it

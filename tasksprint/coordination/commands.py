@@ -15,7 +15,7 @@ from typing import Any
 
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, TaskId
+from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.tasks import (
     FailJob,
     FinishJob,
@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "AnswerPart",
     "CancelJob",
+    "Claim",
     "Command",
     "Completion",
     "Failure",
@@ -64,12 +65,23 @@ class SilentClient:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """After this slot, the state of who says so had this digest."""
+
+    slot: Slot
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Log time advances; proposed by the leader."""
 
     elapsed_ms: int  # since the leader's last tick
     wall_ms: int  # for display
     silent: tuple[SilentClient, ...] = ()
+    # Of the leader's own state, for the others to compare theirs with (claims.py). It
+    # changes nothing of the state.
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +314,9 @@ def _command_list(command: Command) -> list[Any]:
             ]
         case Tick():
             silent = [[one.cid, one.incarnation, one.request] for one in command.silent]
-            return ["tick", command.elapsed_ms, command.wall_ms, silent]
+            claim = command.claim
+            said = None if claim is None else [claim.slot, claim.digest]
+            return ["tick", command.elapsed_ms, command.wall_ms, silent, said]
         case JoinClient():
             return [
                 "join",
@@ -430,7 +444,10 @@ def _texts(value: Any) -> Any:
     return tuple(value)
 
 
-def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any) -> Tick:
+def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any, claim: Any) -> Tick:
+    if claim is not None:
+        slot, digest = _list(claim)
+        claim = Claim(_number(slot), _text(digest))
     return Tick(
         _number(elapsed_ms),
         _number(wall_ms),
@@ -440,6 +457,7 @@ def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any) -> Tick:
                 for cid, incarnation, request in _list(silent)
             ]
         ),
+        claim,
     )
 
 

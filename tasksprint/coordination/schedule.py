@@ -125,6 +125,7 @@ class Schedule:
             tuple(changes.views),
             tuple([job.job for job in (*changes.jobs, *changes.forgotten)]),
             changes.all_notes(),
+            changes.tick,
         )
 
     def _apply_bytes(self, data: bytes) -> bytes | None:
@@ -146,6 +147,7 @@ class Schedule:
                 return None
             case Tick():
                 self._liveness.tick(command)
+                self._state.changes.tick = command
                 return None
             case JoinClient():
                 joined = self._liveness.join(command)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.clients import Client
+from tasksprint.coordination.commands import Tick
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.requests import Sender, Senders
 from tasksprint.coordination.rows import Row
@@ -39,6 +40,7 @@ class Changes:
         "rows",
         "senders",
         "tasks",
+        "tick",
         "views",
     )
 
@@ -55,6 +57,7 @@ class Changes:
         self.events: list[tuple[JobId, Event]] = []
         self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
         self.notes: list[str] = []
+        self.tick: Tick | None = None
         # Counted, for one client can lose or bring back any number of results.
         self.again: dict[JobId, int] = {}  # tasks to be computed again
         self.restored: dict[JobId, int] = {}  # … that needn't any more

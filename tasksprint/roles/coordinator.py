@@ -27,6 +27,7 @@ from tasksprint.errors import Refused, RemoteProtocolError, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles import replica_codec
+from tasksprint.roles.agreement import Agreement
 from tasksprint.roles.decisions import Decided, Decisions
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
@@ -136,6 +137,7 @@ class Coordinator:
         self._last_heard: dict[ClientId, int] = {}
         self._outputs: dict[JobId, str] = {}
         self.members = MemberChanges(self)
+        self.agreement = Agreement(self)
         self._was_leader = False
         self._leader_seen: ReplicaId | None = None
         # For people and for `/metrics`:
@@ -572,6 +574,7 @@ class Coordinator:
             snapshot.close()
         assert (schedule.applied_slot, schedule.digest) == (applied.slot, applied.digest)
         self.schedule = schedule
+        self.agreement.forget()
         end_slot = self._applied_end()
         self._to_apply = deque(chosen for chosen in self._to_apply if chosen.slot >= end_slot)
         self._tail.reset(end_slot, end_slot)
@@ -626,6 +629,8 @@ class Coordinator:
 
     def _applied(self, chosen: Chosen, applied: Applied) -> None:
         self._rows.extend(applied.rows)
+        assert self.schedule is not None
+        self.agreement.applied(chosen.slot, self.schedule.digest, applied)
         self._tail.applied(chosen.slot, sum(map(len, chosen.commands)))
         self.applied_commands += len(chosen.commands)
         for note in applied.notes:
@@ -732,7 +737,8 @@ class Coordinator:
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, incarnation, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
-        command = encode_command(Tick(elapsed_ms, self.surroundings.wall_ms(), tuple(silent)))
+        now, claim = self.surroundings.wall_ms(), self.agreement.claim
+        command = encode_command(Tick(elapsed_ms, now, tuple(silent), claim))
         if not self.replica.propose(command, now_ms):
             return
         self._last_tick_ms = now_ms

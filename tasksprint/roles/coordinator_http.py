@@ -73,6 +73,7 @@ class CoordinatorPaths:
         add("GET", "/v1/status", self._status, access=token)
         add("POST", "/v1/stop", self._stop)
         coordinator.copies.add_to(self.router)
+        coordinator.agreement.add_to(self.router)
 
     # --- what clients ask ---
 

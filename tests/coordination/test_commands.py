@@ -10,6 +10,7 @@ from tasksprint.coordination.commands import (
     Answer,
     AnswerPart,
     CancelJob,
+    Claim,
     Command,
     Completion,
     Failure,
@@ -88,7 +89,13 @@ failures = st.builds(
     st.dictionaries(texts, st.none() | texts | numbers, max_size=2),
 )
 commands: st.SearchStrategy[Command] = st.one_of(
-    st.builds(Tick, numbers, numbers, tuples(st.builds(SilentClient, numbers, texts, numbers))),
+    st.builds(
+        Tick,
+        numbers,
+        numbers,
+        tuples(st.builds(SilentClient, numbers, texts, numbers)),
+        st.none() | st.builds(Claim, numbers, texts),
+    ),
     st.builds(
         JoinClient,
         texts,
@@ -146,7 +153,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         (Lost(1, 4),),
     )
     listed: list[Command] = [
-        Tick(500, 1_700_000_000_000, (SilentClient(2, "aa", 7),)),
+        Tick(500, 1_700_000_000_000, (SilentClient(2, "aa", 7),), Claim(9, "ab")),
         JoinClient("id", "aa", None, "host", 4, (Held(1, 2, "dd"),)),
         LeaveClient(1, "aa"),
         NodesAttached(1, "aa", 2, (("gpu", 3),)),
@@ -157,7 +164,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         SchedulerOut(3, 1, "crashed", "exit 1"),
     ]
     assert [encode_command(command).decode() for command in listed] == [
-        '["tick",500,1700000000000,[[2,"aa",7]]]',
+        '["tick",500,1700000000000,[[2,"aa",7]],[9,"ab"]]',
         '["join","id","aa",null,"host",4,[[1,2,"dd"]]]',
         '["leave",1,"aa"]',
         '["attached",1,"aa",2,[["gpu",3]]]',
@@ -184,11 +191,15 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         b'[["tick"]]',
         b'["tick",1]',
         b'["tick",1,2,3]',
-        b'["tick",-1,2,[]]',
-        b'["tick",1.5,2,[]]',
-        b'["tick",9223372036854775808,2,[]]',
-        b'["tick",true,2,[]]',
-        b'["tick",1,2,[[1,2]]]',
+        b'["tick",-1,2,[],null]',
+        b'["tick",1.5,2,[],null]',
+        b'["tick",9223372036854775808,2,[],null]',
+        b'["tick",true,2,[],null]',
+        b'["tick",1,2,[[1,2]],null]',
+        b'["tick",1,2,[]]',
+        b'["tick",1,2,[],[1]]',
+        b'["tick",1,2,[],[1,2]]',
+        b'["tick",1,2,[],["a","b"]]',
         b'["leave",1,2]',
         b'["report",1,"a",1,1,[[1,2,3]],[],[]]',
         b'["report",1,"a",1,1,[[1,2,3,"d",1,null,1,{"k":["text","1"]}]],[],[]]',

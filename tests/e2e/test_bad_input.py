@@ -38,6 +38,7 @@ from tasksprint.roles.main import main
 from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import connect, wait_until
 from tests.packaging.standin import CHECKOUT
+from tests.torture.machines import Machines, copy_of_checkout
 
 pytestmark = pytest.mark.slow
 
@@ -794,6 +795,29 @@ def test_data_directory_that_is_a_file(what: str, commands: Commands, tmp_path: 
     path = tmp_path / "file"
     path.write_text("")
     commands.fails(what, *coordinator(path))
+
+
+# --- coordinators that must not go on ---
+
+
+@row("state of one replica differs")
+def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    command = copy_of_checkout(tmp_path / "code")
+    environment = {"PYTHONPATH": str(tmp_path / "code")}
+    folder = tmp_path / "cluster"
+    with Machines(
+        folder, command=command, coordinators=3, clients=0, environment=environment
+    ) as machines:
+        script = str(Path(__file__).with_name("wrong_state.py"))
+        machines.start("coordinator-2", command=[sys.executable, script, str(tmp_path / "now")])
+        machines.start_all()
+        wait_until(lambda: machines.leader() is not None, "somebody leads")
+        (tmp_path / "now").touch()
+        exit_code = machines.processes["coordinator-2"].wait(DEADLINE_S)
+        check(what, exit_code, machines.log("coordinator-2"))
+        assert machines.connect().request("GET", "/v1/jobs").json() == []
+        assert set(machines.end_all().values()) == {0}
 
 
 # --- afterwards ---

@@ -1,0 +1,149 @@
+"""A replica whose state was tampered with stops, exactly that one, and the others serve."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tasksprint.coordination.commands import JoinClient
+from tasksprint.errors import StateDiffers
+from tasksprint.ids import Incarnation
+from tasksprint.roles import agreement
+from tasksprint.settings import Settings
+from tests.roles.members import Member, Members, members
+from tests.roles.test_coordinator import decide, run, until
+
+# Ticks come fast, so that a difference shows soon.
+SETTINGS = Settings(tick_interval_ms=20)
+
+
+def tamper(member: Member, by_ms: int = 1) -> None:
+    """Let a replica's memory change: log time is off by so much."""
+    member.coordinator.require_schedule()._state.log_ms += by_ms
+
+
+def level(of: Members) -> Callable[[], bool]:
+    def is_level() -> bool:
+        schedules = [member.coordinator.schedule for member in of.all]
+        return all(each is not None and each.applied_slot > 4 for each in schedules)
+
+    return is_level
+
+
+async def serves(member: Member) -> None:
+    reply = await decide(member, JoinClient("aa", Incarnation("bb"), None, "host", 2))
+    assert reply["cid"] == 1
+
+
+async def stopped(member: Member) -> StateDiffers:
+    await until(lambda: member.failure is not None, f"replica {member.number} stops")
+    assert isinstance(member.failure, StateDiffers), member.failure
+    return member.failure
+
+
+@pytest.mark.slow
+def test_follower_with_another_state_stops_and_the_others_serve(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            leader = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            wrong, right = (member for member in of.all if member is not leader)
+            tamper(wrong)
+            failure = await stopped(wrong)
+            assert failure.exit_code == 65
+            me, others = wrong.number, sorted((leader.number, right.number))
+            text = str(failure)
+            assert text.startswith(
+                f"replica {me} has another state than a majority of the voters "
+                f"({others[0]}, {others[1]}): after slot "
+            )
+            assert text.endswith(
+                "; don't start it again: keep its data directory for the authors, and put a new "
+                f"one in its place (tasksprint member replace {me} ID=HOST:PORT)"
+            )
+            await serves(leader)
+            await asyncio.sleep(0.2)  # Ten ticks: nobody else stops.
+            assert leader.failure is None and right.failure is None
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_leader_with_another_state_stops_and_the_others_elect_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            wrong = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            right = [member for member in of.all if member is not wrong]
+            tamper(wrong)
+            await stopped(wrong)
+            await wrong.stop()
+            await until(
+                lambda: any(member.coordinator.is_current for member in right), "another one leads"
+            )
+            leader = next(member for member in right if member.coordinator.is_current)
+            await serves(leader)
+            assert all(member.failure is None for member in right)
+            await wrong.start()  # So that it can be stopped.
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_replica_that_is_started_again_with_another_state_stops_again(tmp_path: Path) -> None:
+    """Digests are a chain, so the mirror remembers that something was wrong."""
+
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            leader = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            wrong = next(member for member in of.all if member is not leader)
+            tamper(wrong)
+            await stopped(wrong)
+            await wrong.stop()
+            await wrong.start()
+            await stopped(wrong)
+            await serves(leader)
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_nobody_can_say_who_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three different states: all stop, rather than answer wrongly."""
+    monkeypatch.setattr(agreement, "_ASK_AGAIN_S", 0.05)
+
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            await of.leader()
+            await until(level(of), "all have applied some ticks")
+            for member in of.all:
+                tamper(member, member.number)
+            failures = [await stopped(member) for member in of.all]
+            text = str(failures[0])
+            assert "no majority of the voters could be asked who is wrong" in text
+            assert text.endswith(
+                "; start all of them again, so that a majority decides; "
+                "keep all data directories"
+            )
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_cluster_goes_on_without_a_word_while_all_agree(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, replace(SETTINGS, tick_interval_ms=5)) as of:
+            leader = await of.leader()
+            await until(
+                lambda: leader.coordinator.require_schedule().applied_slot > 100, "many ticks"
+            )
+            assert all(member.coordinator.agreement._asking is None for member in of.all)
+            claims = [member.coordinator.agreement.claim for member in of.all]
+            assert all(claim is not None for claim in claims)
+
+    run(main)
