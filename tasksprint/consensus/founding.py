@@ -38,7 +38,7 @@ __all__ = [
     "was_removed",
 ]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,31 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Founding:
-    """The founding entry: the cluster's name, and its members in the order of ids."""
+    """The founding entry: the cluster's name, and its members in the order of ids.
+
+    A cluster that was recovered, or restored from a backup, has a name of its own and one
+    member in a new life. So nothing that the members of the former cluster say counts here,
+    nor the other way round, should all of them come back.
+    """
 
     cluster: str
     members: tuple[Member, ...]
+    # The clusters whose state it went on with, the last one last; none: it began empty.
+    origins: tuple[str, ...] = ()
+    retired: tuple[ReplicaId, ...] = ()  # ids of the former cluster, never used again; sorted
 
 
 def encode_founding(founding: Founding) -> bytes:
     """Return the bytes that are stored and sent."""
     members = [[m.replica, m.incarnation, m.address] for m in founding.members]
     return encode_json(
-        {"version": _FORMAT_VERSION, "cluster": founding.cluster, "members": members}
+        {
+            "version": _FORMAT_VERSION,
+            "cluster": founding.cluster,
+            "members": members,
+            "origins": founding.origins,
+            "retired": founding.retired,
+        }
     )
 
 
@@ -84,7 +98,12 @@ def decode_founding(data: bytes) -> Founding:
             Member(ReplicaId(int(replica)), Incarnation(str(incarnation)), str(address))
             for replica, incarnation, address in fields["members"]
         )
-        return Founding(str(fields["cluster"]), members)
+        return Founding(
+            str(fields["cluster"]),
+            members,
+            tuple(str(origin) for origin in fields["origins"]),
+            tuple(ReplicaId(int(replica)) for replica in fields["retired"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a founding entry: {data[:200]!r}") from error
 

@@ -81,7 +81,7 @@ class Memberships:
 
     def found(self, founding: Founding) -> None:
         """Begin with the founding members."""
-        self._add(Slot(1), Membership(0, founding.members))
+        self._add(Slot(1), Membership(0, founding.members, retired=founding.retired))
 
     def restore(self, data: bytes) -> None:
         """Replace everything by what `encode` gave."""

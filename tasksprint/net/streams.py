@@ -20,7 +20,8 @@ unnoticed. One that doesn't fit ends the connection.
 
 Who isn't among the peers, but knows the key, may connect as well and names its address:
 it may be a new member of which this replica hasn't heard, or one that was removed. It is
-called back for as long as its connection lasts, so that it can be told.
+called back for as long as its connection lasts, so that it can be told. Who says that it
+belongs to another cluster is refused.
 
 Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
 again what matters. Order holds within a connection. Nothing here knows what a frame means.
@@ -115,6 +116,7 @@ class PeerStreams:
         self._peers = dict(peers)
         self._visitors: dict[ReplicaId, str] = {}  # others that are connected: their addresses
         self.address = address
+        self.cluster: str | None = None  # to which this replica belongs; set once it does
         self._started = False
         self._dirty: list[_Sender] = []  # senders with frames of this turn of the loop
 
@@ -239,6 +241,14 @@ class PeerStreams:
                 f"this is replica {self.me}, not {target}",
                 status=409,
                 hint="the addresses of the replicas are mixed up: check --peers",
+            )
+        cluster = request.query.get("cluster")
+        if cluster is not None and self.cluster is not None and cluster != self.cluster:
+            raise Refused(
+                f"replica {self.me} belongs to cluster {self.cluster!r}, replica {source} "
+                f"to {cluster!r}",
+                status=409,
+                hint="start each with the peers of its own cluster",
             )
         address = request.query.get("address")
         is_visitor = source not in self._peers
@@ -419,6 +429,8 @@ class _Sender(BufferedReader):
         query: dict[str, str | int] = {"source": me, "target": peer, "nonce": nonce}
         if self._streams.address is not None:
             query["address"] = self._streams.address
+        if self._streams.cluster is not None:
+            query["cluster"] = self._streams.cluster
         target = target_of(STREAM_PATH, query)
         headers = {"Upgrade": PROTOCOL_NAME, "Connection": "Upgrade"}
         authorization = key.sign("POST", target, address)

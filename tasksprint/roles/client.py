@@ -81,7 +81,6 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 _log = logging.getLogger("tasksprint.client")
 
 _DISK_CHECK_S = 5.0
-_FOUNDING_PAUSE_S = 0.2
 _ATTACHED_GRACE_S = 1.0
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
@@ -112,11 +111,11 @@ class Client:
         self.stopped: asyncio.Future[None] = self.loop.create_future()
         self.http = HttpClient(options.key, settings)
         rng = random.Random(os.urandom(16))
-        self.leader = Leader(options.coordinators, self.http, rng)
+        self.leader = Leader(options.coordinators, self.http, rng, refuse=self._other_cluster)
         self.started_ms = monotonic_ms()
         self.database_path = store.path
         self.identity = store.identity
-        self._cluster = store.get_fact("cluster")
+        self.leader.cluster = store.get_fact("cluster")
         held = [
             HeldResult(JobId(job), TaskId(tid), digest) for job, tid, digest in store.reader.held()
         ]
@@ -268,11 +267,12 @@ class Client:
         reply = response.checked().json()
         if "error" in reply:
             raise SettingsError(f"the cluster refuses this client: {reply['error']}")
-        cluster = reply["cluster"]
-        if self._cluster is not None and self._cluster != cluster:
-            raise self._other_cluster(cluster)
-        if self._cluster is None:
-            self._cluster = cluster
+        cluster, former = reply["cluster"], self.leader.cluster
+        if cluster != former:
+            # Ours has gone on under this name: others of it aren't listened to any more.
+            if former is not None:
+                _log.warning("cluster %s went on as cluster %s", former, cluster)
+            self.leader.cluster = cluster
             await self.writer.run(ResultStore.set_fact, "cluster", cluster)
         cid = ClientId(reply["cid"])
         self.workbench.reset(cid, incarnation, self.now_ms())
@@ -281,28 +281,15 @@ class Client:
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
-    async def _check_cluster(self) -> None:
-        """Stop before joining a cluster that isn't the one of the data directory."""
-        while self._cluster is not None:
-            response = await self.leader.request("GET", "/v1/status")
-            cluster = response.checked().json()["cluster"]
-            if cluster is None:  # It isn't founded yet.
-                await asyncio.sleep(_FOUNDING_PAUSE_S)
-                continue
-            if cluster != self._cluster:
-                raise self._other_cluster(cluster)
-            return
-
     def _other_cluster(self, cluster: str) -> SettingsError:
         return SettingsError(
             f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
-            f"{self._cluster!r}, this is cluster {cluster!r}",
+            f"{self.leader.cluster!r}, this is cluster {cluster!r}",
             hint="give this client its own --data-dir",
         )
 
     async def _follow(self) -> None:
         """Poll the view for ever; join first, and anew when this incarnation isn't known."""
-        await self._check_cluster()
         await self._join()
         workbench = self.workbench
         wait_ms = self.settings.view_poll_max_ms

@@ -253,7 +253,7 @@ class Coordinator:
 
     def address_of(self, replica: ReplicaId) -> str | None:
         """Return the address of a member."""
-        return (self.replica.addresses or self.options.peers).get(replica)
+        return self.members.known().get(replica)
 
     async def decide(self, command: bytes) -> bytes:
         """Have a command chosen and applied, and return the state machine's reply.

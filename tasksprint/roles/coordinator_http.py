@@ -27,7 +27,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import Refused, RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.net.gate import Access
-from tasksprint.net.router import Later, Request, Response, Router, json_response
+from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
@@ -48,7 +48,7 @@ class CoordinatorPaths:
         self._coordinator = coordinator
         self._settings = coordinator.settings
         self.router = Router()
-        add = self.router.add
+        add = self._add
         token = Access.TOKEN
         archive_max = coordinator.settings.archive_bytes_max
         add("GET", "/healthz", self._healthz, access=Access.OPEN)
@@ -74,6 +74,31 @@ class CoordinatorPaths:
         add("POST", "/v1/stop", self._stop)
         coordinator.copies.add_to(self.router)
         coordinator.agreement.add_to(self.router)
+
+    def _add(self, method: str, pattern: str, handler: Handler, **options: Any) -> None:
+        """Add a path that refuses who asks for another cluster."""
+
+        def answer(request: Request) -> Any:
+            cluster = request.query.get("cluster")
+            return (None if cluster is None else self._refuse(cluster)) or handler(request)
+
+        self.router.add(method, pattern, answer, **options)
+
+    def _refuse(self, cluster: str) -> Response | None:
+        """Refuse who belongs to another cluster than this one, or those that it went on from.
+
+        A cluster that lost its majority may be recovered by one member; should the others
+        come back, they answer as before, at addresses that the clients know.
+        """
+        founding = self._coordinator.replica.founding
+        if founding is None or cluster == founding.cluster or cluster in founding.origins:
+            return None
+        error = (
+            f"replica {self._coordinator.options.me} belongs to cluster {founding.cluster!r}, "
+            f"not to {cluster!r}"
+        )
+        told = {"error": error, "leader": None, "cluster": founding.cluster}
+        return json_response(told, status=MISDIRECTED)
 
     # --- what clients ask ---
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tasksprint.encoding import decode_json
-from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UsageError
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError, SettingsError, UsageError
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
@@ -102,10 +102,40 @@ def leader_hint(response: HttpResponse) -> str | None:
     return leader if isinstance(leader, str) else None
 
 
-class Leader:
-    """Asks whoever leads, through elections and restarts."""
+def other_cluster(response: HttpResponse) -> str | None:
+    """Return the cluster of who answers 421 because it isn't of the one asked for, or None."""
+    try:
+        value = decode_json(response.body)
+    except RemoteProtocolError:
+        return None
+    cluster = value.get("cluster") if isinstance(value, dict) else None
+    return cluster if isinstance(cluster, str) else None
 
-    def __init__(self, addresses: list[str], http: HttpClient, rng: random.Random) -> None:
+
+def _refusal(cluster: str) -> Exception:
+    return SettingsError(f"all coordinators that were named are of cluster {cluster!r}")
+
+
+class Leader:
+    """Asks whoever leads, through elections and restarts.
+
+    Args:
+        refuse: Makes the error with which to end once all coordinators that were named
+            belong to another cluster; it gets the name of one of those.
+    """
+
+    def __init__(
+        self,
+        addresses: list[str],
+        http: HttpClient,
+        rng: random.Random,
+        *,
+        refuse: Callable[[str], Exception] = _refusal,
+    ) -> None:
+        # Only who is of this cluster, or goes on for it, is listened to; None: anybody.
+        self.cluster: str | None = None
+        self._refuse = refuse
+        self._elsewhere: dict[str, str] = {}  # the clusters of those who aren't, by address
         self._rota = Rota(addresses)
         self._http = http
         self._random = rng
@@ -131,8 +161,11 @@ class Leader:
 
         Raises:
             PeerUnreachable: Nobody led within `give_up_ms`.
+            Exception: What `refuse` makes.
         """
         settings = self._http.settings
+        if self.cluster is not None:
+            query = {**(query or {}), "cluster": self.cluster}
         answer_ms = settings.leader_answer_timeout_ms
         started_ms = monotonic_ms()
         while True:
@@ -154,13 +187,21 @@ class Leader:
                     # Not stalled but slow, perhaps: then it must get its time in the end.
                     answer_ms = min(2 * answer_ms, settings.answer_timeout_ms)
             else:
-                if response.status == MISDIRECTED:
+                cluster = other_cluster(response) if response.status == MISDIRECTED else None
+                if cluster is not None:
+                    pause_s, cause = self._rota.failed(), f"{address} is of cluster {cluster}"
+                    self._elsewhere[address] = cluster
+                    if self._elsewhere.keys() >= set(self._addresses):
+                        raise self._refuse(cluster)
+                elif response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = f"{address} doesn't lead, and no leader was found"
+                    self._elsewhere.pop(address, None)
                 elif response.status == _UNAVAILABLE:
                     pause_s, cause = self._rota.failed(), f"{address} is not ready"
                 else:
                     self._rota.answered()
+                    self._elsewhere.pop(address, None)
                     self._found(address)
                     return response
             self._missed(cause)

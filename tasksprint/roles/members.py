@@ -73,12 +73,18 @@ class MemberChanges:
             "is_joining": bool(coordinator.options.join),
         }
 
+    def known(self) -> dict[ReplicaId, str]:
+        """Return the addresses of the members; with or without this one."""
+        replica = self._coordinator.replica
+        # The command line says who founds a cluster, and nothing once there is one.
+        return self._coordinator.options.peers if replica.founding is None else replica.addresses
+
     def addresses(self) -> dict[str, str]:
         """Return the address of every voter and learner, this one too."""
         coordinator = self._coordinator
         me = coordinator.options.me
         membership = coordinator.replica.membership
-        known = coordinator.replica.addresses or coordinator.options.peers
+        known = self.known()
         if membership is None or membership.member(me) is not None:
             known = {**known, me: coordinator.options.advertise}
         return {str(replica): address for replica, address in sorted(known.items())}
@@ -129,6 +135,7 @@ class MemberChanges:
         replica = self._coordinator.replica
         if replica.founding is not None and replica.addresses is not self._connected:
             self._connected = replica.addresses
+            self._coordinator.streams.cluster = replica.founding.cluster
             self._coordinator.streams.set_peers(self._connected)
 
     # --- changing ---

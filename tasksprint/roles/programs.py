@@ -193,9 +193,8 @@ class Programs:
         return archive if hashlib.sha256(archive).hexdigest() == digest else None
 
     def _others(self) -> list[str]:
-        coordinator = self._coordinator
-        members = coordinator.replica.addresses or coordinator.options.peers
-        return [address for member, address in members.items() if member != coordinator.options.me]
+        members, me = self._coordinator.members.known(), self._coordinator.options.me
+        return [address for member, address in members.items() if member != me]
 
 
 def _read(store: ReplicaStore, digest: str) -> bytes | None:

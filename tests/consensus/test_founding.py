@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -44,6 +45,8 @@ def _hello(source: int, *, heard: str | None, cluster: str | None = None) -> Hel
 def test_founding_entry_comes_back_as_it_was() -> None:
     founding = Founding("c1", (Member(ReplicaId(1), Incarnation("ab"), "[::1]:7070"),))
     assert decode_founding(encode_founding(founding)) == founding
+    again = replace(founding, origins=("a", "b"), retired=(ReplicaId(2), ReplicaId(3)))
+    assert decode_founding(encode_founding(again)) == again
 
 
 def test_founder_waits_for_everyone_and_writes_before_it_tells() -> None:
@@ -242,8 +245,8 @@ def test_another_cluster_is_noted_and_not_joined(
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (b'{"version":2}', "founding entry has version 2, expected 1; use the TaskSprint release"),
-        (b'{"version":1}', "not a founding entry: b'{\"version\":1}'"),
+        (b'{"version":1}', "founding entry has version 1, expected 2; use the TaskSprint release"),
+        (b'{"version":2}', "not a founding entry: b'{\"version\":2}'"),
         (b"[]", "not a founding entry: b'[]'"),
         (b"{", "not JSON: "),
     ],

@@ -500,6 +500,30 @@ def test_stranger_is_refused_and_told_why(
     assert "cannot reach 127.0.0.1:" in line
 
 
+def test_replica_of_another_cluster_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Also as a visitor: it is not called back."""
+
+    async def main() -> None:
+        one, two = Replica(ONE), Replica(TWO)
+        await one.listen()
+        await two.listen()
+        one.streams.cluster, two.streams.cluster = "former", "new"
+        one.streams.address = one.address
+        one.connect({TWO: two.address})
+        two.connect({})
+        words = "replica 2 belongs to cluster 'new', replica 1 to 'former'; start each with"
+        await until(lambda: words in caplog.text)
+        assert one.events == two.events == []
+        one.streams.cluster = "new"
+        await until(lambda: one.events and two.frames == [] and one.send(TWO, b"x") == [True])
+        await until(lambda: two.frames == [(ONE, b"x")])
+        await one.close()
+        await two.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(main)
+
+
 def test_mixed_up_addresses_are_told(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         one, two = Replica(ONE), Replica(TWO)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasksprint.errors import PeerUnreachable
+from tasksprint.encoding import encode_json
+from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles import leader as leader_module
 from tasksprint.roles.leader import Leader
@@ -75,3 +76,57 @@ def test_coordinators_that_never_answer_get_the_usual_time_at_most(
     http = StalledCoordinators(slow_ms=9_000)
     ask(http, monkeypatch)
     assert [limit_ms for _, limit_ms in http.asked] == [1_500, 3_000, 6_000, 10_000]
+
+
+# --- coordinators of another cluster ---
+
+
+class TwoClusters:
+    """An HTTP client in a world where addresses belong to clusters; "" is nobody."""
+
+    settings = Settings()
+
+    def __init__(self, **clusters: str) -> None:
+        self.clusters = clusters
+        self.asked: list[str] = []
+
+    async def request(
+        self, address: str, method: str, path: str, **options: Any
+    ) -> HttpResponse:
+        self.asked.append(address)
+        cluster = self.clusters[address[0]]
+        if not cluster:
+            raise PeerUnreachable(f"cannot reach {address}")
+        if cluster == "not leading":
+            return HttpResponse(421, {}, b'{"error":"-","leader":null}')
+        if (options["query"] or {}).get("cluster", cluster) != cluster:
+            body = encode_json({"error": "-", "leader": None, "cluster": cluster})
+            return HttpResponse(421, {}, body)
+        return HttpResponse(200, {}, cluster.encode())
+
+
+def ask_of(http: TwoClusters, cluster: str | None, *, give_up_ms: int | None = None) -> bytes:
+    named = [f"{name}:1" for name in http.clusters]
+    leader = Leader(named, http, random.Random(1))  # type: ignore[arg-type]
+    leader.cluster = cluster
+    return asyncio.run(leader.request("GET", "/v1/view", give_up_ms=give_up_ms)).body
+
+
+def test_coordinators_of_another_cluster_are_passed_over() -> None:
+    http = TwoClusters(a="old", b="old", c="new")
+    assert ask_of(http, "new") == b"new"
+    assert http.asked == ["a:1", "b:1", "c:1"]
+    assert ask_of(http, None) == b"old"  # Who belongs to none yet takes the first.
+
+
+def test_client_ends_once_all_coordinators_belong_to_another_cluster() -> None:
+    http = TwoClusters(a="old", b="old")
+    with pytest.raises(SettingsError, match="named are of cluster 'old'"):
+        ask_of(http, "new")
+
+
+@pytest.mark.parametrize("third", ["", "not leading"])
+def test_client_goes_on_looking_while_one_may_be_of_its_cluster(third: str) -> None:
+    http = TwoClusters(a="old", b="old", c=third)
+    with pytest.raises(PeerUnreachable):
+        ask_of(http, "new", give_up_ms=50)
