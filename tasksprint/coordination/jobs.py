@@ -35,6 +35,7 @@ __all__ = [
     "line_task_done",
     "line_task_failed",
     "line_timer",
+    "program_of",
     "restore_job",
 ]
 
@@ -189,6 +190,15 @@ def definition_row(job: Job) -> Row:
     body = (job.seed, job.params, job.program, job.manifest, job.submitted_ms,
             job.submitted_wall_ms)  # fmt: skip
     return Row("facts", (f"job {job.job}",), (encode_json(body).decode(),))
+
+
+def program_of(row: Row) -> str | None:
+    """Return the digest of a job's archive, from the row that defines it; None: another row."""
+    name = row.key[0]
+    if row.table != "facts" or row.columns is None or not str(name).startswith("job "):
+        return None
+    _, _, program, *_ = decode_json(str(row.columns[0]).encode())
+    return str(program)
 
 
 def job_row(job: Job) -> Row:

@@ -21,7 +21,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 
-__all__ = ["digest_row", "estimate_row", "restore", "state_row"]
+__all__ = ["digest_row", "estimate_row", "restore", "state_row", "wall_ms_of"]
 
 _CLOCK = "state"
 _DIGEST = "digest"
@@ -41,6 +41,13 @@ def state_row(state: State) -> Row:
         "members": state.members,
     }
     return Row("facts", (_CLOCK,), (encode_json(body).decode(),))
+
+
+def wall_ms_of(row: Row) -> int | None:
+    """Return the wall time of the last tick from the row of `state_row`; None: another row."""
+    if row.table != "facts" or row.key != (_CLOCK,) or row.columns is None:
+        return None
+    return int(decode_json(str(row.columns[0]).encode())["wall_ms"])
 
 
 def digest_row(slot: Slot, digest: str) -> Row:

@@ -128,6 +128,36 @@ class Schedule:
             changes.tick,
         )
 
+    def found_anew(self, cluster: str, members: tuple[ReplicaId, ...]) -> tuple[Row, ...]:
+        """Become the state of another cluster, whose log goes on from here.
+
+        For a cluster that lost its majority, and for a backup. Jobs, tasks and results stay;
+        what was true of the former cluster's processes only does not:
+
+        - Clients join anew. A client may have followed the former log further than this
+          state goes; told what changed since where it stands, it would miss what happens
+          here instead. So no incarnation is known any more: each is refused, joins again
+          by itself, and names the results that it holds.
+        - Schedulers that were given up on former replicas get a new chance.
+
+        Returns:
+            The rows that change; the digest goes on from the former one.
+        """
+        state = self._state
+        state.changes = changes = Changes()
+        state.cluster, state.members = cluster, members
+        for client in state.clients.values():
+            if client.is_alive:
+                client.incarnation = Incarnation("former")  # They draw hex digits.
+                client.sender = f"{client.cid} {client.incarnation}"
+                changes.clients[client] = None
+        for job in state.running.values():
+            if job.out:
+                job.out = {}
+                changes.jobs[job] = None
+        self._facts = ()  # The cluster's name stands in their row.
+        return self._commit(changes)
+
     def _apply_bytes(self, data: bytes) -> bytes | None:
         try:
             command = self._decode(data)
@@ -253,6 +283,11 @@ class Schedule:
     def log_time_ms(self) -> int:
         """The sum of all ticks."""
         return self._state.log_ms
+
+    @property
+    def wall_ms(self) -> int:
+        """Wall time of the last tick, for people; 0: there was none."""
+        return self._state.wall_ms
 
     @property
     def next_timer_ms(self) -> int | None:

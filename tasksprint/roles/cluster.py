@@ -60,9 +60,21 @@ class JobOutcome:
 
 
 class Cluster:
-    """Calls to one cluster."""
+    """Calls to one cluster.
 
-    def __init__(self, addresses: list[str], key: ClusterKey, settings: Settings) -> None:
+    Args:
+        name: Coordinators of other clusters don't answer; None: whoever does is right.
+    """
+
+    def __init__(
+        self,
+        addresses: list[str],
+        key: ClusterKey,
+        settings: Settings,
+        *,
+        name: str | None = None,
+    ) -> None:
+        self._name = name
         self._addresses = list(addresses)
         self._rota = Rota(addresses)
         self._key = key
@@ -135,6 +147,8 @@ class Cluster:
         body: bytes,
         wait_ms: int,
     ) -> HttpResponse:
+        if self._name is not None:
+            query = {**(query or {}), "cluster": self._name}
         return request_blocking(
             address,
             method,

@@ -53,7 +53,8 @@ def run_command(options: argparse.Namespace) -> int:
             raise UsageError(f"--minutes {options.minutes} is not at least 1")
         print(make_token(key, options.minutes * 60))
         return EXIT_OK
-    cluster = Cluster(parse_addresses(options.coordinators), key, settings)
+    addresses = parse_addresses(options.coordinators)
+    cluster = Cluster(addresses, key, settings, name=options.cluster)
     handlers = {
         "submit": _submit,
         "status": _status,

@@ -123,8 +123,8 @@ def _check_members(coordinator: Coordinator) -> None:
         return
     options = coordinator.options
     known = [member.replica for member in founding.members]
-    if options.join or options.me not in known:
-        return  # It was added later: --peers isn't about it.
+    if options.join or options.me not in known or founding.origins:
+        return  # It was added later, or the cluster was recovered: --peers isn't about it.
     if known != sorted(options.peers):
         raise SettingsError(
             f"data directory {str(options.data_dir)!r} belongs to replica {options.me} of cluster "

@@ -89,6 +89,10 @@ def _run(arguments: list[str]) -> int:
         from tasksprint.roles import run
 
         return run.run_job(options)
+    if command == "recover":
+        from tasksprint.roles import recover
+
+        return recover.run_recover(options)
     from tasksprint.roles import commands
 
     return commands.run_command(options)
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         return shared
 
-    def reaching() -> argparse.ArgumentParser:
+    def reaching(*, names_cluster: bool = True) -> argparse.ArgumentParser:
         shared = argparse.ArgumentParser(add_help=False)
         shared.add_argument(
             "--coordinators",
@@ -121,6 +125,14 @@ def _parser() -> argparse.ArgumentParser:
             help="where the coordinators listen (default: TASKSPRINT_COORDINATORS, "
             "else 127.0.0.1:7070)",
         )
+        if names_cluster:
+            shared.add_argument(
+                "--cluster",
+                metavar="NAME",
+                default=os.environ.get("TASKSPRINT_CLUSTER"),
+                help="ask only coordinators of this cluster (default: TASKSPRINT_CLUSTER, "
+                "else any)",
+            )
         return shared
 
     def reading() -> argparse.ArgumentParser:
@@ -204,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         "run one client: it starts nodes, moves data, reports",
         "client --coordinators 10.0.0.1:7070,10.0.0.2:7070,10.0.0.3:7070 --listen 10.0.0.4:7071",
         common(),
-        reaching(),
+        reaching(names_cluster=False),
     )
     sub.add_argument(
         "--listen",
@@ -371,6 +383,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("action", choices=["forget"], metavar="forget")
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
+
+    sub = add(
+        "recover",
+        "make a cluster of one out of a survivor's data, when the majority is lost for good",
+        "recover --data-dir /var/lib/tasksprint/3 --dry-run",
+        reading(),
+    )
+    sub.add_argument("--data-dir", metavar="DIR", required=True, help="of a stopped coordinator")
+    sub.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what it holds, what would be done and what may be lost",
+    )
+    sub.add_argument(
+        "--yes-lose",
+        metavar="CLUSTER",
+        help="the cluster's name, in place of typing it: what others knew is lost",
+    )
+    sub.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="address that others will reach it by (default: as before)",
+    )
 
     add("stop", "stop every client and coordinator of the cluster", "stop", common(), reaching())
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
+from tasksprint.consensus.founding import decode_founding
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.errors import SettingsError, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
@@ -197,6 +198,39 @@ class ReplicaStore:
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def open_there(cls, data_dir: Path, *, settings: Settings | None = None) -> ReplicaStore:
+        """Open the store that is in a directory, whosever it is; make nothing.
+
+        Raises:
+            SettingsError: There is none, or a process uses it.
+            StoreError: It can't be read, or be trusted.
+        """
+        path = data_dir / DATABASE_FILE
+        if not path.is_file():
+            raise SettingsError(
+                f"{str(data_dir)!r} holds no data of a coordinator: it has no {DATABASE_FILE!r}",
+                hint="name the --data-dir of one",
+            )
+        lock = DirectoryLock(data_dir, _LOCK)
+        try:
+            database = Database(path, _KIND, settings or Settings())
+            try:
+                return cls(database, lock, settings or Settings())
+            except BaseException:
+                database.close()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def replica(self) -> ReplicaId:
+        """Whose store it is."""
+        ((replica,),) = self._database.query("SELECT replica FROM header")
+        assert isinstance(replica, int)
+        return ReplicaId(replica)
 
     @property
     def path(self) -> Path:
@@ -486,6 +520,45 @@ class ReplicaStore:
         """Give up a copy."""
         with self._writing() as cursor:
             drop_side_tables(cursor)
+
+    # --- a new life ---
+
+    def begin_anew(self, founding: bytes, cluster: str, commit: Commit) -> None:
+        """Make this the store of a replica of another cluster, in a new incarnation.
+
+        In one transaction: a crash leaves the former store or the new one, whole. The log
+        is gone: what it says is in the mirror, up to `commit.applied`, or is given up.
+
+        Args:
+            founding: The founding entry of the new cluster; who votes stands there alone.
+            cluster: Its name.
+            commit: `rows` of the mirror that change, and `applied` with them.
+
+        Raises:
+            StoreError: Nothing of it is done; the store is not usable any more.
+        """
+        applied = commit.applied
+        assert applied is not None and applied.slot >= self._applied.slot
+        log_start = applied.slot + 1
+        incarnation = Incarnation(decode_founding(founding).members[0].incarnation)
+        changes: dict[str, dict[Key, tuple[Cell, ...] | None]] = {}
+        for row in commit.rows:
+            changes.setdefault(row.table, {})[row.key] = row.columns
+        with self._writing() as cursor:
+            for table, rows in changes.items():
+                self._write_rows(cursor, table, rows)
+            cursor.execute("DELETE FROM log")
+            cursor.execute(
+                "UPDATE header SET incarnation = ?, cluster = ?, founding = ?,"
+                " founding_checksum = ?",
+                (incarnation, cluster, founding, zlib.crc32(founding)),
+            )
+            _write_memberships(cursor, None)
+            _write_progress(cursor, self._promised, log_start, log_start, applied)
+        self._incarnation, self._founding, self._cluster = incarnation, founding, cluster
+        self._memberships, self._applied = None, applied
+        self._chosen_end = self._log_start = log_start
+        self._garbage = self._read_garbage()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Cursor]:

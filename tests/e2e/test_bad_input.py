@@ -38,6 +38,7 @@ from tasksprint.roles.main import main
 from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import connect, wait_until
 from tests.packaging.standin import CHECKOUT
+from tests.roles.test_recover import make_store
 from tests.torture.machines import Machines, copy_of_checkout
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ SETTINGS = {
 }
 # What is asked for so often here that each gets no process of its own; that these commands
 # work as processes is seen in test_commands.py.
-QUESTIONS = ("submit", "result", "cancel", "logs", "jobs", "status")
+QUESTIONS = ("submit", "result", "cancel", "logs", "jobs", "status", "recover")
 # Nobody waits for so long unless something hangs.
 DEADLINE_S = 40.0
 
@@ -729,6 +730,12 @@ def copied_dir(used_dir: Path, tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture
+def used_member(tmp_path: Path) -> Path:
+    """The data directory of one of three members."""
+    return make_store(tmp_path / "data", applied=3, chosen=3, accepted=(4,))
+
+
 @row("data directory in use")
 def test_two_processes_with_one_data_directory(what: str, served: Served) -> None:
     directory = served.private.directory
@@ -818,6 +825,58 @@ def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
         check(what, exit_code, machines.log("coordinator-2"))
         assert machines.connect().request("GET", "/v1/jobs").json() == []
         assert set(machines.end_all().values()) == {0}
+
+
+# --- recovery ---
+
+
+@row("recovery that nobody confirms")
+def test_recovery_that_nobody_confirms(what: str, commands: Commands, used_member: Path) -> None:
+    commands.fails(what, "recover", "--data-dir", str(used_member))
+
+
+@row("recovery that is confirmed with another name")
+def test_recovery_with_another_name(what: str, commands: Commands, used_member: Path) -> None:
+    commands.fails(what, "recover", "--data-dir", str(used_member), "--yes-lose", "another")
+
+
+@row("recovery of a directory without data")
+def test_recovery_without_data(what: str, commands: Commands, tmp_path: Path) -> None:
+    commands.fails(what, "recover", "--data-dir", str(tmp_path))
+
+
+@row("recovery of who never belonged to a cluster")
+def test_recovery_of_the_unfounded(what: str, commands: Commands, tmp_path: Path) -> None:
+    peers = ["--id", "2", "--peers", "1=127.0.0.1:1,2=127.0.0.1:2"]
+    with commands.running(*coordinator(tmp_path / "data", *peers), until="listens on"):
+        pass
+    commands.fails(what, "recover", "--data-dir", str(tmp_path / "data"))
+
+
+@row("recovery of who isn't a member any more")
+def test_recovery_of_who_was_removed(what: str, commands: Commands, used_member: Path) -> None:
+    with contextlib.closing(sqlite3.connect(used_member / "replica.db")) as database:
+        database.execute("UPDATE header SET incarnation = 'another', replica = 2")
+        database.commit()
+    commands.fails(what, "recover", "--data-dir", str(used_member))
+
+
+@row("recovery of who needs none")
+def test_recovery_of_who_needs_none(what: str, commands: Commands, used_dir: Path) -> None:
+    commands.fails(what, "recover", "--data-dir", str(used_dir))
+
+
+@row("coordinators of another cluster than `--cluster` names")
+def test_coordinators_of_another_cluster(what: str, served: Served) -> None:
+    settings = {**SETTINGS, "find_leader_timeout_ms": 300}
+    served.commands.fails(
+        what, "jobs", "--cluster", "c0ffee", TASKSPRINT_SETTINGS=json.dumps(settings)
+    )
+
+
+def test_recovery_of_a_running_coordinator(served: Served) -> None:
+    directory = served.private.directory / "coordinator-1"
+    served.commands.fails("data directory in use", "recover", "--data-dir", str(directory))
 
 
 # --- afterwards ---
