@@ -192,6 +192,11 @@ class Replica:
         return self._leadership is not None and self._leadership.is_established
 
     @property
+    def may_stall(self) -> bool:
+        """Whether nobody would miss this replica for a while: it doesn't lead others."""
+        return self._leadership is None or not self._outbox.peers
+
+    @property
     def leader(self) -> ReplicaId | None:
         """Who leads, as far as this replica knows."""
         return self.me if self._leadership is not None else self._election.leader

@@ -50,6 +50,8 @@ _APPLY_MS_MAX = 20
 # the log, which is on disk already, so a crash loses nothing.
 _MIRROR_IDLE_MS = 50
 _MIRROR_ROWS_MAX = 5_000
+# The loop itself writes no more rows than these.
+_ROWS_AT_ONCE_MAX = 100
 _WAITS = "replica %d waits for the other members to be up"
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
@@ -515,7 +517,11 @@ class Coordinator:
             cluster=None if founding is None else founding.cluster,
         )
         self._writing = True
-        self.writer.post(commit, lambda: self._written(persists))
+        self.writer.post(
+            commit,
+            lambda: self._written(persists),
+            may_block=self.replica.may_stall and len(rows) <= _ROWS_AT_ONCE_MAX,
+        )
 
     def _written(self, persists: list[tuple[int, Persist, tuple[Envelope, ...]]]) -> None:
         self._writing = False

@@ -5,6 +5,10 @@ loop hands over commits and reads, the thread does them in order. While it write
 commits gather, and all that gathered share the next transaction. The loop hears of a
 transaction once, however many commits were in it.
 
+The way to the thread and back costs more than a small write on a quick disk. So a commit
+may be written by the loop itself (`may_block`), while the thread has nothing to do and
+the disk has been quick for a while. One slow write ends that for a while.
+
 Knows loops and threads, not what is stored. A store is anything with `commit_all` and
 upkeep (`GroupStore`).
 
@@ -35,6 +39,10 @@ _COMMITS_MAX = 500
 _QUIET_S = 0.05
 # Transactions over which percentiles of their times are taken.
 _TIMES_KEPT = 1_000
+# A write that takes longer than this must not hold up the loop again soon: not before so
+# many quick ones in a row. Shorter or more: busy machines never write on the loop.
+_QUICK_NS = 20_000_000
+_QUICK_WRITES = 50
 
 CommitT = TypeVar("CommitT")
 CommitT_contra = TypeVar("CommitT_contra", contravariant=True)
@@ -73,19 +81,26 @@ class WriteTimes:
 
 
 class _Times:
-    """The ring behind `WriteTimes`: written by the thread, read by the loop."""
+    """The ring behind `WriteTimes`: written by who writes, read by the loop."""
 
-    __slots__ = ("_count", "_last_ns", "_sum_ns")
+    __slots__ = ("_count", "_last_ns", "_quick_writes", "_sum_ns")
 
     def __init__(self) -> None:
         self._count = 0
         self._sum_ns = 0
         self._last_ns: deque[int] = deque(maxlen=_TIMES_KEPT)
+        self._quick_writes = 0  # in a row
 
     def add(self, time_ns: int) -> None:
         self._count += 1
         self._sum_ns += time_ns
         self._last_ns.append(time_ns)
+        self._quick_writes = self._quick_writes + 1 if time_ns < _QUICK_NS else 0
+
+    @property
+    def are_quick(self) -> bool:
+        """Whether the next one can be expected to be quick, too."""
+        return self._quick_writes >= _QUICK_WRITES
 
     def summary(self) -> WriteTimes:
         last_ns = sorted(self._last_ns.copy())  # The thread may append meanwhile.
@@ -131,6 +146,12 @@ class _Call:
         self.future = future
 
 
+class _Nudge:
+    """Nothing to do now, but upkeep is due when it is quiet."""
+
+    __slots__ = ()
+
+
 class _Close:
     """The last item: close the store and end."""
 
@@ -138,6 +159,9 @@ class _Close:
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future
+
+
+_Item = _Commit | _Call | _Nudge | _Close
 
 
 class WriterThread(Generic[StoreT, CommitT]):
@@ -160,10 +184,18 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._store = store
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Commit | _Call | _Close] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._is_closing = False
         self._times = _Times()
+        # What was handed over and hasn't been told of yet; the loop's.
+        self._pending = 0
+        # Held by whoever uses the store. The loop never waits for it.
+        self._owned = threading.Lock()
+        # Under the lock: whether the thread knows that upkeep is due, and when the loop
+        # wrote last.
+        self._is_nudged = False
+        self._written_s = 0.0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -189,13 +221,42 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._put(_Commit(commit, None, future))
         return future
 
-    def post(self, commit: CommitT, done: Callable[[], None]) -> None:
+    def post(
+        self, commit: CommitT, done: Callable[[], None], *, may_block: bool = False
+    ) -> None:
         """Hand over a commit and call `done` on the loop once it is durable.
 
         Cheaper than `commit`, and one turn of the loop sooner. After a failure `done`
         is never called; `on_failure` is.
+
+        Args:
+            may_block: It is small, and the loop has nothing to do that couldn't wait for
+                the disk, even should that begin to hang now. It may then be durable, and
+                `done` have been called, when this returns.
         """
-        self._put(_Commit(commit, done, None))
+        if not (may_block and self._times.are_quick and self._try_own()):
+            self._put(_Commit(commit, done, None))
+            return
+        try:
+            is_written = self._write_here(commit)
+        finally:
+            self._owned.release()
+        if is_written:
+            done()
+
+    def _try_own(self) -> bool:
+        # A thread that has told of all that it was given does upkeep at most.
+        return self._pending == 0 and self._owned.acquire(blocking=False)
+
+    def _write_here(self, commit: CommitT) -> bool:
+        assert not self._is_closing, "a writer that is being closed takes nothing more"
+        if self._failure is None:
+            self._commit_all([commit])
+            self._written_s = time.monotonic()
+            if not self._is_nudged and self._store.idle_work_is_due:
+                self._is_nudged = True
+                self._queue.put(_Nudge())
+        return self._failure is None
 
     def run(self, function: Callable[..., ResultT], *arguments: Any) -> asyncio.Future[ResultT]:
         """Call `function(store, *arguments)` on the thread, after all earlier commits.
@@ -209,6 +270,7 @@ class WriterThread(Generic[StoreT, CommitT]):
 
     def _put(self, item: _Commit | _Call) -> None:
         assert not self._is_closing, "a writer that is being closed takes nothing more"
+        self._pending += 1
         self._queue.put(item)
 
     async def close(self) -> None:
@@ -220,6 +282,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         assert not self._is_closing, "a writer is closed once"
         self._is_closing = True
         ended: asyncio.Future[None] = self._loop.create_future()
+        self._pending += 1
         self._queue.put(_Close(ended))
         try:
             await ended
@@ -231,48 +294,63 @@ class WriterThread(Generic[StoreT, CommitT]):
 
     def _work(self) -> None:
         while True:
-            for item in self._gather():
-                if isinstance(item, _Close):
-                    self._call(self._store.close, (), item.future)
-                    return
-                self._do(item)
-            self._keep_up(self._store.checkpoint_if_due)
+            items = self._gather()
+            with self._owned:
+                for item in items:
+                    if isinstance(item, _Close):
+                        self._call(self._store.close, (), item.future)
+                        return
+                    self._do(item)
+                self._keep_up(self._store.checkpoint_if_due)
 
     def _gather(self) -> list[list[_Commit] | _Call | _Close]:
         """Wait for something to do, and return all that there is, commits in groups."""
         item = self._wait()
         found: list[list[_Commit] | _Call | _Close] = []
         while True:
-            if not isinstance(item, _Commit):
+            if isinstance(item, (_Call, _Close)):
                 found.append(item)
-            elif found and isinstance(found[-1], list) and len(found[-1]) < _COMMITS_MAX:
-                found[-1].append(item)
-            else:
-                found.append([item])
+            elif isinstance(item, _Commit):
+                if found and isinstance(found[-1], list) and len(found[-1]) < _COMMITS_MAX:
+                    found[-1].append(item)
+                else:
+                    found.append([item])
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return found
 
-    def _wait(self) -> _Commit | _Call | _Close:
-        while self._failure is None and self._store.idle_work_is_due:
+    def _wait(self) -> _Item:
+        while self._has_upkeep():
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=_QUIET_S)
-            self._keep_up(self._store.do_idle_work)
+            with self._owned:
+                is_quiet = time.monotonic() - self._written_s >= _QUIET_S
+                self._keep_up(
+                    self._store.do_idle_work if is_quiet else self._store.checkpoint_if_due
+                )
         return self._queue.get()
+
+    def _has_upkeep(self) -> bool:
+        with self._owned:
+            self._is_nudged = self._failure is None and self._store.idle_work_is_due
+            return self._is_nudged
+
+    def _commit_all(self, commits: Sequence[CommitT]) -> None:
+        begun_ns = time.perf_counter_ns()
+        try:
+            self._store.commit_all(commits)
+        except BaseException as error:
+            self._fail(error)
+        self._times.add(time.perf_counter_ns() - begun_ns)
 
     def _do(self, item: list[_Commit] | _Call) -> None:
         if isinstance(item, list):
             if self._failure is None:
-                begun_ns = time.perf_counter_ns()
-                try:
-                    self._store.commit_all([waiting.commit for waiting in item])
-                except BaseException as error:
-                    self._fail(error)
-                self._times.add(time.perf_counter_ns() - begun_ns)
-            self._tell(_tell_committed, item, self._failure)
+                self._commit_all([waiting.commit for waiting in item])
+            self._tell(self._tell_committed, item, self._failure)
         elif self._failure is not None:
-            self._tell(_tell_called, item.future, None, self._failure)
+            self._tell(self._tell_called, item.future, None, self._failure)
         else:
             self._call(item.function, (self._store, *item.arguments), item.future)
 
@@ -285,9 +363,9 @@ class WriterThread(Generic[StoreT, CommitT]):
         try:
             result = function(*arguments)
         except BaseException as error:
-            self._tell(_tell_called, future, None, error)
+            self._tell(self._tell_called, future, None, error)
         else:
-            self._tell(_tell_called, future, result, None)
+            self._tell(self._tell_called, future, result, None)
 
     def _keep_up(self, work: Callable[[], object]) -> None:
         if self._failure is None:
@@ -305,25 +383,29 @@ class WriterThread(Generic[StoreT, CommitT]):
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    # --- on the loop again ---
 
-def _tell_committed(group: list[_Commit], error: BaseException | None) -> None:
-    for waiting in group:
-        if waiting.future is not None:
-            if waiting.future.done():  # its owner doesn't wait any more
-                continue
-            if error is None:
-                waiting.future.set_result(None)
-            else:
-                waiting.future.set_exception(error)
-                waiting.future.exception()  # `on_failure` was told; no second complaint
-        elif error is None and waiting.done is not None:
-            waiting.done()
+    def _tell_committed(self, group: list[_Commit], error: BaseException | None) -> None:
+        self._pending -= len(group)
+        for waiting in group:
+            if waiting.future is not None:
+                if waiting.future.done():  # its owner doesn't wait any more
+                    continue
+                if error is None:
+                    waiting.future.set_result(None)
+                else:
+                    waiting.future.set_exception(error)
+                    waiting.future.exception()  # `on_failure` was told; no second complaint
+            elif error is None and waiting.done is not None:
+                waiting.done()
 
-
-def _tell_called(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+    def _tell_called(
+        self, future: asyncio.Future[Any], result: object, error: BaseException | None
+    ) -> None:
+        self._pending -= 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

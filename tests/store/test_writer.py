@@ -12,6 +12,7 @@ import pytest
 from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreError
 from tasksprint.settings import Settings
+from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import Commit
 from tasksprint.store.writer import WriterThread
@@ -314,3 +315,141 @@ def test_many_commits_under_load_are_durable_in_order(file_place: FilePlace) -> 
     file_place.open_stores.clear()
     core = file_place.open().recover().consensus
     assert [each.slot for each in core.accepted] == list(range(1, 1001))
+
+
+# --- the loop writes itself ---
+
+
+class QuickStore(MemoryReplicaStore):
+    """Notes who writes, and can be slow on a clock of its own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.on_loop: list[bool] = []
+        self.clock_ns = 0
+        self.next_takes_ns = 0
+
+    def commit_all(self, commits: Sequence[Commit]) -> None:
+        super().commit_all(commits)
+        self.on_loop += [threading.current_thread() is threading.main_thread()] * len(commits)
+        self.clock_ns += self.next_takes_ns
+        self.next_takes_ns = 0
+
+
+@pytest.fixture
+def quick_store(monkeypatch: pytest.MonkeyPatch) -> QuickStore:
+    store = QuickStore.open(MemoryDirectory(), 1, now_ms=0)
+    assert isinstance(store, QuickStore)
+    monkeypatch.setattr(writer_module.time, "perf_counter_ns", lambda: store.clock_ns)
+    return store
+
+
+async def warm_up(writer: Writer, store: QuickStore) -> None:
+    """Write until the loop may."""
+    for number in range(writer_module._QUICK_WRITES):
+        assert await posted(writer, number) is False
+    store.on_loop.clear()
+
+
+async def posted(writer: Writer, number: int) -> bool:
+    """Post a commit that may block; return whether it was durable at once."""
+    done = asyncio.Event()
+    with writer._owned:
+        pass  # The thread has told of its last write, and is done with what follows it.
+    writer.post(fact(number), done.set, may_block=True)
+    was_done = done.is_set()
+    await done.wait()
+    return was_done
+
+
+def test_loop_writes_itself_once_the_disk_has_been_quick(quick_store: QuickStore) -> None:
+    async def test(writer: Writer) -> None:
+        await warm_up(writer, quick_store)
+        assert await posted(writer, 100)
+        assert quick_store.on_loop == [True]
+        assert "100" in await writer.run(facts)
+        count = writer_module._QUICK_WRITES
+        assert writer.write_times().count == quick_store.transactions == count + 1
+        # Who can't wait for the disk doesn't.
+        await writer.commit(fact(101))
+        assert quick_store.on_loop == [True, False]
+
+    run(quick_store, test)
+
+
+def test_slow_write_sends_the_next_ones_to_the_thread(quick_store: QuickStore) -> None:
+    async def test(writer: Writer) -> None:
+        await warm_up(writer, quick_store)
+        quick_store.next_takes_ns = writer_module._QUICK_NS
+        assert await posted(writer, 100)
+        await warm_up(writer, quick_store)
+        assert await posted(writer, 101)
+
+    run(quick_store, test)
+
+
+def test_loop_writes_nothing_past_what_waits_for_the_thread(quick_store: QuickStore) -> None:
+    async def test(writer: Writer) -> None:
+        await warm_up(writer, quick_store)
+        order: list[int] = []
+        is_read = threading.Event()
+        writer.post(fact(100), lambda: order.append(100))
+        read = writer.run(lambda store: (facts(store), is_read.set())[0])
+        assert is_read.wait(20)
+        # The thread has done all of it by now, and the loop hasn't heard.
+        writer.post(fact(101), lambda: order.append(101), may_block=True)
+        assert order == []
+        assert "101" not in await read
+        await writer.run(facts)
+        assert order == [100, 101]
+        assert quick_store.on_loop == [False, False]
+
+    run(quick_store, test)
+
+
+def test_failed_write_of_the_loop_is_told_as_any_other(quick_store: QuickStore) -> None:
+    failures: list[BaseException] = []
+    told: list[int] = []
+
+    async def test(writer: Writer) -> None:
+        await warm_up(writer, quick_store)
+
+        def fail(commits: Sequence[Commit]) -> None:
+            raise StoreError("the disk is full")
+
+        quick_store.commit_all = fail  # type: ignore[method-assign]
+        writer.post(fact(100), lambda: told.append(100), may_block=True)
+        writer.post(fact(101), lambda: told.append(101), may_block=True)
+        with pytest.raises(StoreError, match="the disk is full"):
+            await writer.commit(fact(102))
+
+    run(quick_store, test, on_failure=failures.append)
+    assert [str(error) for error in failures] == ["the disk is full"]
+    assert told == []
+
+
+def test_upkeep_that_writes_of_the_loop_make_due_is_done(
+    file_place: FilePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_QUICK_WRITES", 0)
+    store = file_place.open(settings=Settings(wal_idle_bytes=100_000, wal_bytes_max=10**9))
+    is_tidy = threading.Event()
+    do_idle_work = store.do_idle_work
+
+    def tidy() -> None:
+        do_idle_work()
+        is_tidy.set()
+
+    store.do_idle_work = tidy
+
+    async def test(writer: Writer) -> None:
+        loop = asyncio.get_running_loop()
+        number = 0
+        while not store.idle_work_is_due:
+            assert await posted(writer, number % 1000)
+            number += 1
+        assert await loop.run_in_executor(None, is_tidy.wait, 20)
+        assert not store.idle_work_is_due
+        assert await posted(writer, 0)
+
+    run(store, test)
