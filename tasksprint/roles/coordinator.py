@@ -46,10 +46,10 @@ _log = logging.getLogger("tasksprint.coordinator")
 
 # Time for applying entries in one turn; then heartbeats and requests get theirs.
 _APPLY_MS_MAX = 20
-# Mirror rows wait for company, and the next write takes them along. They follow from
-# the log, which is on disk already, so a crash loses nothing.
+# Mirror rows wait so long for company, or until they are so many: most are changed again
+# by then. They follow from the log, which is on disk already, so a crash loses nothing.
 _MIRROR_IDLE_MS = 50
-_MIRROR_ROWS_MAX = 5_000
+_MIRROR_ROWS_MAX = 1_000
 # The loop itself writes no more rows than these.
 _ROWS_AT_ONCE_MAX = 100
 _WAITS = "replica %d waits for the other members to be up"
@@ -496,11 +496,13 @@ class Coordinator:
         if not self._persists and not (self._rows and rows_due):
             return
         persists, self._persists = self._persists, []
-        rows, self._rows = self._rows, []
-        _wake_all(self._mirror_waiters)
-        self._mirror_waiters.clear()
+        rows: list[Row] = []
         schedule, founding = self.schedule, self.replica.founding
-        if self._is_installing:
+        if rows_due:
+            rows, self._rows = self._rows, rows
+            _wake_all(self._mirror_waiters)
+            self._mirror_waiters.clear()
+        if self._rows or self._is_installing:
             schedule = None
         truncate_below = None if schedule is None else self._tail.truncate_below(
             self.copies.keep_from(now_ms)

@@ -137,6 +137,8 @@ class MirrorPaths:
         self._close_old()
         if len(self._sessions) >= _SESSIONS_MAX:
             raise Refused(f"this replica gives {_SESSIONS_MAX} copies already", status=_BUSY)
+        # The rows that wait for company are part of the copy, too.
+        await self._coordinator.mirror_handed_over()
         snapshot = await self._coordinator.writer.run(_open_snapshot)
         name = self._coordinator.random.randbytes(16).hex()
         taker = ReplicaId(request.query_integer("replica", 0))

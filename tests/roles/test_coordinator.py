@@ -30,6 +30,7 @@ from tasksprint.roles import coordinator as coordinator_module
 from tasksprint.roles import replica_codec
 from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.settings import Settings
+from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint
 from tasksprint.tasks import WriteLog
@@ -375,11 +376,20 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("at_write", range(1, 13))
+@pytest.mark.parametrize("on_loop", [False, True], ids=["thread", "loop"])
 def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
-    at_write: int, is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_loop: bool,
+    at_write: int,
+    is_written: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each write of the first life is once the last: just before it, or just after."""
-    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 0)
+    """Each write of the first life is once the last: just before it, or just after.
+
+    Written by the thread, with rows in each; or by the loop, and rows wait for company.
+    """
+    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000 if on_loop else 0)
+    monkeypatch.setattr(writer_module, "_QUICK_WRITES", 0 if on_loop else 1_000_000)
     commit_all = MemoryReplicaStore.commit_all
     count = 0
 
@@ -421,6 +431,35 @@ def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
                 replies[request] = await decide(member, submission(request))
             assert replies == {number: {"job": number} for number in range(1, 10)}
             member.coordinator.require_schedule().check()
+
+    run(main)
+
+
+def test_rows_of_the_mirror_wait_for_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was changed again meanwhile is written once, and with it how far it goes."""
+    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000)
+
+    async def main() -> None:
+        async with members(1, tmp_path, NO_TICKS) as of:
+            coordinator = (await of.leader()).coordinator
+            before = await coordinator.writer.run(lambda store: store.applied)
+            for request in range(1, 6):
+                await decide(of.all[0], submission(request))
+            held = coordinator.unwritten_rows("senders", ())
+            assert len(held) == 5 and len({row.key for row in held}) == 1
+            assert await coordinator.writer.run(lambda store: store.applied) == before
+            assert len(await coordinator.writer.run(lambda store: store.read_log(1, 99, 9999))) > 5
+            await coordinator.mirror_handed_over()
+            point = coordinator.require_schedule()
+            assert await coordinator.writer.run(lambda store: store.applied) == AppliedPoint(
+                point.applied_slot, point.digest
+            )
+            assert coordinator.unwritten_rows("senders", ()) == []
+            assert [held[-1]] == await coordinator.writer.run(
+                lambda store: store.read_rows("senders")
+            )
 
     run(main)
 
