@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
-import secrets
-import shutil
 import socket
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +31,6 @@ from tasksprint.coordination.view import decode_view
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import (
     LocalProtocolError,
-    NodeFailed,
     SettingsError,
     TaskSprintError,
 )
@@ -59,17 +53,12 @@ from tasksprint.execution.effects import (
 )
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
-from tasksprint.installation import sdk_directory
-from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
-from tasksprint.process.attach import AttachedProgram, AttachServer, socket_path
-from tasksprint.process.command_line import child_environment, command_line
-from tasksprint.process.program import start_program
+from tasksprint.process.attach import AttachedProgram, socket_path
 from tasksprint.roles.client_fetch import Fetcher
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
-from tasksprint.roles.client_programs import ClientPrograms
+from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
-from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.leader import Leader
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
@@ -102,24 +91,34 @@ class ClientOptions:
 class Client:
     """The wiring of one client process; `client_role.py` starts it."""
 
-    def __init__(self, options: ClientOptions, settings: Settings, store: ResultStore) -> None:
+    def __init__(
+        self,
+        options: ClientOptions,
+        settings: Settings,
+        store: ResultStore,
+        surroundings: ClientSurroundings = REAL_CLIENT,
+    ) -> None:
         self.options = options
         self.settings = settings
+        self.surroundings = surroundings
+        self.now_us = surroundings.now_us
         self.loop = asyncio.get_running_loop()
         # Where other clients reach this one; None: nowhere. Set before `start`.
         self.address: str | None = None
         self.stopped: asyncio.Future[None] = self.loop.create_future()
-        self.http = HttpClient(options.key, settings)
-        rng = random.Random(os.urandom(16))
-        self.leader = Leader(options.coordinators, self.http, rng, refuse=self._other_cluster)
-        self.started_ms = monotonic_ms()
+        self.http = surroundings.new_http(options.key, settings)
+        random = surroundings.new_random()
+        self.leader = Leader(
+            options.coordinators, self.http, random, self.now_ms, refuse=self._other_cluster
+        )
+        self.started_ms = self.now_ms()
         self.database_path = store.path
         self.identity = store.identity
         self.leader.cluster = store.get_fact("cluster")
         held = [
             HeldResult(JobId(job), TaskId(tid), digest) for job, tid, digest in store.reader.held()
         ]
-        self.writer: WriterThread[ResultStore, ResultCommit] = WriterThread(
+        self.writer: WriterThread[ResultStore, ResultCommit] = surroundings.new_writer(
             store, on_failure=self.fail, name="results"
         )
         self.workbench = Workbench(
@@ -127,17 +126,17 @@ class Client:
             incarnation=Incarnation(""),
             slots=options.slots,
             settings=settings,
-            now_ms=monotonic_ms(),
+            now_ms=self.started_ms,
             held=held,
         )
         self.values = ValueCache.of(settings, self._load_value)
-        self.programs = ClientPrograms(self)
+        self.programs = surroundings.new_programs(self)
         self.fetcher = Fetcher(self)
         self.addresses: dict[ClientId, str | None] = {}
         self.nodes: dict[NodeId, NodeShell] = {}
         # By the identity of the hello: two nodes may say the same.
         self.attaching: dict[int, NodeShell] = {}
-        self._attach_server = AttachServer(
+        self._attach_server = surroundings.new_attach_server(
             socket_path(options.data_dir),
             on_hello=lambda hello: attach_callbacks(self, hello),
             on_attached=self._attached,
@@ -166,7 +165,7 @@ class Client:
     @property
     def uptime_ms(self) -> int:
         """How long this process has run."""
-        return monotonic_ms() - self.started_ms
+        return self.now_ms() - self.started_ms
 
     # --- starting and stopping ---
 
@@ -241,13 +240,13 @@ class Client:
 
     def now_ms(self) -> int:
         """Return elapsed milliseconds; the same clock as microseconds of run times."""
-        return time.monotonic_ns() // 1_000_000
+        return self.now_us() // 1_000
 
     # --- the coordinator ---
 
     async def _join(self) -> None:
         """Join, or join anew: under a new incarnation, with what the store holds."""
-        incarnation = Incarnation(secrets.token_hex(8))
+        incarnation = Incarnation(self.surroundings.new_incarnation())
         held = self.workbench.held_results()
         most = self.settings.command_bytes_max // _HELD_BYTES_MAX
         if len(held) > most:
@@ -273,7 +272,7 @@ class Client:
             if former is not None:
                 _log.warning("cluster %s went on as cluster %s", former, cluster)
             self.leader.cluster = cluster
-            await self.writer.run(ResultStore.set_fact, "cluster", cluster)
+            await self.writer.run(lambda store: store.set_fact("cluster", cluster))
         cid = ClientId(reply["cid"])
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
@@ -366,7 +365,7 @@ class Client:
 
     async def _watch_disk(self) -> None:
         while True:
-            free = shutil.disk_usage(self.options.data_dir).free
+            free = self.surroundings.free_bytes(self.options.data_dir)
             self.workbench.disk_low(free < self.settings.disk_free_bytes_min)
             self.turn()
             await self.programs.sweep()
@@ -380,7 +379,7 @@ class Client:
             return
         self._in_turn = True
         try:
-            while effects := self.workbench.effects(time.monotonic_ns() // 1_000):
+            while effects := self.workbench.effects(self.now_us()):
                 for effect in effects:
                     self._carry_out(effect)
             self._flush_lines()
@@ -503,7 +502,8 @@ class Client:
     def _drop(self, job: JobId, tids: tuple[TaskId, ...]) -> None:
         self.values.drop(job, tids)
         self._discard_unwritten(lambda name: name[0] == job and name[1] in tids)
-        self.writer.run(ResultStore.drop_tasks, job, tids).add_done_callback(self._check_done)
+        future = self.writer.run(lambda store: store.drop_tasks(job, tids))
+        future.add_done_callback(self._check_done)
 
     def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
         self.values.drop_job(job, keep)
@@ -521,8 +521,12 @@ class Client:
             self._unstored_bytes -= _bytes_in_memory(result)
             for value in result.values:
                 if isinstance(value.content, StagedValue):
-                    self.writer.run(ResultStore.abandon, value.content)
+                    self.abandon(value.content)
         self._results = kept
+
+    def abandon(self, staged: StagedValue) -> None:
+        """Give back the disk that a value of no result takes."""
+        self.writer.run(lambda store: store.abandon(staged))
 
     def _check_done(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
@@ -624,25 +628,12 @@ class Client:
         shell = NodeShell(self, effect.node)
         self.nodes[effect.node] = shell
         try:
-            start = decode_json(effect.command.encode())
-            directory = self.programs.directory(effect.program)
-            argv = command_line(
-                start["node"],
-                directory=directory,
-                what="node",
-                failure=NodeFailed,
-                interpreter=start.get("interpreter"),
-            )
-            program = await start_program(
-                argv,
-                cwd=directory,
-                env=child_environment(sdk_directory=Path(sdk_directory())),
-                what="node",
-                failure=NodeFailed,
+            program = await self.surroundings.start_node(
+                self.programs.directory(effect.program),
+                effect.command,
                 on_data=shell.on_data,
                 on_exit=shell.on_exit,
                 on_stderr=shell.on_stderr,
-                name=start["node"][0],
             )
             shell.begin(program)
         except (TaskSprintError, OSError) as error:

@@ -12,7 +12,6 @@ that answer; the SDK holds no answer back behind a task that printed.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ from tasksprint.protocol.node_lines import (
 )
 from tasksprint.roles.client_values import CachedValue, task_buffers
 from tasksprint.store.result_records import LogText, StagedValue
-from tasksprint.store.result_store import ResultStore
 from tasksprint.store.staging import stage_file
 
 if TYPE_CHECKING:
@@ -163,7 +161,7 @@ class NodeShell:
             self._keep_output(self._pipe.get(replies[-1].id))
         for reply in replies:
             self._pipe.pop(reply.id, None)
-        self._client.workbench.node_replied(self.node, replies, time.monotonic_ns() // 1_000)
+        self._client.workbench.node_replied(self.node, replies, self._client.now_us())
         self._client.turn()
         for values in self.values.values():
             self._abandon(values)  # They didn't count.
@@ -213,7 +211,7 @@ class NodeShell:
         """Give back the disk that values of no result take."""
         for _, _, content in values:
             if isinstance(content, StagedValue):
-                self._client.writer.run(ResultStore.abandon, content)
+                self._client.abandon(content)
 
     # --- its output and its end ---
 

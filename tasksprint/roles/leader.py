@@ -17,7 +17,6 @@ from tasksprint.errors import PeerUnreachable, RemoteProtocolError, SettingsErro
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles.clock import monotonic_ms
 
 __all__ = ["MISDIRECTED", "Leader", "Rota", "parse_addresses"]
 
@@ -120,6 +119,7 @@ class Leader:
     """Asks whoever leads, through elections and restarts.
 
     Args:
+        now_ms: The clock.
         refuse: Makes the error with which to end once all coordinators that were named
             belong to another cluster; it gets the name of one of those.
     """
@@ -129,6 +129,7 @@ class Leader:
         addresses: list[str],
         http: HttpClient,
         rng: random.Random,
+        now_ms: Callable[[], int],
         *,
         refuse: Callable[[str], Exception] = _refusal,
     ) -> None:
@@ -139,6 +140,7 @@ class Leader:
         self._rota = Rota(addresses)
         self._http = http
         self._random = rng
+        self._now_ms = now_ms
         self._addresses = addresses
         self._missed_since_ms: int | None = None
         self._has_warned = False
@@ -167,10 +169,10 @@ class Leader:
         if self.cluster is not None:
             query = {**(query or {}), "cluster": self.cluster}
         answer_ms = settings.leader_answer_timeout_ms
-        started_ms = monotonic_ms()
+        started_ms = self._now_ms()
         while True:
             address = self._rota.address
-            asked_ms = monotonic_ms()
+            asked_ms = self._now_ms()
             try:
                 response = await self._http.request(
                     address,
@@ -183,7 +185,7 @@ class Leader:
                 )
             except (PeerUnreachable, RemoteProtocolError) as error:
                 pause_s, cause = self._rota.failed(), str(error)
-                if monotonic_ms() - asked_ms >= answer_ms:
+                if self._now_ms() - asked_ms >= answer_ms:
                     # Not stalled but slow, perhaps: then it must get its time in the end.
                     answer_ms = min(2 * answer_ms, settings.answer_timeout_ms)
             else:
@@ -205,12 +207,12 @@ class Leader:
                     self._found(address)
                     return response
             self._missed(cause)
-            if give_up_ms is not None and monotonic_ms() - started_ms >= give_up_ms:
+            if give_up_ms is not None and self._now_ms() - started_ms >= give_up_ms:
                 raise PeerUnreachable(f"no coordinator answers: {cause}")
             await asyncio.sleep(pause_s * (1 + self._random.random() / 4))
 
     def _missed(self, cause: str) -> None:
-        now_ms = monotonic_ms()
+        now_ms = self._now_ms()
         if self._missed_since_ms is None:
             self._missed_since_ms = now_ms
         elif not self._has_warned and now_ms - self._missed_since_ms >= _WARN_AFTER_MS:

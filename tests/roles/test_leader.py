@@ -11,7 +11,6 @@ import pytest
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles import leader as leader_module
 from tasksprint.roles.leader import Leader
 from tasksprint.settings import RULES, Settings
 
@@ -45,9 +44,13 @@ def ask(
     async def no_pause(seconds: float) -> None:
         pass
 
-    monkeypatch.setattr(leader_module, "monotonic_ms", lambda: http.now_ms)
     monkeypatch.setattr(asyncio, "sleep", no_pause)
-    leader = Leader(["a:1", "b:1", "c:1"], http, random.Random(1))  # type: ignore[arg-type]
+    leader = Leader(
+        ["a:1", "b:1", "c:1"],
+        http,  # type: ignore[arg-type]
+        random.Random(1),
+        lambda: http.now_ms,
+    )
     return asyncio.run(leader.request("GET", "/v1/view", wait_ms=wait_ms))
 
 
