@@ -156,13 +156,20 @@ class World(Protocol):
 #                                               at the end: the end-to-end checkers; raises
 #                                               Violation. `schedules`: state of each replica
 #
+#     and is told, by whoever runs the coordinators:
+#
+#         def applied(self, replica: ReplicaId, schedule: Schedule, slot: Slot,
+#                     commands: tuple[bytes, ...], applied: Applied) -> None
+#                                               after each `Schedule.apply`, in each life (also
+#                                               those that repeat what was applied before a crash)
+#         def scheduler_got(self, replica: ReplicaId, run: int, job: JobId, line: bytes) -> None
+#                                               each line written to a scheduler's process; `run`
+#                                               differs for each start of one in this seed
+#
 # jobs.py (kinds of jobs, with their schedulers as Python objects) has
 #
-#     KINDS: tuple[str, ...]
-#     manifest(kind) -> dict                    what `POST /v1/jobs` names
-#     archive(kind) -> bytes                    what `POST /v1/programs` takes
-#     params(kind, random) -> str               JSON
-#     work(name, base, inputs, seed, attempt, random) -> dict[str, bytes] | TaskError
-#                                               what a node answers; inputs in order of pretasks
-#     expected(kind, params, seed) -> str | None   the result's JSON, where it follows; None: the
-#                                               job fails, or depends on chance (see `is_random`)
+#     KINDS, manifest(kind), archive(kind), params(kind, random), expected(kind, params, seed)
+#     READY: bytes                              the first line of every scheduler
+#     class SchedulerProgram: feed(line: bytes) -> bytes
+#                                               one run of a scheduler; its kind is in the params
+#                                               of init, so any job's is the same class
