@@ -193,6 +193,22 @@ class PeerStreams:
 
     # --- for the connections ---
 
+    async def connect(self, peer: ReplicaId, address: str) -> _Sender:
+        """Open a connection to a peer, on which frames can be sent.
+
+        Raises:
+            OSError, PeerUnreachable, Refused, RemoteProtocolError: It can't be had.
+        """
+        host, port = parse_address(address)
+        loop = asyncio.get_running_loop()
+        _, sender = await loop.create_connection(lambda: _Sender(self, peer), host, port)
+        try:
+            await sender.open(address)
+        except BaseException:
+            sender.close()
+            raise
+        return sender
+
     def mark(self, sender: _Sender) -> None:
         """Flush this sender at the end of the turn."""
         if not self._dirty:
@@ -303,7 +319,9 @@ class _Opener:
             self._wakeup.clear()
             try:
                 sender = await within(
-                    settings.connect_timeout_ms / 1000, self._connect(), discard=_Sender.close
+                    settings.connect_timeout_ms / 1000,
+                    self._streams.connect(self.peer, self.address),
+                    discard=lambda made: made.close(),
                 )
             except asyncio.TimeoutError:
                 self._warn(f"no answer within {settings.connect_timeout_ms} ms")
@@ -326,19 +344,6 @@ class _Opener:
             jitter = 1 + self._streams.random.random() / 2
             await wait_at_most(self._wakeup, pause_ms * jitter / 1000)
             pause_ms = min(2 * pause_ms, settings.reconnect_pause_max_ms)
-
-    async def _connect(self) -> _Sender:
-        streams = self._streams
-        host, port = parse_address(self.address)
-        _, sender = await self._loop.create_connection(
-            lambda: _Sender(streams, self.peer), host, port
-        )
-        try:
-            await sender.open(self.address)
-        except BaseException:
-            sender.close()
-            raise
-        return sender
 
     def _tell_bug(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
