@@ -6,11 +6,12 @@ Operations and their replies:
     ("status", id)                       ("absent",), ("running",), or
                                          ("ended", state, what it ended with)
     ("cancel", sender, request, id)      ("absent",) or ("state", state)
+    ("forget", sender, request, id)      ("absent",), ("running",) or ("forgotten",)
     ("list",)                            ((id, status), …), all jobs there are
 
 A job ends by itself at any time, as finished or failed, and stays what it is from then
-on; it is cancelled only by a cancel. A request that is repeated is answered as it was the
-first time, and changes nothing.
+on; it is cancelled only by a cancel. One that has ended and is forgotten is absent again. A
+request that is repeated is answered as it was the first time, and changes nothing.
 
 What is verified, for a whole history (`check_history`):
 
@@ -18,8 +19,8 @@ What is verified, for a whole history (`check_history`):
 2. For each job: all operations on it are linearizable (`checker.check`).
 3. The order of ids: jobs were made one after the other in the order of their ids. Each
    one's making lies between two times that the operations on it allow: after the first
-   submit was invoked and the last answer "absent" was asked for, before the first answer
-   that knows of the job.
+   submit was invoked and the last answer "absent" was asked for (before anybody asked to
+   forget it), before the first answer that knows of the job.
 
 Cutting by job is sound: operations on one job say nothing of another, but for the ids,
 and they are (3). It loses nothing there: a job may be made at any time between its two
@@ -45,16 +46,17 @@ __all__ = ["JobModel", "JobState", "check_history", "job_histories"]
 
 ABSENT = ("absent",)
 RUNNING = ("running",)
+FORGOTTEN = ("forgotten",)
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """One job, and what was said to the requests that cancel it."""
+    """One job, and what was said to the requests that cancel or forget it."""
 
     made_by: tuple[str, int] | None = None  # sender and request; None: not there
     status: tuple[Hashable, ...] = ABSENT
     # (sender, request): the reply
-    cancels: frozenset[tuple[tuple[str, int], tuple[Hashable, ...]]] = field(
+    replies: frozenset[tuple[tuple[str, int], tuple[Hashable, ...]]] = field(
         default_factory=frozenset
     )
 
@@ -71,8 +73,8 @@ class JobModel:
                 return self._submit(state, (sender, request))
             case ("status", _):
                 return self._status(state, operation)
-            case ("cancel", str() as sender, int() as request, _):
-                return self._cancel(state, (sender, request), operation)
+            case ("cancel" | "forget", str() as sender, int() as request, _):
+                return self._once(state, (sender, request), operation)
             case _:
                 raise AssertionError(f"not an operation on a job: {operation}")
 
@@ -100,15 +102,23 @@ class JobModel:
         is_more = state.status == (*seen[:2], None)
         return (replace(state, status=seen),) if was_running or is_more else ()
 
-    def _cancel(
+    def _once(
         self, state: JobState, request: tuple[str, int], operation: Operation
     ) -> tuple[JobState, ...]:
-        before = dict(state.cancels).get(request)
+        before = dict(state.replies).get(request)
         if before is not None:
             is_same = operation.returned is None or operation.reply == before
             return (state,) if is_same else ()
         found: list[tuple[tuple[Hashable, ...], tuple[Hashable, ...]]] = []  # reply, status
-        if state.status == ABSENT:
+        if operation.call[0] == "forget":
+            if state.status == ABSENT:
+                found.append((ABSENT, ABSENT))
+            else:
+                if state.status == RUNNING:
+                    found.append((RUNNING, RUNNING))
+                # (It may have ended just before, by itself.)
+                found.append((FORGOTTEN, ABSENT))
+        elif state.status == ABSENT:
             found.append((ABSENT, ABSENT))
         elif state.status == RUNNING:
             found.append((("state", "cancelled"), ("ended", "cancelled", None)))
@@ -118,7 +128,7 @@ class JobModel:
             found.append((("state", state.status[1]), state.status))
         return tuple(
             [
-                replace(state, status=status, cancels=state.cancels | {(request, reply)})
+                replace(state, status=status, replies=state.replies | {(request, reply)})
                 for reply, status in found
                 if operation.returned is None or operation.reply == reply
             ]
@@ -159,7 +169,7 @@ def job_histories(operations: Sequence[Operation]) -> dict[int, list[Operation]]
                 found[job].append(operation)
             case ("status", int() as job), _:
                 found[job].append(operation)
-            case ("cancel", _, _, int() as job), _:
+            case ("cancel" | "forget", _, _, int() as job), _:
                 found[job].append(operation)
     for operation in operations:
         match operation.call, operation.reply:
@@ -195,7 +205,12 @@ def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:
         submits = [each.invoked for each in history if each.call[0] == "submit"]
         if not submits:
             continue
-        denied = [each.invoked for each in history if each.reply == ABSENT]
+        forgets = [each.invoked for each in history if each.call[0] == "forget"]
+        denied = [
+            each.invoked
+            for each in history
+            if each.reply == ABSENT and not (forgets and min(forgets) <= each.invoked)
+        ]
         knows = [
             each.returned
             for each in history

@@ -58,6 +58,18 @@ GOOD = {
         done(5, 6, "cancel", "a", 2, 1, reply=("state", "cancelled")),
     ],
     "two jobs made at the same time": [submitted(0, 5, 1, 2), submitted(1, 4, 2, 1)],
+    "a job that has ended is forgotten, while a later one is made": [
+        submitted(0, 1, 1, 1),
+        done(2, 3, "forget", "a", 2, 1, reply=RUNNING),
+        done(4, 5, "status", 1, reply=FINISHED),
+        submitted(4, 5, 3, 2),
+        done(6, 9, "forget", "a", 4, 1, reply=("forgotten",)),
+        done(7, 8, "status", 1, reply=FINISHED),
+        done(8, 9, "status", 1, reply=ABSENT),
+        done(10, 11, "forget", "a", 4, 1, reply=("forgotten",)),
+        done(10, 11, "forget", "a", 5, 1, reply=ABSENT),
+        done(12, 13, "list", reply=((2, RUNNING),)),
+    ],
     "ids may have gaps": [submitted(0, 1, 1, 3), submitted(2, 3, 2, 9)],
 }
 
@@ -111,6 +123,22 @@ BAD = {
             submitted(0, 1, 1, 1),
             done(2, 3, "cancel", "a", 2, 1, reply=("state", "cancelled")),
             done(4, 5, "cancel", "a", 2, 1, reply=("state", "finished")),
+        ],
+        "job 1: not linearizable",
+    ),
+    "a forgotten job is there": (
+        [
+            submitted(0, 1, 1, 1),
+            done(2, 3, "forget", "a", 2, 1, reply=("forgotten",)),
+            done(4, 5, "status", 1, reply=FINISHED),
+        ],
+        "job 1: not linearizable",
+    ),
+    "a job is gone before anybody forgets it": (
+        [
+            submitted(0, 1, 1, 1),
+            done(2, 3, "status", 1, reply=ABSENT),
+            done(4, 5, "forget", "a", 2, 1, reply=("forgotten",)),
         ],
         "job 1: not linearizable",
     ),
