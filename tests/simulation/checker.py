@@ -15,6 +15,7 @@ Verified at every step:
   out-of-order      slots are applied one after the other, each once
   state-differs     replicas that applied the same slots have the same state
   lost-command      an acknowledged command is in the log, in the slot it was acknowledged for
+  early-answer      nobody is told that a command was carried out before it was applied
   stale-read        a confirmed read sees every command acknowledged before it began
   core              no assertion of the core fails, and it refuses no message of its peers
   beyond-alpha      nobody accepts anything ALPHA slots or more beyond what is chosen
@@ -29,8 +30,9 @@ happens if disks lie about being durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tasksprint.consensus import (
     ALPHA,
@@ -55,17 +57,55 @@ from tasksprint.consensus import (
 )
 from tasksprint.consensus.ballot import NO_BALLOT
 from tasksprint.ids import Incarnation, ReplicaId, Slot
-from tests.simulation.replica_node import ReplicaNode
+from tests.simulation.world import Violation
 
-__all__ = ["Checker", "Violation"]
+__all__ = ["CheckedNode", "Checker", "Violation"]
 
 
-class Violation(Exception):
-    """A rule was broken."""
+class _State(Protocol):
+    """What a replica's disk holds."""
 
-    def __init__(self, rule: str, text: str) -> None:
-        super().__init__(f"{rule}: {text}")
-        self.rule = rule
+    @property
+    def incarnation(self) -> Incarnation: ...
+
+    @property
+    def promised(self) -> Ballot | None: ...
+
+    @property
+    def accepted(self) -> Mapping[Slot, LogEntry]: ...
+
+    @property
+    def log_start(self) -> int: ...
+
+    @property
+    def applied_end(self) -> Slot: ...
+
+    @property
+    def digest(self) -> bytes | str: ...
+
+
+class _Disk(Protocol):
+    @property
+    def state(self) -> _State: ...
+
+
+class CheckedNode(Protocol):
+    """A machine with a replica, as the checker sees it."""
+
+    @property
+    def me(self) -> ReplicaId: ...
+
+    @property
+    def life(self) -> int: ...
+
+    @property
+    def disk(self) -> _Disk: ...
+
+    @property
+    def applied_end(self) -> Slot: ...
+
+    @property
+    def digest(self) -> bytes | str: ...
 
 
 @dataclass
@@ -90,7 +130,7 @@ class Checker:
         self._values: dict[tuple[Slot, Ballot], bytes] = {}
         self._votes: dict[tuple[Slot, Ballot], set[ReplicaId]] = {}
         self.chosen: dict[Slot, bytes] = {}
-        self._digests: dict[Slot, bytes] = {}  # of the state after this slot
+        self._digests: dict[Slot, bytes | str] = {}  # of the state after this slot
         self._applied: dict[ReplicaId, Slot] = {}  # next slot, in this life
         self._promise_durable: dict[Incarnation, Ballot] = {}
         self._promise_sent: dict[Incarnation, Ballot] = {}
@@ -114,10 +154,15 @@ class Checker:
 
     # --- what clients do ---
 
-    def proposed(self, node: ReplicaNode, command: bytes) -> None:
+    def proposed(self, node: CheckedNode, command: bytes) -> None:
         """Take note that a leader took a client's command and will acknowledge it."""
         self._proposed.setdefault((node.me, node.life), set()).add(command)
         self.count("commands proposed")
+
+    def acknowledged_by(self, node: CheckedNode, command: bytes) -> None:
+        """A node answers that a command was carried out."""
+        if command in self._proposed.get((node.me, node.life), ()):
+            raise Violation("early-answer", f"replica {node.me} has not applied {command!r:.200}")
 
     def read_began(self, read_id: int) -> None:
         """Take note that a read began: it must see all that is acknowledged by now."""
@@ -125,16 +170,32 @@ class Checker:
 
     # --- what nodes do ---
 
-    def started(self, node: ReplicaNode) -> None:
+    def started(self, node: CheckedNode) -> None:
         """A process starts."""
         state = node.disk.state
         self._applied[node.me] = state.applied_end
         self._ballot_before[node.me] = state.promised or NO_BALLOT
         self.say(f"replica {node.me} starts its life {node.life}")
-        if state.applied_end > 1 and self._digests[Slot(state.applied_end - 1)] != state.digest:
-            raise Violation("state-differs", f"replica {node.me} restarted with another state")
+        self._same_state(node, state.applied_end, state.digest, "restarted")
 
-    def wrote(self, node: ReplicaNode, persist: Persist) -> None:
+    def copied(self, node: CheckedNode) -> None:
+        """A copy of another replica's state took the place of a node's own."""
+        if node.applied_end <= self._applied[node.me]:
+            raise Violation("out-of-order", f"replica {node.me} took an older state")
+        self._applied[node.me] = node.applied_end
+        self._same_state(node, node.applied_end, node.digest, "took over a copy")
+        self.count("copies of the state")
+        self.say(f"replica {node.me} took over the state at slot {node.applied_end - 1}")
+
+    def _same_state(
+        self, node: CheckedNode, applied_end: Slot, digest: bytes | str, what: str
+    ) -> None:
+        if applied_end > 1 and self._digests.get(Slot(applied_end - 1)) != digest:
+            raise Violation(
+                "state-differs", f"replica {node.me} {what} at slot {applied_end - 1}: {digest!r}"
+            )
+
+    def wrote(self, node: CheckedNode, persist: Persist) -> None:
         """A write became durable."""
         incarnation = node.disk.state.incarnation
         if persist.founding is not None:
@@ -152,7 +213,7 @@ class Checker:
             self._see_value(entry.slot, entry.ballot, entry.value)
             self._vote(node.me, entry.slot, entry.ballot)
 
-    def sends(self, node: ReplicaNode, envelope: Envelope) -> None:
+    def sends(self, node: CheckedNode, envelope: Envelope) -> None:
         """A message leaves."""
         message = envelope.message
         if self._trace is not None:
@@ -176,7 +237,7 @@ class Checker:
                 if self.chosen.get(entry.slot) != entry.value:
                     raise Violation("not-chosen", f"replica {node.me} gave {entry} as chosen")
 
-    def chose(self, node: ReplicaNode, chosen: Chosen) -> None:
+    def chose(self, node: CheckedNode, chosen: Chosen) -> None:
         """A replica applies a slot."""
         slot = chosen.slot
         if self._applied[node.me] != slot:
@@ -204,7 +265,7 @@ class Checker:
                     self.acknowledged_end = max(self.acknowledged_end, Slot(slot + 1))
                     self.count("commands acknowledged")
 
-    def read_confirmed(self, node: ReplicaNode, read_id: int) -> None:
+    def read_confirmed(self, node: CheckedNode, read_id: int) -> None:
         """A replica answers a read."""
         end = self._reads.pop(read_id).end
         self.count("reads confirmed")
@@ -214,12 +275,12 @@ class Checker:
                 f"replica {node.me} answered read {read_id} at {node.applied_end}, expected {end}",
             )
 
-    def read_failed(self, node: ReplicaNode, read_id: int) -> None:
+    def read_failed(self, node: CheckedNode, read_id: int) -> None:
         """A replica sends a read away."""
         del self._reads[read_id]
         self.count("reads failed")
 
-    def noted(self, node: ReplicaNode, text: str) -> None:
+    def noted(self, node: CheckedNode, text: str) -> None:
         """A line for the log."""
         self.say(text)
         if "became leader" in text:
@@ -230,7 +291,7 @@ class Checker:
         if "stands for election" in text:
             self.count("candidacies")
 
-    def stopped(self, node: ReplicaNode, text: str) -> None:
+    def stopped(self, node: CheckedNode, text: str) -> None:
         """A replica stops for good."""
         self.say(f"replica {node.me} stops: {text}")
         self.count("replicas stopped")
@@ -239,10 +300,10 @@ class Checker:
         elif self._identities.get(node.me) == node.disk.state.incarnation:
             raise Violation("core", f"replica {node.me} stopped without cause: {text}")
 
-    def turned(self, node: ReplicaNode) -> None:
+    def turned(self, node: CheckedNode) -> None:
         """A turn of a loop ended."""
 
-    def at_end(self, nodes: list[ReplicaNode]) -> None:
+    def at_end(self, nodes: Sequence[CheckedNode]) -> None:
         """Check what was promised to clients against the log, after healing."""
         for command, slot in self.acknowledged.items():
             value = self.chosen.get(slot)
@@ -284,6 +345,16 @@ class Checker:
             self._chosen_end = Slot(self._chosen_end + 1)
 
     @property
+    def chosen_end(self) -> Slot:
+        """The first slot that isn't known to be chosen."""
+        return self._chosen_end
+
+    @property
+    def memberships_governing(self) -> int:
+        """How many changes of the members govern by now."""
+        return sum(slot <= self._chosen_end for slot, _ in self._spans) - 1
+
+    @property
     def membership(self) -> Membership:
         """The last membership that was chosen."""
         return self._spans[-1][1]
@@ -318,14 +389,14 @@ class Checker:
         elif len(new) < len(old):
             self.count("voters removed")
 
-    def _durable_ballot(self, node: ReplicaNode, ballot: Ballot, what: str) -> None:
+    def _durable_ballot(self, node: CheckedNode, ballot: Ballot, what: str) -> None:
         durable = node.disk.state.promised or NO_BALLOT
         if durable < ballot:
             raise Violation("not-durable", f"replica {node.me} {what} under {ballot}")
         if ballot <= self._ballot_before[node.me]:
             raise Violation("former-life", f"replica {node.me} {what} under {ballot}")
 
-    def _sends_promise(self, node: ReplicaNode, message: Promise) -> None:
+    def _sends_promise(self, node: CheckedNode, message: Promise) -> None:
         state = node.disk.state
         if (state.promised or NO_BALLOT) < message.ballot:
             raise Violation("not-durable", f"replica {node.me} promised {message.ballot}")
@@ -335,7 +406,7 @@ class Checker:
         before = self._promise_sent.get(state.incarnation, NO_BALLOT)
         self._promise_sent[state.incarnation] = max(before, message.ballot)
 
-    def _sends_accepted(self, node: ReplicaNode, message: Accepted) -> None:
+    def _sends_accepted(self, node: CheckedNode, message: Accepted) -> None:
         state = node.disk.state
         for slot in message.slots:
             if not self._holds(node, slot, message.ballot):
@@ -347,13 +418,14 @@ class Checker:
         if (state.promised or NO_BALLOT) < message.ballot:
             raise Violation("promise-back", f"replica {node.me}: {message} without its promise")
 
-    def _holds(self, node: ReplicaNode, slot: Slot, ballot: Ballot) -> bool:
+    def _holds(self, node: CheckedNode, slot: Slot, ballot: Ballot) -> bool:
         """Whether the disk backs an acceptance: it, a later one, or the chosen value.
 
         The last for an entry proposed again in a slot that the acceptor knows to be
         chosen: it isn't written again.
         """
-        entry: LogEntry | None = node.disk.state.accepted.get(slot)
-        if entry is None:
-            return False
+        state = node.disk.state
+        entry = state.accepted.get(slot)
+        if entry is None:  # What is truncated is in the state.
+            return slot < state.log_start and self.chosen.get(slot) == self._values[slot, ballot]
         return entry.ballot >= ballot or self.chosen.get(slot) == entry.value

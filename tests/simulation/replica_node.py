@@ -47,6 +47,7 @@ class ReplicaState:
     chosen_end: Slot = FIRST_SLOT
     applied_end: Slot = FIRST_SLOT
     digest: bytes = b""  # of the state at `applied_end`
+    log_start: Slot = FIRST_SLOT  # Nothing is truncated here.
 
     def persist(self, persist: Persist) -> None:
         """Take one `Persist`, as the store does."""

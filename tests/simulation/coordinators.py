@@ -1,0 +1,454 @@
+"""Whole coordinators on simulated machines: the real role, its real paths, its schedulers.
+
+Tells an observer (the checker) what the replica in it says, keeps and applies; judges
+nothing. A `CoordinatorNode` is the machine and what is on its disk; the process on it comes and goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol, cast
+
+from tasksprint.consensus import Chosen, Envelope, Persist, Ready
+from tasksprint.coordination.commands import Command
+from tasksprint.coordination.schedule import Applied, Schedule
+from tasksprint.errors import SettingsError
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.net.keys import ClusterKey
+from tasksprint.process.program import ExitReason
+from tasksprint.roles import replica_codec
+from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator_http import CoordinatorPaths
+from tasksprint.roles.decisions import Decided
+from tasksprint.roles.surroundings import Surroundings
+from tasksprint.settings import Settings
+from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
+from tasksprint.store.records import AppliedPoint, Commit
+from tasksprint.store.replica_store import ReplicaStore
+from tests.simulation import jobs
+from tests.simulation.machines import Machine, Process
+from tests.simulation.sim_http import SimHttp
+from tests.simulation.sim_streams import SimStreams
+from tests.simulation.sim_writer import SimDisk, SimWriter
+from tests.simulation.wire import Wire
+
+__all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
+
+KEY = ClusterKey(bytes(range(32)))
+
+
+class Observer(Protocol):
+    """Who is told what happens."""
+
+    def started(self, node: CoordinatorNode) -> None: ...
+
+    def sends(self, node: CoordinatorNode, envelope: Envelope) -> None: ...
+
+    def wrote(self, node: CoordinatorNode, persist: Persist) -> None: ...
+
+    def chose(self, node: CoordinatorNode, chosen: Chosen) -> None: ...
+
+    def copied(self, node: CoordinatorNode) -> None: ...
+
+    def proposed(self, node: CoordinatorNode, command: bytes) -> None: ...
+
+    def acknowledged_by(self, node: CoordinatorNode, command: bytes) -> None: ...
+
+    def read_began(self, read_id: int) -> None: ...
+
+    def read_confirmed(self, node: CoordinatorNode, read_id: int) -> None: ...
+
+    def read_failed(self, node: CoordinatorNode, read_id: int) -> None: ...
+
+    def noted(self, node: CoordinatorNode, text: str) -> None: ...
+
+    def stopped(self, node: CoordinatorNode, text: str) -> None: ...
+
+    def refused(self, node: CoordinatorNode, text: str) -> None: ...
+
+    def count(self, name: str, number: int = 1) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class SchedulerFaults:
+    """How schedulers' processes behave in this world."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.start_ms = (5.0, 80.0)
+        self.answer_ms = (0.1, 3.0)
+        self.crash = 0.0  # probability for each line
+        self.hang = 0.0
+
+
+class _Scheduler:
+    """The process of a scheduler, beside its coordinator's."""
+
+    def __init__(
+        self,
+        node: CoordinatorNode,
+        process: Process,
+        *,
+        on_data: Callable[[bytes], None],
+        on_exit: Callable[[ExitReason], None],
+    ) -> None:
+        self._node = node
+        self._faults = node.scheduler_faults
+        self._process = process
+        self._on_data = on_data
+        self._on_exit = on_exit
+        self._program = jobs.SchedulerProgram()
+        self._unread = b""
+        self._lines: list[bytes] = []
+        self._is_busy = False
+        self._is_over = False
+        self._later(self._faults.start_ms, self._say_ready)
+
+    def _later(self, span_ms: tuple[float, float], then: Callable[[], None]) -> None:
+        delay_ms = self._faults.random.uniform(*span_ms)
+        self._process.loop.call_later(delay_ms / 1000, then)
+
+    def _say_ready(self) -> None:
+        if not self._is_over:
+            self._on_data(jobs.READY)
+
+    def write(self, data: bytes) -> None:
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        self._lines += lines
+        self._work()
+
+    def _work(self) -> None:
+        if self._lines and not self._is_busy and not self._is_over:
+            self._is_busy = True
+            self._later(self._faults.answer_ms, self._answer)
+
+    def _answer(self) -> None:
+        """Answer what has come by now; or crash on the way, or hang."""
+        if self._is_over:
+            return
+        faults = self._faults
+        lines, self._lines = self._lines, []
+        answers: list[bytes] = []
+        for line in lines:
+            chance = faults.random.random()
+            if chance < faults.crash:
+                self._node.observer.count("schedulers crashed")
+                if answers:
+                    self._on_data(b"".join(answers))
+                self._end(1, None, "it crashed")
+                return
+            if chance < faults.crash + faults.hang:
+                self._node.observer.count("schedulers hanging")
+                break  # It stays busy for ever.
+            answers.append(self._program.feed(line))
+        else:
+            self._is_busy = False
+        if answers:
+            self._on_data(b"".join(answers))
+        self._work()
+
+    def kill(self, why: str = "") -> None:
+        self._process.loop.call_soon(self._end, None, 9, why)
+
+    async def stop(self) -> None:
+        self._later((0.5, 20.0), lambda: self._end(0, None, ""))
+
+    def _end(self, code: int | None, signal: int | None, why: str) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._on_exit(ExitReason(code, signal, None, "", why))
+
+
+class SimCoordinator(Coordinator):
+    """The real one, watched."""
+
+    def __init__(self, node: CoordinatorNode, *arguments: Any, **options: Any) -> None:
+        self.node = node
+        super().__init__(*arguments, **options)
+
+    def _carry_out(self, ready: Ready) -> None:
+        for text in ready.notes:
+            self.node.observer.noted(self.node, text)
+        super()._carry_out(ready)
+
+    def _applied(self, chosen: Chosen, applied: Applied) -> None:
+        assert self.schedule is not None
+        self.node.applied(chosen, self.schedule)
+        super()._applied(chosen, applied)
+
+    def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
+        node = self.node
+
+        def decided(reply: bytes | None) -> None:
+            if reply is not None:
+                node.observer.acknowledged_by(node, command)
+            then(reply)
+
+        super().decide_then(command, decoded, decided)
+
+    async def confirm_read(self) -> Schedule:
+        node = self.node
+        node.reads += 1
+        read_id = node.reads * 1_000 + node.me
+        node.observer.read_began(read_id)
+        try:
+            schedule = await super().confirm_read()
+        except BaseException:
+            node.observer.read_failed(node, read_id)
+            raise
+        node.observer.read_confirmed(node, read_id)
+        return schedule
+
+    async def install_copy(self, applied: AppliedPoint, memberships: bytes | None) -> None:
+        await super().install_copy(applied, memberships)
+        assert self.schedule is not None
+        self.node.copied(self.schedule)
+
+
+class _Streams(SimStreams):
+    """Shows each frame to the observer before it goes."""
+
+    def __init__(self, node: CoordinatorNode, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._node = node
+
+    def send(self, peer: ReplicaId, frame: bytes) -> bool:
+        self._node.sends(frame)
+        return super().send(peer, frame)
+
+
+class _State:
+    """What the disk of a coordinator holds, in the words of the checker."""
+
+    def __init__(self, directory: MemoryDirectory, new_incarnation: str) -> None:
+        self._directory = directory
+        self._new_incarnation = new_incarnation  # Before its first start.
+
+    @property
+    def incarnation(self) -> Incarnation:
+        content = self._directory._content
+        return Incarnation(self._new_incarnation if content is None else content.incarnation)
+
+    @property
+    def founding(self) -> bytes | None:
+        content = self._directory._content
+        return None if content is None else content.founding
+
+    @property
+    def promised(self) -> Any:
+        content = self._directory._content
+        return None if content is None else content.promised
+
+    @property
+    def accepted(self) -> dict[int, Any]:
+        content = self._directory._content
+        return {} if content is None else content.log
+
+    @property
+    def log_start(self) -> int:
+        content = self._directory._content
+        return 1 if content is None else content.log_start
+
+    @property
+    def applied_end(self) -> Slot:
+        content = self._directory._content
+        return Slot(1 if content is None else content.applied.slot + 1)
+
+    @property
+    def digest(self) -> str:
+        content = self._directory._content
+        return "" if content is None else content.applied.digest
+
+
+class _NodeDisk(SimDisk):
+    """The disk of a coordinator's machine, with its data directory."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.directory = MemoryDirectory()
+        self.state = _State(self.directory, f"{self.random.getrandbits(64):016x}")
+
+
+class CoordinatorNode:
+    """One machine that runs a coordinator.
+
+    Args:
+        spawn: Starts a process on the machine.
+        join: Addresses of a cluster that is to add it; (): it founds one with `peers`.
+    """
+
+    coordinator_class: type[SimCoordinator] = SimCoordinator
+    writer_class: type[SimWriter] = SimWriter
+
+    def __init__(
+        self,
+        me: ReplicaId,
+        machine: Machine,
+        wire: Wire,
+        settings: Settings,
+        observer: Observer,
+        scheduler_faults: SchedulerFaults,
+        *,
+        peers: dict[ReplicaId, str],
+        join: tuple[str, ...],
+        spawn: Callable[[], Process],
+    ) -> None:
+        self.me = me
+        self.machine = machine
+        self.wire = wire
+        self.settings = settings
+        self.observer = observer
+        self.scheduler_faults = scheduler_faults
+        self._peers = peers
+        self._join = join
+        self._spawn = spawn
+        self.is_joining = bool(join)
+        self.disk = _NodeDisk(wire.timeline, Random(machine.random.random()))
+        self.disk.on_durable = self._wrote
+        self.life = 0
+        self.reads = 0
+        self.coordinator: SimCoordinator | None = None  # None: it isn't up (yet)
+        self.applied_end = Slot(1)
+        self.digest: Any = ""
+        self.has_ended = False  # by itself, for good
+
+    @property
+    def directory(self) -> MemoryDirectory:
+        """What is on its disk."""
+        return self.disk.directory
+
+    @property
+    def replica(self) -> Any:
+        """The replica in it; None: it isn't up."""
+        return None if self.coordinator is None else self.coordinator.replica
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The state machine in it."""
+        return None if self.coordinator is None else self.coordinator.schedule
+
+    # --- the process ---
+
+    def start(self) -> None:
+        """Start the process, unless one runs."""
+        if self.machine.is_up:
+            return
+        self.machine.has_power = True
+        process = self._spawn()
+        self.has_ended = False
+        process.at_end.append(self._gone)
+        process.refused = partial(self.observer.refused, self)
+        process.call_soon(self._boot, process)
+
+    def _boot(self, process: Process) -> None:
+        self.life += 1
+        store = MemoryReplicaStore.open(
+            self.directory,
+            self.me,
+            now_ms=process.wall_ms(),
+            incarnation=self.disk.state.incarnation,
+        )
+        self.applied_end = self.disk.state.applied_end
+        self.digest = self.disk.state.digest
+        self.observer.started(self)
+        options = CoordinatorOptions(
+            me=self.me,
+            advertise=self.machine.address,
+            peers=self._peers,
+            data_dir=Path(f"/nowhere/replica-{self.me}"),
+            key=KEY,
+            join=self._join,
+        )
+        self.coordinator = coordinator = self.coordinator_class(
+            self,
+            options,
+            self.settings,
+            cast(ReplicaStore, store),
+            surroundings=self._surroundings(process),
+        )
+        process.loop.after_iteration = coordinator.replica.check
+        paths = CoordinatorPaths(coordinator)
+        coordinator.streams.add_to(paths.router)
+        process.listen(paths.router, on_bug=coordinator.fail)
+        coordinator.stopped.add_done_callback(partial(self._stopped, process))
+        coordinator.start()
+        if self._join:
+            coordinator.background(coordinator.members.look_for_cluster())
+
+    def _surroundings(self, process: Process) -> Surroundings:
+        async def start_scheduler(
+            directory: Path,
+            manifest: dict[str, Any],
+            seed: int,
+            *,
+            on_data: Callable[[bytes], None],
+            on_exit: Callable[[ExitReason], None],
+            on_stderr: Callable[[bytes], None],
+        ) -> Any:
+            self.observer.count("schedulers started")
+            return _Scheduler(self, process, on_data=on_data, on_exit=on_exit)
+
+        return Surroundings(
+            monotonic_ms=process.monotonic_ms,
+            wall_ms=process.wall_ms,
+            new_random=lambda: Random(process.random.random()),
+            new_http=lambda key, settings: cast(Any, SimHttp(self.wire, process, settings)),
+            new_streams=partial(_Streams, self, self.wire, process),
+            new_writer=cast(Any, partial(self.writer_class, self.disk, process)),
+            unpack=lambda archive, digest, root: root / digest,
+            start_scheduler=start_scheduler,
+        )
+
+    def _stopped(self, process: Process, stopped: Any) -> None:
+        """Take that the coordinator ended by itself."""
+        error = stopped.exception()
+        self.has_ended = True
+        process.kill()
+        if error is not None and not isinstance(error, SettingsError):
+            self.observer.say(f"replica {self.me} fails: {type(error).__name__}: {error}")
+        self.observer.stopped(self, "asked to" if error is None else str(error))
+
+    def _gone(self) -> None:
+        self.directory.crash()
+        self.coordinator = None
+
+    def crash(self, *, power_loss: bool) -> tuple[int, int]:
+        """Kill the process.
+
+        Returns:
+            How many commits were lost, and how many became durable without its knowing.
+        """
+        process = self.machine.process
+        assert process is not None
+        if power_loss:
+            self.machine.has_power = False
+        lost, kept = self.disk.lost, self.disk.kept
+        process.kill()
+        return self.disk.lost - lost, self.disk.kept - kept
+
+    # --- what is observed ---
+
+    def sends(self, frame: bytes) -> None:
+        """A frame leaves."""
+        self.observer.sends(self, replica_codec.decode(frame, who="itself"))
+
+    def applied(self, chosen: Chosen, schedule: Schedule) -> None:
+        """An entry was applied."""
+        self.applied_end = Slot(chosen.slot + 1)
+        self.digest = schedule.digest
+        self.observer.chose(self, chosen)
+
+    def copied(self, schedule: Schedule) -> None:
+        """A copy of another one's mirror took the place of this one's."""
+        self.applied_end = Slot(schedule.applied_slot + 1)
+        self.digest = schedule.digest
+        self.observer.copied(self)
+
+    def _wrote(self, commits: Sequence[Commit]) -> None:
+        for commit in commits:
+            for persist in commit.persists:
+                self.observer.wrote(self, persist)

@@ -1,0 +1,150 @@
+"""Machines and the processes on them: clocks that differ, lives that end.
+
+A machine has a name, an address and a clock; a process is one life on it. Knows loops and
+requests' handlers, not what a process is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from random import Random
+from typing import Any
+
+from tasksprint.net.http_exchange import Service
+from tasksprint.net.router import Router
+from tasksprint.settings import Settings
+from tests.simulation.timeline import Timeline
+from tests.simulation.virtual_loop import VirtualLoop
+
+__all__ = ["Machine", "Process"]
+
+# The first wall time of all machines, give or take what theirs is wrong by.
+_WALL_MS = 1_700_000_000_000
+
+
+class Machine:
+    """Where processes run, one after the other; its clock goes on between them."""
+
+    def __init__(self, name: str, address: str, random: Random, *, drift: float) -> None:
+        self.name = name
+        self.address = address
+        self.random = random
+        self.rate = 1 + random.uniform(-drift, drift)
+        self.offset_ms = random.randrange(10_000_000)
+        self.wall_offset_ms = _WALL_MS + random.randrange(-3_000, 3_000)
+        self.long_share = random.choice((0.0, 0.0, 0.01, 0.05))
+        self.process: Process | None = None  # the last one, dead or alive
+        self.has_power = True  # A machine without it says nothing to who calls.
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process lives here."""
+        return self.process is not None and self.process.is_alive
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+class Process:
+    """One life; the simulator's `SimProcess`.
+
+    Args:
+        on_exception: Takes what its callbacks raise and nobody catches.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        timeline: Timeline,
+        settings: Settings,
+        on_exception: Callable[[Process, BaseException], None],
+    ) -> None:
+        self.machine = machine
+        self.name = machine.name
+        self.address = machine.address
+        self.random = Random(machine.random.random())
+        self._timeline = timeline
+        self._settings = settings
+        self._on_exception = partial(on_exception, self)
+        self.loop: VirtualLoop = VirtualLoop(
+            timeline,
+            Random(machine.random.random()),
+            rate=machine.rate,
+            offset_ms=machine.offset_ms,
+            long_share=machine.long_share,
+            on_exception=self._on_exception,
+        )
+        self.is_alive = True
+        self.service: Service | None = None  # None: nobody listens
+        # Called when it ends, in order: connections break, disks lose what they hadn't.
+        self.at_end: list[Callable[[], None]] = []
+        self.calls: dict[Any, None] = {}  # requests that it handles
+        self.streams: Any = None  # of a coordinator; for those who call it
+        self.refused: Callable[[str], None] = _ignore  # A message that makes no sense came.
+        self.left_behind: list[Any] = []  # See VirtualLoop.kill.
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is stopped (SIGSTOP)."""
+        return self.loop.is_frozen
+
+    def monotonic_ms(self) -> int:
+        """Return what this machine's clock shows."""
+        machine = self.machine
+        return int(machine.offset_ms + self._timeline.now * machine.rate)
+
+    def wall_ms(self) -> int:
+        """Return this machine's wall time."""
+        machine = self.machine
+        return int(machine.wall_offset_ms + self._timeline.now * machine.rate)
+
+    def start(self, main: Coroutine[Any, Any, Any]) -> None:
+        """Begin a task of this process."""
+        self.call_soon(self._start, main)
+
+    def _start(self, main: Coroutine[Any, Any, Any]) -> None:
+        self.loop.create_task(main).add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_exception(error)
+
+    def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call it on this process's loop."""
+        self.loop.call_soon(function, *arguments)
+
+    def listen(
+        self, router: Router, on_bug: Callable[[BaseException], None] | None = None
+    ) -> None:
+        """Answer requests that come to its address, until it dies."""
+
+        def bug(error: BaseException) -> None:
+            self._on_exception(error)
+            if on_bug is not None:
+                on_bug(error)
+
+        self.service = Service(router, None, self._settings, bug)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        if self.is_alive:
+            self.is_alive = False
+            self.left_behind += self.loop.kill()
+            at_end, self.at_end = self.at_end, []
+            for tell in at_end:
+                tell()
+            for call in self.calls:
+                call.server_died()
+            self.calls = {}
+
+    def freeze(self) -> None:
+        """Stop it in its tracks."""
+        if self.is_alive:
+            self.loop.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.loop.thaw()
