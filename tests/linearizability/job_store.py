@@ -42,7 +42,15 @@ from dataclasses import dataclass, field, replace
 
 from tests.linearizability.checker import Operation, check
 
-__all__ = ["JobModel", "JobState", "check_history", "job_histories"]
+__all__ = [
+    "ABSENT",
+    "FORGOTTEN",
+    "RUNNING",
+    "JobModel",
+    "JobState",
+    "check_history",
+    "job_histories",
+]
 
 ABSENT = ("absent",)
 RUNNING = ("running",)

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -58,6 +58,7 @@ class Outcome:
 
     state: str  # "finished" or "failed"
     text: str  # values as JSON, or the error
+    kept: dict[int, Values] = field(default_factory=dict)  # of the tasks that finish names
 
 
 # --- what nodes do -------------------------------------------------------------------------
@@ -537,6 +538,7 @@ class _Ideal:
             self._timers.append((command["after_ms"], command["timer"]))
         elif "finish" in command and self._outcome is None:
             text = json.dumps(command["values"], separators=(",", ":"))
-            self._outcome = Outcome("finished", text)
+            kept = {tid: self._tasks[tid].values or {} for tid in command["finish"]}
+            self._outcome = Outcome("finished", text, kept)
         elif "fail" in command and self._outcome is None:
             self._outcome = Outcome("failed", command["fail"])

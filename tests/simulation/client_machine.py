@@ -1,0 +1,180 @@
+"""The machine of one client: its disk, its habits, and the real `Client` on it, life after life.
+
+The client of roles/client.py runs as it is, on the loop of a simulated process; here are
+only its surroundings: a store in memory that outlives the process, a disk that takes its
+time, nodes that are imagined (`sim_node.py`), and programs that needn't be unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.keys import ClusterKey
+from tasksprint.roles.client import Client, ClientOptions
+from tasksprint.roles.client_http import ClientPaths
+from tasksprint.roles.client_surroundings import ClientSurroundings
+from tasksprint.settings import GIB
+from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
+from tests.simulation.sim_http import SimHttp
+from tests.simulation.sim_node import NodeHabits, SimNode
+from tests.simulation.sim_writer import SimDisk, SimWriter
+
+if TYPE_CHECKING:
+    from tests.simulation.world import SimProcess, World
+
+__all__ = ["ClientMachine"]
+
+_KEY = ClusterKey(bytes(32))
+_OK = 200
+
+
+class _NoAttachServer:
+    """In place of the socket on which people attach nodes: nobody does."""
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class _Programs:
+    """In place of `ClientPrograms`: archives are fetched once, and need no unpacking."""
+
+    def __init__(self, machine: ClientMachine, client: Client) -> None:
+        self._machine = machine
+        self._client = client
+
+    def directory(self, digest: str) -> Path:
+        """Return a name."""
+        return Path(digest)
+
+    async def prepare(self, digest: str, command: str) -> None:
+        """Fetch the archive, unless it is there."""
+        if digest not in self._machine.programs:
+            response = await self._client.leader.request("GET", f"/v1/archives/{digest}")
+            response.checked()
+            self._machine.programs.add(digest)
+
+    async def sweep(self) -> None:
+        """Keep all."""
+
+
+class _Http(SimHttp):
+    """Notes when a leader has answered."""
+
+    def __init__(self, machine: ClientMachine, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._machine = machine
+
+    async def request(self, *arguments: Any, **options: Any) -> HttpResponse:
+        response = await super().request(*arguments, **options)
+        if response.status == _OK and arguments[2] in ("/v1/view", "/v1/commands"):
+            self._machine.on_answer(self._machine)
+        return response
+
+
+class ClientMachine:
+    """One machine that runs a client, and what happens to it.
+
+    Args:
+        name: Of the machine, and of the client's data directory.
+        on_answer: Called when a leader has answered the client.
+    """
+
+    client_class: type[Client] = Client
+
+    def __init__(
+        self, world: World, name: str, on_answer: Callable[[ClientMachine], None]
+    ) -> None:
+        random = world.random
+        self.name = name
+        self.on_answer = on_answer
+        self.world = world
+        self.slots = random.choice((1, 2, 2, 3))
+        self.disk = SimDisk(world.timeline, random)
+        self.disk.latency = random.choice(((0.05, 0.3), (0.1, 2.0), (1.0, 20.0)))
+        self.directory = MemoryResults(name)
+        self.programs: set[str] = set()
+        self.habits = NodeHabits(
+            start_ms=random.choice((5.0, 30.0, 300.0)),
+            crash_share=random.choice((0.0, 0.0, 0.01, 0.1)),
+            garbage_share=random.choice((0.0, 0.0, 0.02)),
+            speed=random.choice((0.5, 1.0, 1.0, 3.0)),
+        )
+        self.is_disk_low = False
+        self.process: SimProcess | None = None
+        self.client: Client | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a client runs here."""
+        return self.process is not None and self.process.is_alive
+
+    def start(self) -> None:
+        """Start the client, from what its disk holds."""
+        assert not self.is_up
+        self.process = process = self.world.spawn(self.name)
+        process.start(self._run(process))
+
+    def kill(self) -> None:
+        """End it as kill -9 does; what is stored stays."""
+        if self.process is not None and self.process.is_alive:
+            self.process.kill()
+            self.directory.crash()
+            self.client = None
+
+    def stop(self) -> None:
+        """Ask it to end in good order."""
+        if self.client is not None and self.process is not None:
+            self.process.call_soon(self.client.stop)
+
+    async def _run(self, process: SimProcess) -> None:
+        store = MemoryResultStore.open(
+            self.directory, now_ms=0, identity=self.name, settings=self.world.settings
+        )
+        client = self.client_class(
+            ClientOptions(
+                list(self.world.addresses.values()), Path(self.name), _KEY, self.slots
+            ),
+            self.world.settings,
+            cast(Any, store),
+            self._surroundings(process),
+        )
+        process.listen(ClientPaths(client).router)
+        client.address = process.address
+        self.client = client
+        await client.start()
+        await client.stopped
+        await client.close()
+        # Its process ends: later, since this is it.
+        self.world.after(0.1, partial(self._ended, process))
+
+    def _ended(self, process: SimProcess) -> None:
+        if self.process is process and process.is_alive:
+            self.kill()
+
+    def _surroundings(self, process: Any) -> ClientSurroundings:
+        world = self.world
+
+        async def start_node(directory: Path, command: str, **callbacks: Any) -> Any:
+            return SimNode(process.loop, process.random, self.habits, **callbacks)
+
+        def new_http(key: ClusterKey, settings: Any) -> Any:
+            return _Http(self, world.wire, process, settings)
+
+        return ClientSurroundings(
+            now_us=lambda: int(process.loop.time() * 1e6),
+            new_random=lambda: process.random,
+            new_incarnation=lambda: f"{process.random.getrandbits(64):016x}",
+            free_bytes=lambda directory: 0 if self.is_disk_low else GIB,
+            new_http=new_http,
+            new_writer=partial(SimWriter, self.disk, process),
+            new_attach_server=lambda *_, **__: cast(Any, _NoAttachServer()),
+            new_programs=lambda client: cast(Any, _Programs(self, client)),
+            start_node=start_node,
+        )
