@@ -1,7 +1,8 @@
 """Whole coordinators on simulated machines: the real role, its real paths, its schedulers.
 
 Tells an observer (the checker) what the replica in it says, keeps and applies; judges
-nothing. A `CoordinatorNode` is the machine and what is on its disk; the process on it comes and goes.
+nothing. A `CoordinatorNode` is the machine and what is on its disk; the process on it comes
+and goes.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ class _Scheduler:
 
     def write(self, data: bytes) -> None:
         *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._node.on_line(self._node.me, self, line)
         self._lines += lines
         self._work()
 
@@ -178,6 +181,7 @@ class SimCoordinator(Coordinator):
     def _applied(self, chosen: Chosen, applied: Applied) -> None:
         assert self.schedule is not None
         self.node.applied(chosen, self.schedule)
+        self.node.on_applied(self.node.me, self.schedule, chosen.slot, chosen.commands, applied)
         super()._applied(chosen, applied)
 
     def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
@@ -270,7 +274,15 @@ class _NodeDisk(SimDisk):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.directory = MemoryDirectory()
+        self.renew()
+
+    def renew(self) -> None:
+        """Draw the incarnation that an empty directory will get."""
         self.state = _State(self.directory, f"{self.random.getrandbits(64):016x}")
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 class CoordinatorNode:
@@ -315,6 +327,10 @@ class CoordinatorNode:
         self.applied_end = Slot(1)
         self.digest: Any = ""
         self.has_ended = False  # by itself, for good
+        # For the rules of end_to_end.py: entries as they are applied, and lines that the
+        # process of a scheduler gets.
+        self.on_applied: Callable[..., None] = _ignore
+        self.on_line: Callable[[ReplicaId, object, bytes], None] = _ignore
 
     @property
     def directory(self) -> MemoryDirectory:
@@ -429,6 +445,11 @@ class CoordinatorNode:
         lost, kept = self.disk.lost, self.disk.kept
         process.kill()
         return self.disk.lost - lost, self.disk.kept - kept
+
+    def lose_disk(self) -> None:
+        """Find an empty disk at the next start."""
+        self.directory.wipe()
+        self.disk.renew()
 
     # --- what is observed ---
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from tasksprint.coordination.rows import garbage_ranges
 from tasksprint.coordination.schedule import Schedule
@@ -104,6 +105,7 @@ class Whole:
         self.addresses: dict[ReplicaId, str] = {me: _address(me) for me in members}
         self.founders = dict(self.addresses)
         self.nodes: dict[ReplicaId, CoordinatorNode] = {}
+        self.wiped: set[ReplicaId] = set()
         for me in members:
             self.add_node(me, join=())
         self.clients = clients_class(self)
@@ -179,6 +181,10 @@ class Whole:
             raise Unreachable(str(error)) from error
         return response.status, response.body
 
+    def cut(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
+        """Cut links, named by machines; call what is returned to mend them."""
+        return partial(self.faults.cuts.mend, self.faults.cuts.make(pairs))
+
     def say(self, text: str) -> None:
         """Write a line of the trace."""
         if self._trace is not None:
@@ -224,6 +230,8 @@ class Whole:
             spawn=lambda: self.spawn(name),
         )
         node.disk.latency = self.random.choice(((0.1, 1.0), (0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
+        node.on_applied = lambda *entry: self.clients.applied(*entry)
+        node.on_line = lambda *line: self.clients.scheduler_got(*line)
         self.nodes[me] = node
         return node
 
@@ -243,6 +251,31 @@ class Whole:
             self.count("crashes that lost writes")
         if kept:
             self.count("crashes after an unreported write")
+
+    def may_wipe(self, node: CoordinatorNode) -> bool:
+        """Whether the cluster goes on without this disk, whatever else happens.
+
+        Where the members change all the time, it takes an operator who looks first.
+        """
+        lost = {*self.wiped, node.me}
+        voters = {member.replica for member in self.checker.membership.voters}
+        return (
+            self.is_founded
+            and not self.operator.changes_members
+            and node.me in self.founders
+            and node.me not in self.wiped
+            and 2 * len(lost) < len(self.founders)
+            and 2 * len(lost & voters) < len(voters)
+        )
+
+    def wipe(self, node: CoordinatorNode) -> None:
+        """Take a coordinator's disk away for good."""
+        self.crash(node, power_loss=True)
+        self.say(f"replica {node.me} loses its disk")
+        self.count("disks lost")
+        self.wiped.add(node.me)
+        node.lose_disk()
+        self.operator.replace(node.me)
 
     @property
     def is_founded(self) -> bool:
@@ -273,6 +306,8 @@ class Whole:
         self._run_to_the_end(lambda: self._is_settled() and self._is_long_enough(), limit)
         self._run_to_the_end(self._mirrors_are_level, limit)
         self._check_end()
+        if not self._is_long_enough():
+            raise Violation("too-short", f"{self.checker.chosen_end - 1} entries were chosen")
 
     def _run(self, is_over: Callable[[], bool]) -> None:
         step = self.timeline.step
@@ -301,6 +336,7 @@ class Whole:
         for node in self.nodes.values():
             node.disk.latency = (0.1, 1.0)
             node.disk.hangs_until = 0.0
+            node.machine.slow_ms = 0.0
             if node.machine.process is not None:
                 node.machine.process.thaw()
             self.after(self.random.uniform(0, 200), lambda node=node: self.start_node(node))
@@ -309,7 +345,11 @@ class Whole:
     def members_left(self) -> list[CoordinatorNode]:
         """Return the nodes that belong to the cluster now."""
         membership = self.checker.membership
-        return [node for node in self.nodes.values() if membership.member(node.me) is not None]
+        return [
+            node
+            for node in self.nodes.values()
+            if membership.member(node.me) is not None and node.me not in self.wiped
+        ]
 
     def _is_settled(self) -> bool:
         if not self.clients.is_settled:
@@ -429,10 +469,6 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._world.say(f"[{record.levelname.lower()}] {record.getMessage()}")
-
-
-class _Logs(Protocol):
-    def __call__(self, seed: int) -> Outcome: ...
 
 
 def run_whole(

@@ -12,13 +12,15 @@ the order of a set of texts, on `id()`, on the real clock, or on garbage collect
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import Any, Protocol
 
 from tasksprint.ids import ReplicaId
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
+from tests.simulation.timeline import Timeline
+from tests.simulation.wire import Wire
 
 __all__ = ["SimProcess", "Unreachable", "Violation", "World"]
 
@@ -92,6 +94,8 @@ class World(Protocol):
     settings: Settings  # what all processes run with
     addresses: dict[ReplicaId, str]  # of every coordinator that was ever started, by id
     is_healed: bool  # The phase without faults has begun.
+    timeline: Timeline
+    wire: Wire  # `SimHttp(world.wire, process, world.settings)` asks anybody anything
 
     @property
     def now(self) -> float:
@@ -128,6 +132,10 @@ class World(Protocol):
         """
         ...
 
+    def cut(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
+        """Cut links (from, to), named by machines; call what is returned to mend them."""
+        ...
+
     def say(self, text: str) -> None:
         """Write a line of the trace."""
         ...
@@ -162,9 +170,9 @@ class World(Protocol):
 #                     commands: tuple[bytes, ...], applied: Applied) -> None
 #                                               after each `Schedule.apply`, in each life (also
 #                                               those that repeat what was applied before a crash)
-#         def scheduler_got(self, replica: ReplicaId, run: int, job: JobId, line: bytes) -> None
+#         def scheduler_got(self, replica: ReplicaId, run: object, line: bytes) -> None
 #                                               each line written to a scheduler's process; `run`
-#                                               differs for each start of one in this seed
+#                                               is another object for each start of one
 #
 # jobs.py (kinds of jobs, with their schedulers as Python objects) has
 #
