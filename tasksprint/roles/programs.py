@@ -104,8 +104,10 @@ class Programs:
         """
         coordinator = self._coordinator
         digest = await self.keep(archive)
-        others = self._others()
-        needed = (len(others) + 1) // 2
+        others = self._other_voters()
+        # (One that is to be added keeps it, too, but has no vote yet.)
+        is_voter = self._is_voter()
+        needed = (len(others) + is_voter) // 2 + 1 - is_voter
         if needed == 0:
             return digest
 
@@ -133,8 +135,8 @@ class Programs:
                 # The rest go on behind: a member that lacks it fetches it when it needs it.
                 return digest
         raise PeerUnreachable(
-            f"the job's archive reached {kept + 1} of {len(others) + 1} coordinators, "
-            f"expected {needed + 1}: " + "; ".join(failures)
+            f"the job's archive reached {kept + is_voter} of {len(others) + is_voter} "
+            f"coordinators, expected {needed + is_voter}: " + "; ".join(failures)
         )
 
     async def read(self, digest: str) -> bytes | None:
@@ -195,6 +197,17 @@ class Programs:
     def _others(self) -> list[str]:
         members, me = self._coordinator.members.known(), self._coordinator.options.me
         return [address for member, address in members.items() if member != me]
+
+    def _is_voter(self) -> bool:
+        membership = self._coordinator.replica.membership
+        return membership is None or membership.is_voter(self._coordinator.options.me)
+
+    def _other_voters(self) -> list[str]:
+        membership = self._coordinator.replica.membership
+        if membership is None:
+            return self._others()
+        me = self._coordinator.options.me
+        return [voter.address for voter in membership.voters if voter.replica != me]
 
 
 def _read(store: ReplicaStore, digest: str) -> bytes | None:

@@ -7,7 +7,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
+
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, encode_command
+from tasksprint.errors import PeerUnreachable
 from tasksprint.process.job_directory import pack
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
@@ -61,5 +64,39 @@ def test_archives_and_folders_that_no_job_uses_go_after_a_while(tmp_path: Path) 
             # It may come back at any time.
             await programs.keep(archive)
             assert (await programs.unpacked(digest)).is_dir()
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_archive_needs_no_copy_on_members_that_were_removed(tmp_path: Path) -> None:
+    """The last member asked those of `--peers` again, and could take no job any more."""
+
+    async def work() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            for gone in [member for member in of.all if member is not leader]:
+                await leader.coordinator.members.remove(gone.number)
+                while not leader.coordinator.replica.membership_governs:
+                    await asyncio.sleep(0.002)
+                await gone.stop()
+                of.all.remove(gone)
+            digest = await leader.coordinator.programs.keep_on_quorum(b"archive")
+            assert digest == hashlib.sha256(b"archive").hexdigest()
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_archive_is_kept_on_a_quorum_of_voters_whoever_else_takes_part(tmp_path: Path) -> None:
+    """A member that is to be added has it, too, but may never come to vote."""
+
+    async def work() -> None:
+        async with members(2, tmp_path) as of:
+            leader = await of.leader()
+            (other,) = [member for member in of.all if member is not leader]
+            assert leader.coordinator.programs._other_voters() == [other.address]
+            await other.stop()
+            of.all.remove(other)
+            with pytest.raises(PeerUnreachable, match=r"reached 1 of 2 coordinators, expected 2"):
+                await leader.coordinator.programs.keep_on_quorum(b"archive")
 
     asyncio.run(asyncio.wait_for(work(), 20))
