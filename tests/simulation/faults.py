@@ -72,6 +72,9 @@ class Faults:
             ("disk", 5, self._change_disk),
             ("hang", 3, self._hang_disk),
             ("network", 3, self._change_network),
+            ("slow", 2, self._slow_down),
+            ("wall", 1, self._set_clock),
+            ("wipe", 2, self._wipe),
             ("client", 5, self._hit_client),
         ]
         # Some seeds are calm but for one kind; most have half of them.
@@ -150,6 +153,23 @@ class Faults:
         self._world.count("processes frozen")
         process.freeze()
         self._later((30, 900, 4_000, 12_000), process.thaw)
+
+    def _slow_down(self, node: CoordinatorNode) -> None:
+        """Let a machine be slow: what takes microseconds takes milliseconds now and then."""
+        machine = node.machine
+        machine.slow_ms = self._random.choice((0.0, 5.0, 60.0))
+        self._world.say(f"{machine.name} is {'slow' if machine.slow_ms else 'fast'}")
+        self._world.count("machines that changed speed")
+
+    def _set_clock(self, node: CoordinatorNode) -> None:
+        """Let somebody set the time of day, back or ahead."""
+        node.machine.wall_offset_ms += self._random.randrange(-100_000, 100_000)
+
+    def _wipe(self, node: CoordinatorNode) -> None:
+        """Lose a disk for good; the operator replaces its member."""
+        if self._world.may_wipe(node):
+            self._world.wipe(node)
+            self._later((100, 1_500), partial(self._world.start_node, node))
 
     # --- the network ---
 

@@ -35,6 +35,7 @@ class Machine:
         self.offset_ms = random.randrange(10_000_000)
         self.wall_offset_ms = _WALL_MS + random.randrange(-3_000, 3_000)
         self.long_share = random.choice((0.0, 0.0, 0.01, 0.05))
+        self.slow_ms = 0.0  # what a piece of work may take, now and then
         self.process: Process | None = None  # the last one, dead or alive
         self.has_power = True  # A machine without it says nothing to who calls.
 
@@ -92,9 +93,12 @@ class Process:
         return self.loop.is_frozen
 
     def monotonic_ms(self) -> int:
-        """Return what this machine's clock shows."""
+        """Return what this machine's clock shows; on a slow machine time passes by asking."""
         machine = self.machine
-        return int(machine.offset_ms + self._timeline.now * machine.rate)
+        if machine.slow_ms and machine.random.random() < 0.1:
+            self.loop.spend(machine.random.uniform(0, machine.slow_ms))
+        now = max(self._timeline.now, self.loop.busy_until)
+        return int(machine.offset_ms + now * machine.rate)
 
     def wall_ms(self) -> int:
         """Return this machine's wall time."""

@@ -32,12 +32,42 @@ class Operator:
         self._random = random
         self._gap_ms = random.choice((None, 1_000.0, 4_000.0))
         self._is_over = False
+        self._process: Process | None = None
 
     def start(self) -> None:
         """Begin, if this seed has changes."""
+        self._process = process = self._world.spawn(_NAME)
         if self._gap_ms is not None:
-            process = self._world.spawn(_NAME)
             process.start(self._work(process, self._gap_ms))
+
+    @property
+    def changes_members(self) -> bool:
+        """Whether it changes members as it likes; else it replaces those that are lost only."""
+        return self._gap_ms is not None
+
+    def replace(self, lost: ReplicaId) -> None:
+        """Have a member replaced whose disk is lost; again and again until it is done."""
+        assert self._process is not None
+        self._process.start(self._replace(self._process, lost))
+
+    async def _replace(self, process: Process, lost: ReplicaId) -> None:
+        while True:
+            await asyncio.sleep(self._random.uniform(0.2, 1.5))
+            listing = await self._ask(process, "GET", "/v1/members", b"", tries=3)
+            if listing is None:
+                continue
+            members = [ReplicaId(member["replica"]) for member in listing["members"]]
+            if lost not in members:
+                self._world.count("lost members replaced")
+                return
+            if any(member["replaces"] == lost for member in listing["members"]):
+                continue  # It is under way.
+            new = self._joining(members)
+            if new is not None:
+                change = {"change": "replace", "replica": lost, "with": new,
+                          "address": self._world.addresses[new]}
+                body = json.dumps(change).encode()
+                await self._ask(process, "POST", "/v1/members", body, tries=3)
 
     def stop(self) -> None:
         """Ask for nothing more; what was asked for goes on."""

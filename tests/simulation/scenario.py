@@ -45,6 +45,7 @@ class Outcome:
     seed: int
     violation: Violation | None
     steps: int
+    virtual_ms: float
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -69,7 +70,7 @@ def run_seed(
     counts["messages lost"] = scenario.network.lost
     counts["messages duplicated"] = scenario.network.duplicated
     counts["slots chosen"] = len(scenario.checker.chosen)
-    return Outcome(seed, violation, scenario.timeline.steps, counts)
+    return Outcome(seed, violation, scenario.timeline.steps, scenario.timeline.now, counts)
 
 
 class Scenario:

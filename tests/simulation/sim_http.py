@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, BinaryIO
 
@@ -42,6 +43,7 @@ class _Call:
         self.is_given_up = False
         self.server: Process | None = None
         self.task: asyncio.Task[Any] | None = None
+        self.handler: Any = None  # what the task awaits
 
     # --- at the target ---
 
@@ -84,6 +86,8 @@ class _Call:
             self._run(process, exchange, answer)
 
     def _run(self, process: Process, exchange: Exchange, answer: Any) -> None:
+        self.handler = answer
+
         async def work() -> None:
             try:
                 response = answer if isinstance(answer, Response) else await answer
@@ -117,6 +121,13 @@ class _Call:
     def server_died(self) -> None:
         """Take that the process that handles it is gone."""
         self.server = None
+        handler = self.handler
+        has_begun = (
+            not inspect.iscoroutine(handler)
+            or inspect.getcoroutinestate(handler) != inspect.CORO_CREATED
+        )
+        if not has_begun:
+            handler.close()  # Nobody is to complain that it never will.
         if self.target.has_power:
             self.refuse("it closed the connection")
 

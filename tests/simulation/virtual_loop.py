@@ -89,12 +89,18 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_dead = False
         self.is_frozen = False
+        self.busy_until = 0.0  # true milliseconds; what it does now takes until then
         self.after_iteration: Callable[[], None] | None = None
+
+    def spend(self, span_ms: float) -> None:
+        """Let what runs now take so much longer: nothing else runs here until then."""
+        self.busy_until = max(self.busy_until, self._timeline.now) + span_ms
 
     # --- what asyncio asks of a loop ---
 
     def time(self) -> float:
-        return (self._offset_ms + self._timeline.now * self._rate) / 1000
+        now = max(self._timeline.now, self.busy_until)
+        return (self._offset_ms + now * self._rate) / 1000
 
     def get_debug(self) -> bool:
         return False
@@ -183,6 +189,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._iteration_is_due = True
         if self._long_share and self._random.random() < self._long_share:
             delay_ms += self._random.uniform(0, _LONG_MS)
+        delay_ms = max(delay_ms, self.busy_until - self._timeline.now)
         self._timeline.after(delay_ms, self._iterate)
 
     def _iterate(self) -> None:
