@@ -59,7 +59,7 @@ from tasksprint.roles.client_fetch import Fetcher
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
-from tasksprint.roles.leader import Leader
+from tasksprint.roles.leader import MEMBERS_HEADER, Leader
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
 from tasksprint.store.result_store import ResultStore
@@ -306,6 +306,8 @@ class Client:
                 await self._join()
                 continue
             view = decode_view(response.checked().body)
+            if members := response.headers.get(MEMBERS_HEADER):
+                self.leader.learn(members.split(","))
             for client in view.clients:
                 self.addresses[client.cid] = client.address
             workbench.view_changed(view, self.now_ms())

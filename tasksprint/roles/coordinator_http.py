@@ -29,7 +29,7 @@ from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
-from tasksprint.roles.leader import MISDIRECTED
+from tasksprint.roles.leader import MEMBERS_HEADER, MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
 from tasksprint.roles.status import coordinator_status
 from tasksprint.settings import RULES
@@ -155,7 +155,8 @@ class CoordinatorPaths:
                 return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
             coordinator.heard(cid)
             if wait_ms <= 0 or not view.is_empty:
-                return Response(200, encode_view(view))
+                members = ",".join(coordinator.members.addresses().values())
+                return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})
             await coordinator.wait_view(cid, wait_ms)
             wait_ms = 0
 

@@ -18,10 +18,12 @@ from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 
-__all__ = ["MISDIRECTED", "Leader", "Rota", "parse_addresses"]
+__all__ = ["MEMBERS_HEADER", "MISDIRECTED", "Leader", "Rota", "parse_addresses"]
 
 MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 _UNAVAILABLE = 503
+# With each view: the members' addresses, so that a client finds those that were added since.
+MEMBERS_HEADER = "members"
 
 _log = logging.getLogger("tasksprint.client")
 
@@ -48,6 +50,7 @@ class Rota:
 
     def __init__(self, addresses: list[str]) -> None:
         self._configured = list(addresses)
+        self._learned: list[str] = []
         self._next = 0
         self._hinted: str | None = None
         self._failures = 0
@@ -57,7 +60,12 @@ class Rota:
         """The address to ask now."""
         if self._hinted is not None:
             return self._hinted
-        return self._configured[self._next % len(self._configured)]
+        known = [*self._configured, *self._learned]
+        return known[self._next % len(known)]
+
+    def learn(self, addresses: list[str]) -> None:
+        """Ask these, too, in place of those that were learned before."""
+        self._learned = [each for each in addresses if each not in self._configured]
 
     def add(self, addresses: list[str]) -> None:
         """Ask these, too."""
@@ -86,7 +94,7 @@ class Rota:
 
     def _pause(self) -> float:
         self._failures += 1
-        if self._failures < len(self._configured):
+        if self._failures < len(self._configured) + len(self._learned):
             return 0.0
         return min(_PAUSE_MIN_S * (1 + self._failures // 4), _PAUSE_MAX_S)
 
@@ -210,6 +218,10 @@ class Leader:
             if give_up_ms is not None and self._now_ms() - started_ms >= give_up_ms:
                 raise PeerUnreachable(f"no coordinator answers: {cause}")
             await asyncio.sleep(pause_s * (1 + self._random.random() / 4))
+
+    def learn(self, addresses: list[str]) -> None:
+        """Take the addresses of the members as the leader knows them: they change."""
+        self._rota.learn(addresses)
 
     def _missed(self, cause: str) -> None:
         now_ms = self._now_ms()

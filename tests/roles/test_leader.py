@@ -11,7 +11,8 @@ import pytest
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles.leader import Leader
+from tasksprint.roles.clock import monotonic_ms
+from tasksprint.roles.leader import Leader, Rota
 from tasksprint.settings import RULES, Settings
 
 
@@ -81,6 +82,22 @@ def test_coordinators_that_never_answer_get_the_usual_time_at_most(
     assert [limit_ms for _, limit_ms in http.asked] == [1_500, 3_000, 6_000, 10_000]
 
 
+def test_client_asks_members_that_it_learned_of_when_those_it_knew_are_gone() -> None:
+    rota = Rota(["a:1", "b:1"])
+    rota.learn(["b:1", "c:1", "d:1"])
+    asked = []
+    for _ in range(4):
+        asked.append(rota.address)
+        rota.failed()
+    assert asked == ["a:1", "b:1", "c:1", "d:1"]
+    rota.learn(["d:1", "e:1"])
+    asked = []
+    for _ in range(4):
+        asked.append(rota.address)
+        rota.failed()
+    assert sorted(asked) == ["a:1", "b:1", "d:1", "e:1"]
+
+
 # --- coordinators of another cluster ---
 
 
@@ -110,7 +127,7 @@ class TwoClusters:
 
 def ask_of(http: TwoClusters, cluster: str | None, *, give_up_ms: int | None = None) -> bytes:
     named = [f"{name}:1" for name in http.clusters]
-    leader = Leader(named, http, random.Random(1))  # type: ignore[arg-type]
+    leader = Leader(named, http, random.Random(1), monotonic_ms)  # type: ignore[arg-type]
     leader.cluster = cluster
     return asyncio.run(leader.request("GET", "/v1/view", give_up_ms=give_up_ms)).body
 
