@@ -115,6 +115,13 @@ class ClientMachine:
         """Whether a client runs here."""
         return self.process is not None and self.process.is_alive
 
+    def known_addresses(self) -> list[str]:
+        """Return the coordinators that the client would ask."""
+        if self.client is None:
+            return []
+        rota = self.client.leader._rota
+        return [*rota._configured, *rota._learned]
+
     def start(self) -> None:
         """Start the client, from what its disk holds."""
         assert not self.is_up

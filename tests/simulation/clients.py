@@ -81,6 +81,8 @@ class Clients:
             if machine.process is not None:
                 machine.process.thaw()
             self.world.after(self.random.uniform(0, 500), partial(self._start, machine))
+            # One that was away while all coordinators that it knows of were replaced.
+            self.world.after(10_000, partial(self._start_anew_if_lost, machine))
         self.world.after(600, self.people.settle)
         self._settled_at = None
 
@@ -151,6 +153,14 @@ class Clients:
     def _start(self, machine: ClientMachine) -> None:
         if not machine.is_up:
             self.world.say(f"{machine.name} starts")
+            machine.start()
+
+    def _start_anew_if_lost(self, machine: ClientMachine) -> None:
+        members = self.world.member_addresses()
+        if machine.is_up and not members & set(machine.known_addresses()):
+            self.world.say(f"{machine.name} is started anew, with other coordinators")
+            self.world.count("clients started anew, as they knew no member any more")
+            machine.kill()
             machine.start()
 
     def _kill(self, machine: ClientMachine) -> None:

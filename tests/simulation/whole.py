@@ -181,6 +181,10 @@ class Whole:
             raise Unreachable(str(error)) from error
         return response.status, response.body
 
+    def member_addresses(self) -> set[str]:
+        """Return the addresses of the members that the log says there are."""
+        return {node.machine.address for node in self.members_left()}
+
     def cut(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
         """Cut links, named by machines; call what is returned to mend them."""
         return partial(self.faults.cuts.mend, self.faults.cuts.make(pairs))

@@ -132,6 +132,10 @@ class World(Protocol):
         """
         ...
 
+    def member_addresses(self) -> set[str]:
+        """Return the addresses of the members that the log says there are."""
+        ...
+
     def cut(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
         """Cut links (from, to), named by machines; call what is returned to mend them."""
         ...
