@@ -82,8 +82,11 @@ class SchedulerFaults:
         self.random = random
         self.start_ms = (5.0, 80.0)
         self.answer_ms = (0.1, 3.0)
-        self.crash = 0.0  # probability for each line
+        # Probabilities for each line; but each job's scheduler on each replica does so once
+        # only: who crashes twice in a row is out, as it should be.
+        self.crash = 0.0
         self.hang = 0.0
+        self.struck: set[tuple[ReplicaId, int]] = set()
 
 
 class _Scheduler:
@@ -93,11 +96,13 @@ class _Scheduler:
         self,
         node: CoordinatorNode,
         process: Process,
+        seed: int,
         *,
         on_data: Callable[[bytes], None],
         on_exit: Callable[[ExitReason], None],
     ) -> None:
         self._node = node
+        self._key = node.me, seed
         self._faults = node.scheduler_faults
         self._process = process
         self._on_data = on_data
@@ -137,7 +142,9 @@ class _Scheduler:
         lines, self._lines = self._lines, []
         answers: list[bytes] = []
         for line in lines:
-            chance = faults.random.random()
+            chance = 1.0 if self._key in faults.struck else faults.random.random()
+            if chance < faults.crash + faults.hang:
+                faults.struck.add(self._key)
             if chance < faults.crash:
                 self._node.observer.count("schedulers crashed")
                 if answers:
@@ -406,7 +413,7 @@ class CoordinatorNode:
             on_stderr: Callable[[bytes], None],
         ) -> Any:
             self.observer.count("schedulers started")
-            return _Scheduler(self, process, on_data=on_data, on_exit=on_exit)
+            return _Scheduler(self, process, seed, on_data=on_data, on_exit=on_exit)
 
         return Surroundings(
             monotonic_ms=process.monotonic_ms,

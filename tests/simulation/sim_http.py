@@ -121,13 +121,7 @@ class _Call:
     def server_died(self) -> None:
         """Take that the process that handles it is gone."""
         self.server = None
-        handler = self.handler
-        has_begun = (
-            not inspect.iscoroutine(handler)
-            or inspect.getcoroutinestate(handler) != inspect.CORO_CREATED
-        )
-        if not has_begun:
-            handler.close()  # Nobody is to complain that it never will.
+        self._forget_handler()
         if self.target.has_power:
             self.refuse("it closed the connection")
 
@@ -138,6 +132,14 @@ class _Call:
             process.calls.pop(self, None)
         if self.task is not None:
             self.task.cancel()
+            self._forget_handler()
+
+    def _forget_handler(self) -> None:
+        handler = self.handler
+        if inspect.iscoroutine(handler):
+            state = inspect.getcoroutinestate(handler)
+            if state == inspect.CORO_CREATED:
+                handler.close()  # Nobody is to complain that it never begins.
 
     def refuse(self, cause: str) -> None:
         """Send back that the connection is closed."""

@@ -1,6 +1,6 @@
-"""Seeds that must be clean: those that once found something, and a fresh batch.
+"""Seeds of the consensus core alone: those that once found something, and a fresh batch.
 
-`python -m tests.simulation --trace --seed N` shows what happens in one of them.
+`python -m tests.simulation --only consensus --trace --seed N` shows what happens in one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_seed_replays_exactly() -> None:
 def test_command_line_prints_shares_and_ends_with_0_only_if_clean(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--seeds", "2", "--first", "3"]) == 0
+    assert main(["--only", "consensus", "--seeds", "2", "--first", "3", "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("2 seeds, ")
     assert "0 failed" in printed

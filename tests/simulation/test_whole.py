@@ -1,0 +1,94 @@
+"""Seeds of the whole coordinator: those that once found something, and a fresh batch.
+
+`python -m tests.simulation --trace --seed N` shows what happens in one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.__main__ import main
+from tests.simulation.whole import ENTRIES_MIN, run_whole
+
+# Seeds that found a bug when it was there. The worlds behind the numbers change with the
+# simulator, so each of these bugs also has a test of its own, which is named here.
+FOUND = {
+    1208: "the last member asked those of --peers for a quorum of archives, and took no job "
+    "any more (tests/roles/test_programs.py)",
+}
+SEEDS = 14
+FRESH = 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", sorted({*range(SEEDS), *FOUND}))
+def test_fixed_seed_is_clean(seed: int) -> None:
+    outcome = run_whole(seed)
+    assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
+    assert outcome.counts["entries chosen"] >= ENTRIES_MIN
+
+
+@pytest.mark.slow
+def test_fresh_seeds_are_clean() -> None:
+    """New seeds each time, so that CI looks a little further with every run."""
+    first = random.SystemRandom().randrange(1_000_000, 1_000_000_000)
+    for seed in range(first, first + FRESH):
+        outcome = run_whole(seed)
+        assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
+
+
+@pytest.mark.slow
+def test_seed_replays_exactly_whatever_ran_before_and_however_texts_are_hashed() -> None:
+    lines: list[str] = []
+    run_whole(3)
+    run_whole(5, trace=lines.append)
+    assert len(lines) > 1_000
+    here = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    program = (
+        "import hashlib\n"
+        "from tests.simulation.whole import run_whole\n"
+        "lines = []\n"
+        "run_whole(5, trace=lines.append)\n"
+        "print(hashlib.sha256('\\n'.join(lines).encode()).hexdigest())\n"
+    )
+    for hash_seed in ("1", "2"):
+        there = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert there.stdout.strip() == here
+
+
+@pytest.mark.slow
+def test_command_prints_hours_and_figures_and_ends_with_0_if_all_is_clean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--seeds", "2", "--first", "3", "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 seeds, ")
+    assert "virtual hours" in printed and "0 failed" in printed
+    assert "leaderships" in printed and "% of seeds" in printed
+
+
+def test_batch_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.simulation.__main__ import _has_shares
+
+    seen = {
+        "leader changes": 30,
+        "crashes that lost writes": 15,
+        "changes of members that govern": 12,
+        "logs truncated": 12,
+    }
+    assert _has_shares(seen, 60)
+    assert "TOO FEW" not in capsys.readouterr().out
+    assert not _has_shares({**seen, "logs truncated": 11}, 60)
+    assert "18.3 % of seeds had a truncation of the log" in capsys.readouterr().out
