@@ -255,7 +255,7 @@ class People:
             if seen is None:
                 await person.pause(200)
         if seen[1] == "finished":
-            await self._fetch(person, job, tries=30)
+            await self._fetch(person, job, tries=200)
 
     async def _fetch(self, person: _Person, job: int, *, tries: int) -> None:
         """Fetch what a finished job keeps, from the clients that have it."""
