@@ -20,13 +20,12 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,10 @@ from tasksprint.process.job_directory import pack, read_job
 from tasksprint.process.program import die_with_parent
 from tasksprint.roles.cluster import Cluster
 from tasksprint.settings import RULES, Settings
+from tasksprint.store.database import Database
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
 from tasksprint.tasks import FinishJob, ReleaseTasks, SchedulerCommand, StartTask
 
 __all__ = ["measure"]
@@ -261,11 +262,13 @@ def _founding(addresses: list[str]) -> bytes:
 
 def _own(directory: Path, replica: int, founding: bytes) -> None:
     """Make a copied file that of another member: what differs is in its header."""
-    database = sqlite3.connect(directory / "replica.db")
-    with database:
-        database.execute(
-            "UPDATE header SET replica = ?, incarnation = ?, founding = ?, founding_checksum = ?",
-            (replica, f"inc{replica}", founding, zlib.crc32(founding)),
+    database = Database(directory / DATABASE_FILE, REPLICA_KIND, Settings())
+    header = read_header(database)
+    incarnation = f"inc{replica}"
+    with database.transaction() as cursor:
+        write_header(
+            cursor,
+            replace(header, replica=replica, incarnation=incarnation, founding=founding),
         )
     database.close()
 

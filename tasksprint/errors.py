@@ -12,6 +12,7 @@
     ├── SettingsError             the operator must change a setting, key, address or directory
     ├── StateDiffers              this replica's state isn't that of the others; it must not go on
     └── StoreError                the operator must look at a disk or database file
+        └── StoreDamaged          part of a file is spoiled; the next start finds out what is left
 
 Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
 with which a command that ends by it leaves. The codes follow BSD's sysexits.h
@@ -31,6 +32,7 @@ __all__ = [
     "SchedulerFailed",
     "SettingsError",
     "StateDiffers",
+    "StoreDamaged",
     "StoreError",
     "TaskSprintError",
     "UsageError",
@@ -115,3 +117,7 @@ class StoreError(TaskSprintError):
     """A database file can't be opened, read or written."""
 
     exit_code = 74  # EX_IOERR
+
+
+class StoreDamaged(StoreError):
+    """Part of a database file isn't as it was written; what is lost may be elsewhere."""

@@ -64,6 +64,10 @@ class Persist:
     # Who votes from which slot on, as far as it matters for open slots: what the entries
     # of the log said that may be truncated from now on.
     memberships: bytes | None = None
+    # This write's durable number, for which the replica is held to account (marks.py), and
+    # what it knows of the others' numbers.
+    durable: int | None = None
+    marks: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,9 @@ class Recovered:
 
     `accepted` holds at least every entry from the smaller of `applied_end` and
     `chosen_end` on, in any order; older ones save reading them back for others.
+
+    A chosen entry that the disk has spoiled ends the chosen prefix: `chosen_end` is its slot,
+    and `known_end` the end of the prefix before that. What is between is fetched again.
     """
 
     incarnation: Incarnation
@@ -119,6 +126,9 @@ class Recovered:
     chosen_end: Slot = FIRST_SLOT
     applied_end: Slot = FIRST_SLOT  # first slot that isn't in the durable mirror of the state
     log_start: Slot = FIRST_SLOT  # first slot that the store can read back
+    known_end: Slot = FIRST_SLOT  # all slots below are chosen, whether they are here or not
+    durable: int = 0  # as in the last `Persist`
+    marks: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,9 +36,11 @@ class Learner:
         chosen_end: Slot,
         applied_end: Slot,
         log_start: Slot,
+        known_end: Slot,
         settings: Settings,
         memberships: Memberships,
     ) -> None:
+        self._known_end = known_end
         self._settings = settings
         self._memberships = memberships
         self.log_start = log_start
@@ -61,6 +63,23 @@ class Learner:
             entry = recovered[self.window_start]
             self.window[self.window_start] = entry
             self._window_bytes += len(entry.value)
+
+    @property
+    def known_end(self) -> Slot:
+        """First slot that isn't known to be chosen, though the values before it may be lost.
+
+        No promise may speak for a slot below: what was accepted there isn't known any more.
+
+        1. Slot 5 is chosen with our acceptance and the leader's; then our disk spoils it.
+        2. The leader dies. Somebody else stands, who has nothing in slot 5, nor have we.
+        3. A promise that speaks for slot 5 would let another value be chosen there.
+        """
+        return max(self.chosen_end, self._known_end)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the values of all slots that are known to be chosen are here, or applied."""
+        return self.chosen_end >= self._known_end
 
     def choose(self, entry: LogEntry, commands: tuple[bytes, ...] | None) -> None:
         """Append the next slot of the prefix.

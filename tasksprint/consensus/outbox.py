@@ -58,7 +58,7 @@ class Outbox:
         self._own_slots: list[Slot] = []
         self._founding: bytes | None = None
         self._memberships: bytes | None = None
-        self._written_end = learner.chosen_end
+        self._written_end = learner.known_end
         self.confirmed_reads: list[int] = []
         self.failed_reads: list[int] = []
         self.read_log: list[ReadLog] = []

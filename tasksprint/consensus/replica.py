@@ -107,6 +107,7 @@ class Replica:
             chosen_end=chosen_end,
             applied_end=recovered.applied_end,
             log_start=recovered.log_start,
+            known_end=recovered.known_end,
             settings=settings,
             memberships=self._memberships,
         )
@@ -176,7 +177,8 @@ class Replica:
         if not self._memberships.has_news:
             self._memberships.advance(chosen_end)
         self._refresh_standing()
-        if self._memberships.is_quorum({me}, chosen_end) and self._may_stand:
+        may_stand = self._may_stand and self._learner.is_whole
+        if may_stand and self._memberships.is_quorum({me}, chosen_end):
             self._candidate.canvass("is the only member", now_ms)
 
     # --- what the shell asks ---
@@ -254,7 +256,8 @@ class Replica:
             notice_ms = self._leadership.notice_ms
             heartbeat_ms = self._leadership.heartbeat_ms
             return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
-        deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
+        may_stand = self._may_stand and self._learner.is_whole
+        deadline_ms = self._candidate.deadline_ms if may_stand else _NEVER_MS
         if self._is_leaving:
             deadline_ms = min(deadline_ms, self._hello_ms)
         if self._catch_up.deadline_ms is not None:
@@ -505,7 +508,7 @@ class Replica:
             if now_ms >= self._leadership.heartbeat_ms:
                 self._tick_leader(self._leadership)
             return
-        if self._may_stand:
+        if self._may_stand and self._learner.is_whole:
             self._candidate.tick(now_ms)
         elif self._is_leaving and now_ms >= self._hello_ms:
             # Who knows that we have left says so, and sends us home.
@@ -687,7 +690,7 @@ class Replica:
         if ballot < election.ballot:
             self._outbox.send(source, Nack(ballot, self.ballot))
             return
-        first_slot = max(message.first_slot, self._learner.chosen_end)
+        first_slot = max(message.first_slot, self._learner.known_end)
         answer = self._acceptor.promise(ballot, first_slot)
         if isinstance(answer, Nack):
             self._outbox.send(source, answer)

@@ -23,7 +23,7 @@ from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, R
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
-from tasksprint.errors import Refused, RemoteProtocolError, TaskSprintError
+from tasksprint.errors import Refused, RemoteProtocolError, StoreDamaged, TaskSprintError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles import replica_codec
@@ -37,7 +37,8 @@ from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.records import AppliedPoint, Commit
-from tasksprint.store.replica_store import DATABASE_FILE, ReplicaStore
+from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.vital import DATABASE_FILE
 from tasksprint.store.writer import WriterThread
 
 __all__ = ["Coordinator", "CoordinatorOptions", "NotLeader"]
@@ -98,6 +99,7 @@ class Coordinator:
         self.stopped: asyncio.Future[None] = self.loop.create_future()
         self.started_ms = self.monotonic_ms()
         self.http = surroundings.new_http(options.key, settings)
+        self._note_damage = store.note_damage
         # Older entries than these are read back when a follower wants them.
         after_slot = max(store.applied.slot - settings.log_window_slots, 0)
         recovery = store.recover(after_slot=after_slot)
@@ -223,6 +225,8 @@ class Coordinator:
     def fail(self, error: BaseException) -> None:
         """Stop this replica: it can't explain its own state or write to its disk."""
         self._is_over = True
+        if isinstance(error, StoreDamaged):
+            self._note_damage(error)
         if not self.stopped.done():
             self.stopped.set_exception(error)
 

@@ -9,10 +9,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import EXIT_OK, SettingsError, UsageError
+from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
@@ -24,6 +25,8 @@ from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.surroundings import REAL, Surroundings
+from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "configure_log",
     "default_data_directory",
+    "open_coordinator",
     "parse_peers",
     "run_role",
     "tune_interpreter",
@@ -83,8 +87,13 @@ def run_role(options: argparse.Namespace) -> int:
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
     settings = settings_from_environment()
-    store = ReplicaStore.open(options.data_dir, options.me, now_ms=wall_ms(), settings=settings)
-    coordinator = Coordinator(options, settings, store)
+    coordinator = open_coordinator(
+        options,
+        settings,
+        lambda: ReplicaStore.open(
+            options.data_dir, options.me, now_ms=wall_ms(), settings=settings
+        ),
+    )
     # What was restored mostly stays: the collector needn't look through it again and again.
     gc.freeze()
     paths = CoordinatorPaths(coordinator)
@@ -111,6 +120,41 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
         await server.close()
         await coordinator.close()
     return EXIT_OK
+
+
+def open_coordinator(
+    options: CoordinatorOptions,
+    settings: Settings,
+    open_store: Callable[[], ReplicaStore],
+    surroundings: Surroundings = REAL,
+) -> Coordinator:
+    """Make a coordinator from what its store holds; a damage that this meets is mended first.
+
+    Raises:
+        StoreError: What is left of the store doesn't do.
+    """
+    try:
+        return _make_coordinator(options, settings, open_store(), surroundings)
+    except StoreDamaged as error:
+        # It is noted: opening the store once more looks for what is left.
+        _log.warning("replica=%d %s", options.me, error.args[0])
+    return _make_coordinator(options, settings, open_store(), surroundings)
+
+
+def _make_coordinator(
+    options: CoordinatorOptions,
+    settings: Settings,
+    store: ReplicaStore,
+    surroundings: Surroundings,
+) -> Coordinator:
+    for text in store.repairs:
+        _log.warning("replica=%d repaired its store: %s", options.me, text)
+    try:
+        return Coordinator(options, settings, store, surroundings)
+    except StoreDamaged as error:
+        store.note_damage(error)
+        store.close()
+        raise
 
 
 def _check_members(coordinator: Coordinator) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import TABLES
 from tasksprint.encoding import decode_json, encode_json
-from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.settings import Settings
@@ -202,6 +202,9 @@ class MirrorPaths:
             await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._read, session, session.next_place
             )
+        except StoreDamaged as error:
+            self._coordinator.fail(error)
+            raise Refused("the state of this replica is damaged", status=_BUSY) from error
         finally:
             session.is_busy = False
             session.used_ms = self._coordinator.monotonic_ms()

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -211,4 +211,9 @@ class Programs:
 
 
 def _read(store: ReplicaStore, digest: str) -> bytes | None:
-    return store.read_blob(digest)
+    try:
+        return store.read_blob(digest)
+    except StoreDamaged as error:
+        _log.warning("%s; it is fetched anew", error.args[0])
+        store.drop_blob(digest)
+        return None

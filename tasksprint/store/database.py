@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 import apsw
 
-from tasksprint.errors import LocalProtocolError, SettingsError, StoreError
+from tasksprint.errors import LocalProtocolError, SettingsError, StoreDamaged, StoreError
 from tasksprint.settings import Settings
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Database",
     "DirectoryLock",
     "Kind",
+    "damaged_store",
     "store_errors",
 ]
 
@@ -54,6 +56,8 @@ class Kind:
     schema: str
     page_bytes: int  # larger pages hold larger rows, and cost more for each small commit
     synchronous: int  # 2: FULL, every commit is on the disk; 1: NORMAL, survives kill -9
+    # What the operator can do about a file of which a part is spoiled.
+    remedy: str = "check the disk; this file can't be trusted any more, keep a copy of it"
 
 
 class DirectoryLock:
@@ -122,9 +126,14 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _store_error(path: Path, what: str, error: apsw.Error) -> Exception:
+def damaged_store(path: Path, kind: Kind, what: str) -> StoreDamaged:
+    """Return the error of a file of which a part isn't as it was written."""
+    return StoreDamaged(f"{kind.what} {str(path)!r} is damaged: {what}", hint=kind.remedy)
+
+
+def _store_error(path: Path, kind: Kind, error: apsw.Error) -> Exception:
     """Return what `error` means for the operator, or that it is our bug."""
-    name = f"{what} {str(path)!r}"
+    name = f"{kind.what} {str(path)!r}"
     match error:
         case apsw.FullError():
             return StoreError(
@@ -137,10 +146,7 @@ def _store_error(path: Path, what: str, error: apsw.Error) -> Exception:
                 hint="move it away or give another --data-dir",
             )
         case apsw.CorruptError():
-            return StoreError(
-                f"{name} is damaged: {error}",
-                hint="check the disk; this file can't be trusted any more, keep a copy of it",
-            )
+            return damaged_store(path, kind, str(error))
         case apsw.BusyError() | apsw.LockedError():
             return StoreError(
                 f"cannot write {name}: another program holds a lock on it",
@@ -161,12 +167,27 @@ def _store_error(path: Path, what: str, error: apsw.Error) -> Exception:
 
 
 @contextlib.contextmanager
-def store_errors(path: Path, what: str) -> Iterator[None]:
+def store_errors(path: Path, kind: Kind) -> Iterator[None]:
     """Turn apsw's exceptions inside the block into ours, naming the file."""
     try:
         yield
     except apsw.Error as error:
-        raise _store_error(path, what, error) from error
+        raise _store_error(path, kind, error) from error
+    except UnicodeDecodeError as error:  # SQLite itself takes any bytes for a text.
+        raise damaged_store(path, kind, f"a text isn't one: {error.reason}") from error
+
+
+def _declarations(connection: apsw.Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")
+    # A table that was renamed has its name in quotes.
+    return {name: sql.replace('"', "") for name, sql in rows}
+
+
+@functools.cache
+def _declarations_of(schema: str) -> dict[str, str]:
+    with contextlib.closing(apsw.Connection(":memory:")) as connection:
+        connection.execute(schema)
+        return _declarations(connection)
 
 
 class Database:
@@ -202,7 +223,7 @@ class Database:
             if is_read_only
             else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
         )
-        with store_errors(path, kind.what):
+        with store_errors(path, kind):
             self.connection = apsw.Connection(
                 str(path), flags=flags, statementcachesize=_STATEMENT_CACHE
             )
@@ -242,6 +263,11 @@ class Database:
                 f"this program knows format {kind.format}",
                 hint="use the version of TaskSprint that wrote it, or a newer one",
             )
+        found = _declarations(self.connection)
+        for table, declaration in _declarations_of(kind.schema).items():
+            if found.get(table) != declaration:
+                what = f"table {table!r} isn't declared as it was made"
+                raise damaged_store(self.path, kind, what)
 
     def _set_up(self, fill: Callable[[Cursor], None] | None) -> None:
         name = f"{self.kind.what} {str(self.path)!r}"
@@ -297,19 +323,19 @@ class Database:
                 with contextlib.suppress(apsw.Error):  # The first error tells more.
                     cursor.execute("ROLLBACK")
             if isinstance(error, apsw.Error):
-                raise _store_error(self.path, self.kind.what, error) from error
+                raise _store_error(self.path, self.kind, error) from error
             raise
         self.transactions += 1
 
     def query(self, sql: str, bindings: Sequence[Cell] = ()) -> list[tuple[Cell, ...]]:
         """Return all rows of a question, in plain tuples."""
-        with store_errors(self.path, self.kind.what):
+        with store_errors(self.path, self.kind):
             found: list[tuple[Any, ...]] = self.connection.execute(sql, bindings).fetchall()
             return found
 
     def iterate(self, sql: str, bindings: Sequence[Cell] = ()) -> Iterator[tuple[Cell, ...]]:
         """Yield the rows of a question one after the other."""
-        with store_errors(self.path, self.kind.what):
+        with store_errors(self.path, self.kind):
             rows: Iterable[tuple[Any, ...]] = self.connection.execute(sql, bindings)
             yield from rows
 
@@ -341,12 +367,12 @@ class Database:
         A program that reads the file at the moment may keep part of it from being
         copied; that part is left for the next time.
         """
-        with store_errors(self.path, self.kind.what):
+        with store_errors(self.path, self.kind):
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         # Even if a reader kept it from being complete: try again after as much again.
         self._copied_pages = self._written_pages()
 
     def close(self) -> None:
         """Close the file; the last one to do so folds the log into it."""
-        with store_errors(self.path, self.kind.what):
+        with store_errors(self.path, self.kind):
             self.connection.close()

@@ -4,25 +4,39 @@ Behaves as `replica_store` does, including what it refuses, and passes the same 
 tests. A `MemoryDirectory` stands for the data directory: it outlives the store, so a
 crash is to forget the store (`MemoryDirectory.crash`) and to open the directory again.
 Nothing here is faster or slower than memory; a slow disk is the simulator's business.
+
+What can go wrong with the disk is said to the directory: it is full, it loses everything
+(`wipe`), it is an older one (`image`, `put_back`), rows of it are spoiled or gone
+(`damaged_slots`, `damaged_rows`, `is_progress_damaged`).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import secrets
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.encoding import decode_json, encode_json
-from tasksprint.errors import LocalProtocolError, SettingsError, StoreError
+from tasksprint.errors import LocalProtocolError, SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, Slot
-from tasksprint.store.database import Cell
+from tasksprint.store.database import Cell, damaged_store
 from tasksprint.store.mirror_snapshot import CopyPiece
 from tasksprint.store.mirror_tables import CopyPlace, next_place
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
+from tasksprint.store.vital import (
+    REPLICA_KIND,
+    Header,
+    is_only_member,
+    lost_store,
+    only_member_lost,
+)
 
 __all__ = ["MemoryDirectory", "MemoryReplicaStore", "MemorySnapshot"]
 
@@ -43,6 +57,8 @@ class _Content:
     founding: bytes | None = None
     memberships: bytes | None = None
     promised: Ballot | None = None
+    durable: int = 0
+    marks: bytes | None = None
     chosen_end: int = 1
     log_start: int = 1
     applied: AppliedPoint = field(default_factory=lambda: AppliedPoint(0, ""))
@@ -59,8 +75,12 @@ class MemoryDirectory:
     def __init__(self, name: str = "memory") -> None:
         self.name = name
         self.is_full = False  # every write fails from now on
-        self.damaged_slots: set[int] = set()  # accepted values that the disk spoiled
+        # What the disk has spoiled or lost; what is written anew is whole again.
+        self.damaged_slots: set[int] = set()
+        self.damaged_rows: set[tuple[str, Key]] = set()
+        self.is_progress_damaged = False
         self._content: _Content | None = None
+        self._note: str | None = None  # somebody met damage
         self._is_open = False
 
     def crash(self) -> None:
@@ -69,15 +89,33 @@ class MemoryDirectory:
 
     def wipe(self) -> None:
         """Lose the disk."""
-        self._content = None
+        self.put_back(None)
+
+    def image(self) -> object:
+        """Return what is on the disk now, for `put_back`."""
+        return copy.deepcopy(self._content)
+
+    def put_back(self, image: object) -> None:
+        """Have an older disk; None: an empty one. Whoever has it open is gone."""
+        assert image is None or isinstance(image, _Content)
+        self._content = copy.deepcopy(image)
+        self._note = None
         self._is_open = False
         self.damaged_slots.clear()
+        self.damaged_rows.clear()
+        self.is_progress_damaged = False
+
+
+def _damaged(name: str, what: str) -> StoreDamaged:
+    return damaged_store(Path(name), REPLICA_KIND, what)
 
 
 class MemorySnapshot:
     """As `MirrorSnapshot`, of an imagined disk."""
 
-    def __init__(self, content: _Content) -> None:
+    def __init__(self, directory: MemoryDirectory, content: _Content) -> None:
+        self._name = directory.name
+        self._damaged = frozenset(directory.damaged_rows)
         self.applied = content.applied
         self.cluster = content.cluster
         self.memberships = content.memberships
@@ -103,7 +141,7 @@ class MemorySnapshot:
 
     def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
         """As `Mirror.read_range`."""
-        return _range(self._mirror[table], table, first, end)
+        return _range(self._mirror[table], table, first, end, self._damaged, self._name)
 
     def close(self) -> None:
         """Let go of the moment."""
@@ -118,10 +156,19 @@ def _size(cells: list[Cell]) -> int:
     )
 
 
-def _range(rows: dict[Key, tuple[Cell, ...]], table: str, first: Key, end: Key) -> Iterator[Row]:
+def _range(
+    rows: dict[Key, tuple[Cell, ...]],
+    table: str,
+    first: Key,
+    end: Key,
+    damaged: AbstractSet[tuple[str, Key]],
+    name: str,
+) -> Iterator[Row]:
     # Keys of one table have the same types in the same places, by their declaration.
     for key in sorted(rows):
         if key[: len(first)] >= first and (not end or key[: len(end)] < end):
+            if damaged and (table, key) in damaged:
+                raise _damaged(name, f"row {key!r} of table {table!r} fails its checksum")
             yield Row(table, key, rows[key])
 
 
@@ -134,6 +181,89 @@ class MemoryReplicaStore:
         self._has_failed = False
         self._copy: dict[str, dict[Key, tuple[Cell, ...]]] | None = None
         self.transactions = 0
+        self.repairs = self._repair()
+        self._check_open()
+
+    # --- damage ---
+
+    def note_damage(self, error: StoreDamaged) -> None:
+        """As `ReplicaStore.note_damage`."""
+        self._directory._note = str(error)
+
+    def _lost(self, what: str) -> StoreError:
+        return lost_store(self._directory.name, self._content.replica, what)
+
+    def _open_from(self) -> int:
+        return max(self._content.chosen_end, self._content.applied.slot + 1)
+
+    def _is_whole(self, slot: int) -> bool:
+        return slot in self._content.log and slot not in self._directory.damaged_slots
+
+    def _is_only_member(self) -> bool:
+        content = self._content
+        return is_only_member(
+            Header(
+                content.replica,
+                content.incarnation,
+                0,
+                founding=content.founding,
+                memberships=content.memberships,
+            )
+        )
+
+    def _check_open(self) -> None:
+        directory, open_from = self._directory, self._open_from()
+        if directory.is_progress_damaged:
+            raise self._lost("the row of table 'progress' fails its checksum")
+        for slot in sorted(directory.damaged_slots):
+            if slot >= open_from:
+                raise self._lost(f"slot {slot} of table 'log' fails its checksum")
+        slot = self._first_lost()
+        if slot < open_from and self._is_only_member():
+            what = f"slot {slot} of table 'log' is gone or fails its checksum"
+            raise only_member_lost(directory.name, what)
+
+    def _first_lost(self) -> int:
+        slot = self._content.applied.slot + 1
+        while slot < self._open_from() and self._is_whole(slot):
+            slot += 1
+        return slot
+
+    def _repair(self) -> tuple[str, ...]:
+        """Do as `repair` does in a real directory; see there."""
+        directory, content = self._directory, self._content
+        if directory._note is None:
+            return ()
+        open_from, log_start, applied = self._open_from(), content.log_start, content.applied
+        missing = [slot for slot in range(log_start, open_from) if not self._is_whole(slot)]
+        done: tuple[str, ...] = ()
+        if directory.damaged_rows:
+            table, key = min(directory.damaged_rows, key=str)
+            what = f"row {key!r} of table {table!r} fails its checksum"
+            if log_start == 1 and not missing:
+                done = (f"its state is made again from the log: {what}",)
+            elif self._is_only_member():
+                raise only_member_lost(directory.name, what)
+            else:
+                done = (f"its state is dropped, for a copy of another member's: {what}",)
+                for slot in [slot for slot in content.log if slot < open_from]:
+                    del content.log[slot]
+                content.log_start = 1
+            content.chosen_end, content.applied = open_from, AppliedPoint(0, "")
+            content.mirror = {name: {} for name in TABLES}
+            directory.damaged_rows.clear()
+        elif tail_lost := [slot for slot in missing if slot <= applied.slot]:
+            content.log_start = tail_lost[-1] + 1
+            for slot in [slot for slot in content.log if slot < content.log_start]:
+                del content.log[slot]
+            done = (f"its log begins at slot {content.log_start} now: some before is lost",)
+        directory.damaged_slots = {
+            slot
+            for slot in directory.damaged_slots
+            if slot in content.log and slot >= content.log_start
+        }
+        directory._note = None
+        return done
 
     @classmethod
     def open(
@@ -168,8 +298,9 @@ class MemoryReplicaStore:
                 f"replica {content.replica!r}{of}, this is replica {replica}{me}",
                 hint="give this replica its own --data-dir",
             )
+        store = cls(directory, content)
         directory._is_open = True
-        return cls(directory, content)
+        return store
 
     # --- reading ---
 
@@ -188,31 +319,44 @@ class MemoryReplicaStore:
                 founding=content.founding,
                 memberships=content.memberships,
                 promised=content.promised,
-                accepted=tuple(self._log(after_slot + 1, max(content.log, default=0) + 1)),
-                chosen_end=Slot(max(content.chosen_end, applied_end)),
+                accepted=tuple(self._recovered_log(after_slot + 1)),
+                chosen_end=Slot(self._first_lost()),
                 applied_end=Slot(applied_end),
                 log_start=Slot(content.log_start),
+                known_end=Slot(self._open_from()),
+                durable=content.durable,
+                marks=content.marks,
             ),
             cluster=content.cluster,
             applied=content.applied,
             rows=iter([row for name in TABLES for row in self.read_rows(name)]),
         )
 
+    def _recovered_log(self, first_slot: int) -> Iterator[LogEntry]:
+        content = self._content
+        for slot in sorted(content.log):
+            if slot < max(first_slot, content.log_start):
+                continue
+            if self._is_whole(slot):
+                yield content.log[slot]
+            elif slot <= content.applied.slot:
+                raise self._slot_damaged(slot)
+
+    def _slot_damaged(self, slot: int) -> StoreDamaged:
+        return _damaged(self._directory.name, f"slot {slot} of table 'log' fails its checksum")
+
     def _log(self, first_slot: int, end_slot: int) -> Iterator[LogEntry]:
         for slot in range(max(first_slot, self._content.log_start), end_slot):
-            if slot in self._directory.damaged_slots:
-                raise StoreError(
-                    f"replica store {self._directory.name!r} is damaged: "
-                    f"slot {slot} of table 'log' fails its checksum",
-                    hint="this replica can't be trusted any more; move its data directory "
-                    "away and replace the member",
-                )
             if slot in self._content.log:
+                if not self._is_whole(slot):
+                    raise self._slot_damaged(slot)
                 yield self._content.log[slot]
 
     def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterator[Row]:
         """As `ReplicaStore.read_range`."""
-        return _range(self._content.mirror[table], table, first, end)
+        directory = self._directory
+        rows = self._content.mirror[table]
+        return _range(rows, table, first, end, directory.damaged_rows, directory.name)
 
     def read_page(
         self, table: str, first: Key, end: Key, *, rows_max: int, bytes_max: int
@@ -234,11 +378,10 @@ class MemoryReplicaStore:
         assert len(key_prefix) <= len(TABLES[table].key_columns), (
             "a prefix has at most as many parts as the key"
         )
-        rows = self._content.mirror[table]
-        # Keys of one table have the same types in the same places, by their declaration.
-        keys: list[Key] = sorted(key for key in rows if key[: len(key_prefix)] == key_prefix)
-        end = None if limit is None else offset + limit
-        return [Row(table, key, rows[key]) for key in keys[offset:end]]
+        rows = [
+            row for row in self.read_range(table) if row.key[: len(key_prefix)] == key_prefix
+        ]
+        return rows[offset : None if limit is None else offset + limit]
 
     def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogEntry, ...]:
         """As `ReplicaStore.read_log`."""
@@ -272,6 +415,10 @@ class MemoryReplicaStore:
             raise
         for commit in commits:
             _apply(self._content, commit)
+            for row in commit.rows:
+                self._directory.damaged_rows.discard((row.table, row.key))
+            for persist in commit.persists:
+                self._directory.damaged_slots -= {entry.slot for entry in persist.accepted}
         self.transactions += 1
         self._collect_garbage(_GARBAGE_ROWS_OF_COMMIT)
 
@@ -290,10 +437,12 @@ class MemoryReplicaStore:
         mirror = self._content.mirror
         for job, what in list(self._garbage()):
             for table, first, end in garbage_ranges(job, what):
-                for row in list(self.read_range(table, first, end)):
+                rows = mirror[table]
+                for row in list(_range(rows, table, first, end, frozenset(), "")):
                     if rows_max <= 0:
                         return
-                    del mirror[table][row.key]
+                    del rows[row.key]
+                    self._directory.damaged_rows.discard((table, row.key))
                     rows_max -= 1
             if rows_max <= 0:
                 return
@@ -304,7 +453,7 @@ class MemoryReplicaStore:
 
     def open_snapshot(self) -> MemorySnapshot:
         """As `ReplicaStore.open_snapshot`."""
-        return MemorySnapshot(self._content)
+        return MemorySnapshot(self._directory, self._content)
 
     def begin_copy(self) -> None:
         """As `ReplicaStore.begin_copy`."""
@@ -329,6 +478,7 @@ class MemoryReplicaStore:
         assert self._copy is not None
         assert applied.slot > content.applied.slot, "a copy leads on, never back"
         content.mirror, self._copy = self._copy, None
+        self._directory.damaged_rows.clear()
         content.applied = applied
         if memberships is not None:
             content.memberships = memberships
@@ -385,7 +535,7 @@ class MemoryReplicaStore:
 
 def _check(content: _Content, commits: Sequence[Commit]) -> None:
     """Refuse what a real store refuses, before anything is changed."""
-    promised, chosen_end = content.promised, content.chosen_end
+    promised, chosen_end, durable = content.promised, content.chosen_end, content.durable
     log_start, applied = content.log_start, content.applied
     for commit in commits:
         for persist in commit.persists:
@@ -396,6 +546,9 @@ def _check(content: _Content, commits: Sequence[Commit]) -> None:
             if persist.chosen_end is not None:
                 assert persist.chosen_end >= chosen_end, "what was chosen stays chosen"
                 chosen_end = persist.chosen_end
+            if persist.durable is not None:
+                assert persist.durable > durable, "durable numbers grow"
+                durable = persist.durable
         for row in commit.rows:
             _check_row(row)
         if commit.applied is not None:
@@ -417,6 +570,10 @@ def _apply(content: _Content, commit: Commit) -> None:
             content.log[entry.slot] = entry
         if persist.chosen_end is not None:
             content.chosen_end = persist.chosen_end
+        if persist.durable is not None:
+            content.durable = persist.durable
+        if persist.marks is not None:
+            content.marks = persist.marks
         if persist.founding is not None:
             content.founding = persist.founding
         if persist.memberships is not None:

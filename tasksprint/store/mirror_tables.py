@@ -1,21 +1,26 @@
 """The mirror's tables in SQL: their schema, reading them in ranges, copying them in pieces.
 
 A copy travels as JSON texts that SQLite makes and reads by itself, thousands of rows in
-one step. So neither end makes an object for a row, and a thread that reads or writes a
+one step. So neither end asks SQLite for a row at a time, and a thread that reads or writes a
 million of them doesn't ask for Python's global lock a million times (many_rows.py says
 what that costs beside a busy loop).
+
+Each row has a last column of its own, `checksum`: the CRC-32 of its table's name, its key and
+its columns. It is compared whenever a row is read, for whatever purpose, and travels with
+the row in a copy.
 
 Knows the declarations of `coordination/rows.py`, and no row's meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 
 from tasksprint.coordination.rows import TABLES, Key, Row, Table
 from tasksprint.encoding import decode_json
-from tasksprint.errors import StoreError
-from tasksprint.store.database import Cell, Cursor, Database
+from tasksprint.errors import LocalProtocolError, StoreDamaged
+from tasksprint.store.database import Cell, Cursor, Database, damaged_store
 from tasksprint.store.many_rows import Delete, Upsert
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "UPSERTS",
     "CopyPlace",
     "add_piece",
+    "damaged_rows",
     "delete_range",
     "drop_side_tables",
     "has_side_tables",
@@ -32,6 +38,7 @@ __all__ = [
     "next_place",
     "page_of_range",
     "piece_text",
+    "row_checksum",
     "rows_of_range",
     "rows_that_begin_so",
     "side_name",
@@ -42,10 +49,7 @@ __all__ = [
 CopyPlace = tuple[str, Key]
 
 _SIDE = "incoming_"
-# Shorter texts stand with their row in a page that SQLite checks the form of. What is
-# longer goes on in pages of nothing else, and one that is zeroed would be read as zeros;
-# JSON has none.
-_LOCAL_LENGTH = 256
+_CHECKSUM = "checksum"
 
 
 def _names(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -69,7 +73,7 @@ def _table_schema(table: Table, name: str) -> str:
         f"{column.name} {column.type}" + ("" if column.nullable else " NOT NULL")
         for column in table.key_columns + table.value_columns
     ]
-    columns.append(f"PRIMARY KEY ({','.join(keys)})")
+    columns += [f"{_CHECKSUM} INTEGER NOT NULL", f"PRIMARY KEY ({','.join(keys)})"]
     # A single integer as the key is SQLite's own row number: nothing is smaller.
     is_number = len(keys) == 1 and table.key_columns[0].type == "INTEGER"
     options = "STRICT" if is_number else "STRICT, WITHOUT ROWID"
@@ -77,12 +81,45 @@ def _table_schema(table: Table, name: str) -> str:
 
 
 MIRROR_SCHEMA = "".join(_table_schema(table, table.name) for table in TABLES.values())
-UPSERTS = {table.name: Upsert(table.name, *_names(table)) for table in TABLES.values()}
+UPSERTS = {
+    table.name: Upsert(table.name, _names(table)[0], (*_names(table)[1], _CHECKSUM))
+    for table in TABLES.values()
+}
 DELETES = {table.name: Delete(table.name, _names(table)[0]) for table in TABLES.values()}
+
+# What a checksum is taken of. This form costs half of what `repr` or `join` would; that
+# it takes None for "None" doesn't matter to a bit that flips.
+_FORMS = {
+    table.name: table.name + "\0%s" * len(table.key_columns + table.value_columns)
+    for table in TABLES.values()
+}
+
+
+def row_checksum(table: str, cells: tuple[Cell, ...]) -> int:
+    """Return what stands beside a row with these cells, keys first."""
+    return zlib.crc32((_FORMS[table] % cells).encode())
 
 
 def _columns(table: str) -> str:
-    return ",".join(sum(_names(TABLES[table]), ()))
+    return ",".join((*sum(_names(TABLES[table]), ()), _CHECKSUM))
+
+
+def _check_rows(database: Database, table: str, rows: list[list[Cell]]) -> None:
+    """Compare rows (keys first, checksum last) with their checksums.
+
+    Raises:
+        StoreDamaged: One fails its.
+    """
+    form, crc32 = _FORMS[table], zlib.crc32
+    for cells in rows:
+        if crc32((form % tuple(cells[:-1])).encode()) != cells[-1]:
+            raise _row_damaged(database, table, cells)
+
+
+def _row_damaged(database: Database, table: str, cells: Sequence[Cell]) -> StoreDamaged:
+    key = tuple(cells[: len(TABLES[table].key_columns)])
+    what = f"row {key!r} of table {table!r} fails its checksum"
+    return damaged_store(database.path, database.kind, what)
 
 
 # --- reading ---
@@ -130,6 +167,9 @@ def page_of_range(
     where, bindings = _condition(table, first, end)
     text, _ = _text_of(database, table, where, bindings, rows_max, bytes_max)
     found: list[list[Cell]] = decode_json(text.encode())
+    _check_rows(database, table, found)
+    for cells in found:
+        cells.pop()
     return found
 
 
@@ -144,21 +184,22 @@ def _rows(
 ) -> Iterator[Row]:
     keys = key_names(table)
     count = len(keys)
-    is_json = table != "job_log"  # Lines of people may hold anything.
     for cells in database.iterate(
         f"SELECT {_columns(table)} FROM {name or table} {where} ORDER BY {','.join(keys)} {tail}",
         bindings,
     ):
-        last = cells[-1]
-        if is_json and type(last) is str and len(last) > _LOCAL_LENGTH and "\0" in last:
-            raise StoreError(
-                f"{database.kind.what} {str(database.path)!r} is damaged: row "
-                f"{cells[:count]!r} of table {table!r} has zeros in its JSON",
-                hint="a block of the disk was lost; this replica can't be trusted any more; "
-                "move its data directory away and replace the member",
-            )
+        if row_checksum(table, cells[:-1]) != cells[-1]:
+            raise _row_damaged(database, table, cells)
         # The key columns are NOT NULL and hold no bytes, by their declaration.
-        yield Row(table, cells[:count], cells[count:])  # type: ignore[arg-type]
+        yield Row(table, cells[:count], cells[count:-1])  # type: ignore[arg-type]
+
+
+def damaged_rows(database: Database, table: str) -> Iterator[Key]:
+    """Yield the keys of all rows of a table that fail their checksums."""
+    count = len(key_names(table))
+    for cells in database.iterate(f"SELECT {_columns(table)} FROM {table}"):
+        if row_checksum(table, cells[:-1]) != cells[-1]:
+            yield cells[:count]  # type: ignore[misc]  # of whatever types the damage left
 
 
 # --- deleting ---
@@ -185,6 +226,9 @@ def piece_text(
     """Return the next rows of a table as a JSON text, how many, and the last one's key.
 
     At least one row if there is one, however large it is; "[]", 0 and () else.
+
+    Raises:
+        StoreDamaged: A row fails its checksum: it must not travel.
     """
     table, after = place
     keys = key_names(table)
@@ -195,11 +239,9 @@ def piece_text(
     text, count = _text_of(database, table, where, list(after), rows_max, bytes_max)
     if not count:
         return text, 0, ()
-    (last,) = database.query(
-        f"SELECT {order} FROM {table} {where} ORDER BY {order} LIMIT 1 OFFSET ?",
-        [*after, count - 1],
-    )
-    return text, count, last  # type: ignore[return-value]  # see `_rows`
+    rows: list[list[Cell]] = decode_json(text.encode())
+    _check_rows(database, table, rows)
+    return text, count, tuple(rows[-1][: len(keys)])  # type: ignore[arg-type]  # see `_rows`
 
 
 def _text_of(
@@ -220,11 +262,15 @@ def _text_of(
         [*bindings, rows_max, bytes_max],
     )
     assert isinstance(count, int)
-    ((text, count),) = database.query(
-        f"SELECT json_group_array(json_array({_columns(table)})), count(*) FROM"
-        f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)",
-        [*bindings, max(count, 1)],
-    )
+    try:
+        ((text, count),) = database.query(
+            f"SELECT json_group_array(json_array({_columns(table)})), count(*) FROM"
+            f" (SELECT * FROM {table} {where} ORDER BY {order} LIMIT ?)",
+            [*bindings, max(count, 1)],
+        )
+    except LocalProtocolError as error:  # A text that became bytes: JSON has none.
+        what = f"table {table!r} can't be read: {error.__cause__}"
+        raise damaged_store(database.path, database.kind, what) from error
     assert isinstance(text, str) and isinstance(count, int)
     return text, count
 
@@ -270,7 +316,7 @@ def drop_side_tables(cursor: Cursor) -> None:
 def add_piece(cursor: Cursor, table: str, text: str) -> None:
     """Add the rows of a piece to the copy; a piece that came twice changes nothing."""
     keys, values = _names(TABLES[table])
-    cells = ",".join(f"value->>{index}" for index in range(len(keys) + len(values)))
+    cells = ",".join(f"value->>{index}" for index in range(len(keys) + len(values) + 1))
     cursor.execute(
         f"INSERT OR REPLACE INTO {side_name(table)} SELECT {cells} FROM json_each(?)", (text,)
     )

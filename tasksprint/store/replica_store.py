@@ -8,33 +8,35 @@ was applied, and the archives of jobs. Everything of one `Commit` is on the disk
 Doesn't know Paxos: it checks only that nothing goes back (a promise, the chosen prefix,
 the applied slot). Doesn't know what commands or bodies mean. To be used by one thread.
 
-Checksums stand on what a damaged disk must not change unnoticed: the promise, the
-founding entry, the memberships and each accepted value (CRC-32), archives (SHA-256).
-The rows of the mirror have none; a state that differs is found by its digest.
+Everything has a checksum, which is compared whenever it is read: CRC-32 on whose store this
+is, the promise, each accepted value (vital.py) and each row of the mirror (mirror_tables.py),
+SHA-256 on archives. What a damage means:
+
+- the promise, or an acceptance that nobody knows to be chosen: this replica counts as lost;
+- an entry that was chosen: it is left out, and fetched again from the other members;
+- the mirror: `StoreDamaged`. Once that is noted (`note_damage`), the next `open` looks for
+  what is left (repair.py): the state is dropped, and taken from the other members.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
-import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
 from tasksprint.consensus.founding import decode_founding
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
-from tasksprint.errors import SettingsError, StoreError
+from tasksprint.errors import SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
-from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock, Kind
-from tasksprint.store.many_rows import Upsert
+from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
+from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock, damaged_store
 from tasksprint.store.mirror_snapshot import MirrorSnapshot
 from tasksprint.store.mirror_tables import (
     DELETES,
-    MIRROR_SCHEMA,
     UPSERTS,
     add_piece,
     delete_range,
@@ -42,61 +44,40 @@ from tasksprint.store.mirror_tables import (
     has_side_tables,
     make_side_tables,
     page_of_range,
+    row_checksum,
     rows_of_range,
     rows_that_begin_so,
     side_name,
     swap_tables,
 )
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
+from tasksprint.store.repair import note_damage, repair
+from tasksprint.store.vital import (
+    DATABASE_FILE,
+    NO_PROGRESS,
+    REPLICA_KIND,
+    Header,
+    OpenEntries,
+    Progress,
+    is_only_member,
+    log_checksum,
+    log_rows,
+    lost_store,
+    only_member_lost,
+    read_header,
+    read_progress,
+    write_header,
+    write_log,
+    write_progress,
+)
 
 __all__ = ["ReplicaStore"]
 
-DATABASE_FILE = "replica.db"
 _LOCK = "replica.lock"
-_BLOB_CHUNK_BYTES = 1024 * 1024
-_SLOTS_END = 2**63 - 1  # beyond every slot
 # Rows of ended jobs that one commit deletes besides its own work (0.3 ms), and that one
 # step of idle work does.
 _GARBAGE_ROWS_OF_COMMIT = 100
 _GARBAGE_ROWS_OF_STEP = 2_000
-
-_SCHEMA = """
-CREATE TABLE header (
-  one INTEGER PRIMARY KEY CHECK (one = 1), replica INTEGER NOT NULL, cluster TEXT,
-  incarnation TEXT NOT NULL, created_ms INTEGER NOT NULL,
-  founding BLOB, founding_checksum INTEGER,
-  memberships BLOB, memberships_checksum INTEGER
-) STRICT;
-CREATE TABLE progress (
-  one INTEGER PRIMARY KEY CHECK (one = 1), promised_round INTEGER, promised_replica INTEGER,
-  chosen_end INTEGER NOT NULL, log_start INTEGER NOT NULL,
-  applied_slot INTEGER NOT NULL, digest TEXT NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE log (
-  slot INTEGER PRIMARY KEY, round INTEGER NOT NULL, replica INTEGER NOT NULL,
-  value BLOB NOT NULL, checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE blob_chunks (
-  id INTEGER PRIMARY KEY, digest TEXT NOT NULL REFERENCES blobs ON DELETE CASCADE,
-  number INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE (digest, number)
-) STRICT;
-"""
-
-
-_KIND = Kind(
-    what="replica store",
-    application_id=0x54535250,  # "TSRP"
-    format=2,
-    schema=_SCHEMA + MIRROR_SCHEMA,
-    page_bytes=4096,
-    synchronous=2,
-)
-_UPSERT_LOG = Upsert("log", ("slot",), ("round", "replica", "value", "checksum"))
-
-
-def _log_checksum(slot: int, round_: int, replica: int, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(b"%d %d %d" % (slot, round_, replica)))
 
 
 class ReplicaStore:
@@ -106,47 +87,22 @@ class ReplicaStore:
     differ from then on, so every later commit is refused.
     """
 
-    def __init__(self, database: Database, lock: DirectoryLock, settings: Settings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lock: DirectoryLock,
+        settings: Settings,
+        repairs: tuple[str, ...] = (),
+    ) -> None:
+        self.repairs = repairs  # what `open` did about a damage, for the operator
         self._database = database
         self._lock = lock
         self._settings = settings
         self._has_failed = False
-        with_founding = database.query(
-            "SELECT incarnation, cluster, founding, founding_checksum,"
-            " memberships, memberships_checksum FROM header"
-        )
-        with_progress = database.query(
-            "SELECT promised_round, promised_replica, chosen_end, log_start, applied_slot,"
-            " digest, checksum FROM progress"
-        )
-        if len(with_founding) != 1 or len(with_progress) != 1:
-            raise self._damage("tables 'header' and 'progress' have not one row each")
-        incarnation, cluster, founding, founding_checksum, *rest = with_founding[0]
-        memberships, memberships_checksum = rest
-        assert isinstance(incarnation, str)
-        assert cluster is None or isinstance(cluster, str)
-        assert founding is None or isinstance(founding, bytes)
-        if founding is not None and zlib.crc32(founding) != founding_checksum:
-            raise self._damage("the founding entry in table 'header' fails its checksum")
-        self._incarnation = Incarnation(incarnation)
-        assert memberships is None or isinstance(memberships, bytes)
-        if memberships is not None and zlib.crc32(memberships) != memberships_checksum:
-            raise self._damage("the memberships in table 'header' fail their checksum")
-        self._memberships = memberships
-        self._cluster, self._founding = cluster, founding
-        *progress, checksum = with_progress[0]
-        round_, replica, chosen_end, log_start, applied_slot, digest = progress
-        if zlib.crc32(repr(tuple(progress)).encode()) != checksum:
-            raise self._damage("the promise in table 'progress' fails its checksum")
-        assert isinstance(chosen_end, int) and isinstance(log_start, int)
-        assert isinstance(applied_slot, int) and isinstance(digest, str)
-        self._promised: Ballot | None = None
-        if round_ is not None:
-            assert isinstance(round_, int) and isinstance(replica, int)
-            self._promised = Ballot(round_, ReplicaId(replica))
-        self._chosen_end = chosen_end
-        self._log_start = log_start
-        self._applied = AppliedPoint(applied_slot, digest)
+        self._header = read_header(database)
+        self._progress = read_progress(database, self._header.replica)
+        self._open = OpenEntries()
+        self._count_open()
         if has_side_tables(database):  # of a copy that a crash cut off
             with database.transaction() as cursor:
                 drop_side_tables(cursor)
@@ -176,25 +132,30 @@ class ReplicaStore:
         Raises:
             SettingsError: In use by another process, or it belongs to another replica
                 or cluster.
+            StoreDamaged: Part of it is spoiled; that is noted, and opening it once more
+                finds out what is left.
             StoreError: It can't be made, opened, written, or trusted.
         """
         lock = DirectoryLock(data_dir, _LOCK)
         try:
-            path = data_dir / DATABASE_FILE
+            repairs = repair(data_dir, replica, settings or Settings())
+            new = Header(replica, incarnation or secrets.token_hex(8), now_ms)
             database = Database(
-                path,
-                _KIND,
+                data_dir / DATABASE_FILE,
+                REPLICA_KIND,
                 settings or Settings(),
-                fill=lambda cursor: _fill(
-                    cursor, replica, now_ms, incarnation or secrets.token_hex(8)
-                ),
+                fill=lambda cursor: _fill(cursor, new),
             )
             try:
                 _check_owner(database, replica, cluster)
-                return cls(database, lock, settings or Settings())
+                return cls(database, lock, settings or Settings(), repairs)
             except BaseException:
                 database.close()
                 raise
+        except StoreDamaged as error:
+            note_damage(data_dir, error)
+            lock.release()
+            raise
         except BaseException:
             lock.release()
             raise
@@ -215,9 +176,10 @@ class ReplicaStore:
             )
         lock = DirectoryLock(data_dir, _LOCK)
         try:
-            database = Database(path, _KIND, settings or Settings())
+            repairs = repair(data_dir, None, settings or Settings())
+            database = Database(path, REPLICA_KIND, settings or Settings())
             try:
-                return cls(database, lock, settings or Settings())
+                return cls(database, lock, settings or Settings(), repairs)
             except BaseException:
                 database.close()
                 raise
@@ -228,9 +190,50 @@ class ReplicaStore:
     @property
     def replica(self) -> ReplicaId:
         """Whose store it is."""
-        ((replica,),) = self._database.query("SELECT replica FROM header")
-        assert isinstance(replica, int)
-        return ReplicaId(replica)
+        return ReplicaId(self._header.replica)
+
+    def _count_open(self) -> None:
+        """Begin the account of what was accepted and isn't known to be chosen.
+
+        Raises:
+            StoreError: Some of it is damaged or gone. Or, in the store of an only member, a
+                chosen entry is.
+        """
+        progress = self._progress
+        open_from = progress.open_from
+        try:
+            for slot, entry in log_rows(self._database, open_from):
+                if entry is None:
+                    raise self._lost(f"slot {slot} of table 'log' fails its checksum")
+                self._open.put(slot, log_checksum(slot, entry.ballot, entry.value))
+            first_lost = self._first_lost()
+        except StoreDamaged as error:
+            raise self._lost(f"table 'log' can't be read: {error.args[0]}") from error
+        found = self._open.count, self._open.checksum
+        if found != (progress.open_count, progress.open_checksum):
+            raise self._lost(
+                f"table 'log' has {self._open.count} values accepted from slot {open_from} on, "
+                f"expected {progress.open_count}, or others"
+            )
+        if first_lost < open_from and is_only_member(self._header):
+            what = f"slot {first_lost} of table 'log' is gone or fails its checksum"
+            raise only_member_lost(self.path, what)
+
+    def _first_lost(self) -> int:
+        """Return the first chosen slot, of those not applied, that isn't whole; the end: none."""
+        expected = self._progress.applied.slot + 1
+        for slot, entry in log_rows(self._database, expected, self._progress.open_from):
+            if slot != expected or entry is None:
+                break
+            expected += 1
+        return expected
+
+    def _lost(self, what: str) -> StoreError:
+        return lost_store(self.path, self._header.replica, what)
+
+    def note_damage(self, error: StoreDamaged) -> None:
+        """Remember that this file is damaged, for the next `open`; on any thread."""
+        note_damage(self.path.parent, error)
 
     @property
     def path(self) -> Path:
@@ -240,19 +243,12 @@ class ReplicaStore:
     @property
     def applied(self) -> AppliedPoint:
         """How far the mirror goes."""
-        return self._applied
+        return self._progress.applied
 
     @property
     def transactions(self) -> int:
         """How many transactions were committed since it was opened."""
         return self._database.transactions
-
-    def _damage(self, what: str) -> StoreError:
-        return StoreError(
-            f"replica store {str(self._database.path)!r} is damaged: {what}",
-            hint="this replica can't be trusted any more; move its data directory away "
-            "and replace the member",
-        )
 
     # --- reading ---
 
@@ -263,36 +259,40 @@ class ReplicaStore:
             after_slot: Accepted values up to this slot are left out.
 
         Raises:
-            StoreError: An accepted value fails its checksum.
+            StoreDamaged: An accepted value fails its checksum.
         """
-        applied_end = self._applied.slot + 1
+        header, progress = self._header, self._progress
+        applied_end = progress.applied.slot + 1
         return Recovery(
             consensus=Recovered(
-                incarnation=self._incarnation,
-                founding=self._founding,
-                memberships=self._memberships,
-                promised=self._promised,
-                accepted=tuple(self._log(after_slot + 1, _SLOTS_END)),
-                chosen_end=Slot(max(self._chosen_end, applied_end)),
+                incarnation=Incarnation(header.incarnation),
+                founding=header.founding,
+                memberships=header.memberships,
+                promised=progress.promised,
+                accepted=tuple(self._recovered_log(after_slot + 1)),
+                chosen_end=Slot(self._first_lost()),
                 applied_end=Slot(applied_end),
-                log_start=Slot(self._log_start),
+                log_start=Slot(progress.log_start),
+                known_end=Slot(progress.open_from),
+                durable=progress.durable,
+                marks=progress.marks,
             ),
-            cluster=self._cluster,
-            applied=self._applied,
+            cluster=header.cluster,
+            applied=progress.applied,
             rows=self._all_rows(),
         )
 
-    def _log(self, first_slot: int, end_slot: int) -> Iterator[LogEntry]:
-        for slot, round_, replica, value, checksum in self._database.iterate(
-            "SELECT slot, round, replica, value, checksum FROM log"
-            " WHERE slot >= ? AND slot < ? ORDER BY slot",
-            (max(first_slot, self._log_start), end_slot),
-        ):
-            assert isinstance(slot, int) and isinstance(value, bytes)
-            assert isinstance(round_, int) and isinstance(replica, int)
-            if _log_checksum(slot, round_, replica, value) != checksum:
+    def _recovered_log(self, first_slot: int) -> Iterator[LogEntry]:
+        """Yield what is whole; what isn't was applied before, or is fetched again."""
+        progress = self._progress
+        for slot, entry in log_rows(self._database, max(first_slot, progress.log_start)):
+            if entry is not None:
+                yield entry
+            elif slot <= progress.applied.slot:
                 raise self._damage(f"slot {slot} of table 'log' fails its checksum")
-            yield LogEntry(Slot(slot), Ballot(round_, ReplicaId(replica)), value)
+
+    def _damage(self, what: str) -> StoreDamaged:
+        return damaged_store(self._database.path, self._database.kind, what)
 
     def _all_rows(self) -> Iterator[Row]:
         for name in TABLES:
@@ -329,15 +329,18 @@ class ReplicaStore:
             As many as have `bytes_max` bytes together, but one at least if there is one.
 
         Raises:
-            StoreError: One fails its checksum.
+            StoreDamaged: One fails its checksum.
         """
         found: list[LogEntry] = []
         size = 0
-        for row in self._log(first_slot, end_slot):
-            size += len(row.value)
+        first_slot = max(first_slot, self._progress.log_start)
+        for slot, entry in log_rows(self._database, first_slot, end_slot):
+            if entry is None:
+                raise self._damage(f"slot {slot} of table 'log' fails its checksum")
+            size += len(entry.value)
             if found and size > bytes_max:
                 break
-            found.append(row)
+            found.append(entry)
         return tuple(found)
 
     # --- writing ---
@@ -353,10 +356,9 @@ class ReplicaStore:
     def commit_all(self, commits: Sequence[Commit]) -> None:
         """Make several commits durable, in order, in one transaction."""
         assert not self._has_failed, "a store that failed is not written again"
-        promised, founding, cluster = self._promised, self._founding, self._cluster
-        memberships = self._memberships
-        chosen_end, log_start, applied = self._chosen_end, self._log_start, self._applied
-        accepted: dict[int, tuple[Ballot, bytes]] = {}
+        promised, durable, marks, chosen_end, log_start, _, _, applied = self._progress
+        header = self._header
+        accepted: dict[int, LogEntry] = {}
         changes: dict[str, dict[Key, tuple[Cell, ...] | None]] = {}
         blobs: list[tuple[str, bytes]] = []
         for commit in commits:
@@ -366,14 +368,19 @@ class ReplicaStore:
                     assert is_later, "a promise never goes back"
                     promised = persist.promised
                 for entry in persist.accepted:
-                    accepted[entry.slot] = (entry.ballot, entry.value)
+                    accepted[entry.slot] = entry
                 if persist.chosen_end is not None:
                     assert persist.chosen_end >= chosen_end, "what was chosen stays chosen"
                     chosen_end = persist.chosen_end
+                if persist.durable is not None:
+                    assert persist.durable > durable, "durable numbers grow"
+                    durable = persist.durable
+                if persist.marks is not None:
+                    marks = persist.marks
                 if persist.founding is not None:
-                    founding = persist.founding
+                    header = replace(header, founding=persist.founding)
                 if persist.memberships is not None:
-                    memberships = persist.memberships
+                    header = replace(header, memberships=persist.memberships)
             for row in commit.rows:
                 changes.setdefault(row.table, {})[row.key] = row.columns
             if commit.applied is not None:
@@ -382,41 +389,45 @@ class ReplicaStore:
             if commit.truncate_below is not None:
                 log_start = max(log_start, commit.truncate_below)
                 assert log_start <= applied.slot + 1, "what isn't applied is still needed"
-            if commit.cluster is not None:
-                cluster = commit.cluster
+            if commit.cluster is not None and commit.cluster != header.cluster:
+                header = replace(header, cluster=commit.cluster)
             blobs.extend(commit.blobs)
-        before = (self._promised, self._chosen_end, self._log_start, self._applied)
         try:
             with self._database.transaction() as cursor:
-                if accepted:
-                    cells: list[Cell] = []
-                    for slot, (of, value) in accepted.items():
-                        checksum = _log_checksum(slot, of.round, of.replica, value)
-                        cells += (slot, of.round, of.replica, value, checksum)
-                    _UPSERT_LOG.run(cursor, cells)
+                written: list[tuple[LogEntry, int]] = []
+                for slot, entry in accepted.items():
+                    checksum = log_checksum(slot, entry.ballot, entry.value)
+                    written.append((entry, checksum))
+                    self._open.put(slot, checksum)
+                if written:
+                    write_log(cursor, written)
                 for table, rows in changes.items():
                     self._write_rows(cursor, table, rows)
-                if log_start > self._log_start:
+                if log_start > self._progress.log_start:
                     cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
                 self._note_garbage(changes.get("garbage"))
                 self._collect_garbage(cursor, _GARBAGE_ROWS_OF_COMMIT)
                 for digest, data in blobs:
-                    self._write_blob(cursor, digest, data)
-                if (founding, cluster) != (self._founding, self._cluster):
-                    cursor.execute(
-                        "UPDATE header SET cluster = ?, founding = ?, founding_checksum = ?",
-                        (cluster, founding, None if founding is None else zlib.crc32(founding)),
-                    )
-                if memberships != self._memberships:
-                    _write_memberships(cursor, memberships)
-                if (promised, chosen_end, log_start, applied) != before:
-                    _write_progress(cursor, promised, chosen_end, log_start, applied)
+                    write_blob(cursor, digest, data)
+                if header is not self._header:
+                    write_header(cursor, header)
+                self._open.drop_below(max(chosen_end, applied.slot + 1))
+                progress = Progress(
+                    promised,
+                    durable,
+                    marks,
+                    chosen_end,
+                    log_start,
+                    self._open.count,
+                    self._open.checksum,
+                    applied,
+                )
+                if progress != self._progress:
+                    write_progress(cursor, progress)
         except BaseException:
             self._has_failed = True
             raise
-        self._promised, self._founding, self._cluster = promised, founding, cluster
-        self._memberships = memberships
-        self._chosen_end, self._log_start, self._applied = chosen_end, log_start, applied
+        self._header, self._progress = header, progress
 
     @staticmethod
     def _write_rows(cursor: Cursor, table: str, rows: dict[Key, tuple[Cell, ...] | None]) -> None:
@@ -426,8 +437,9 @@ class ReplicaStore:
             if columns is None:
                 deleted += key
             else:
-                written += key
-                written += columns
+                cells = key + columns
+                written += cells
+                written.append(row_checksum(table, cells))
         # The keys of both differ, so their order doesn't matter.
         UPSERTS[table].run(cursor, written)
         DELETES[table].run(cursor, deleted)
@@ -470,7 +482,7 @@ class ReplicaStore:
 
         It may be used by another thread; close it soon.
         """
-        return MirrorSnapshot(self.path, _KIND, self._settings)
+        return MirrorSnapshot(self.path, REPLICA_KIND, self._settings)
 
     def begin_copy(self) -> None:
         """Make room for a copy beside the mirror; what was there of another one is dropped."""
@@ -504,16 +516,25 @@ class ReplicaStore:
         Raises:
             StoreError: Nothing of it is done; the store is not usable any more.
         """
-        assert applied.slot > self._applied.slot, "a copy leads on, never back"
-        log_start = max(self._log_start, applied.slot + 1)
+        before = self._progress
+        assert applied.slot > before.applied.slot, "a copy leads on, never back"
+        log_start = max(before.log_start, applied.slot + 1)
+        header = self._header
+        if memberships is not None:
+            header = replace(header, memberships=memberships)
         with self._writing() as cursor:
             swap_tables(cursor)
             cursor.execute("DELETE FROM log WHERE slot < ?", (log_start,))
-            _write_progress(cursor, self._promised, self._chosen_end, log_start, applied)
-            if memberships is not None:
-                _write_memberships(cursor, memberships)
-        self._memberships = memberships if memberships is not None else self._memberships
-        self._applied, self._log_start = applied, log_start
+            self._open.drop_below(log_start)
+            progress = before._replace(
+                log_start=log_start,
+                open_count=self._open.count,
+                open_checksum=self._open.checksum,
+                applied=applied,
+            )
+            write_progress(cursor, progress)
+            write_header(cursor, header)
+        self._header, self._progress = header, progress
         self._garbage = self._read_garbage()
 
     def drop_copy(self) -> None:
@@ -537,10 +558,25 @@ class ReplicaStore:
         Raises:
             StoreError: Nothing of it is done; the store is not usable any more.
         """
-        applied = commit.applied
-        assert applied is not None and applied.slot >= self._applied.slot
+        applied, before = commit.applied, self._progress
+        assert applied is not None and applied.slot >= before.applied.slot
         log_start = applied.slot + 1
-        incarnation = Incarnation(decode_founding(founding).members[0].incarnation)
+        header = replace(
+            self._header,
+            incarnation=decode_founding(founding).members[0].incarnation,
+            cluster=cluster,
+            founding=founding,
+            memberships=None,
+        )
+        self._open = OpenEntries()
+        progress = before._replace(
+            marks=None,
+            chosen_end=log_start,
+            log_start=log_start,
+            open_count=0,
+            open_checksum=0,
+            applied=applied,
+        )
         changes: dict[str, dict[Key, tuple[Cell, ...] | None]] = {}
         for row in commit.rows:
             changes.setdefault(row.table, {})[row.key] = row.columns
@@ -548,16 +584,9 @@ class ReplicaStore:
             for table, rows in changes.items():
                 self._write_rows(cursor, table, rows)
             cursor.execute("DELETE FROM log")
-            cursor.execute(
-                "UPDATE header SET incarnation = ?, cluster = ?, founding = ?,"
-                " founding_checksum = ?",
-                (incarnation, cluster, founding, zlib.crc32(founding)),
-            )
-            _write_memberships(cursor, None)
-            _write_progress(cursor, self._promised, log_start, log_start, applied)
-        self._incarnation, self._founding, self._cluster = incarnation, founding, cluster
-        self._memberships, self._applied = None, applied
-        self._chosen_end = self._log_start = log_start
+            write_header(cursor, header)
+            write_progress(cursor, progress)
+        self._header, self._progress = header, progress
         self._garbage = self._read_garbage()
 
     @contextlib.contextmanager
@@ -577,22 +606,6 @@ class ReplicaStore:
         """Keep an archive under the SHA-256 of its bytes; one that is there stays."""
         self.commit(Commit(blobs=((digest, data),)))
 
-    @staticmethod
-    def _write_blob(cursor: Cursor, digest: str, data: bytes) -> None:
-        assert hashlib.sha256(data).hexdigest() == digest, "a blob is named by its SHA-256"
-        cursor.execute(
-            "INSERT INTO blobs VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1",
-            (digest, len(data)),
-        )
-        if cursor.fetchone() is None:
-            return
-        view = memoryview(data)
-        for number, first in enumerate(range(0, len(data), _BLOB_CHUNK_BYTES)):
-            cursor.execute(
-                "INSERT INTO blob_chunks (digest, number, data) VALUES (?, ?, ?)",
-                (digest, number, view[first : first + _BLOB_CHUNK_BYTES]),
-            )
-
     def has_blob(self, digest: str) -> bool:
         """Return whether an archive is there."""
         return bool(self._database.query("SELECT 1 FROM blobs WHERE digest = ?", (digest,)))
@@ -601,30 +614,18 @@ class ReplicaStore:
         """Return an archive, or None if it isn't there.
 
         Raises:
-            StoreError: It is there, and isn't what its digest says.
+            StoreDamaged: It is there, and isn't what its digest says.
         """
-        if not self.has_blob(digest):
-            return None
-        data = b"".join(
-            chunk
-            for (chunk,) in self._database.iterate(
-                "SELECT data FROM blob_chunks WHERE digest = ? ORDER BY number", (digest,)
-            )
-            if isinstance(chunk, bytes)
-        )
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise self._damage(f"blob {digest} of table 'blob_chunks' fails its checksum")
-        return data
+        return read_blob(self._database, digest) if self.has_blob(digest) else None
 
     def blobs(self) -> list[str]:
         """Return the digests of all archives."""
-        found = self._database.query("SELECT digest FROM blobs ORDER BY digest")
-        return [str(digest) for (digest,) in found]
+        return blob_digests(self._database)
 
     def drop_blob(self, digest: str) -> None:
         """Forget an archive; one that isn't there is no error."""
         with self._database.transaction() as cursor:
-            cursor.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            drop_blob(cursor, digest)
 
     # --- upkeep ---
 
@@ -654,56 +655,20 @@ class ReplicaStore:
             self._lock.release()
 
 
-def _write_memberships(cursor: Cursor, memberships: bytes | None) -> None:
-    checksum = None if memberships is None else zlib.crc32(memberships)
-    cursor.execute(
-        "UPDATE header SET memberships = ?, memberships_checksum = ?", (memberships, checksum)
-    )
-
-
-def _fill(cursor: Cursor, replica: int, now_ms: int, incarnation: str) -> None:
-    progress = (None, None, 1, 1, 0, "")
-    cursor.execute(
-        "INSERT INTO header (one, replica, incarnation, created_ms) VALUES (1, ?, ?, ?)",
-        (replica, incarnation, now_ms),
-    )
-    cursor.execute(
-        "INSERT INTO progress VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
-        (*progress, zlib.crc32(repr(progress).encode())),
-    )
-
-
-def _write_progress(
-    cursor: Cursor,
-    promised: Ballot | None,
-    chosen_end: int,
-    log_start: int,
-    applied: AppliedPoint,
-) -> None:
-    progress: tuple[Cell, ...] = (
-        promised.round if promised else None,
-        promised.replica if promised else None,
-        chosen_end,
-        log_start,
-        applied.slot,
-        applied.digest,
-    )
-    cursor.execute(
-        "UPDATE progress SET promised_round = ?, promised_replica = ?, chosen_end = ?,"
-        " log_start = ?, applied_slot = ?, digest = ?, checksum = ?",
-        (*progress, zlib.crc32(repr(progress).encode())),
-    )
+def _fill(cursor: Cursor, header: Header) -> None:
+    write_header(cursor, header)
+    write_progress(cursor, NO_PROGRESS)
 
 
 def _check_owner(database: Database, replica: int, cluster: str | None) -> None:
-    for found_replica, found_cluster in database.query("SELECT replica, cluster FROM header"):
-        is_other = cluster is not None and found_cluster is not None and cluster != found_cluster
-        if found_replica == replica and not is_other:
-            continue
-        of = f" of cluster {found_cluster!r}" if found_cluster is not None else ""
-        me = f" of cluster {cluster!r}" if cluster is not None else ""
-        raise SettingsError(
-            f"cannot open replica store {str(database.path)!r}: it belongs to "
-            f"replica {found_replica!r}{of}, this is replica {replica}{me}",
-            hint="give this replica its own --data-dir",
-        )
+    header = read_header(database)
+    is_other = cluster is not None and header.cluster is not None and cluster != header.cluster
+    if header.replica == replica and not is_other:
+        return
+    of = f" of cluster {header.cluster!r}" if header.cluster is not None else ""
+    me = f" of cluster {cluster!r}" if cluster is not None else ""
+    raise SettingsError(
+        f"cannot open replica store {str(database.path)!r}: it belongs to "
+        f"replica {header.replica!r}{of}, this is replica {replica}{me}",
+        hint="give this replica its own --data-dir",
+    )

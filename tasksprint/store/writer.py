@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from tasksprint.errors import StoreError
+from tasksprint.errors import StoreDamaged, StoreError
 
 __all__ = ["GroupStore", "WriteTimes", "WriterThread"]
 
@@ -262,7 +262,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         """Call `function(store, *arguments)` on the thread, after all earlier commits.
 
         For reads, and for the rare writes that aren't commits. What it raises, the
-        future raises; that alone doesn't end the writer.
+        future raises; that alone doesn't end the writer, unless it is `StoreDamaged`.
         """
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._put(_Call(function, arguments, future))
@@ -363,6 +363,8 @@ class WriterThread(Generic[StoreT, CommitT]):
         try:
             result = function(*arguments)
         except BaseException as error:
+            if isinstance(error, StoreDamaged):
+                self._fail(error)
             self._tell(self._tell_called, future, None, error)
         else:
             self._tell(self._tell_called, future, result, None)

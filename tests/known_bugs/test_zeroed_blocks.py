@@ -93,9 +93,9 @@ def test_zeros_in_a_row_of_many_blocks_are_told_with_the_row(tmp_path: Path) -> 
         list(store.recover().rows)
     store.close()
     assert str(caught.value) == (
-        f"replica store {str(path)!r} is damaged: row (3, 1) of table 'events' has zeros in its "
-        "JSON; a block of the disk was lost; this replica can't be trusted any more; move its "
-        "data directory away and replace the member"
+        f"replica store {str(path)!r} is damaged: row (3, 1) of table 'events' fails its "
+        "checksum; start this replica again: it finds out what is left, and takes the rest from "
+        "the other members"
     )
 
 

@@ -240,7 +240,7 @@ def test_nothing_is_done_without_the_name(
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.mark.parametrize("place", ["_write_memberships", "_write_progress"])
+@pytest.mark.parametrize("place", ["write_header", "write_progress"])
 def test_crash_in_the_middle_leaves_the_former_state(
     place: str,
     tmp_path: Path,

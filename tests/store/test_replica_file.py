@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tasksprint.consensus.effects import Persist
 from tasksprint.coordination.rows import Row
-from tasksprint.errors import StoreError
+from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.ids import Slot
 from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
@@ -26,8 +26,14 @@ from tests.store import kill_child
 from tests.store.conftest import FilePlace
 from tests.store.helpers import accept, ballot, blob_name, entry, promise
 
+LOST = (
+    "; this replica counts as lost; start a new one with a new --id and --join, then tasksprint "
+    "member replace {} NEW=HOST:PORT (if it is the only one: tasksprint restore FILE --data-dir "
+    "DIR)"
+)
 DAMAGED = (
-    "; this replica can't be trusted any more; move its data directory away and replace the member"
+    "; start this replica again: it finds out what is left, and takes the rest from the other "
+    "members"
 )
 
 
@@ -38,44 +44,48 @@ def flip_byte(path: Path, pattern: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_flipped_byte_in_an_accepted_value_is_reported(file_place: FilePlace) -> None:
+def test_flipped_byte_in_an_open_acceptance_is_a_lost_disk(file_place: FilePlace) -> None:
     store = file_place.open()
     values = [b"value of slot %d" % slot for slot in range(1, 5)]
     store.commit(Commit((accept(*(entry(i + 1, value) for i, value in enumerate(values))),)))
     file_place.close()
     flip_byte(store.path, values[2])
-    store = file_place.open()
-    message = f"replica store {str(store.path)!r} is damaged: slot 3 of table 'log' fails its "
     with pytest.raises(StoreError) as caught:
-        store.recover()
-    assert str(caught.value) == message + "checksum" + DAMAGED
-    with pytest.raises(StoreError, match="slot 3 of table 'log' fails its checksum"):
-        store.read_log(3, 4, 1000)
-    assert store.read_log(1, 3, 1000) == (entry(1, values[0]), entry(2, values[1]))
-    assert store.recover(after_slot=3).consensus.accepted == (entry(4, values[3]),)
+        file_place.open()
+    assert not isinstance(caught.value, StoreDamaged)
+    assert str(caught.value) == (
+        f"replica store {str(store.path)!r} is damaged: slot 3 of table 'log' fails its checksum"
+        + LOST.format(1)
+    )
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "message", "member"),
     [
-        ("UPDATE log SET round = 2", "slot 1 of table 'log' fails its checksum"),
-        ("UPDATE log SET slot = 2", "slot 2 of table 'log' fails its checksum"),
+        ("UPDATE log SET round = 2", "slot 1 of table 'log' fails its checksum", "1"),
+        ("UPDATE log SET slot = 2", "slot 2 of table 'log' fails its checksum", "1"),
+        (
+            "DELETE FROM log",
+            "table 'log' has 0 values accepted from slot 1 on, expected 1, or others",
+            "1",
+        ),
         (
             "UPDATE progress SET promised_round = 1",
-            "the promise in table 'progress' fails its checksum",
+            "the row of table 'progress' fails its checksum",
+            "1",
         ),
         (
-            "UPDATE header SET memberships = x'00', memberships_checksum = 1",
-            "the memberships in table 'header' fail their checksum",
+            "UPDATE header SET memberships = x'00'",
+            "the row of table 'header' fails its checksum",
+            "ID",
         ),
-        (
-            "UPDATE header SET founding = x'00'",
-            "the founding entry in table 'header' fails its checksum",
-        ),
-        ("DELETE FROM progress", "tables 'header' and 'progress' have not one row each"),
+        ("UPDATE header SET replica = 2", "the row of table 'header' fails its checksum", "ID"),
+        ("DELETE FROM progress", "table 'progress' has 0 rows, expected 1", "1"),
     ],
 )
-def test_changed_row_is_reported(file_place: FilePlace, change: str, message: str) -> None:
+def test_changed_row_is_a_lost_disk(
+    file_place: FilePlace, change: str, message: str, member: str
+) -> None:
     store = file_place.open()
     store.commit(Commit((promise(2), accept(entry(1, b"v")), Persist(founding=b"f"))))
     file_place.close()
@@ -84,7 +94,9 @@ def test_changed_row_is_reported(file_place: FilePlace, change: str, message: st
     connection.close()
     with pytest.raises(StoreError) as caught:
         file_place.open().recover()
-    assert str(caught.value) == f"replica store {str(store.path)!r} is damaged: {message}{DAMAGED}"
+    assert str(caught.value) == (
+        f"replica store {str(store.path)!r} is damaged: {message}" + LOST.format(member)
+    )
 
 
 def test_changed_archive_is_reported(file_place: FilePlace) -> None:
@@ -98,23 +110,15 @@ def test_changed_archive_is_reported(file_place: FilePlace) -> None:
     assert f"blob {blob_name(data)} of table 'blob_chunks' fails its checksum" in str(caught.value)
 
 
-def test_twin_reports_a_spoiled_slot_and_a_full_disk_with_the_same_words() -> None:
+def test_twin_reports_a_full_disk_with_the_same_words() -> None:
     directory = MemoryDirectory("imagined")
     store = MemoryReplicaStore.open(directory, 1, now_ms=0)
-    store.commit(Commit((accept(entry(1, b"v")),)))
-    directory.damaged_slots.add(1)
-    with pytest.raises(StoreError) as caught:
-        store.recover()
-    assert str(caught.value) == (
-        "replica store 'imagined' is damaged: slot 1 of table 'log' fails its checksum" + DAMAGED
-    )
     directory.is_full = True
     with pytest.raises(
         StoreError, match="cannot write replica store 'imagined': the disk is full"
     ):
         store.commit(Commit((promise(1),)))
     directory.crash()
-    directory.damaged_slots.clear()
     directory.is_full = False
     assert MemoryReplicaStore.open(directory, 1, now_ms=0).recover().consensus.promised is None
 

@@ -1,0 +1,304 @@
+"""What becomes of a replica's file of which a part is spoiled.
+
+Whoever meets damage leaves a note in the data directory (`note_damage`) and stops. The
+next start finds the note and looks through the whole file (`repair`):
+
+- whose store it is, the promise, and the acceptances that nobody knows to be chosen must be
+  whole: else this replica counts as lost, and nothing is changed;
+- entries of the log that were applied are needed by nobody here: the log then begins behind
+  the last one that is damaged;
+- chosen entries that weren't applied are left out: the other members have them;
+- a mirror that isn't whole is dropped. It is made again from the log, if that goes back to the
+  first slot, or else taken from another member (roles/mirror_copy.py). An only member has
+  nobody to take it from: nothing is changed then, and a backup must be brought back.
+
+A file whose structure is damaged can't be mended in its place: even dropping a table reads
+all its pages. So what is whole goes into a new file, and that one takes the place of the
+old one. A crash at any moment leaves the old one with its write-ahead log, or the new one.
+
+Knows files and tables, and nothing of consensus but what vital.py says of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasksprint.consensus.effects import LogEntry
+from tasksprint.coordination.rows import TABLES
+from tasksprint.errors import StoreDamaged
+from tasksprint.settings import Settings
+from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
+from tasksprint.store.database import Cell, Cursor, Database
+from tasksprint.store.mirror_tables import UPSERTS, damaged_rows, row_checksum, rows_of_range
+from tasksprint.store.records import AppliedPoint
+from tasksprint.store.vital import (
+    DATABASE_FILE,
+    REPLICA_KIND,
+    Header,
+    OpenEntries,
+    Progress,
+    is_only_member,
+    log_checksum,
+    log_rows,
+    lost_store,
+    only_member_lost,
+    read_header,
+    read_progress,
+    write_header,
+    write_log,
+    write_progress,
+)
+
+__all__ = ["note_damage", "repair"]
+
+_NOTE = "replica.damaged"
+_GROWING = "replica.db.new"  # not whole yet
+_READY = "replica.db.repaired"  # whole: it takes the place of the old one
+_ROWS_AT_ONCE = 1_000
+
+
+def note_damage(data_dir: Path, error: StoreDamaged) -> None:
+    """Leave a note for the next start."""
+    # A disk that doesn't even take this will be met at the same place again.
+    with contextlib.suppress(OSError), (data_dir / _NOTE).open("w") as file:
+        file.write(f"{error}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair(data_dir: Path, replica: int | None, settings: Settings) -> tuple[str, ...]:
+    """Do what a note asks for, if there is one, and remove it.
+
+    Returns:
+        What was done, for the operator.
+
+    Raises:
+        StoreError: This replica can't go on with what is left.
+    """
+    path = data_dir / DATABASE_FILE
+    _take_place(data_dir)
+    note = data_dir / _NOTE
+    if not note.exists():
+        return ()
+    done: tuple[str, ...] = ()
+    if path.exists():
+        try:
+            database = Database(path, REPLICA_KIND, settings)
+        except StoreDamaged as error:
+            raise lost_store(path, replica, f"it can't be opened: {error.args[0]}") from error
+        try:
+            left = _look(database)
+            done = left.notes
+            if left.is_sound:
+                _mend(database, left)
+            else:
+                _build(data_dir / _GROWING, database, left, settings)
+                os.replace(data_dir / _GROWING, data_dir / _READY)
+                _sync(data_dir)
+        finally:
+            database.close()
+        _take_place(data_dir)
+    note.unlink()
+    _sync(data_dir)
+    return done
+
+
+def _take_place(data_dir: Path) -> None:
+    """Put a repaired file in the place of the damaged one; also after a crash in between."""
+    ready, path = data_dir / _READY, data_dir / DATABASE_FILE
+    if not ready.exists():
+        return
+    # Before: SQLite would take the old file's write-ahead log for the new one's.
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    os.replace(ready, path)
+    _sync(data_dir)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- looking ---
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left of a file."""
+
+    header: Header
+    progress: Progress
+    entries: dict[int, LogEntry]
+    blobs_lost: tuple[str, ...]
+    has_state: bool
+    is_sound: bool  # no more than rows are missing: the file itself can stay
+    notes: tuple[str, ...]
+
+
+def _look(database: Database) -> _Left:
+    header = read_header(database)
+    progress = read_progress(database, header.replica)
+    entries = _readable_entries(database, progress.log_start)
+    _check_open(database, header, progress, entries)
+    damage = _damage_of_structure(database)
+    is_sound = damage is None
+    state_damage = _damage_of_state(database, is_sound)
+    blobs_lost = tuple(_blobs_lost(database)) if is_sound else ()
+    open_from, applied = progress.open_from, progress.applied
+    missing = [slot for slot in range(progress.log_start, open_from) if slot not in entries]
+    notes: list[str] = []
+    if state_damage is None:
+        tail_lost = [slot for slot in missing if slot <= applied.slot]
+        if len(missing) > len(tail_lost) and is_only_member(header):
+            what = f"slot {missing[-1]} of table 'log' is gone or fails its checksum"
+            raise only_member_lost(database.path, what)
+        if tail_lost:
+            progress = progress._replace(log_start=tail_lost[-1] + 1)
+            notes.append(f"its log begins at slot {progress.log_start} now: some before is lost")
+        elif not missing:
+            notes.append("nothing is lost of its log and its state")
+    else:
+        applied = AppliedPoint(0, "")
+        if progress.log_start == 1 and not missing:
+            notes.append(f"its state is made again from the log: {state_damage}")
+        elif is_only_member(header):
+            raise only_member_lost(database.path, state_damage)
+        else:
+            notes.append(f"its state is dropped, for a copy of another member's: {state_damage}")
+            # Without what is before them, later entries can't be applied.
+            entries = {slot: entry for slot, entry in entries.items() if slot >= open_from}
+            progress = progress._replace(log_start=1)
+        # What was applied was chosen: no promise speaks for it, now as before.
+        progress = progress._replace(chosen_end=open_from, applied=applied)
+    entries = {slot: each for slot, each in entries.items() if slot >= progress.log_start}
+    if damage is not None:
+        notes.append(f"its file was made anew: {damage}")
+    return _Left(
+        header,
+        progress,
+        entries,
+        blobs_lost,
+        has_state=state_damage is None,
+        is_sound=is_sound and state_damage is None,
+        notes=tuple(notes),
+    )
+
+
+def _readable_entries(database: Database, log_start: int) -> dict[int, LogEntry]:
+    """Read the log from both of its ends: a page in the middle may be lost."""
+    found: dict[int, LogEntry] = {}
+    for is_backward in (False, True):
+        with contextlib.suppress(StoreDamaged):
+            for slot, entry in log_rows(database, log_start, is_backward=is_backward):
+                if entry is not None:
+                    if is_backward and slot in found:
+                        break
+                    found[slot] = entry
+    return found
+
+
+def _check_open(
+    database: Database, header: Header, progress: Progress, entries: dict[int, LogEntry]
+) -> None:
+    found = OpenEntries()
+    for slot, entry in entries.items():
+        if slot >= progress.open_from:
+            found.put(slot, log_checksum(slot, entry.ballot, entry.value))
+    if (found.count, found.checksum) != (progress.open_count, progress.open_checksum):
+        raise lost_store(
+            database.path,
+            header.replica,
+            f"table 'log' has {found.count} whole values accepted from slot {progress.open_from} "
+            f"on, expected {progress.open_count}",
+        )
+
+
+def _damage_of_structure(database: Database, table: str | None = None) -> str | None:
+    what = "1" if table is None else table
+    try:
+        ((line,),) = database.query(f"PRAGMA integrity_check({what}) ")[:1]
+    except StoreDamaged as error:
+        return str(error.args[0])
+    return None if line == "ok" else str(line)
+
+
+def _damage_of_state(database: Database, is_sound: bool) -> str | None:
+    for table in TABLES:
+        if not is_sound and (damage := _damage_of_structure(database, table)) is not None:
+            return f"table {table!r}: {damage}"
+        try:
+            for key in damaged_rows(database, table):
+                return f"row {key!r} of table {table!r} fails its checksum"
+        except StoreDamaged as error:
+            return str(error.args[0])
+    return None
+
+
+def _blobs_lost(database: Database) -> Iterator[str]:
+    for digest in blob_digests(database):
+        try:
+            read_blob(database, digest)
+        except StoreDamaged:
+            yield digest
+
+
+# --- mending ---
+
+
+def _mend(database: Database, left: _Left) -> None:
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM log WHERE slot < ?", (left.progress.log_start,))
+        for digest in left.blobs_lost:
+            drop_blob(cursor, digest)
+        write_progress(cursor, left.progress)
+
+
+def _build(path: Path, source: Database, left: _Left, settings: Settings) -> None:
+    """Make a new file of what is left, on the disk when this returns."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    target = Database(path, REPLICA_KIND, settings, fill=lambda cursor: _fill(cursor, left))
+    try:
+        if left.has_state:
+            for table in TABLES:
+                _copy_rows(source, target, table)
+        with contextlib.suppress(StoreDamaged):  # Archives are asked for where they lack.
+            for digest in blob_digests(source):
+                with contextlib.suppress(StoreDamaged), target.transaction() as cursor:
+                    write_blob(cursor, digest, read_blob(source, digest))
+    finally:
+        target.close()  # Folds its write-ahead log into it, and syncs it.
+
+
+def _fill(cursor: Cursor, left: _Left) -> None:
+    write_header(cursor, left.header)
+    write_progress(cursor, left.progress)
+    write_log(
+        cursor,
+        [
+            (entry, log_checksum(slot, entry.ballot, entry.value))
+            for slot, entry in left.entries.items()
+        ],
+    )
+
+
+def _copy_rows(source: Database, target: Database, table: str) -> None:
+    cells: list[Cell] = []
+    with target.transaction() as cursor:
+        for number, row in enumerate(rows_of_range(source, table, (), ()), 1):
+            assert row.columns is not None
+            of_row = row.key + row.columns
+            cells += of_row
+            cells.append(row_checksum(table, of_row))
+            if number % _ROWS_AT_ONCE == 0:
+                UPSERTS[table].run(cursor, cells)
+                cells = []
+        UPSERTS[table].run(cursor, cells)
