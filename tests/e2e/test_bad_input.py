@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +36,9 @@ from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.main import main
 from tasksprint.roles.run import PrivateCluster
+from tasksprint.settings import Settings
+from tasksprint.store.database import Database
+from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
 from tests.e2e.conftest import connect, wait_until
 from tests.packaging.standin import CHECKOUT
 from tests.roles.test_recover import make_store
@@ -855,9 +858,11 @@ def test_recovery_of_the_unfounded(what: str, commands: Commands, tmp_path: Path
 
 @row("recovery of who isn't a member any more")
 def test_recovery_of_who_was_removed(what: str, commands: Commands, used_member: Path) -> None:
-    with contextlib.closing(sqlite3.connect(used_member / "replica.db")) as database:
-        database.execute("UPDATE header SET incarnation = 'another', replica = 2")
-        database.commit()
+    database = Database(used_member / DATABASE_FILE, REPLICA_KIND, Settings())
+    header = replace(read_header(database), incarnation="another", replica=2)
+    with database.transaction() as cursor:
+        write_header(cursor, header)
+    database.close()
     commands.fails(what, "recover", "--data-dir", str(used_member))
 
 
