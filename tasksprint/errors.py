@@ -12,7 +12,8 @@
     ├── SettingsError             the operator must change a setting, key, address or directory
     ├── StateDiffers              this replica's state isn't that of the others; it must not go on
     └── StoreError                the operator must look at a disk or database file
-        └── StoreDamaged          part of a file is spoiled; the next start finds out what is left
+        ├── StoreDamaged          part of a file is spoiled; the next start finds out what is left
+        └── DiskFull              … must free space on it, and can start the process again
 
 Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
 with which a command that ends by it leaves. The codes follow BSD's sysexits.h
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 __all__ = [
     "EXIT_OK",
+    "DiskFull",
     "JobFailed",
     "LocalProtocolError",
     "NodeFailed",
@@ -121,3 +123,9 @@ class StoreError(TaskSprintError):
 
 class StoreDamaged(StoreError):
     """Part of a database file isn't as it was written; what is lost may be elsewhere."""
+
+
+class DiskFull(StoreError):
+    """There is too little space to go on; with more, the process can be started again."""
+
+    exit_code = 75  # EX_TEMPFAIL

@@ -129,8 +129,6 @@ class Settings:
     setup_timeout_ms: int = 600_000
     # Bytes of values that a client keeps in memory beside the copies on disk.
     value_cache_bytes_max: int = 256 * MIB
-    # Below this much free disk a client takes no more work.
-    disk_free_bytes_min: int = 256 * MIB
     # Fetches under way at once from one peer, and in all.
     fetches_per_peer_max: int = 4
     fetches_max: int = 16
@@ -163,6 +161,19 @@ class Settings:
     # being submitted is gone, and programs are unpacked and set up again and again. Too
     # large: disks fill with old programs.
     program_unused_max_ms: int = 3_600_000
+
+    # --- disks ---
+
+    # Below this much free space where its data directory is, a process says so; at most a
+    # fifth of the file system. Too small: the operator learns of it too late.
+    free_warn_bytes: int = 1 * GIB
+    # Below this a coordinator takes no new jobs, and a client no more tasks; at most a tenth of
+    # the file system. Must leave room for what running jobs write until they end.
+    free_refuse_bytes: int = 256 * MIB
+    # And below this it stops; at most a twentieth of the file system. Too small: its files
+    # can't be closed in good order, or opened again without more space. Must hold
+    # the write-ahead log twice (wal_bytes_max), and what is written within a second.
+    free_stop_bytes: int = 64 * MIB
 
     # --- lines and bodies ---
 

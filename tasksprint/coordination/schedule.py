@@ -221,7 +221,7 @@ class Schedule:
 
     def _apply_once(self, command: SubmitJob | CancelJob | ForgetJob) -> str:
         state = self._state
-        sender = f"person {command.sender}"  # Clients' records begin with their cid.
+        sender = _person(command.sender)
         reply = state.senders.find_reply(sender, command.request)
         if reply is None:
             if isinstance(command, SubmitJob):
@@ -308,6 +308,11 @@ class Schedule:
         client = self._liveness.find(cid, incarnation)
         return None if client is None else reading.view(self._state, client, since)
 
+    def reply_to(self, sender: str, request: int) -> bytes | None:
+        """Return what a person's request was answered with; None: it wasn't applied yet."""
+        reply = self._state.senders.find_reply(_person(sender), request)
+        return None if reply is None else reply.encode()
+
     def is_running(self, job: JobId) -> bool:
         """Whether there is such a job and it hasn't ended."""
         return job in self._state.running
@@ -372,6 +377,10 @@ def _facts(state: State) -> tuple[int, ...]:
         state.last_job,
         *state.members,
     )
+
+
+def _person(sender: str) -> str:
+    return f"person {sender}"  # Clients' records begin with their cid.
 
 
 def _json(value: object) -> str:

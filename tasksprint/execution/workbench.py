@@ -386,11 +386,9 @@ class Workbench:
         """Start no more tasks while the disk is nearly full; what runs may end."""
         if is_low != self._nodes.is_disk_low:
             self._nodes.is_disk_low = is_low
-            limit = self._settings.disk_free_bytes_min
             self._outbox.append(
                 Note(
-                    f"less than {limit} bytes of disk are free (disk_free_bytes_min): "
-                    "no task is started"
+                    "the disk is nearly full (free_refuse_bytes): no task is started"
                     if is_low
                     else "enough disk is free again: tasks are started"
                 )

@@ -55,6 +55,7 @@ from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachedProgram, socket_path
+from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
 from tasksprint.roles.client_fetch import Fetcher
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
@@ -69,7 +70,7 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 
 _log = logging.getLogger("tasksprint.client")
 
-_DISK_CHECK_S = 5.0
+_CHECKS_A_SWEEP = 5  # of free space, between two looks for unused programs
 _ATTACHED_GRACE_S = 1.0
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
@@ -113,6 +114,7 @@ class Client:
         )
         self.started_ms = self.now_ms()
         self.database_path = store.path
+        self.free_space = FreeSpace(settings, options.data_dir)
         self.identity = store.identity
         self.leader.cluster = store.get_fact("cluster")
         held = [
@@ -366,12 +368,18 @@ class Client:
                 told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:
+        free = self.free_space
         while True:
-            free = self.surroundings.free_bytes(self.options.data_dir)
-            self.workbench.disk_low(free < self.settings.disk_free_bytes_min)
-            self.turn()
+            for _ in range(_CHECKS_A_SWEEP):
+                found = await self.surroundings.measure(free.directory)
+                if free.found(*found) and free.level is Level.LOW:
+                    _log.warning("the disk fills: %s", free.describe())
+                if free.level is Level.SPENT:
+                    self.fail(free.spent("client"))
+                self.workbench.disk_low(free.level >= Level.SHORT)
+                self.turn()
+                await asyncio.sleep(CHECK_S)
             await self.programs.sweep()
-            await asyncio.sleep(_DISK_CHECK_S)
 
     # --- turns ---
 

@@ -140,7 +140,9 @@ class ClientPaths:
         )
 
     def _status(self, request: Request) -> Response:
-        return json_response(self._client.workbench.summary())
+        client = self._client
+        free_space = client.free_space.summary()
+        return json_response({**client.workbench.summary(), "free_space": free_space})
 
     def _stop(self, request: Request) -> Response:
         _log.info("stops: asked to by %s", request.peer)

@@ -14,6 +14,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey, open_key
 from tasksprint.process.attach import register_client, socket_path
 from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.process.free_space import FreeSpace
 from tasksprint.process.resources import measure
 from tasksprint.roles.client import Client, ClientOptions
 from tasksprint.roles.client_http import ClientPaths
@@ -80,6 +81,7 @@ async def _serve(
     state: Path,
 ) -> int:
     settings = settings_from_environment()
+    FreeSpace(settings, data_dir).require("client")
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachServer
 from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.free_space import measure
 from tasksprint.process.program import ExitReason, Program, start_program
 from tasksprint.roles.client_programs import ClientPrograms
 from tasksprint.settings import Settings
@@ -75,10 +75,6 @@ def _now_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
-def _free_bytes(directory: Path) -> int:
-    return shutil.disk_usage(directory).free
-
-
 @dataclass(frozen=True, slots=True)
 class ClientSurroundings:
     """The ways out of a client, each as a function of the real thing's shape."""
@@ -86,7 +82,8 @@ class ClientSurroundings:
     now_us: Callable[[], int] = _now_us  # monotonic, for run times and all else
     new_random: Callable[[], Random] = lambda: Random(os.urandom(16))
     new_incarnation: Callable[[], str] = lambda: secrets.token_hex(8)
-    free_bytes: Callable[[Path], int] = _free_bytes
+    # Free and all bytes of the file system that holds a directory.
+    measure: Callable[[Path], Awaitable[tuple[int, int]]] = measure
     new_http: Callable[[ClusterKey, Settings], HttpClient] = HttpClient
     new_writer: Callable[..., WriterThread[Any, Any]] = WriterThread
     new_attach_server: Callable[..., AttachServer] = AttachServer

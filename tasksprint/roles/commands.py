@@ -372,6 +372,11 @@ def _print_members(members: dict[str, dict[str, Any]]) -> None:
         else:
             rows.append([name, *_member_cells(member, chosen)])
     _print_table(heads, rows)
+    for name, member in sorted(members.items()):
+        space = member.get("free_space") or {"level": "plenty"}
+        if space["level"] != "plenty":
+            free = f"{space['free_bytes'] / 1e6:.0f} MB"
+            print(f"replica {name}: {space['level']} disk space, {free} are free")
     elections = [
         (election["wall_ms"], election)
         for member in here

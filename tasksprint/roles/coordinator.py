@@ -29,6 +29,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.roles import replica_codec
 from tasksprint.roles.agreement import Agreement
 from tasksprint.roles.decisions import Decided, Decisions
+from tasksprint.roles.disk_space import DiskSpace
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
@@ -142,6 +143,7 @@ class Coordinator:
         self._outputs: dict[JobId, str] = {}
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
+        self.disk_space = DiskSpace(self)
         self._was_leader = False
         self._leader_seen: ReplicaId | None = None
         # For people and for `/metrics`:

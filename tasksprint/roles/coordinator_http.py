@@ -161,6 +161,7 @@ class CoordinatorPaths:
             wait_ms = 0
 
     async def _keep_archive(self, request: Request) -> Response:
+        self._coordinator.disk_space.require()
         return json_response({"digest": await self._coordinator.programs.keep(request.body)})
 
     async def _archive(self, request: Request) -> Response:
@@ -182,6 +183,7 @@ class CoordinatorPaths:
         """
         if not self._coordinator.replica.is_leader:
             return not_leader_response(self._coordinator.not_leader())
+        self._coordinator.disk_space.require()
         return json_response(
             {"digest": await self._coordinator.programs.keep_on_quorum(request.body)}
         )
@@ -198,6 +200,15 @@ class CoordinatorPaths:
             program=_text(body, "program"),
             manifest=encode_json(_for_clients(manifest)).decode(),
         )
+        if self._coordinator.disk_space.is_short:
+            try:
+                schedule = await self._coordinator.confirm_read()
+            except NotLeader as error:
+                return not_leader_response(error)
+            # One that was taken before, and is only repeated, is answered again.
+            if (reply := schedule.reply_to(command.sender, command.request)) is not None:
+                return Response(200, reply)
+            self._coordinator.disk_space.require()
         self._coordinator.tick_now()
         if await self._coordinator.programs.obtain(command.program) is None:
             raise Refused(

@@ -20,6 +20,7 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import open_key
 from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.process.free_space import FreeSpace
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
@@ -87,6 +88,7 @@ def run_role(options: argparse.Namespace) -> int:
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
     settings = settings_from_environment()
+    FreeSpace(settings, options.data_dir).require(f"replica {options.me}")
     coordinator = open_coordinator(
         options,
         settings,
@@ -112,6 +114,7 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
             ", ".join(f"{peer}={where}" for peer, where in sorted(options.peers.items())),
         )
         coordinator.start()
+        coordinator.background(coordinator.disk_space.watch())
         if options.join:
             coordinator.background(coordinator.members.look_for_cluster())
         await wait_for_end(coordinator.stopped)

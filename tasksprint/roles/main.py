@@ -29,9 +29,10 @@ examples:
   %(prog)s submit --wait examples/montecarlo
   %(prog)s status
 
-exit codes: 0 done; 1 the job failed or was cancelled; 64 wrong usage; 69 no coordinator answers;
-74 a disk or database error; 76 a broken protocol; 77 refused; 78 a setting, key, port or data
-directory must be changed; 130 interrupted
+exit codes: 0 done; 1 the job failed or was cancelled; 64 wrong usage; 65 a coordinator whose state
+is wrong; 69 no coordinator answers; 74 a disk or database error; 75 too little disk space; 76 a
+broken protocol; 77 refused; 78 a setting, key, port or data directory must be changed;
+130 interrupted
 """
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tasksprint.execution.records import NodeState
 from tasksprint.net.router import Response, error_response, json_response
+from tasksprint.process.free_space import FreeSpace
 from tasksprint.store.writer import WriteTimes
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def coordinator_metrics(coordinator: Coordinator) -> Response:
         ({}, status.write_ms / 1000),
     )
     _database(out, coordinator.database_path)
+    _free_space(out, coordinator.disk_space.free)
     gauge(
         "tasksprint_log_entries",
         "Entries of the log that are kept.",
@@ -276,6 +278,7 @@ def client_metrics(client: Client) -> Response:
         client.writer.write_times(),
     )
     _database(out, client.database_path)
+    _free_space(out, client.free_space)
     return out.response()
 
 
@@ -313,4 +316,19 @@ def _database(out: Exposition, path: Path) -> None:
         "Size of the database's files: the log and the mirror, or the results.",
         ({"file": "main"}, sizes["database_bytes"]),
         ({"file": "wal"}, sizes["wal_bytes"]),
+    )
+
+
+def _free_space(out: Exposition, free: FreeSpace) -> None:
+    if free.free_bytes is None:
+        return  # Nobody has looked yet.
+    out.gauge(
+        "tasksprint_free_bytes",
+        "Free space where the data directory is.",
+        ({}, free.free_bytes),
+    )
+    out.gauge(
+        "tasksprint_free_space_level",
+        "0: plenty; 1: low; 2: short, nothing new is taken on; 3: spent, the process stops.",
+        ({}, free.level),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
+from tasksprint.roles.disk_space import INSUFFICIENT_STORAGE
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -101,6 +102,7 @@ class Programs:
 
         Raises:
             PeerUnreachable: Too few members answered in time.
+            Refused: Too few have space for it.
         """
         coordinator = self._coordinator
         digest = await self.keep(archive)
@@ -124,20 +126,25 @@ class Programs:
         tasks = [asyncio.ensure_future(copy(address)) for address in others]
         kept = 0
         failures: list[str] = []
+        is_short = False
         for done in asyncio.as_completed(tasks):
             try:
                 await done
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 failures.append(str(error))
+                is_short |= isinstance(error, Refused) and error.status == INSUFFICIENT_STORAGE
                 continue
             kept += 1
             if kept >= needed:
                 # The rest go on behind: a member that lacks it fetches it when it needs it.
                 return digest
-        raise PeerUnreachable(
+        text = (
             f"the job's archive reached {kept + is_voter} of {len(others) + is_voter} "
             f"coordinators, expected {needed + is_voter}: " + "; ".join(failures)
         )
+        if is_short:
+            raise Refused(text, status=INSUFFICIENT_STORAGE)
+        raise PeerUnreachable(text)
 
     async def read(self, digest: str) -> bytes | None:
         """Return an archive that this replica has, or None."""

@@ -30,6 +30,7 @@ def coordinator_status(coordinator: Coordinator) -> dict[str, Any]:
         "uptime_ms": coordinator.uptime_ms,
         "writes": asdict(coordinator.writer.write_times()),
         "files": status_of_files(coordinator.database_path),
+        "free_space": coordinator.disk_space.free.summary(),
         "elections": list(coordinator.elections),
         "members": coordinator.members.addresses(),
         "copying": coordinator.copying.status,

@@ -24,7 +24,13 @@ from typing import Any
 
 import apsw
 
-from tasksprint.errors import LocalProtocolError, SettingsError, StoreDamaged, StoreError
+from tasksprint.errors import (
+    DiskFull,
+    LocalProtocolError,
+    SettingsError,
+    StoreDamaged,
+    StoreError,
+)
 from tasksprint.settings import Settings
 
 __all__ = [
@@ -136,7 +142,7 @@ def _store_error(path: Path, kind: Kind, error: apsw.Error) -> Exception:
     name = f"{kind.what} {str(path)!r}"
     match error:
         case apsw.FullError():
-            return StoreError(
+            return DiskFull(
                 f"cannot write {name}: the disk is full",
                 hint="free some space and start again; nothing that was acknowledged is lost",
             )

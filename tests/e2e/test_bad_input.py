@@ -30,7 +30,7 @@ from unittest import mock
 
 import pytest
 
-from tasksprint.errors import Refused
+from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
@@ -828,6 +828,92 @@ def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
         check(what, exit_code, machines.log("coordinator-2"))
         assert machines.connect().request("GET", "/v1/jobs").json() == []
         assert set(machines.end_all().values()) == {0}
+
+
+@contextlib.contextmanager
+def on_a_small_disk(folder: Path) -> Iterator[tuple[Machines, Path]]:
+    """Run a coordinator whose disk is as full as a file says, and a job on it."""
+    (folder / "code").mkdir()
+    command = copy_of_checkout(folder / "code")
+    environment = {"PYTHONPATH": str(folder / "code")}
+    with Machines(
+        folder / "cluster", command=command, coordinators=1, clients=0, environment=environment
+    ) as machines:
+        script = str(Path(__file__).with_name("small_disk.py"))
+        file = folder / "free"
+        machines.start("coordinator-1", command=[sys.executable, script, str(file)])
+        wait_until(lambda: machines.leader() is not None, "it leads")
+        submit_to(machines, folder / "job")
+        yield machines, file
+
+
+def submit_to(machines: Machines, folder: Path) -> None:
+    if not folder.exists():
+        Job().write(folder)
+    manifest = read_job(folder)
+    machines.connect().submit(folder, manifest, seed=1, params="{}")
+
+
+def states_of_jobs(machines: Machines) -> list[str]:
+    return [job["state"] for job in machines.connect().request("GET", "/v1/jobs").json()]
+
+
+@row("disk nearly full")
+def test_disk_is_nearly_full(what: str, tmp_path: Path) -> None:
+    with on_a_small_disk(tmp_path) as (machines, file):
+        file.write_text("200000000")
+
+        def said() -> str:
+            status = machines.status("coordinator-1")
+            assert status is not None
+            return str(status["free_space"]["level"])  # type: ignore[index]
+
+        wait_until(lambda: said() == "short", "it has looked")
+        with pytest.raises(Refused) as caught:
+            submit_to(machines, tmp_path / "job")
+        check(what, caught.value.exit_code, f"tasksprint: {caught.value}")
+        file.unlink()
+        wait_until(lambda: said() == "plenty", "it has looked again")
+        submit_to(machines, tmp_path / "job")
+        assert states_of_jobs(machines) == ["running", "running"]
+        assert machines.end_all() == {"coordinator-1": 0}
+
+
+@row("disk too full to go on")
+def test_disk_is_too_full_to_go_on(what: str, tmp_path: Path) -> None:
+    with on_a_small_disk(tmp_path) as (machines, file):
+        file.write_text("50000000")
+        check_stop(what, machines)
+        script = str(Path(__file__).with_name("small_disk.py"))
+        machines.start("coordinator-1", command=[sys.executable, script, str(file)])
+        check_stop(what, machines)  # Started again, it says the same at once.
+        machines.start("coordinator-1")
+        wait_until(lambda: machines.leader() is not None, "it leads")
+        assert states_of_jobs(machines) == ["running"]
+
+
+@row("disk full")
+def test_disk_is_full(what: str, tmp_path: Path) -> None:
+    with on_a_small_disk(tmp_path) as (machines, file):
+        file.write_text("full")
+        with pytest.raises(PeerUnreachable):
+            for request in range(1_000):
+                body = json.dumps({"sender": "x" * 1_000, "request": request, "reason": "x"})
+                machines.connect().request(
+                    "POST", "/v1/jobs/9/cancel", body=body.encode(), give_up_ms=500
+                )
+        check_stop(what, machines)
+        file.unlink()
+        machines.start("coordinator-1")
+        wait_until(lambda: machines.leader() is not None, "it leads")
+        assert states_of_jobs(machines) == ["running"]
+
+
+def check_stop(what: str, machines: Machines) -> None:
+    """See how the coordinator has stopped, and forget what it wrote."""
+    exit_code = machines.processes["coordinator-1"].wait(DEADLINE_S)
+    check(what, exit_code, machines.log("coordinator-1"))
+    (machines.folder / "coordinator-1.log").unlink()
 
 
 # --- recovery ---

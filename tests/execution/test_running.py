@@ -273,9 +273,7 @@ def test_nearly_full_disk_starts_nothing_and_says_so() -> None:
     bench.workbench.disk_low(True)
     bench.view(task(0))
     bench.expect(
-        Note(
-            "less than 268435456 bytes of disk are free (disk_free_bytes_min): no task is started"
-        )
+        Note("the disk is nearly full (free_refuse_bytes): no task is started")
     )
     bench.workbench.disk_low(True)
     bench.assert_empty()

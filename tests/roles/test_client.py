@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 from tasksprint.coordination.commands import encode_command
 from tasksprint.coordination.view import ClientAddress, JobEntry, Stop, View
 from tasksprint.encoding import encode_json, result_digest, value_digest
-from tasksprint.errors import SettingsError, StoreError
+from tasksprint.errors import DiskFull, SettingsError, StoreError
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router
 from tasksprint.process.attach import socket_path
+from tasksprint.roles import client as client_module
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.roles.client_world import (
@@ -589,3 +591,31 @@ def test_more_results_than_a_command_holds_do_not_keep_a_client_out(tmp_path: Pa
 
     run(fill)
     run(come_back)
+
+
+def test_client_whose_disk_fills_starts_no_task_and_stops_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [200 * MIB]
+
+    async def measure(directory: Path) -> tuple[int, int]:
+        return free[0], 1 << 40
+
+    monkeypatch.setattr(client_module, "CHECK_S", 0.01)
+
+    async def main() -> None:
+        marks = {"free_refuse_bytes": 256 * MIB, "free_stop_bytes": 64 * MIB}
+        async with world(tmp_path, **marks) as here:
+            here.client.surroundings = replace(here.client.surroundings, measure=measure)
+            await until(lambda: here.client.workbench.summary()["disk_low"])
+            here.program(shell_node(GOOD))
+            here.coordinator.give(view(whole=True, run=(assignment(0),)))
+            await until(lambda: sum(here.client.workbench.summary()["tasks"].values()) == 1)
+            assert not here.coordinator.done()
+            free[0] = 400 * MIB
+            await until(here.coordinator.done)
+            free[0] = 60 * MIB
+            await until(here.client.stopped.done)
+
+    with pytest.raises(DiskFull, match=r"client can't go on: 60\.0 MiB are free where"):
+        run(main)

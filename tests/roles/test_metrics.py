@@ -21,6 +21,7 @@ from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import make_token
+from tasksprint.process.free_space import FreeSpace
 from tasksprint.roles.client import Client
 from tasksprint.roles.metrics import (
     METRICS_TYPE,
@@ -280,7 +281,9 @@ def _client(path: Path, *, is_joined: bool) -> Client:
         workbench=workbench,
         writer=SimpleNamespace(write_times=lambda: WriteTimes(2, 0.5, 0.2, 0.3)),
         database_path=path,
+        free_space=FreeSpace(Settings(), path.parent),
     )
+    parts.free_space.found(3_000_000_000, 1 << 40)
     return cast(Client, parts)
 
 

@@ -165,6 +165,9 @@ class ClientMachine:
         if self.process is process and process.is_alive:
             self.kill()
 
+    async def _measure(self, directory: Path) -> tuple[int, int]:
+        return (GIB // 8 if self.is_disk_low else 100 * GIB), 200 * GIB
+
     def _surroundings(self, process: Any) -> ClientSurroundings:
         world = self.world
 
@@ -178,7 +181,7 @@ class ClientMachine:
             now_us=lambda: int(process.loop.time() * 1e6),
             new_random=lambda: process.random,
             new_incarnation=lambda: f"{process.random.getrandbits(64):016x}",
-            free_bytes=lambda directory: 0 if self.is_disk_low else GIB,
+            measure=self._measure,
             new_http=new_http,
             new_writer=partial(SimWriter, self.disk, process),
             new_attach_server=lambda *_, **__: cast(Any, _NoAttachServer()),
