@@ -1,14 +1,32 @@
 """`python -m tests.torture --minutes M`: real processes under load, killed, stopped and cut off.
 
-At the end everything is healed, and these must hold, or the exit code isn't 0: no
-acknowledged job is lost and none is made twice; every job ends, with the result that its
-seed gives; each task is told once; the histories of all people are linearizable; all replicas
-have applied the same slot and have the same digest; no process ended by itself or stayed behind.
+Five coordinators, two clients, a job submitted every second, members that change, and what
+`faults.py` has in store. At the end all is healed. Exit code 0 says that all of this holds:
+
+- No acknowledged job is lost: each id that anybody was told is in every mirror and in the
+  list at the end, its job has ended, and there is no job that nobody asked for.
+- No job is made twice: a request that was repeated has one id.
+- No job is run twice: it started the tasks of one run and no more, its scheduler was told of
+  each once, over all its restarts and replays (it counts, and the mirrors' events, read while
+  the run lasts, say the same), and it ended once: cancelled by somebody, or finished with
+  the one right result, or, where chance decides, with one that all of its tasks agree on.
+  That a node runs a task's program once is not claimed: what a lost client was at is done
+  again, and one attempt counts.
+- The history of all people is linearizable: submits, cancels, statuses, results and lists
+  of jobs (`tests/linearizability/job_store.py`), changes and lists of members
+  (`tests/linearizability/member_list.py`).
+- All members have applied the same slot and have the same digest, and their mirrors name the
+  same jobs. There are as many voters as at first; who was removed has stopped.
+- No process ended by itself, wrote a traceback, ended with an error when asked to end, or
+  stayed behind.
+- After a run of 5 minutes or more: a leader that is stopped for 60 s under load declares no
+  client dead, nor does its successor.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -25,16 +43,25 @@ from tasksprint.errors import PeerUnreachable
 from tasksprint.process.job_directory import pack, read_job
 from tasksprint.settings import Settings
 from tests.linearizability.job_store import check_history
+from tests.linearizability.member_list import check_members
+from tests.torture.audit import Audit
 from tests.torture.faults import Faults, plan
 from tests.torture.findings import check_files, settle
 from tests.torture.load import Load
-from tests.torture.machines import CLIENT_HOST, Machines, copy_of_checkout
+from tests.torture.machines import CLIENT_HOST, Machines, copy_of_checkout, number_of
+from tests.torture.membership import Operator
 from tests.torture.network import Network, why_not
+from tests.torture.report import report
 
 __all__ = ["main"]
 
 _JOB = Path(__file__).parent / "job"
 _START_LIMIT_S = 30.0
+_SETTLE_S = 90.0
+_TOLD_MAX = 20
+# How many slots each coordinator keeps behind its mirror: so few that who was away for
+# seconds needs a copy of the mirror, or so many that nobody does.
+_LOG_TAILS = (20, 200, 20_000)
 # More than a client may be silent for: a leader that wakes would declare it dead by then.
 _AFTER_STALL_S = 7.0
 
@@ -44,27 +71,38 @@ def main() -> int:
     options = _parse()
     signal.signal(signal.SIGTERM, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="tasksprint-torture-"))
+    what = f"{options.minutes:g} min with seed {options.seed}"
     try:
         wrong = _run(options, folder)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         print("interrupted", file=sys.stderr)
         return 130
-    for text in wrong:
-        print(f"WRONG: {text}")
+    except BaseException:
+        print(f"FAILED: {what}: the torture itself broke; files are in {folder}", flush=True)
+        raise
     if wrong:
-        print(f"files are in {folder}; again with --seed {options.seed}")
+        for text in wrong[:_TOLD_MAX]:
+            print(f"WRONG: {text}")
+        print(
+            f"FAILED: {what}: {len(wrong)} things are wrong, the first: {wrong[0]:.200}; "
+            f"files are in {folder}"
+        )
         return 1
     if options.keep:
         print(f"files are in {folder}")
     else:
         shutil.rmtree(folder)
-    print("all of it holds")
+    print(f"HOLDS: {what}: no job lost or run twice, linearizable, one digest")
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None, help="of the plan; default: by chance")
     parser.add_argument("--coordinators", type=int, default=5)
@@ -102,10 +140,11 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
 
     random = Random(options.seed)
     seconds = options.minutes * 60
+    tail = random.choice(_LOG_TAILS)
     reason = "asked for" if options.no_network else why_not()
     tell(
         f"seed {options.seed}, {options.minutes:g} min, {options.coordinators} coordinators, "
-        f"{options.clients} clients, "
+        f"{options.clients} clients, {tail} slots of the log kept, "
         + ("partitions too" if reason is None else f"no partitions: {reason}")
     )
     with ExitStack() as stack:
@@ -127,48 +166,64 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
                 clients=options.clients,
                 nodes=1,
                 network=network,
+                environment={"TASKSPRINT_SETTINGS": json.dumps({"log_tail_slots": tail})},
             )
         )
         machines.start_all()
         manifest = read_job(_JOB)
         archive, _ = pack(_JOB, archive_bytes_max=Settings().archive_bytes_max)
-        program = _upload(machines, archive)
         load = Load(
-            list(machines.addresses.values()),
+            machines.member_addresses,
             machines.key,
             manifest,
-            program,
+            _upload(machines, archive),
             Random(random.random()),
             submits_per_s=options.submits,
         )
-        faults = Faults(
-            machines, plan(options.seed, seconds, has_network=network is not None), tell
-        )
+        operator, audit = Operator(machines, load, tell), Audit()
+
+        def progress() -> str:
+            return (
+                f"... {len(load.acknowledged)} of {len(load.requests)} jobs acknowledged, "
+                f"longest time without {load.longest_wait_s():.1f} s, "
+                f"{operator.changes} members replaced"
+            )
+
+        what = plan(options.seed, seconds, has_network=network is not None)
+        faults = Faults(machines, what, operator, tell, progress)
         stack.callback(faults.heal)
         stack.callback(load.stop)
         load.start()
+        load.run(lambda chance: audit.run(machines, lambda: load.is_over, chance))
         faults.run(seconds)
         faults.heal()
+        tell("healed")
         wrong = list(faults.wrong)
-        tell(f"healed; {', '.join(f'{n} {what}' for what, n in sorted(faults.counts.items()))}")
         if options.stall and not wrong:
             wrong += _stall(machines, options.stall, tell)
         load.stop()
+        faults.take_changes()
         if not wrong:
             machines.start_all()
-            wrong += settle(machines, load, random, tell, limit_s=60 + seconds / 2)
-        tell(f"operations: {', '.join(f'{n} {what}' for what, n in sorted(load.counts.items()))}")
-        checked_s = time.monotonic()
+            limit_s = _SETTLE_S + seconds / 2
+            wrong += settle(machines, load, random, tell, limit_s=limit_s, operator=operator)
         wrong += load.wrong
+        checked_s = time.monotonic()
         wrong += check_history(load.history)
-        tell(f"history checked in {time.monotonic() - checked_s:.1f} s")
+        wrong += check_members(load.history, map(number_of, machines.founders))
+        tell(
+            f"{len(load.history)} operations checked in {time.monotonic() - checked_s:.1f} s: "
+            + ("not all is well" if wrong else "linearizable")
+        )
         codes = machines.end_all()
         wrong += [f"{name} ended with exit code {code}" for name, code in codes.items() if code]
-        logs = {name: machines.log(name) for name in codes}
+        logs = {name: machines.log(name) for name in machines.processes}
         wrong += [f"{name} wrote a traceback" for name in logs if "Traceback" in logs[name]]
         if not wrong:
-            wrong += check_files(machines, load.acknowledged)
+            wrong += check_files(machines, load.acknowledged, audit)
             wrong += [f"a process stayed behind: {each}" for each in machines.left_over()]
+        for line in report(machines, load, faults, operator, audit):
+            print(line)
         if wrong:
             lines = [each.describe() for each in sorted(load.history, key=lambda o: o.invoked)]
             (folder / "history.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -8,16 +8,28 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from tests.torture.load import JobRequest, Load, expected_values
-from tests.torture.machines import Machines
+from tests.torture.audit import Audit
+from tests.torture.jobs import JobRequest, what_is_wrong
+from tests.torture.load import Load
+from tests.torture.machines import Machines, number_of
+from tests.torture.membership import Operator
 
 __all__ = ["check_files", "settle"]
 
 
 def settle(
-    machines: Machines, load: Load, random: Random, tell: Callable[[str], None], *, limit_s: float
+    machines: Machines,
+    load: Load,
+    random: Random,
+    tell: Callable[[str], None],
+    *,
+    limit_s: float,
+    operator: Operator | None = None,
 ) -> list[str]:
     """Wait until a healed cluster has done everything that was asked of it.
+
+    Args:
+        operator: Who changed the members, if anybody.
 
     Returns:
         What is wrong.
@@ -33,6 +45,10 @@ def settle(
             time.sleep(0.05)
         return True
 
+    if operator is not None:
+        wrong += _settle_members(machines, load, random, operator, deadline_s)
+        if wrong:
+            return wrong
     # Requests that nobody acknowledged: they may be done or not, and now they shall be.
     known = {(job.sender, job.request) for job in load.acknowledged.values()}
     for job in load.requests:
@@ -66,12 +82,12 @@ def settle(
         states[str(state)] = states.get(str(state), 0) + 1
         if state == "finished":
             assert isinstance(what, str)
-            if json.loads(what) != expected_values(job):
-                wrong.append(
-                    f"job {number} finished with {what}, expected {expected_values(job)}"
-                )
+            reason = what_is_wrong(job, json.loads(what))
+            if reason is not None:
+                wrong.append(f"job {number} ({job.kind}) finished with {reason}")
         elif state != "cancelled":
             wrong.append(f"job {number} is {state}: {what}")
+    wrong += _check_counts(machines, load)
     tell("jobs: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     if wait(lambda: load.list_jobs("end", random) is not None, "there is a list of all jobs"):
         wrong += _check_list(load)
@@ -101,6 +117,58 @@ def settle(
     return wrong
 
 
+def _settle_members(
+    machines: Machines, load: Load, random: Random, operator: Operator, deadline_s: float
+) -> list[str]:
+    """Bring a change of the members to its end, and see who votes."""
+    operator.carry_out(random, give_up=lambda: time.monotonic() > deadline_s)
+    for change in operator.take_done():
+        machines.leave(change.old)
+    if operator.is_busy:
+        return ["a change of the members doesn't come to its end"]
+    while (listing := load.list_members("end", random)) is None:
+        if time.monotonic() > deadline_s:
+            return ["there is no list of the members"]
+        time.sleep(0.05)
+    assert isinstance(listing, tuple)
+    _, voters, learners, replaces, retired = listing
+    expected = tuple(sorted(map(number_of, machines.coordinators)))
+    if voters != expected or learners or replaces:
+        return [f"the members are {listing}, expected the voters {expected} and nobody else"]
+    if len(expected) != len(machines.founders):
+        return [f"there are the voters {expected}, at first there were {len(machines.founders)}"]
+    wrong: list[str] = []
+    for name in sorted(machines.leavers):
+        if number_of(name) not in retired:
+            wrong.append(f"{name} was removed, but isn't in {retired}")
+        while machines.is_up(name):
+            if time.monotonic() > deadline_s:
+                wrong.append(f"{name} was removed, but doesn't stop")
+                break
+            time.sleep(0.05)
+        # It may have been killed again before it could say so.
+        code = machines.processes[name].poll()
+        said = machines.log(name)
+        if code in (74, 78) and "lost its disk" not in said and "was removed" not in said:
+            wrong.append(f"{name} ended with exit code {code} and doesn't say why")
+    return wrong
+
+
+def _check_counts(machines: Machines, load: Load) -> list[str]:
+    """Check that no job has more tasks than its scheduler would start once."""
+    found = machines.connect().request("GET", "/v1/jobs").json()
+    wrong: list[str] = []
+    for each in found:
+        job = load.acknowledged.get(each["job"])
+        if job is None:
+            continue  # The list tells.
+        tasks = each["tasks"]
+        started = sum(tasks.values())
+        if started > job.tasks or (each["state"] == "finished" and started != job.tasks):
+            wrong.append(f"job {each['job']} ({job.kind}) started {tasks}, expected {job.tasks}")
+    return wrong
+
+
 class _Wrong(Exception):
     pass
 
@@ -118,40 +186,25 @@ def _check_list(load: Load) -> list[str]:
     return wrong
 
 
-def check_files(machines: Machines, jobs: dict[int, JobRequest]) -> list[str]:
-    """Check what stands in the mirrors, after the end of all processes.
-
-    That each task is told once, the jobs' schedulers check themselves, for all events they
-    ever got (`tests/torture/job/scheduler.py`). The mirrors keep the events of ended jobs for
-    a while only; those that are there must say the same.
-    """
+def check_files(machines: Machines, jobs: dict[int, JobRequest], audit: Audit) -> list[str]:
+    """Check what stands in the members' mirrors, after the end of all processes."""
     wrong: list[str] = []
-    first_events: dict[tuple[int, int], object] = {}
     first_rows: dict[int, tuple[object, ...]] = {}
+    first = machines.coordinators[0]
     for name in machines.coordinators:
-        database = sqlite3.connect(machines.folder / name / "replica.db")
-        events = {
-            (int(job), int(number)): line
-            for job, number, line in database.execute("SELECT job, number, line FROM events")
-        }
+        folder = machines.folder / name
+        if not audit.try_look(name, folder):
+            wrong.append(f"{name}: its events can't be read")
+            continue
+        database = sqlite3.connect(folder / "replica.db")
         found = database.execute("SELECT job, name, state, body FROM jobs")
         rows = {int(job): tuple(rest) for job, *rest in found}
         database.close()
-        told = [
-            (job, json.loads(line)["tid"])
-            for (job, _), line in events.items()
-            if json.loads(line)["kind"] == "task_done"
-        ]
-        if len(told) != len(set(told)):
-            twice = sorted({each for each in told if told.count(each) > 1})
-            wrong.append(f"{name}: tasks (job, tid) that were done twice: {twice}")
         if set(rows) != set(jobs):
             differing = sorted(set(rows) ^ set(jobs))
             wrong.append(f"{name}: jobs that nobody wants, or that are missing: {differing}")
-        if name == machines.coordinators[0]:
-            first_events, first_rows = events, rows
+        if name == first:
+            first_rows = rows
         elif rows != first_rows:
-            wrong.append(f"{name}: jobs differ from those of {machines.coordinators[0]}")
-        elif any(first_events.get(key, line) != line for key, line in events.items()):
-            wrong.append(f"{name}: events differ from those of {machines.coordinators[0]}")
-    return wrong
+            wrong.append(f"{name}: jobs differ from those of {first}")
+    return wrong + audit.wrong

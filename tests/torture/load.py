@@ -1,5 +1,8 @@
 """People: threads that submit, watch and cancel jobs, and write down what they were told.
 
+A new job comes when its time has come, whatever became of those before: each has a thread
+that tries until it is acknowledged. Those who watch also ask for the members.
+
 Each request goes to a coordinator at random, or to the one that was last said to lead.
 Every try of it is an operation of its own in the history, and one that may have been
 decided without an answer is of unknown outcome.
@@ -7,18 +10,17 @@ decided without an answer is of unknown outcome.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from random import Random
 
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
-from tasksprint.ids import TaskId, task_seed
 from tasksprint.net.http_blocking import request_blocking
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
@@ -27,8 +29,10 @@ from tasksprint.roles.leader import MISDIRECTED, leader_hint
 from tasksprint.settings import Settings
 from tests.linearizability.checker import Operation
 from tests.linearizability.job_store import ABSENT
+from tests.linearizability.member_list import DONE
+from tests.torture.jobs import JobRequest, random_job
 
-__all__ = ["JobRequest", "Load", "expected_values"]
+__all__ = ["Load", "now"]
 
 _UNAVAILABLE = 503
 _SETTINGS = Settings(connect_timeout_ms=500, answer_timeout_ms=3_000)
@@ -36,55 +40,21 @@ _SETTINGS = Settings(connect_timeout_ms=500, answer_timeout_ms=3_000)
 # question that is younger than what the others have decided meanwhile.
 _PROBING = Settings(connect_timeout_ms=500, answer_timeout_ms=700)
 _TRY_PAUSE_S = 0.05
-# A submit that nobody acknowledges for so long is left alone, until the end.
-_PATIENCE_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """One job that somebody wants; its results follow from it."""
-
-    sender: str
-    request: int
-    seed: int
-    token: int
-    width: int
-    ms: int
-
-    @property
-    def params(self) -> str:
-        """The job's parameters, JSON."""
-        return json.dumps({"token": self.token, "width": self.width, "ms": self.ms})
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks the job has."""
-        return self.width + 1
-
-
-def expected_values(job: JobRequest) -> dict[str, object]:
-    """Return what the job must finish with."""
-    drawn = [
-        hashlib.sha256(
-            f"{task_seed(job.seed, TaskId(number))}:{job.token}:{number}".encode()
-        ).hexdigest()[:16]
-        for number in range(job.width)
-    ]
-    joined = hashlib.sha256("+".join(drawn).encode()).hexdigest()
-    return {"all": joined, "told": job.tasks}
+_SUBMITTERS = 3
+_REFUSED = 409
 
 
 class Load:
     """All people of one run, and what they know of each other.
 
     Args:
-        addresses: Of the coordinators.
+        addresses: Says where the members listen, at present.
         program: Digest of the archive of the job.
     """
 
     def __init__(
         self,
-        addresses: list[str],
+        addresses: Callable[[], list[str]],
         key: ClusterKey,
         manifest: Manifest,
         program: str,
@@ -103,30 +73,59 @@ class Load:
         self.history: list[Operation] = []
         self.requests: list[JobRequest] = []
         self.acknowledged: dict[int, JobRequest] = {}  # by job id
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()  # by kind and outcome
         self.wrong: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(work, Random(random.random())))
-            for work in (
-                *(lambda r, n=n: self._submit_jobs(f"submitter-{n}", r) for n in range(3)),
-                *(lambda r, n=n: self._watch(f"watcher-{n}", r) for n in range(2)),
-                lambda r: self._cancel_jobs("canceller", r),
-                lambda r: self._wait_for_results("waiter", r),
-                *(lambda r, a=a: self._probe(f"prober of {a}", a, r) for a in addresses),
-            )
-        ]
+        self.began = 0  # microseconds, as in the history
+        self.ended = 0
+        self._random = random
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin."""
-        for thread in self._threads:
+        self.began = now()
+        self.run(self._submit_jobs)
+        for number in range(2):
+            self.run(partial(self._watch, f"watcher-{number}"))
+        self.run(partial(self._cancel_jobs, "canceller"))
+        self.run(partial(self._wait_for_results, "waiter"))
+        for number in range(len(self._addresses())):
+            self.run(partial(self._probe, number))
+
+    def run(self, work: Callable[[Random], None]) -> None:
+        """Have somebody do something in a thread, which `stop` waits for."""
+        random = Random(self._random.random())
+        thread = threading.Thread(target=self._guarded, args=(work, random))
+        with self._lock:
+            self._threads = [each for each in self._threads if each.is_alive()]
             thread.start()
+            self._threads.append(thread)
 
     def stop(self) -> None:
         """End, after the requests that are under way."""
+        if not self._end.is_set():
+            self.ended = now()
         self._end.set()
-        for thread in self._threads:
-            if thread.ident is not None:
+        while left := [each for each in self._threads if each.is_alive()]:
+            for thread in left:
                 thread.join()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everybody is to end."""
+        return self._end.is_set()
+
+    def longest_wait_s(self) -> float:
+        """Return the longest time in which no submit was acknowledged, so far."""
+        with self._lock:
+            history = list(self.history)
+        times = [
+            each.returned
+            for each in history
+            if each.call[0] == "submit" and each.returned is not None
+        ]
+        end = self.ended or now()
+        times = sorted([self.began, *(each for each in times if each < end), end])
+        return max(b - a for a, b in pairwise(times)) / 1_000_000
 
     def _guarded(self, work: Callable[[Random], None], random: Random) -> None:
         try:
@@ -138,38 +137,33 @@ class Load:
         with self._lock:
             self.wrong.append(text)
 
-    def _pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         self._end.wait(seconds)
 
     # --- what people do ---
 
-    def _submit_jobs(self, who: str, random: Random) -> None:
-        number = 0
+    def _submit_jobs(self, random: Random) -> None:
+        begin_s, number = time.monotonic(), 0
         while not self._end.is_set():
+            who = f"submitter-{number % _SUBMITTERS}"
             number += 1
-            job = JobRequest(
-                sender=who,
-                request=number,
-                seed=random.getrandbits(48),
-                token=random.getrandbits(30),
-                width=random.randrange(1, 7),
-                ms=random.choice((0, 0, 5, 50, 300)),
-            )
+            job = random_job(who, number, random)
             with self._lock:
                 self.requests.append(job)
-            began_s = time.monotonic()
-            while not self._end.is_set() and time.monotonic() - began_s < _PATIENCE_S:
-                if self.submit(job, random) is not None:
-                    break
-                self._pause(_TRY_PAUSE_S)
-            if random.random() < 0.2:  # Somebody wasn't sure.
-                self.submit(job, random)
-            left_s = 3 * self._pace_s * random.uniform(0.5, 1.5) - (time.monotonic() - began_s)
-            self._pause(max(left_s, 0))
+            self.run(partial(self._submit_one, job))
+            self.pause(max(begin_s + number * self._pace_s - time.monotonic(), 0))
+
+    def _submit_one(self, job: JobRequest, random: Random) -> None:
+        pause_s = _TRY_PAUSE_S
+        while not self._end.is_set() and self.submit(job, random) is None:
+            self.pause(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+        if random.random() < 0.2:  # Somebody wasn't sure.
+            self.submit(job, random)
 
     def _watch(self, who: str, random: Random) -> None:
         while not self._end.is_set():
-            self._pause(random.uniform(0.02, 0.15))
+            self.pause(random.uniform(0.02, 0.15))
             with self._lock:
                 known = list(self.acknowledged)
             if not known:
@@ -177,6 +171,8 @@ class Load:
             chance = random.random()
             if chance < 0.02:
                 self.list_jobs(who, random)
+            elif chance < 0.05:
+                self.list_members(who, random)
             elif chance < 0.1:
                 # The next job: not there yet, or just made and not acknowledged.
                 self.ask(who, max(known) + random.choice((1, 1, 2)), random)
@@ -187,7 +183,7 @@ class Load:
     def _cancel_jobs(self, who: str, random: Random) -> None:
         number = 0
         while not self._end.is_set():
-            self._pause(random.uniform(1.0, 6.0))
+            self.pause(random.uniform(1.0, 6.0))
             with self._lock:
                 known = list(self.acknowledged)
             if not known:
@@ -197,25 +193,30 @@ class Load:
             for _ in range(100):
                 if self._end.is_set() or self.cancel(who, number, job, random) is not None:
                     break
-                self._pause(_TRY_PAUSE_S)
+                self.pause(_TRY_PAUSE_S)
             if random.random() < 0.3:
                 self.cancel(who, number, job, random)
 
     def _wait_for_results(self, who: str, random: Random) -> None:
         while not self._end.is_set():
-            self._pause(0.1)
+            self.pause(0.1)
             with self._lock:
                 known = list(self.acknowledged)
             if known:
                 self.ask(who, known[-1], random, wait_ms=1_000)
 
-    def _probe(self, who: str, address: str, random: Random) -> None:
+    def _probe(self, number: int, random: Random) -> None:
         """Ask one coordinator, whoever leads: one that wakes up must not tell what was."""
         while not self._end.is_set():
-            self._pause(random.uniform(0.1, 0.5))
+            self.pause(random.uniform(0.1, 0.5))
+            addresses = self._addresses()
+            address = addresses[number % len(addresses)]
+            who = f"prober of {address}"
             with self._lock:
                 known = list(self.acknowledged)
-            if known:
+            if not known or random.random() < 0.2:
+                self.list_members(who, random, address=address)
+            else:
                 job = random.choice(known[-3:])
                 self._try(
                     who,
@@ -283,6 +284,41 @@ class Load:
 
         return self._try(who, call, random, "POST", f"/v1/jobs/{job}/cancel", reply, body=body)
 
+    def list_members(
+        self, who: str, random: Random, *, address: str | None = None
+    ) -> Hashable:
+        """Try once to see who the members are."""
+        return self._try(
+            who,
+            ("members",),
+            random,
+            "GET",
+            "/v1/members",
+            _membership,
+            address=address,
+            settings=_SETTINGS if address is None else _PROBING,
+        )
+
+    def change_members(
+        self, who: str, call: tuple[Hashable, ...], body: bytes, random: Random
+    ) -> Hashable:
+        """Try once to change the members."""
+        return self._try(who, call, random, "POST", "/v1/members", lambda _: DONE, body=body)
+
+    def record(
+        self, who: str, invoked: int, returned: int, call: tuple[Hashable, ...], reply: Hashable
+    ) -> None:
+        """Put an operation into the history; reply None: its outcome is unknown."""
+        operation = Operation(who, invoked, None if reply is None else returned, call, reply)
+        with self._lock:
+            self.history.append(operation)
+        self.count(str(call[0]), "of unknown outcome" if reply is None else "done")
+
+    def count(self, kind: str, outcome: str) -> None:
+        """Count an operation, or what was none."""
+        with self._lock:
+            self.counts[kind, outcome] += 1
+
     # --- one try ---
 
     def _try(
@@ -304,8 +340,8 @@ class Load:
         if address is None:
             address = self._leader
             if address is None or random.random() < 0.15:
-                address = random.choice(self._addresses)
-        invoked = _now()
+                address = random.choice(self._addresses())
+        invoked = now()
         try:
             response: HttpResponse | None = request_blocking(
                 address,
@@ -321,10 +357,11 @@ class Load:
             if not is_probe:
                 self._leader = None
             if isinstance(error.__cause__, ConnectionRefusedError):
-                self.counts["refused connections"] += 1
+                self.count("connection", "refused")
                 return None  # Nobody has seen the request.
-        returned = _now()
+        returned = now()
         reply: Hashable = None
+        is_read = call[0] in ("status", "list", "members")
         if response is not None and response.status == 200:
             self._leader = address
             try:
@@ -335,23 +372,25 @@ class Load:
             reply = ABSENT
         elif response is not None and response.status == MISDIRECTED:
             if is_probe:
+                self.count(str(call[0]), "asked who doesn't lead")
                 return None
             self._leader = leader_hint(response)
+        elif response is not None and response.status == _REFUSED and path == "/v1/members":
+            self.count(str(call[0]), "refused")
+            return None
         elif response is not None and response.status != _UNAVAILABLE:
             self._complain(
                 f"{method} {path} was answered {response.status} {response.body!r:.300}"
             )
-        if reply is None and call[0] in ("status", "list"):
-            self.counts["reads without an answer"] += 1
+        if reply is None and is_read:
+            self.count(str(call[0]), "without an answer")
             return None  # What nobody saw changes nothing.
-        operation = Operation(who, invoked, None if reply is None else returned, call, reply)
-        with self._lock:
-            self.history.append(operation)
-            self.counts[f"{call[0]}" + (" of unknown outcome" if reply is None else "")] += 1
+        self.record(who, invoked, returned, call, reply)
         return reply
 
 
-def _now() -> int:
+def now() -> int:
+    """Return the time of the history, microseconds."""
     return time.monotonic_ns() // 1_000
 
 
@@ -361,6 +400,22 @@ def _status(value: object) -> Hashable:
         return ("running",)
     assert isinstance(value, dict)
     return ("ended", state, value["values"] if state == "finished" else value["error"])
+
+
+def _membership(value: object) -> Hashable:
+    assert isinstance(value, dict)
+    members = value["members"]
+    retired = value["retired"]
+    assert isinstance(members, list) and isinstance(retired, list)
+    by_role = {
+        role: tuple(sorted(each["replica"] for each in members if each["role"] == role))
+        for role in ("voter", "learner")
+    }
+    replaces = sorted(
+        (each["replica"], each["replaces"]) for each in members if each["replaces"] is not None
+    )
+    number = _member(value, "number", int)
+    return (number, by_role["voter"], by_role["learner"], tuple(replaces), tuple(retired))
 
 
 def _member(value: object, name: str, kind: type) -> Hashable:

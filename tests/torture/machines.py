@@ -2,7 +2,8 @@
 
 Each has an address of its own: a host of a `Network`, or one of the many addresses of
 loopback. What they run is a copy of this checkout's package, made at the start: an edit
-in the middle of a run would otherwise meet the processes that are started again.
+in the middle of a run would otherwise meet the processes that are started again. Which of
+the coordinators are members is told here by whoever changes the members (`join`, `leave`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import TracebackType
 
 import psutil
 
-from tasksprint.errors import PeerUnreachable
+from tasksprint.errors import PeerUnreachable, SettingsError, StoreError
 from tasksprint.net.keys import create_key
 from tasksprint.process.program import die_with_parent
 from tasksprint.roles.cluster import Cluster
@@ -31,9 +32,12 @@ __all__ = ["CLIENT_HOST", "Machines", "copy_of_checkout", "number_of"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _PORT = 7070
-_STOP_GRACE_S = 10.0
+_STOP_GRACE_S = 20.0
 # Client n is host CLIENT_HOST + n, coordinator n is host n.
 CLIENT_HOST = 100
+# With which a coordinator ends that was removed (`SettingsError`), or that has lost its
+# disk (`StoreError`).
+_ENDS_OF_LEAVERS = (SettingsError.exit_code, StoreError.exit_code)
 
 
 def copy_of_checkout(folder: Path) -> list[str]:
@@ -71,28 +75,34 @@ class Machines:
         """
         self.folder = folder
         self.network = network
-        self.coordinators = tuple(f"coordinator-{n}" for n in range(1, coordinators + 1))
+        self.founders = tuple(f"coordinator-{n}" for n in range(1, coordinators + 1))
+        # The members, and who is about to be one or to be none any more.
+        self.coordinators = list(self.founders)
+        # Who may end by itself, because it is or will be removed, with or without its disk.
+        self.leavers: set[str] = set()
+        # Who was asked to end in good order, and is to be started again.
+        self.ending: set[str] = set()
+        self._killed: set[str] = set()
         self.clients = tuple(f"client-{n}" for n in range(1, clients + 1))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.stopped: set[str] = set()  # by SIGSTOP
-        self._command = list(command)
+        self.command = list(command)
         self._nodes = nodes
-        self._hosts = {name: number_of(name) for name in self.coordinators}
+        self._hosts = {name: number_of(name) for name in self.founders}
         self._hosts |= {name: CLIENT_HOST + number_of(name) for name in self.clients}
-        self._environment = {
+        self.environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith("TASKSPRINT_")
         }
-        self._environment |= {
+        self.environment |= {
             "XDG_STATE_HOME": str(folder / "state"),
             **(environment or {}),
         }
         folder.mkdir(parents=True, exist_ok=True)
         self.key = create_key(folder / "key")
-        self.addresses = {
-            name: f"{self._ip_address(name)}:{_PORT}" for name in self.coordinators
-        }
+        # Of all coordinators that there ever were.
+        self.addresses = {name: f"{self._ip_address(name)}:{_PORT}" for name in self.founders}
 
     def _ip_address(self, name: str) -> str:
         host = self._hosts[name]
@@ -116,6 +126,37 @@ class Machines:
     ) -> None:
         self.close()
 
+    def member_addresses(self) -> list[str]:
+        """Return where the coordinators listen that are members, or about to be."""
+        return [self.addresses[name] for name in list(self.coordinators)]
+
+    # --- members ---
+
+    def join(self) -> str:
+        """Start a coordinator with a new id, which waits until it is added."""
+        number = len(self.addresses) + 1
+        name = f"coordinator-{number}"
+        if self.network is not None:
+            self.network.add(number)
+        self._hosts[name] = number
+        self.addresses[name] = f"{self._ip_address(name)}:{_PORT}"
+        self.start(name)
+        self.coordinators.append(name)
+        return name
+
+    def lose_disk(self, name: str) -> None:
+        """Kill a coordinator, destroy its files, and start it as if nothing had happened."""
+        self.kill(name)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        self.leavers.add(name)
+        self.start(name)
+
+    def leave(self, name: str) -> None:
+        """Take that a coordinator is no member any more, or will never be."""
+        self.leavers.add(name)
+        if name in self.coordinators:
+            self.coordinators.remove(name)
+
     # --- processes ---
 
     def start_all(self) -> None:
@@ -127,25 +168,28 @@ class Machines:
     def start(self, name: str, *, command: Sequence[str] | None = None) -> None:
         """Start a process, with the files that it has."""
         assert not self.is_up(name), name
-        if name in self.coordinators:
-            peers = ",".join(
-                f"{number_of(each)}={address}" for each, address in self.addresses.items()
-            )
-            arguments = ["coordinator", "--id", str(number_of(name)), "--peers", peers]
+        self._killed.discard(name)
+        members = ",".join(self.member_addresses())
+        if name in self.addresses:
+            arguments = ["coordinator", "--id", str(number_of(name))]
             arguments += ["--listen", self.addresses[name]]
+            peers = [f"{number_of(each)}={self.addresses[each]}" for each in self.founders]
+            arguments += (
+                ["--peers", ",".join(peers)] if name in self.founders else ["--join", members]
+            )
         else:
-            arguments = ["client", "--coordinators", ",".join(self.addresses.values())]
+            arguments = ["client", "--coordinators", members]
             arguments += ["--nodes", str(self._nodes), "--listen", f"{self._ip_address(name)}:0"]
         arguments += ["--data-dir", str(self.folder / name)]
         arguments += ["--key-file", str(self.folder / "key")]
         before = [] if self.network is None else self.network.command(self._hosts[name])
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*before, *(command or self._command), *arguments],
+                [*before, *(command or self.command), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )
@@ -159,10 +203,46 @@ class Machines:
         """Kill processes with SIGKILL, all at once."""
         for name in names:
             self.stopped.discard(name)
+            self.ending.discard(name)
             if self.is_up(name):
+                self._killed.add(name)
                 self.processes[name].kill()
         for name in names:
             self.processes[name].wait()
+
+    def ask_to_end(self, name: str) -> None:
+        """Send SIGTERM to a process that `restart` starts again."""
+        self.resume(name)
+        self.ending.add(name)
+        self.processes[name].terminate()
+
+    def restart(self, name: str) -> int:
+        """Wait for the end of a process that was asked to; start it; return the exit code."""
+        process = self.processes[name]
+        self.resume(name)
+        try:
+            code = process.wait(_STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        self.ending.discard(name)
+        self.start(name)
+        return code
+
+    def ended_wrongly(self) -> list[str]:
+        """Return who has ended though nobody killed it and it had no reason to."""
+        found: list[str] = []
+        for name, process in list(self.processes.items()):
+            code = process.poll()
+            if code is None or name in self._killed:
+                continue
+            # (One that has hardly begun doesn't know yet how to end in good order.)
+            if code in (0, -signal.SIGTERM) and name in self.ending:
+                continue
+            if code in _ENDS_OF_LEAVERS and name in self.leavers:
+                continue
+            found.append(f"{name} ended with exit code {code}: {self.log(name)[-1500:]}")
+        return found
 
     def stop(self, name: str) -> None:
         """Stop a process in its tracks (SIGSTOP)."""
@@ -184,7 +264,7 @@ class Machines:
 
     def connect(self, settings: Settings | None = None) -> Cluster:
         """Return blocking calls to the leader."""
-        return Cluster(list(self.addresses.values()), self.key, settings or Settings())
+        return Cluster(self.member_addresses(), self.key, settings or Settings())
 
     def status(self, name: str) -> dict[str, object] | None:
         """Return what a coordinator says of itself; None: it doesn't."""
@@ -201,7 +281,7 @@ class Machines:
     def leader(self) -> str | None:
         """Return the coordinator that leads in the highest ballot, if one says so."""
         found: tuple[list[int], str] | None = None
-        for name in self.coordinators:
+        for name in list(self.coordinators):
             if not self.is_up(name) or name in self.stopped:
                 continue
             status = self.status(name)
@@ -221,7 +301,7 @@ class Machines:
             self.resume(name)
         codes: dict[str, int] = {}
         # Clients first: they leave while coordinators still answer.
-        for group in (self.clients, self.coordinators):
+        for group in (self.clients, tuple(self.addresses)):
             up = [name for name in group if self.is_up(name)]
             for name in up:
                 self.processes[name].terminate()

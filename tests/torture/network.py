@@ -29,11 +29,10 @@ _numbers = iter("abcdefghijklmnopqrstuvwxyz")
 
 
 class Network:
-    """Hosts 1 … n; a context manager that removes all of it."""
+    """Hosts with numbers from 1 on; a context manager that removes all of it."""
 
     def __init__(self, hosts: Iterable[int]) -> None:
-        self.hosts = tuple(hosts)
-        assert all(0 < host < 250 for host in self.hosts)
+        self.hosts = list(hosts)
         # One letter for each network of this process: an interface's name has 15 at most.
         self._name = f"ts{os.getpid():x}{next(_numbers)}"
         self._subnet = ""
@@ -66,13 +65,23 @@ class Network:
         _ip("addr", "add", f"{self._subnet}.254/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         for host in self.hosts:
-            name = self.namespace(host)
-            _ip("netns", "add", name)
-            _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", name, "master", bridge, "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
+            self._make_host(host)
+
+    def _make_host(self, host: int) -> None:
+        assert 0 < host < 250
+        name = self.namespace(host)
+        _ip("netns", "add", name)
+        _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _ip("link", "set", name, "master", f"{self._name}br", "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+        _ip("-n", name, "link", "set", "eth0", "up")
+
+    def add(self, host: int) -> None:
+        """Have one more host."""
+        assert host not in self.hosts
+        self.hosts.append(host)
+        self._make_host(host)
 
     def close(self) -> None:
         """Remove everything; the processes on it should have ended."""
