@@ -509,6 +509,8 @@ class _Sender(BufferedReader):
     def _lose(self, cause: str) -> None:
         if not self._answer.done():
             self._answer.set_exception(PeerUnreachable(cause))
+            # Whoever asked may have been cancelled before it waited: nothing to complain of.
+            self._answer.exception()
         if not self.lost.done():
             self.lost.set_result(cause)
         self._abort()

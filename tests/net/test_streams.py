@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -467,6 +468,26 @@ def test_bug_in_a_callback_reaches_the_loop() -> None:
             one.send(TWO, b"x")
             await until(lambda: problems)
             assert isinstance(problems[0]["exception"], ZeroDivisionError)
+
+    run(main)
+
+
+def test_connection_that_is_lost_before_anybody_waits_for_it_is_no_bug() -> None:
+    """As when a coordinator stops while it connects."""
+
+    async def main() -> None:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: problems.append(context)
+        )
+        one = Replica(ONE)
+        await one.listen()
+        sender = streams_module._Sender(one.streams, TWO)
+        sender.connection_lost(None)
+        del sender
+        gc.collect()
+        assert problems == []
+        await one.close()
 
     run(main)
 
