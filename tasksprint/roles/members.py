@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasksprint.consensus import Chosen, Member, Ready
 from tasksprint.consensus.changes import used_before
+from tasksprint.consensus.founding import lost_disk, was_removed
 from tasksprint.errors import (
     PeerUnreachable,
     Refused,
@@ -62,15 +63,19 @@ class MemberChanges:
     # --- asking ---
 
     def identity(self) -> dict[str, Any]:
-        """Return who this coordinator is."""
+        """Return who this coordinator is, and whom it knows, by now or from before."""
         coordinator = self._coordinator
         founding = coordinator.replica.founding
+        membership = coordinator.replica.membership
+        members = () if membership is None else (*membership.voters, *membership.learners)
         return {
             "replica": coordinator.options.me,
             "address": coordinator.options.advertise,
             "incarnation": coordinator.replica.incarnation,
             "cluster": None if founding is None else founding.cluster,
             "is_joining": bool(coordinator.options.join),
+            "incarnations": {str(each.replica): each.incarnation for each in members},
+            "retired": [] if membership is None else list(membership.retired),
         }
 
     def known(self) -> dict[ReplicaId, str]:
@@ -246,27 +251,49 @@ class MemberChanges:
     # --- joining ---
 
     async def look_for_cluster(self) -> None:
-        """Tell the operator whether the cluster to join answers, and what to do next."""
+        """Tell the operator whether the cluster to join answers, and what to do next.
+
+        Stops this coordinator if the cluster knows its id from another life: those that
+        were members then may never connect to it again to tell it so.
+        """
         coordinator = self._coordinator
         options = coordinator.options
         pause_s = _LOOK_S
+        is_told = False
         while coordinator.replica.founding is None:
             for address in options.join:
                 try:
                     response = await coordinator.http.request(address, "GET", "/v1/identity")
-                    cluster = response.checked().json().get("cluster")
+                    found = response.checked().json()
                 except (PeerUnreachable, RemoteProtocolError, Refused) as error:
-                    _log.warning("replica=%d cannot join by %s: %s", options.me, address, error)
+                    if not is_told:
+                        words = (options.me, address, error)
+                        _log.warning("replica=%d cannot join by %s: %s", *words)
                     continue
-                _log.info(
-                    "replica=%d waits until cluster %s adds it: "
-                    "tasksprint member add %d=%s --coordinators %s",
-                    options.me,
-                    cluster,
-                    options.me,
-                    options.advertise,
-                    ",".join(options.join),
-                )
-                return
+                cluster = found.get("cluster")
+                if cluster is None:
+                    continue  # It waits itself; it may even be this one.
+                self._check_unused(cluster, found)
+                if not is_told:
+                    is_told = True
+                    _log.info(
+                        "replica=%d waits until cluster %s adds it: "
+                        "tasksprint member add %d=%s --coordinators %s",
+                        options.me,
+                        cluster,
+                        options.me,
+                        options.advertise,
+                        ",".join(options.join),
+                    )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOOK_MAX_S)
+
+    def _check_unused(self, cluster: str, found: dict[str, Any]) -> None:
+        """Raise what this coordinator ends with if its id was used by another one."""
+        replica = self._coordinator.replica
+        me = self._coordinator.options.me
+        known = found.get("incarnations", {}).get(str(me))
+        if me in found.get("retired", []):
+            raise SettingsError(was_removed(me, cluster))
+        if known is not None and known != replica.incarnation:
+            raise StoreError(lost_disk(me, replica.incarnation, Incarnation(known)))

@@ -136,3 +136,32 @@ def test_changes_that_would_lose_the_majority_are_refused(
     assert listing.splitlines()[0].split() == ["REPLICA", "ADDRESS", "ROLE", "CHOSEN", "HEARD"]
     assert listing.splitlines()[1].split()[:3] == ["1", private.addresses[0], "leader"]
     assert listing.splitlines()[-1] == "removed: 2"
+
+
+def test_coordinator_with_an_empty_disk_is_told_that_its_id_was_used(
+    make_cluster: MakeCluster, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever it asks where the cluster is tells it: nobody may ever connect to it again."""
+    private = make_cluster(coordinators=1, clients=0)
+    connect(private)
+    operator = Operator(private, run, monkeypatch)
+    for number in (2, 3):
+        address = private.join(number)
+        wait_until(lambda number=number: _answers(private, number), f"{number} is up")
+        operator("add", f"{number}={address}")
+    operator("remove", "2")
+    wait_until(lambda: private.ended("coordinator-2") is not None, "replica 2 has stopped")
+    private.kill("coordinator-3")
+    for number, sentence, code in (
+        (2, "tasksprint: replica 2 was removed from cluster ", 78),
+        (3, "tasksprint: replica 3 lost its disk ", 74),
+    ):
+        name = f"coordinator-{number}"
+        log = private.directory / f"{name}.log"
+        shutil.rmtree(private.directory / name)
+        (private.directory / name).mkdir(mode=0o700)
+        log.write_text("")
+        private.restart(name)
+        wait_until(lambda name=name: private.ended(name) is not None, f"{name} has stopped")
+        assert private.ended(name) == code
+        assert log.read_text().splitlines()[-1].startswith(sentence)
