@@ -26,6 +26,7 @@ __all__ = ["Programs"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
+_NOT_FOUND = 404
 _RETRY_S = 0.2
 _SWEEPS = 4  # within the time after which something counts as unused
 
@@ -151,17 +152,38 @@ class Programs:
         return await self._coordinator.writer.run(_read, digest)
 
     async def obtain(self, digest: str) -> bytes | None:
-        """Return an archive that this replica or a living member has, or None."""
+        """Return an archive that this replica or another member has.
+
+        Returns:
+            Or None: a quorum doesn't have it, so it was never kept on one.
+
+        Raises:
+            PeerUnreachable: Nobody who answered has it, but too few did to deny it.
+        """
         self._archive_uses.use(digest, self._coordinator.monotonic_ms())
         archive = await self.read(digest)
         if archive is not None:
             return archive
+        voters = self._other_voters()
+        total = len(voters) + self._is_voter()
+        lacking = int(self._is_voter())
+        failures: list[str] = []
         for address in self._others():
-            archive = await self._fetch(address, digest)
+            try:
+                archive = await self._fetch(address, digest)
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                failures.append(str(error))
+                continue
             if archive is not None:
                 await self.keep(archive)
                 return archive
-        return None
+            lacking += address in voters
+        if lacking > total // 2:
+            return None
+        raise PeerUnreachable(
+            f"no archive {digest!r} at {lacking} of {total} coordinators, "
+            "and the others may have it: " + "; ".join(failures)
+        )
 
     async def unpacked(self, digest: str) -> Path:
         """Return the folder with an archive's files, fetching it from a member if need be.
@@ -184,22 +206,29 @@ class Programs:
                 task.cancel()
 
     async def _unpack(self, digest: str) -> Path:
-        while (archive := await self.obtain(digest)) is None:
-            await asyncio.sleep(_RETRY_S)
-        found = archive
+        found: bytes | None = None
+        while found is None:
+            try:
+                found = await self.obtain(digest)
+            except PeerUnreachable:
+                pass  # It stands in the log, so somebody has it and will be back.
+            if found is None:
+                await asyncio.sleep(_RETRY_S)
         unpack = self._coordinator.surroundings.unpack
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, unpack, found, digest, self._directory)
 
     async def _fetch(self, address: str, digest: str) -> bytes | None:
-        try:
-            response = await self._coordinator.http.request(
-                address, "GET", f"/v1/archives/{digest}", query={"here": 1}
-            )
-            archive = response.checked().body
-        except (PeerUnreachable, Refused, RemoteProtocolError):
-            return None  # The next member is asked, and then this one again.
-        return archive if hashlib.sha256(archive).hexdigest() == digest else None
+        """Return an archive that another member has; None: it hasn't."""
+        response = await self._coordinator.http.request(
+            address, "GET", f"/v1/archives/{digest}", query={"here": 1}
+        )
+        if response.status == _NOT_FOUND:
+            return None
+        archive = response.checked().body
+        if hashlib.sha256(archive).hexdigest() != digest:
+            raise RemoteProtocolError(f"{address} gave another archive than {digest!r}")
+        return archive
 
     def _others(self) -> list[str]:
         members, me = self._coordinator.members.known(), self._coordinator.options.me

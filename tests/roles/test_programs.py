@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,5 +99,38 @@ def test_archive_is_kept_on_a_quorum_of_voters_whoever_else_takes_part(tmp_path:
             of.all.remove(other)
             with pytest.raises(PeerUnreachable, match=r"reached 1 of 2 coordinators, expected 2"):
                 await leader.coordinator.programs.keep_on_quorum(b"archive")
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_archive_is_denied_only_if_a_quorum_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that lacks it, while who has it is away, doesn't know that it isn't there."""
+    digest = hashlib.sha256(b"archive").hexdigest()
+    fields = {"sender": "me", "request": 1, "name": "x", "seed": 1, "params": "{}"}
+    manifest = json.dumps({"scheduler": ["s.sh"], "node": ["n.sh"]})
+    body = json.dumps({**fields, "program": digest, "manifest": manifest}).encode()
+
+    async def work() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            others = [member.address for member in of.all if member is not leader]
+            away: list[str] = []
+            request = leader.coordinator.http.request
+
+            async def asked(address: str, method: str, path: str, **options: Any) -> Any:
+                if address in away and path.startswith("/v1/archives/"):
+                    raise PeerUnreachable(f"{address} is cut off")
+                return await request(address, method, path, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", asked)
+            # This one and another lack it: then no two of three can have it.
+            for away_now, expected in (([], 404), (others[:1], 404), (others, 503)):
+                away[:] = away_now
+                answer = await leader.ask("POST", "/v1/jobs", body=body)
+                assert answer.status == expected, answer.body
+                assert (await leader.ask("GET", f"/v1/archives/{digest}")).status == expected
+            assert "at 1 of 3 coordinators, and the others may have it" in answer.json()["error"]
 
     asyncio.run(asyncio.wait_for(work(), 20))
