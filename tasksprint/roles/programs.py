@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,8 @@ class Programs:
         """Return an archive that this replica or another member has.
 
         Returns:
-            Or None: a quorum doesn't have it, so it was never kept on one.
+            Or None: a quorum doesn't have it, and no running job needs it. It was never kept
+            on a quorum, or the members have changed since: who wants it there brings it.
 
         Raises:
             PeerUnreachable: Nobody who answered has it, but too few did to deny it.
@@ -178,7 +180,7 @@ class Programs:
                 await self.keep(archive)
                 return archive
             lacking += address in voters
-        if lacking > total // 2:
+        if lacking > total // 2 and digest not in self._of_running():
             return None
         raise PeerUnreachable(
             f"no archive {digest!r} at {lacking} of {total} coordinators, "
@@ -229,6 +231,10 @@ class Programs:
         if hashlib.sha256(archive).hexdigest() != digest:
             raise RemoteProtocolError(f"{address} gave another archive than {digest!r}")
         return archive
+
+    def _of_running(self) -> Collection[str]:
+        schedule = self._coordinator.schedule
+        return () if schedule is None else schedule.programs()[1]
 
     def _others(self) -> list[str]:
         members, me = self._coordinator.members.known(), self._coordinator.options.me

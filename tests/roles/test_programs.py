@@ -132,5 +132,9 @@ def test_archive_is_denied_only_if_a_quorum_lacks_it(
                 assert answer.status == expected, answer.body
                 assert (await leader.ask("GET", f"/v1/archives/{digest}")).status == expected
             assert "at 1 of 3 coordinators, and the others may have it" in answer.json()["error"]
+            # What a running job needs was kept by somebody, who may be a member no more.
+            away.clear()
+            await decide(leader, SubmitJob("me", 2, "job", 1, "{}", digest, NODE))
+            assert (await leader.ask("GET", f"/v1/archives/{digest}")).status == 503
 
     asyncio.run(asyncio.wait_for(work(), 20))
