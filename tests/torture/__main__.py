@@ -172,11 +172,12 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
         machines.start_all()
         manifest = read_job(_JOB)
         archive, _ = pack(_JOB, archive_bytes_max=Settings().archive_bytes_max)
+        _upload(machines, archive)
         load = Load(
             machines.member_addresses,
             machines.key,
             manifest,
-            _upload(machines, archive),
+            archive,
             Random(random.random()),
             submits_per_s=options.submits,
         )
@@ -261,19 +262,17 @@ def _client_states(machines: Machines) -> list[str]:
     return [str(client["state"]) for client in found]
 
 
-def _upload(machines: Machines, archive: bytes) -> str:
+def _upload(machines: Machines, archive: bytes) -> None:
     """Hand in the job's program, once the cluster is up."""
     deadline_s = time.monotonic() + _START_LIMIT_S
     cluster = machines.connect()
     while True:
         try:
-            digest = cluster.request("POST", "/v1/programs", body=archive).json()["digest"]
+            cluster.request("POST", "/v1/programs", body=archive)
+            return
         except PeerUnreachable:
             if time.monotonic() > deadline_s:
                 raise
-        else:
-            assert isinstance(digest, str)
-            return digest
 
 
 if __name__ == "__main__":

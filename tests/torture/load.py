@@ -10,6 +10,7 @@ decided without an answer is of unknown outcome.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -41,6 +42,7 @@ _SETTINGS = Settings(connect_timeout_ms=500, answer_timeout_ms=3_000)
 _PROBING = Settings(connect_timeout_ms=500, answer_timeout_ms=700)
 _TRY_PAUSE_S = 0.05
 _SUBMITTERS = 3
+_NOT_FOUND = 404
 _REFUSED = 409
 
 
@@ -49,7 +51,7 @@ class Load:
 
     Args:
         addresses: Says where the members listen, at present.
-        program: Digest of the archive of the job.
+        archive: Of the jobs' programs; somebody else has handed it in.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Load:
         addresses: Callable[[], list[str]],
         key: ClusterKey,
         manifest: Manifest,
-        program: str,
+        archive: bytes,
         random: Random,
         *,
         submits_per_s: float,
@@ -65,7 +67,8 @@ class Load:
         self._addresses = addresses
         self._key = key
         self._manifest = manifest
-        self._program = program
+        self._archive = archive
+        self._program = hashlib.sha256(archive).hexdigest()
         self._pace_s = 1 / submits_per_s
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -368,8 +371,14 @@ class Load:
                 reply = read(json.loads(response.body))
             except (ValueError, AssertionError) as error:
                 self._complain(f"{method} {path} was answered {response.body!r:.300}: {error}")
-        elif response is not None and response.status == 404 and call[0] == "status":
+        elif response is not None and response.status == _NOT_FOUND and call[0] == "status":
             reply = ABSENT
+        elif response is not None and response.status == _NOT_FOUND and call[0] == "submit":
+            # Those who had the archive were replaced, and no running job needs it.
+            self.count("submit", "without the archive")
+            upload = ("upload",)
+            self._try(who, upload, random, "POST", "/v1/programs", _digest, body=self._archive)
+            return None
         elif response is not None and response.status == MISDIRECTED:
             if is_probe:
                 self.count(str(call[0]), "asked who doesn't lead")
@@ -416,6 +425,10 @@ def _membership(value: object) -> Hashable:
     )
     number = _member(value, "number", int)
     return (number, by_role["voter"], by_role["learner"], tuple(replaces), tuple(retired))
+
+
+def _digest(value: object) -> Hashable:
+    return _member(value, "digest", str)
 
 
 def _member(value: object, name: str, kind: type) -> Hashable:
