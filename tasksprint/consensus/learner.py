@@ -128,11 +128,18 @@ class Learner:
             elif entry.slot > self.chosen_end:
                 return
 
-    def verify(self, slot: Slot, value: bytes) -> None:
-        """Assert that a value proposed for a slot of the prefix is the chosen one."""
+    def agrees(self, slot: Slot, ballot: Ballot, value: bytes) -> bool:
+        """Whether a value proposed for a slot of the prefix is the chosen one.
+
+        A leader that was replaced, and doesn't know so yet, may propose another one: we can
+        have learned what its successor had chosen without having promised that one anything.
+        From the ballot of the chosen entry on there is no other value.
+        """
         held = self.window.get(slot)
-        if held is not None:
-            assert held.value == value, f"another value was proposed for the chosen slot {slot}"
+        if held is None or held.value == value:
+            return True
+        assert ballot < held.ballot, f"another value was proposed for the chosen slot {slot}"
+        return False
 
     def entries_from(self, first_slot: Slot, bytes_max: int) -> tuple[LogEntry, ...]:
         """Return chosen entries from `first_slot` on, at least one; () if they aren't here."""

@@ -632,10 +632,10 @@ class Replica:
         if not self._follows(source, ballot):
             return
         if slot < self._learner.chosen_end:
-            # The leader doesn't know yet that this is chosen; it can only be the same value.
-            self._learner.verify(slot, message.value)
-            self._acceptor.raise_promise(ballot)
-            self._outbox.acknowledge(ballot, slot)
+            # The leader doesn't know yet that this is chosen.
+            if self._learner.agrees(slot, ballot, message.value):
+                self._acceptor.raise_promise(ballot)
+                self._outbox.acknowledge(ballot, slot)
         elif (
             self._acceptor.has_room(slot, self._learner.chosen_end)
             and self._outbox.unwritten_bytes < self._settings.log_window_bytes_max

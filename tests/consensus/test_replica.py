@@ -355,6 +355,23 @@ def test_another_value_for_a_chosen_slot_stops_the_replica() -> None:
         replica.receive(from_peer(3, 2, accept), 0)
 
 
+def test_other_value_of_a_leader_that_was_replaced_is_passed_over() -> None:
+    """Not a reason to stop: who catches up may not have heard of the new leader at all.
+
+    1. Leader 1 (ballot 1) proposes "a" in slot 1, and reaches nobody yet.
+    2. Leader 3 (ballot 2) hears a quorum without replica 2, and has "b" chosen.
+    3. Replica 2 learns slot 1 from a replica that is ahead. It has promised nothing to 3.
+    4. Leader 1, which knows nothing of 3, repeats its proposal to replica 2.
+    """
+    replica = make(2, 5, promised=ballot(1, 1))
+    reply = CatchUpReply(Slot(1), (entry(1, 2, 3, "b"),), Slot(2), Slot(1))
+    replica.receive(from_peer(4, 2, reply), 0)
+    assert replica.chosen_end == 2
+    drain(replica)
+    replica.receive(from_peer(1, 2, Accept(ballot(1, 1), Slot(1), value("a"), Slot(1))), 0)
+    assert sent(drain(replica)) == []  # It isn't accepted, either: nothing counts as a vote.
+
+
 def test_heartbeat_marks_only_what_was_accepted_under_its_ballot() -> None:
     replica = make(
         2, 3, accepted=(entry(1, 2, 3, "a"), entry(2, 1, 1, "b")), promised=ballot(2, 3)
