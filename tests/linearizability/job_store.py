@@ -217,7 +217,9 @@ def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:
         denied = [
             each.invoked
             for each in history
-            if each.reply == ABSENT and not (forgets and min(forgets) <= each.invoked)
+            if each.reply == ABSENT
+            and each.returned is not None
+            and not (forgets and min(forgets) <= each.returned)
         ]
         knows = [
             each.returned

@@ -57,6 +57,12 @@ GOOD = {
         done(3, 4, "status", 1, reply=CANCELLED),
         done(5, 6, "cancel", "a", 2, 1, reply=("state", "cancelled")),
     ],
+    "a status that waits is told that a job is forgotten which ended meanwhile": [
+        submitted(0, 1, 1, 1),
+        submitted(2, 3, 2, 2),
+        done(4, 9, "status", 1, reply=ABSENT),
+        done(6, 8, "forget", "a", 3, 1, reply=("forgotten",)),
+    ],
     "two jobs made at the same time": [submitted(0, 5, 1, 2), submitted(1, 4, 2, 1)],
     "a job that has ended is forgotten, while a later one is made": [
         submitted(0, 1, 1, 1),
