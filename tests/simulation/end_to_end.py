@@ -412,6 +412,14 @@ class NothingLeft(Rule):
     # What is on its way when all jobs have ended may take so long.
     patience_ms = 20_000.0
 
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._schedule: Schedule | None = None  # of who applied the last entry first
+
+    def applied(self, entry: Entry) -> None:
+        if entry.is_first:
+            self._schedule = entry.schedule
+
     def describe(self) -> str | None:
         """Say what a client still has to do, or None."""
         for machine in self.scene.machines:
@@ -423,6 +431,12 @@ class NothingLeft(Rule):
                 return f"{machine.name} still has tasks: {workbench.summary()}"
             if workbench.has_unreported:
                 return f"{machine.name} still has to report: {workbench.summary()}"
+            if self._schedule is not None and (left := self._left_in_store(machine)):
+                return left
+        if self._schedule is not None:
+            for client in self._schedule.client_summaries():
+                if client["state"] != "alive":
+                    return f"client {client}"
         return None
 
     def at_end(self, schedules: Sequence[Schedule]) -> None:
@@ -440,16 +454,20 @@ class NothingLeft(Rule):
             assert machine.client is not None
             machine.client.workbench.check()
             machine.client.values.check()
-            self._check_store(machine, schedules[0])
+        if (left := self.describe()) is not None:
+            raise self.broken(left)
 
-    def _check_store(self, machine: ClientMachine, schedule: Schedule) -> None:
+    def _left_in_store(self, machine: ClientMachine) -> str | None:
+        schedule = self._schedule
+        assert schedule is not None
         for job, tid in machine.directory.results:
             if job in self.scene.people.to_forget:
                 continue  # A client may not have heard that it was forgotten: a known limit.
             summary = schedule.job_summary(JobId(job))
             kept: Any = () if summary is None else summary["taskids"]
             if tid not in kept:
-                raise self.broken(f"{machine.name} stores a result of task {tid} of job {job}")
+                return f"{machine.name} stores a result of task {tid} of job {job}"
+        return None
 
 
 RULES: tuple[Callable[[Scene], Rule], ...] = (
