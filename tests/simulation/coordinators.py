@@ -39,6 +39,9 @@ from tests.simulation.wire import Wire
 __all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
 
 KEY = ClusterKey(bytes(range(32)))
+# Iterations of the loop from one check of the cores to the next.
+_CHECK_EACH = 10
+_CHECK_SCHEDULE_EACH = 1_000
 
 
 class Observer(Protocol):
@@ -334,6 +337,7 @@ class CoordinatorNode:
         self.applied_end = Slot(1)
         self.digest: Any = ""
         self.has_ended = False  # by itself, for good
+        self._iterations = 0
         # For the rules of end_to_end.py: entries as they are applied, and lines that the
         # process of a scheduler gets.
         self.on_applied: Callable[..., None] = _ignore
@@ -393,7 +397,7 @@ class CoordinatorNode:
             cast(ReplicaStore, store),
             surroundings=self._surroundings(process),
         )
-        process.loop.after_iteration = coordinator.replica.check
+        process.loop.after_iteration = self._check_now_and_then
         paths = CoordinatorPaths(coordinator)
         coordinator.streams.add_to(paths.router)
         process.listen(paths.router, on_bug=coordinator.fail)
@@ -401,6 +405,14 @@ class CoordinatorNode:
         coordinator.start()
         if self._join:
             coordinator.background(coordinator.members.look_for_cluster())
+
+    def _check_now_and_then(self) -> None:
+        """Let the core assert what must hold; each time would be a fifth of all the work."""
+        self._iterations += 1
+        if self._iterations % _CHECK_EACH == 0 and self.coordinator is not None:
+            self.coordinator.replica.check()
+            if self._iterations % _CHECK_SCHEDULE_EACH == 0 and self.schedule is not None:
+                self.schedule.check()
 
     def _surroundings(self, process: Process) -> Surroundings:
         async def start_scheduler(
