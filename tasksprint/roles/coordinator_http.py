@@ -181,12 +181,14 @@ class CoordinatorPaths:
 
         The leader does: it hands over if its disk is slow.
         """
-        if not self._coordinator.replica.is_leader:
-            return not_leader_response(self._coordinator.not_leader())
-        self._coordinator.disk_space.require()
-        return json_response(
-            {"digest": await self._coordinator.programs.keep_on_quorum(request.body)}
-        )
+        coordinator = self._coordinator
+        if coordinator.replica.is_leader:
+            coordinator.disk_space.require()
+        kept = coordinator.programs.keep_on_quorum(request.body)
+        try:
+            return json_response({"digest": await coordinator.members.while_leading(kept)})
+        except NotLeader as error:
+            return not_leader_response(error)
 
     async def _submit(self, request: Request) -> Response:
         body = _object(request)
@@ -210,7 +212,12 @@ class CoordinatorPaths:
                 return Response(200, reply)
             self._coordinator.disk_space.require()
         self._coordinator.tick_now()
-        if await self._coordinator.programs.obtain(command.program) is None:
+        archive = self._coordinator.programs.obtain(command.program)
+        try:
+            found = await self._coordinator.members.while_leading(archive)
+        except NotLeader as error:
+            return not_leader_response(error)
+        if found is None:
             raise Refused(
                 f"no archive {command.program!r} here",
                 status=404,

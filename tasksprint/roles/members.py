@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.consensus import Chosen, Member, Ready
 from tasksprint.consensus.changes import used_before
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
 
 _log = logging.getLogger("tasksprint.coordinator")
+
+ResultT = TypeVar("ResultT")
 
 _CONFLICT = 409
 # Pause between two tries of a new coordinator to reach its cluster, and the longest.
@@ -203,6 +206,27 @@ class MemberChanges:
         future: asyncio.Future[None] = self._coordinator.loop.create_future()
         self._waiters.append(future)
         await future
+
+    async def while_leading(self, work: Awaitable[ResultT]) -> ResultT:
+        """Return what comes of some work that waits for this replica's own disk.
+
+        Raises:
+            NotLeader: It stopped leading, perhaps as its disk is slow: ask another one.
+        """
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            changed: asyncio.Future[None] = self._coordinator.loop.create_future()
+            try:
+                self._require_leader()
+                self._waiters.append(changed)
+                await asyncio.wait((task, changed), return_when=asyncio.FIRST_COMPLETED)
+            except BaseException:
+                task.cancel()
+                raise
+            finally:
+                if changed in self._waiters:
+                    self._waiters.remove(changed)
+        return task.result()
 
     def changed(self) -> None:
         """Take that the members changed, or the leadership."""

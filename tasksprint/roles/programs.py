@@ -15,7 +15,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    StoreDamaged,
+    TaskSprintError,
+)
 from tasksprint.roles.disk_space import INSUFFICIENT_STORAGE
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
 from tasksprint.store.replica_store import ReplicaStore
@@ -115,24 +121,27 @@ class Programs:
         if needed == 0:
             return digest
 
-        async def copy(address: str) -> None:
-            response = await coordinator.http.request(
-                address,
-                "POST",
-                "/v1/archives",
-                body=archive,
-                content_type="application/octet-stream",
-            )
-            response.checked()
+        async def copy(address: str) -> TaskSprintError | None:
+            """Return why it failed; nobody may be left who would see it raised."""
+            try:
+                response = await coordinator.http.request(
+                    address,
+                    "POST",
+                    "/v1/archives",
+                    body=archive,
+                    content_type="application/octet-stream",
+                )
+                response.checked()
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                return error
+            return None
 
         tasks = [asyncio.ensure_future(copy(address)) for address in others]
         kept = 0
         failures: list[str] = []
         is_short = False
         for done in asyncio.as_completed(tasks):
-            try:
-                await done
-            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            if (error := await done) is not None:
                 failures.append(str(error))
                 is_short |= isinstance(error, Refused) and error.status == INSUFFICIENT_STORAGE
                 continue

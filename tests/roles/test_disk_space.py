@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,36 @@ def test_archive_that_too_few_have_space_for_is_refused(disks: Disks, tmp_path: 
             assert "takes no new jobs: 200.0 MiB are free" in answer.json()["error"]
 
     run(main)
+
+
+@pytest.mark.slow
+def test_member_that_is_short_keeps_nobody_from_submitting(
+    disks: Disks,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            short = next(each for each in of.all if each is not leader)
+            await disks.fill(short, 200 * MIB)
+            request = leader.coordinator.http.request
+
+            async def late(address: str, *arguments: Any, **options: Any) -> HttpResponse:
+                """Let the refusal come after the archive was kept by enough others."""
+                if address == short.address:
+                    await asyncio.sleep(0.1)
+                return await request(address, *arguments, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", late)
+            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            assert answer.status == 200
+            await asyncio.sleep(0.2)
+            gc.collect()
+
+    run(main)
+    assert "never retrieved" not in caplog.text
 
 
 def test_coordinator_stops_before_the_disk_is_full(disks: Disks, tmp_path: Path) -> None:
