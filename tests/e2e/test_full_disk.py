@@ -59,14 +59,11 @@ def leave(directory: Path, free_bytes: int) -> None:
     ballast = directory / "ballast"
     ballast.unlink(missing_ok=True)
     found = os.statvfs(directory)
-    with open(ballast, "wb") as file:
-        # Real blocks; the file system may have none left at the end.
+    # Real blocks; the file system may have none left at the end, as others write, too.
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
         left = found.f_bavail * found.f_frsize - free_bytes
         while left > 0:
-            with contextlib.suppress(OSError):
-                file.write(bytes(min(left, 65_536)))
-                file.flush()
-            left -= 65_536
+            left -= file.write(bytes(min(left, 65_536)))
 
 
 class People:
