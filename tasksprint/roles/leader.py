@@ -60,8 +60,12 @@ class Rota:
         """The address to ask now."""
         if self._hinted is not None:
             return self._hinted
-        known = [*self._configured, *self._learned]
-        return known[self._next % len(known)]
+        return self.known[self._next % len(self.known)]
+
+    @property
+    def known(self) -> list[str]:
+        """All addresses that may be asked."""
+        return [*self._configured, *self._learned]
 
     def learn(self, addresses: list[str]) -> None:
         """Ask these, too, in place of those that were learned before."""
@@ -128,7 +132,7 @@ class Leader:
 
     Args:
         now_ms: The clock.
-        refuse: Makes the error with which to end once all coordinators that were named
+        refuse: Makes the error with which to end once all coordinators that are known
             belong to another cluster; it gets the name of one of those.
     """
 
@@ -201,7 +205,7 @@ class Leader:
                 if cluster is not None:
                     pause_s, cause = self._rota.failed(), f"{address} is of cluster {cluster}"
                     self._elsewhere[address] = cluster
-                    if self._elsewhere.keys() >= set(self._addresses):
+                    if self._elsewhere.keys() >= set(self._rota.known):
                         raise self._refuse(cluster)
                 elif response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))

@@ -33,7 +33,7 @@ from tasksprint.consensus.membership import Membership, decode_membership_value
 from tasksprint.coordination.rows import Key, Row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.encoding import encode_json
-from tasksprint.errors import EXIT_OK, SettingsError, UsageError
+from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, StoreError, UsageError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.roles.clock import wall_ms
@@ -76,6 +76,7 @@ class Findings:
     wall_ms: int  # wall time of the last tick; 0: there was none
     jobs_running: int
     jobs_ended: int
+    jobs_without_archive: list[int]  # running ones whose programs only others have
 
 
 class Survivor:
@@ -137,7 +138,7 @@ class Survivor:
             members={str(each.replica): each.address for each in known},
             shut_out=[each.replica for each in known if each.replica != me],
             applied_slot=store.applied.slot,
-            chosen_slot=recovered.chosen_end - 1,
+            chosen_slot=max(recovered.known_end, recovered.chosen_end) - 1,
             last_slot=self.schedule.applied_slot,
             last_ballot=None if last is None else [last.ballot.round, last.ballot.replica],
             given_up=given_up,
@@ -145,7 +146,16 @@ class Survivor:
             wall_ms=self.schedule.wall_ms,
             jobs_running=running,
             jobs_ended=len(jobs) - running,
+            jobs_without_archive=self._without_archive(),
         )
+
+    def _without_archive(self) -> list[int]:
+        schedule, here = self.schedule, set(self._store.blobs())
+        return [
+            job
+            for job in schedule.running_jobs()
+            if (summary := schedule.job_summary(job)) is None or summary["program"] not in here
+        ]
 
     def _apply(self, accepted: Iterable[LogEntry]) -> tuple[LogEntry | None, list[int]]:
         """Apply what follows without a gap; return the last of it, and the slots behind a gap."""
@@ -203,7 +213,7 @@ def run_recover(options: argparse.Namespace) -> int:
         parse_address(options.advertise)
     store = ReplicaStore.open_there(Path(options.data_dir), settings=settings_from_environment())
     try:
-        survivor = Survivor(store)
+        survivor = _look(store)
         findings = survivor.findings
         if options.json:
             sys.stdout.buffer.write(encode_json(asdict(findings)) + b"\n")
@@ -226,6 +236,23 @@ def run_recover(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return EXIT_OK
+
+
+def _look(store: ReplicaStore) -> Survivor:
+    """Find out what a store holds; one that is damaged doesn't do."""
+    remedy = "recover another member's data directory, or restore a backup"
+    try:
+        survivor = Survivor(store)
+    except StoreDamaged as error:
+        raise StoreError(error.args[0], hint=remedy) from error
+    findings = survivor.findings
+    if not findings.last_slot and findings.chosen_slot:
+        raise StoreError(
+            f"replica {findings.replica} has lost its state to a damaged disk: of the slots "
+            f"1 to {findings.chosen_slot} it has nothing",
+            hint=remedy,
+        )
+    return survivor
 
 
 def _describe(findings: Findings) -> list[str]:
@@ -255,9 +282,20 @@ def _describe(findings: Findings) -> list[str]:
             f"  - gives up {len(findings.given_up)} accepted slots from "
             f"{findings.given_up[0]} on: slot {last + 1} before them isn't here"
         )
+    lines.append("what may be lost:")
+    if last < findings.chosen_slot:
+        lines.append(
+            f"  - the slots {last + 1} to {findings.chosen_slot}: they were chosen, and are "
+            "damaged or missing here"
+        )
+    if findings.jobs_without_archive:
+        listed = ", ".join(map(str, findings.jobs_without_archive))
+        lines.append(
+            f"  - the programs of the running jobs {listed}: their archives aren't here; cancel "
+            "them, and hand them in again"
+        )
     return [
         *lines,
-        "what may be lost:",
         f"  - everything that was acknowledged {since} and that only others heard of: jobs, "
         "cancellations, results",
         "before you go on: run this with --dry-run on every data directory that is left, and "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,7 @@ def test_findings_say_what_would_count(tmp_path: Path, capsys: pytest.CaptureFix
         "wall_ms": 1_000_015,
         "jobs_running": 3,
         "jobs_ended": 0,
+        "jobs_without_archive": [1, 2, 3],
     }
     assert look(folder, capsys) == found  # Nothing was changed by looking.
 
@@ -127,6 +130,7 @@ def test_accepted_slots_behind_a_gap_are_given_up(
     assert run_recover(options(folder, dry_run=True, json=False)) == 0
     text = capsys.readouterr().out
     assert "counts the slots 13 to 13 as chosen" in text
+    assert "running jobs 1, 2: their archives aren't here; cancel them, and hand" in text
     assert "gives up 2 accepted slots from 15 on: slot 14 before them isn't here" in text
 
 
@@ -261,6 +265,40 @@ def test_crash_in_the_middle_leaves_the_former_state(
     assert look(folder, capsys) == found
     monkeypatch.setattr(recover_module, "new_cluster", lambda: "beef")
     assert run_recover(options(folder, yes_lose="c0ffee")) == 0
+
+
+def test_store_that_lost_its_state_is_refused(tmp_path: Path) -> None:
+    """As one is left that a damage was found in, and that no other member has helped yet."""
+    store = ReplicaStore.open(tmp_path, 3, now_ms=0, incarnation="inc3")
+    persist = Persist(chosen_end=Slot(9), founding=encode_founding(FOUNDING))
+    store.commit(Commit((persist,), cluster="c0ffee"))
+    store.close()
+    with pytest.raises(StoreError, match="has lost its state to a damaged disk"):
+        run_recover(options(tmp_path, yes_lose="c0ffee"))
+
+
+def test_damaged_store_is_refused_with_what_helps_then(tmp_path: Path) -> None:
+    folder = make_store(tmp_path / "data")
+    with contextlib.closing(sqlite3.connect(folder / "replica.db")) as database:
+        database.execute("UPDATE jobs SET name = 'another' WHERE job = 1")
+        database.commit()
+    with pytest.raises(StoreError) as caught:
+        run_recover(options(folder, yes_lose="c0ffee"))
+    assert "row (1,) of table 'jobs' fails its checksum" in str(caught.value)
+    assert str(caught.value).endswith("another member's data directory, or restore a backup")
+
+
+def test_chosen_slots_that_are_damaged_are_told_as_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_store(tmp_path / "data")
+    with contextlib.closing(sqlite3.connect(folder / "replica.db")) as database:
+        database.execute("UPDATE log SET value = x'00' WHERE slot = 12")
+        database.commit()
+    found = look(folder, capsys)
+    assert (found["chosen_slot"], found["last_slot"], found["given_up"]) == (12, 11, [13, 14, 15])
+    assert run_recover(options(folder, dry_run=True, json=False)) == 0
+    assert "the slots 12 to 12: they were chosen, and are damaged" in capsys.readouterr().out
 
 
 def test_only_member_needs_no_recovery(tmp_path: Path) -> None:
