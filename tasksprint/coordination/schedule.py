@@ -146,6 +146,8 @@ class Schedule:
         state = self._state
         state.changes = changes = Changes()
         state.cluster, state.members = cluster, members
+        if not state.applied:
+            return ()
         for client in state.clients.values():
             if client.is_alive:
                 client.incarnation = Incarnation("former")  # They draw hex digits.

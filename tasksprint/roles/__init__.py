@@ -13,6 +13,9 @@ client_http.py     the client's paths: values, logs
 node.py            `node --exec`: attaches a program to the client on this machine
 leader.py          finds the coordinator that leads, and asks it (for clients)
 cluster.py         the same for commands, blocking; and the calls that they make
+backup.py, restore.py   the state of a cluster to a file, and back
+recover.py         `recover`: a cluster of one out of a survivor's data
+log_commands.py    `log verify`, `log show`
 run.py             `run`: a private cluster for one job
 show.py            what the reading commands print
 

@@ -55,6 +55,10 @@ def run_command(options: argparse.Namespace) -> int:
         return EXIT_OK
     addresses = parse_addresses(options.coordinators)
     cluster = Cluster(addresses, key, settings, name=options.cluster)
+    if options.command == "backup":
+        from tasksprint.roles import backup
+
+        return backup.run_backup(cluster, options, settings)
     handlers = {
         "submit": _submit,
         "status": _status,

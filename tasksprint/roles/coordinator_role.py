@@ -26,6 +26,7 @@ from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.restore import refuse_half_restored
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
@@ -88,6 +89,7 @@ def run_role(options: argparse.Namespace) -> int:
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
     settings = settings_from_environment()
+    refuse_half_restored(options.data_dir)
     FreeSpace(settings, options.data_dir).require(f"replica {options.me}")
     coordinator = open_coordinator(
         options,

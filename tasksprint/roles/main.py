@@ -94,6 +94,14 @@ def _run(arguments: list[str]) -> int:
         from tasksprint.roles import recover
 
         return recover.run_recover(options)
+    if command == "log":
+        from tasksprint.roles import log_commands
+
+        return log_commands.run_log_command(options)
+    if command == "restore":
+        from tasksprint.roles import restore
+
+        return restore.run_restore(options)
     from tasksprint.roles import commands
 
     return commands.run_command(options)
@@ -333,13 +341,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def act(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    def act(
+        name: str, help_text: str, example: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         return actions.add_parser(
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
             epilog=f"example: {parser.prog} {example}",
-            parents=[common(), reaching(), reading()],
+            parents=list(parents) or [common(), reaching(), reading()],
         )
 
     def new_member(sub: argparse.ArgumentParser) -> None:
@@ -384,6 +394,63 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("action", choices=["forget"], metavar="forget")
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
+
+    sub = add(
+        "backup",
+        "write the state of the cluster to a file, while it serves",
+        "backup /backups/tasksprint-monday",
+        common(),
+        reaching(),
+        reading(),
+    )
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--force", action="store_true", help="overwrite FILE")
+
+    sub = add(
+        "restore",
+        "make the data directory of a new cluster of one out of a backup",
+        "restore /backups/tasksprint-monday --data-dir /var/lib/tasksprint/1",
+        reading(),
+    )
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument(
+        "--data-dir", metavar="DIR", required=True, help="a new or an empty directory"
+    )
+    sub.add_argument("--id", type=int, default=1, help="the replica's number (default 1)")
+    sub.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:7070",
+        help="address at which it will listen (default 127.0.0.1:7070)",
+    )
+    sub.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="address that others will reach it by (default: --listen)",
+    )
+
+    sub = add(
+        "log",
+        "look into the log and the state of a coordinator, or into a backup",
+        "log verify --data-dir /var/lib/tasksprint/1",
+    )
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    sub = act(
+        "verify",
+        "check every checksum of a coordinator's data (it may be running) or of a backup",
+        "log verify --data-dir /var/lib/tasksprint/1",
+        reading(),
+    )
+    sub.add_argument("file", metavar="FILE", nargs="?", help="a backup")
+    sub.add_argument("--data-dir", metavar="DIR", help="of a coordinator")
+    sub = act(
+        "show",
+        "print the entries of the log that a coordinator keeps",
+        "log show --data-dir /var/lib/tasksprint/1 --slot 17..20",
+        reading(),
+    )
+    sub.add_argument("--data-dir", metavar="DIR", required=True, help="of a coordinator")
+    sub.add_argument("--slot", metavar="A..B", help="only these (default: all)")
 
     sub = add(
         "recover",

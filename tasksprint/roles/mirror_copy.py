@@ -1,4 +1,4 @@
-"""Copies of the mirror between coordinators: for a replica that was away for too long.
+"""Copies of the mirror: for a replica that was away for too long, and for backups.
 
 A replica lacks entries that nobody it can reach keeps any more. It opens a session at one
 that can give: a snapshot of that one's mirror, which the giver holds for a bounded time
@@ -8,9 +8,12 @@ all pieces up to it, so that nothing is missing and nothing came twice. When all
 there, and the copy names the slot and digest that the session began with, it replaces
 the receiver's mirror in one transaction.
 
-    POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships"}
+    POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships",
+                                         "origins"}
     GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
+
+Who names no replica takes a copy for a backup: the log isn't kept for it.
 
 Knows sessions, pieces and their checks; what is in a piece only the stores know.
 """
@@ -101,7 +104,7 @@ def check_piece(body: bytes, number: int, hasher: Any, *, who: str) -> tuple[str
 class _Session:
     """One open snapshot, and how far it was given."""
 
-    def __init__(self, snapshot: MirrorSnapshot, taker: ReplicaId, now_ms: int) -> None:
+    def __init__(self, snapshot: MirrorSnapshot, taker: ReplicaId | None, now_ms: int) -> None:
         self.snapshot = snapshot
         self.taker = taker
         self.end_slot = Slot(snapshot.applied.slot + 1)
@@ -137,11 +140,12 @@ class MirrorPaths:
         self._close_old()
         if len(self._sessions) >= _SESSIONS_MAX:
             raise Refused(f"this replica gives {_SESSIONS_MAX} copies already", status=_BUSY)
+        taker = ReplicaId(request.query_integer("replica", 0)) or None
         # The rows that wait for company are part of the copy, too.
         await self._coordinator.mirror_handed_over()
         snapshot = await self._coordinator.writer.run(_open_snapshot)
+        founding = self._coordinator.replica.founding
         name = self._coordinator.random.randbytes(16).hex()
-        taker = ReplicaId(request.query_integer("replica", 0))
         self._sessions[name] = _Session(snapshot, taker, self._coordinator.monotonic_ms())
         self._close_old()
         _log.info(
@@ -156,6 +160,7 @@ class MirrorPaths:
                 "cluster": snapshot.cluster,
                 "slot": snapshot.applied.slot,
                 "digest": snapshot.applied.digest,
+                "origins": () if founding is None else founding.origins,
                 "memberships": None
                 if snapshot.memberships is None
                 else snapshot.memberships.decode(),
@@ -172,7 +177,7 @@ class MirrorPaths:
         """
         if not self._sessions and not self._following:
             return None
-        slots = [session.end_slot for session in self._sessions.values()]
+        slots = [each.end_slot for each in self._sessions.values() if each.taker is not None]
         if self._following:
             status = self._coordinator.replica.status()
             for taker, (end_slot, until_ms) in list(self._following.items()):
@@ -230,7 +235,8 @@ class MirrorPaths:
         session = self._sessions.pop(name, None)
         if session is not None:
             until_ms = self._coordinator.monotonic_ms() + self._settings.mirror_session_max_ms
-            self._following[session.taker] = session.end_slot, until_ms
+            if session.taker is not None:
+                self._following[session.taker] = session.end_slot, until_ms
             # On the thread: behind a piece that is being read.
             self._coordinator.loop.run_in_executor(self._executor, session.snapshot.close)
 

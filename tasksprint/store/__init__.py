@@ -8,6 +8,8 @@
 - `result_store`: what a client's tasks made; `result_reader` reads it, `staging` brings
   in files, `result_records` are its plain types
 - `memory_result_store`: the same on an imagined disk
+- `inventory`: what a replica's file has, read beside its owner
+- `backup_file`: a backup, with checksums over every byte
 - `writer`: the thread that owns one store, and group commit
 
 A store is synchronous and knows nothing of loops and threads; it must be used by one

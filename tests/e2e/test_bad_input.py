@@ -42,6 +42,7 @@ from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, wri
 from tests.e2e.conftest import connect, wait_until
 from tests.packaging.standin import CHECKOUT
 from tests.roles.test_recover import make_store
+from tests.store.test_backup_file import make_backup
 from tests.torture.machines import Machines, copy_of_checkout
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,10 @@ SETTINGS = {
 }
 # What is asked for so often here that each gets no process of its own; that these commands
 # work as processes is seen in test_commands.py.
-QUESTIONS = ("submit", "result", "cancel", "logs", "jobs", "status", "recover")
+QUESTIONS = (
+    *("submit", "result", "cancel", "logs", "jobs", "status"),
+    *("backup", "restore", "log", "recover"),
+)
 # Nobody waits for so long unless something hangs.
 DEADLINE_S = 40.0
 
@@ -914,6 +918,87 @@ def check_stop(what: str, machines: Machines) -> None:
     exit_code = machines.processes["coordinator-1"].wait(DEADLINE_S)
     check(what, exit_code, machines.log("coordinator-1"))
     (machines.folder / "coordinator-1.log").unlink()
+
+
+# --- backups ---
+
+
+@row("backup over a file that exists")
+def test_backup_over_a_file(what: str, served: Served, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    served.commands.fails(what, "backup", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@row("backup where no coordinator answers")
+def test_backup_of_nobody(what: str, served: Served, tmp_path: Path) -> None:
+    path = str(tmp_path / "backup")
+    served.commands.fails(what, "backup", path, "--coordinators", "127.0.0.1:1")
+    assert list(tmp_path.iterdir()) == []
+
+
+@row("backup that can't be written")
+def test_backup_into_no_directory(what: str, served: Served, tmp_path: Path) -> None:
+    served.commands.fails(what, "backup", str(tmp_path / "nowhere" / "backup"))
+
+
+@row("restore into a directory that isn't empty")
+def test_restore_over_a_data_directory(what: str, commands: Commands, copied_dir: Path) -> None:
+    make_backup(copied_dir.parent / "backup")
+    backup = str(copied_dir.parent / "backup")
+    commands.fails(what, "restore", backup, "--data-dir", str(copied_dir))
+
+
+@row("restore of another file")
+def test_restore_of_another_file(what: str, commands: Commands, copied_dir: Path) -> None:
+    file, data_dir = str(copied_dir / "replica.db"), str(copied_dir / "data")
+    commands.fails(what, "restore", file, "--data-dir", data_dir)
+
+
+@pytest.fixture
+def damaged_backup(tmp_path: Path) -> Path:
+    """A backup in which a job has another name than when it was made."""
+    path = tmp_path / "backup"
+    make_backup(path)
+    path.write_bytes(path.read_bytes().replace(b"job 1", b"job 7", 1))
+    return path
+
+
+@row("restore of a damaged backup")
+def test_restore_of_a_damaged_backup(what: str, commands: Commands, damaged_backup: Path) -> None:
+    data_dir = damaged_backup.with_name("data")
+    commands.fails(what, "restore", str(damaged_backup), "--data-dir", str(data_dir))
+    assert not data_dir.exists()
+
+
+@row("coordinator on a restore that was interrupted")
+def test_coordinator_on_half_a_restore(what: str, commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "data" / "restoring").mkdir(parents=True)
+    commands.fails(what, *coordinator(tmp_path / "data"))
+    assert [each.name for each in (tmp_path / "data").iterdir()] == ["restoring"]
+
+
+@row("damage that `log verify` finds in a backup")
+def test_damage_in_a_backup(what: str, commands: Commands, damaged_backup: Path) -> None:
+    commands.fails(what, "log", "verify", str(damaged_backup))
+
+
+@row("damage that `log verify` finds in a data directory")
+def test_damage_in_a_data_directory(what: str, commands: Commands, used_member: Path) -> None:
+    with contextlib.closing(sqlite3.connect(used_member / "replica.db")) as database:
+        database.execute("UPDATE log SET value = x'00' WHERE slot = 3")
+        database.commit()
+    commands.fails(what, "log", "verify", "--data-dir", str(used_member))
+
+
+@row("`log verify` of nothing")
+def test_verification_of_nothing(what: str, commands: Commands) -> None:
+    commands.fails(what, "log", "verify")
+
+
+@row("`--slot` that is no range")
+def test_slots_that_are_no_range(what: str, commands: Commands, used_member: Path) -> None:
+    commands.fails(what, "log", "show", "--data-dir", str(used_member), "--slot", "all")
 
 
 # --- recovery ---

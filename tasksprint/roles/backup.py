@@ -1,0 +1,280 @@
+"""`backup`: the state of a running cluster, taken from one replica, in one file.
+
+Any coordinator that is up will do: it gives a copy of its mirror as it would to another
+replica (mirror_copy.py), piece by piece, while it serves. The archives of the jobs in it
+follow. The file is written beside its place, synced, read back and checked, and only
+then gets its name.
+
+Blocking, as all commands: nothing here needs a loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any
+
+from tasksprint.encoding import encode_json
+from tasksprint.errors import (
+    EXIT_OK,
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    StoreError,
+    UsageError,
+)
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.roles.clock import monotonic_ms, wall_ms
+from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.mirror_copy import check_piece
+from tasksprint.roles.recover import ago
+from tasksprint.settings import RULES, Settings
+from tasksprint.store.backup_file import VERSION, BackupWriter, Contents, check_backup
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["run_backup"]
+
+# A replica so many slots behind is as good as the one that is furthest.
+_LAG_SLOTS = 1_000
+_PIECE_PAUSE_S = 0.2
+_PROGRESS_S = 1.0
+
+
+def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings) -> int:
+    """Carry out `backup`."""
+    path = Path(options.file)
+    if path.is_dir():
+        raise UsageError(f"{options.file!r} is a directory", hint="name a file in it")
+    if path.exists() and not options.force:
+        raise UsageError(f"{options.file!r} exists already", hint="--force overwrites it")
+    source = _choose(cluster, parse_addresses(options.coordinators))
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        told = _Backup(cluster, source, path, settings).make()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if options.json:
+        sys.stdout.buffer.write(encode_json(told) + b"\n")
+        sys.stdout.buffer.flush()
+    else:
+        print(
+            f"backed up cluster {told['cluster']} at slot {told['slot']} from replica "
+            f"{told['replica']}: {told['jobs']} jobs ({told['jobs_running']} running), "
+            f"{told['archives']} archives, {told['bytes']} bytes in {options.file!r}; its last "
+            f"tick was {ago(told['wall_ms'])}"
+        )
+    return EXIT_OK
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The replica that gives the backup."""
+
+    address: str
+    replica: int
+    slot: int
+    is_leader: bool
+
+
+def _choose(cluster: Cluster, addresses: list[str]) -> _Source:
+    """Return whom to ask: one that is far enough, and rather not the leader."""
+    found: dict[str, list[_Source]] = {}
+    failures: list[str] = []
+    for address in addresses:
+        try:
+            status = cluster.direct(address, "GET", "/v1/status").json()
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            failures.append(f"{address}: {error}")
+            continue
+        if status["cluster"] is None:
+            failures.append(f"{address}: replica {status['replica']} is in no cluster yet")
+            continue
+        replica = status["replica"]
+        found.setdefault(status["cluster"], []).append(
+            _Source(address, replica, status["applied_slot"], status["leader"] == replica)
+        )
+    if not found:
+        raise PeerUnreachable(
+            "no coordinator can be backed up: " + "; ".join(failures),
+            hint="name others with --coordinators",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"coordinators of several clusters answer: {', '.join(sorted(found))}",
+            hint="name one with --cluster",
+        )
+    (sources,) = found.values()
+    far = max(source.slot for source in sources) - _LAG_SLOTS
+    return min(
+        [source for source in sources if source.slot >= far],
+        key=lambda source: (source.is_leader, -source.slot),
+    )
+
+
+class _Backup:
+    """One backup being made."""
+
+    def __init__(self, cluster: Cluster, source: _Source, path: Path, settings: Settings) -> None:
+        self._cluster = cluster
+        self._source = source
+        self._path = path
+        self._settings = settings
+        self._contents = Contents()
+        self._archives = 0
+        self._told_s = time.monotonic()
+
+    def make(self) -> dict[str, Any]:
+        """Make it, and return what is said of it."""
+        partial = self._path.with_name(f"{self._path.name}.partial-{secrets.token_hex(4)}")
+        try:
+            with _errors_about(partial):
+                told = self._write(partial)
+            checked = check_backup(partial)
+            if checked.problems:
+                raise StoreError(
+                    f"the backup isn't what was written: {checked.problems[0]}",
+                    hint="check the disk",
+                )
+            with _errors_about(self._path):
+                os.replace(partial, self._path)
+                _sync(self._path.parent)
+            return {**told, "bytes": checked.size}
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+    def _write(self, partial: Path) -> dict[str, Any]:
+        opened = self._ask("POST", "/v1/mirror").json()
+        session = opened["session"]
+        head = {
+            "version": VERSION,
+            "replica": self._source.replica,
+            "rules": RULES.version,
+            "made_ms": wall_ms(),
+            **{name: opened[name] for name in ("cluster", "origins", "slot", "digest")},
+            "memberships": opened["memberships"],
+        }
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            writer = BackupWriter(file)
+            writer.add("backup", **head)
+            try:
+                self._write_rows(writer, session)
+            finally:
+                # If it doesn't hear this, it closes the copy by itself after a while.
+                with contextlib.suppress(PeerUnreachable, Refused, RemoteProtocolError):
+                    self._ask("POST", f"/v1/mirror/{session}/close")
+            problem = self._contents.problem(opened["slot"], opened["digest"])
+            if problem is not None:
+                who = f"replica {self._source.replica}"
+                raise RemoteProtocolError(f"{who} gave half a state: {problem}")
+            self._write_archives(writer)
+            writer.end()
+            _sync_file(file)
+        contents = self._contents
+        return {
+            **{name: head[name] for name in ("cluster", "replica", "slot", "digest")},
+            "wall_ms": contents.wall_ms,
+            "jobs": contents.jobs,
+            "jobs_running": len(contents.running),
+            "rows": contents.rows,
+            "archives": self._archives,
+        }
+
+    def _write_rows(self, writer: BackupWriter, session: str) -> None:
+        who = f"replica {self._source.replica}"
+        hasher = hashlib.sha256()
+        number, is_last = 0, False
+        while not is_last:
+            body = self._piece(session, number)
+            table, text, is_last = check_piece(body, number, hasher, who=who)
+            rows = self._contents.take(table, text)
+            writer.add("rows", text, table=table, rows=rows)
+            number += 1
+            self._tell(writer)
+
+    def _piece(self, session: str, number: int) -> bytes:
+        """Fetch one piece, again and again while the giver holds the session."""
+        give_up_ms = monotonic_ms() + self._settings.mirror_session_idle_ms
+        while True:
+            try:
+                return self._ask("GET", f"/v1/mirror/{session}/{number}").body
+            except PeerUnreachable:
+                if monotonic_ms() >= give_up_ms:
+                    raise
+            time.sleep(_PIECE_PAUSE_S)
+
+    def _write_archives(self, writer: BackupWriter) -> None:
+        for program, jobs in sorted(self._contents.programs.items()):
+            running = sorted(self._contents.running.intersection(jobs))
+            try:
+                archive = self._ask("GET", f"/v1/archives/{program}").body
+                is_right = hashlib.sha256(archive).hexdigest() == program
+            except Refused as error:
+                # Nobody who is up has it. An ended job doesn't need it any more.
+                if running:
+                    raise PeerUnreachable(
+                        f"no coordinator that is up has the archive of job {running[0]}: {error}",
+                        hint="start the others, and try again",
+                    ) from error
+                continue
+            if not is_right:
+                raise RemoteProtocolError(
+                    f"replica {self._source.replica} gave another archive than {program}"
+                )
+            writer.add("archive", archive)
+            self._archives += 1
+            self._tell(writer)
+
+    def _ask(self, method: str, path: str) -> HttpResponse:
+        return self._cluster.direct(self._source.address, method, path)
+
+    def _tell(self, writer: BackupWriter) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s >= _PROGRESS_S:
+            self._told_s = now_s
+            print(
+                f"{self._contents.rows} rows, {self._archives} archives, "
+                f"{writer.size / 1e6:.1f} MB",
+                file=sys.stderr,
+            )
+
+
+@contextlib.contextmanager
+def _errors_about(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write backup {str(path)!r}: {error.strerror}") from error
+
+
+def _sync_file(file: IO[bytes]) -> None:
+    """Have it on the disk, and not in memory: it is read back from there."""
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

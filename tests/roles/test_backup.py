@@ -1,0 +1,132 @@
+"""Whom `backup` asks, and what is left of one that was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tasksprint.encoding import encode_json
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError, StoreError, UsageError
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.roles import backup as backup_module
+from tasksprint.roles.backup import _Backup, _choose, _Source
+from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.mirror_copy import piece_body
+from tasksprint.settings import Settings
+from tasksprint.store.backup_file import check_backup
+from tasksprint.store.mirror_snapshot import CopyPiece
+
+
+class Coordinators:
+    """Coordinators by address: (replica, leader, applied slot, cluster); None: it is down."""
+
+    def __init__(self, *found: tuple[int, int, int, str | None] | None) -> None:
+        self.addresses = [f"h:{number}" for number, _ in enumerate(found, 1)]
+        self._found = dict(zip(self.addresses, found, strict=True))
+
+    def direct(self, address: str, method: str, path: str) -> HttpResponse:
+        found = self._found[address]
+        if found is None:
+            raise PeerUnreachable(f"cannot reach {address}")
+        names = ("replica", "leader", "applied_slot", "cluster")
+        status: dict[str, Any] = dict(zip(names, found, strict=True))
+        return HttpResponse(200, {}, encode_json(status))
+
+    def chosen(self) -> int:
+        return _choose(cast(Cluster, self), self.addresses).replica
+
+
+@pytest.mark.parametrize(
+    ("coordinators", "replica"),
+    [
+        # A follower, of those that are far enough the one that is furthest.
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_998, "c"), (3, 1, 4_999, "c")), 3),
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_000, "c"), (3, 1, 3_000, "c")), 2),
+        # The leader, if all others are far behind, or down, or new.
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 3_999, "c")), 1),
+        (Coordinators(None, (2, 2, 7, "c"), (3, 2, 0, None)), 2),
+    ],
+)
+def test_backup_is_taken_from_one_that_is_far_enough(
+    coordinators: Coordinators, replica: int
+) -> None:
+    assert coordinators.chosen() == replica
+
+
+def test_backup_of_nobody_and_of_several_clusters_is_refused() -> None:
+    with pytest.raises(PeerUnreachable) as caught:
+        Coordinators(None, (2, 0, 0, None)).chosen()
+    assert str(caught.value) == (
+        "no coordinator can be backed up: h:1: cannot reach h:1; h:2: replica 2 is in no cluster "
+        "yet; name others with --coordinators"
+    )
+    with pytest.raises(UsageError, match="coordinators of several clusters answer: c, d; name"):
+        Coordinators((1, 1, 5, "d"), (2, 2, 5, "c")).chosen()
+
+
+class Giver:
+    """A coordinator that gives the empty state in three pieces, unless something happens."""
+
+    def __init__(self, at: str = "", happens: BaseException | None = None) -> None:
+        self.at = at
+        self.happens = happens
+        self.asked: list[str] = []
+
+    def direct(self, address: str, method: str, path: str) -> HttpResponse:
+        self.asked.append(path)
+        if path == self.at and self.happens is not None:
+            raise self.happens
+        if path == "/v1/mirror":
+            opened = {"session": "s", "cluster": "c", "origins": [], "memberships": None}
+            return HttpResponse(200, {}, encode_json({**opened, "slot": 0, "digest": ""}))
+        if path.endswith("/close"):
+            return HttpResponse(200, {}, b"{}")
+        number = int(path.rpartition("/")[2])
+        place = None if number == 2 else ("jobs", (1,))
+        whole = hashlib.sha256(b"[]" * (number + 1)).hexdigest()
+        return HttpResponse(200, {}, piece_body(CopyPiece("jobs", 0, b"[]", place), number, whole))
+
+
+def back_up(giver: Giver, path: Path) -> dict[str, Any]:
+    source = _Source("h:2", 2, 7, False)
+    settings = Settings(mirror_session_idle_ms=1)
+    return _Backup(cast(Cluster, giver), source, path, settings).make()
+
+
+def test_backup_is_made_of_all_pieces_and_the_copy_is_closed(tmp_path: Path) -> None:
+    giver = Giver()
+    told = back_up(giver, tmp_path / "backup")
+    assert (told["cluster"], told["replica"], told["jobs"]) == ("c", 2, 0)
+    assert giver.asked == ["/v1/mirror", *[f"/v1/mirror/s/{n}" for n in (0, 1, 2, "close")]]
+    assert check_backup(tmp_path / "backup").records == 5
+    assert [each.name for each in tmp_path.iterdir()] == ["backup"]
+
+
+@pytest.mark.parametrize(
+    "happens", [KeyboardInterrupt(), PeerUnreachable("it is gone"), RemoteProtocolError("what?")]
+)
+@pytest.mark.parametrize("at", ["/v1/mirror", "/v1/mirror/s/0", "/v1/mirror/s/2"])
+def test_interrupted_backup_leaves_nothing(
+    tmp_path: Path, at: str, happens: BaseException
+) -> None:
+    giver = Giver(at, happens)
+    with pytest.raises(type(happens)):
+        back_up(giver, tmp_path / "backup")
+    assert list(tmp_path.iterdir()) == []
+    assert giver.asked[-1] == ("/v1/mirror/s/close" if at != "/v1/mirror" else at)
+
+
+def test_backup_that_the_disk_spoils_at_once_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(path: Path) -> Any:
+        path.write_bytes(path.read_bytes().replace(b"jobs", b"j0bs", 1))
+        return check_backup(path)
+
+    monkeypatch.setattr(backup_module, "check_backup", spoil)
+    with pytest.raises(StoreError, match="the backup isn't what was written: "):
+        back_up(Giver(), tmp_path / "backup")
+    assert list(tmp_path.iterdir()) == []
