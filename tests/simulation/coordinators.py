@@ -35,6 +35,7 @@ from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_streams import SimStreams
 from tests.simulation.sim_writer import SimDisk, SimWriter
 from tests.simulation.wire import Wire
+from tests.simulation.world import Violation
 
 __all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
 
@@ -202,6 +203,8 @@ class SimCoordinator(Coordinator):
                 node.observer.acknowledged_by(node, command)
             then(reply)
 
+        if self.replica.is_leader:  # Before: it may be chosen within the call.
+            node.observer.proposed(node, command)
         super().decide_then(command, decoded, decided)
 
     async def confirm_read(self) -> Schedule:
@@ -443,6 +446,8 @@ class CoordinatorNode:
         error = stopped.exception()
         self.has_ended = True
         process.kill()
+        if isinstance(error, Violation):
+            raise error  # What the observer raised in it.
         if error is not None and not isinstance(error, SettingsError):
             self.observer.say(f"replica {self.me} fails: {type(error).__name__}: {error}")
         self.observer.stopped(self, "asked to" if error is None else str(error))
