@@ -212,8 +212,10 @@ class Outbox:
             # the chosen prefix alone isn't worth a write: it travels with the next one.
             return None
         chosen_end = self._learner.chosen_end
-        chosen_end_write = chosen_end if chosen_end > self._written_end else None
-        self._written_end = chosen_end
+        chosen_end_write: Slot | None = None
+        # (Where the disk spoiled entries, the mark is above what is here, and stays so.)
+        if chosen_end > self._written_end:
+            chosen_end_write = self._written_end = chosen_end
         self._founding = None
         self._memberships = None
         self._sequence += 1

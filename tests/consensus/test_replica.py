@@ -648,6 +648,21 @@ def test_mirror_ahead_of_the_mark_counts_as_chosen() -> None:
     assert drain(replica) == []
 
 
+def test_mark_of_what_is_chosen_never_goes_back_while_lost_entries_are_fetched() -> None:
+    """Neither by the first write nor by a later one; else a promise could speak for them."""
+    replica = make(2, 3, known_end=Slot(5))
+    marks = []
+    for number in (1, 2, 3):
+        reply = CatchUpReply(Slot(number), (entry(number, 1, 1, "a"),), Slot(6), Slot(1))
+        replica.receive(from_peer(1, 2, reply), 0)
+        marks += [ready.persist.chosen_end for ready in drain(replica) if ready.persist]
+    assert marks == [None] * 3
+    entries = tuple(entry(slot, 1, 1, "a") for slot in (4, 5))
+    replica.receive(from_peer(1, 2, CatchUpReply(Slot(4), entries, Slot(6), Slot(1))), 0)
+    marks = [ready.persist.chosen_end for ready in drain(replica) if ready.persist]
+    assert marks == [6]
+
+
 def test_log_with_a_hole_is_refused() -> None:
     with pytest.raises(LocalProtocolError) as caught:
         make(2, 3, accepted=(entry(1, 1, 1, "a"),), chosen_end=Slot(3))
