@@ -87,6 +87,7 @@ class ClientMachine:
     """
 
     client_class: type[Client] = Client
+    writer_class: type[SimWriter] = SimWriter
 
     def __init__(
         self, world: World, name: str, on_answer: Callable[[ClientMachine], None]
@@ -100,6 +101,7 @@ class ClientMachine:
         self.disk.latency = random.choice(((0.05, 0.3), (0.1, 2.0), (1.0, 20.0)))
         self.directory = MemoryResults(name)
         self.programs: set[str] = set()
+        self.disks_lost = 0
         self.habits = NodeHabits(
             start_ms=random.choice((5.0, 30.0, 300.0)),
             crash_share=random.choice((0.0, 0.0, 0.01, 0.1)),
@@ -135,6 +137,13 @@ class ClientMachine:
             self.directory.crash()
             self.client = None
 
+    def lose_disk(self) -> None:
+        """End it, and find an empty disk at the next start: it will be another client."""
+        self.kill()
+        self.disks_lost += 1
+        self.directory = MemoryResults(f"{self.name}, disk {self.disks_lost}")
+        self.programs.clear()
+
     def stop(self) -> None:
         """Ask it to end in good order."""
         if self.client is not None and self.process is not None:
@@ -142,7 +151,7 @@ class ClientMachine:
 
     async def _run(self, process: SimProcess) -> None:
         store = MemoryResultStore.open(
-            self.directory, now_ms=0, identity=self.name, settings=self.world.settings
+            self.directory, now_ms=0, identity=self.directory.name, settings=self.world.settings
         )
         client = self.client_class(
             ClientOptions(
@@ -183,7 +192,7 @@ class ClientMachine:
             new_incarnation=lambda: f"{process.random.getrandbits(64):016x}",
             measure=self._measure,
             new_http=new_http,
-            new_writer=partial(SimWriter, self.disk, process),
+            new_writer=cast(Any, partial(self.writer_class, self.disk, process)),
             new_attach_server=lambda *_, **__: cast(Any, _NoAttachServer()),
             new_programs=lambda client: cast(Any, _Programs(self, client)),
             start_node=start_node,

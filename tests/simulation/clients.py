@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Clients"]
 
+# What the state machine notes, and how often a batch of seeds saw it.
+_NOTES = {
+    "completions void": " void: it consumed",
+    "results that changed": " has another result than before",
+    "results computed again": " computed again",
+    "results that came back": " came back",
+    "results lost by a client": " lost its copy",
+}
+
 
 class Clients:
     """All clients and people of one seed, as the scenario drives them."""
@@ -40,6 +49,7 @@ class Clients:
             for number in range(1, count + 1)
         ]
         self.people = People(world)
+        self.people.must_be_kept = lambda: not any(each.disks_lost for each in self.machines)
         scene = Scene(world, self.people, self.machines)
         self._rules = [rule(scene) for rule in self.rules]
         self._applied_end = 0
@@ -53,6 +63,7 @@ class Clients:
             self._cut,
             self._cut,
             self._stop,
+            self._lose_disk,
             self._change_disk,
             self._fill_disk,
         ]
@@ -106,6 +117,12 @@ class Clients:
             raise Violation("left-over", self._unfinished)
         return False
 
+    def describe(self) -> str:
+        """Say who isn't settled, for a seed that doesn't come to an end."""
+        if not self.people.is_settled:
+            return f"people wait: {self.people.describe()}"
+        return self._unfinished or "clients and people are settled"
+
     def check(self, schedules: list[Schedule]) -> None:
         """Check the rules at the end."""
         for operation, number in self.people.counts.items():
@@ -127,13 +144,24 @@ class Clients:
         is_first = slot > self._applied_end
         self._applied_end = max(self._applied_end, slot)
         entry = Entry(replica, slot, schedule, commands, applied, is_first)
-        for rule in self._rules:
-            rule.applied(entry)
+        for note in applied.notes if is_first else ():
+            for what, words in _NOTES.items():
+                if words in note:
+                    self.world.count(what)
+        # Told to the world, not raised: a coordinator would take it for a fault of its own.
+        try:
+            for rule in self._rules:
+                rule.applied(entry)
+        except Violation as violation:
+            self.world.violate(violation.rule, violation.text)
 
     def scheduler_got(self, replica: ReplicaId, run: object, line: bytes) -> None:
         """Take that a scheduler's process got a line."""
-        for rule in self._rules:
-            rule.scheduler_got(replica, run, line)
+        try:
+            for rule in self._rules:
+                rule.scheduler_got(replica, run, line)
+        except Violation as violation:
+            self.world.violate(violation.rule, violation.text)
 
     # --- looking ---
 
@@ -168,7 +196,14 @@ class Clients:
             self.world.say(f"{machine.name} is killed")
             self.world.count("clients killed")
             machine.kill()
-        self._later((20, 500, 4_000, 9_000), partial(self._start, machine))
+        self._later((20, 500, 4_000, 12_000), partial(self._start, machine))
+
+    def _lose_disk(self, machine: ClientMachine) -> None:
+        """Replace a machine by another one, of the same name, with an empty disk."""
+        self.world.say(f"{machine.name} loses its disk")
+        self.world.count("clients that lost their disk")
+        machine.lose_disk()
+        self._later((20, 4_000), partial(self._start, machine))
 
     def _stop(self, machine: ClientMachine) -> None:
         self.world.say(f"{machine.name} is asked to stop")

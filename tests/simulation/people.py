@@ -75,12 +75,14 @@ class People:
         self.to_forget: set[int] = set()  # jobs that somebody has asked to forget
         self.results: dict[int, KeptResults] = {}
         self.counts: Counter[str] = Counter()
+        # Whether no client has lost what it stored.
+        self.must_be_kept: Callable[[], bool] = lambda: True
         self._open: dict[int, Operation] = {}  # tries under way
         self._tries = 0
         self._leader: str | None = None
         self._is_over = False
-        self._working = 0  # people who are still at it
-        self._settling = 0
+        self._at_work: list[_Person] = []
+        self._is_settling = False  # Somebody will begin to see all to its end.
         self._last_number = 0
         self._job_max = random.choice((4, 8, 8, 16))
         self._pause_ms = random.choice((200.0, 800.0, 2_000.0))
@@ -102,23 +104,26 @@ class People:
                 self._person(f"prober of {address}", partial(self._probe, address))
 
     def stop(self) -> None:
-        """Begin nothing more."""
-        self._is_over = True
+        """Begin nothing more, but wait for somebody to settle what was begun."""
+        self._is_over = self._is_settling = True
 
     def settle(self) -> None:
         """See every job that was ever asked for to its end, now that all is healed."""
+        self._is_settling = False
         self._person("settler", self._settle)
-        self._settling += 1
 
     def submit_last(self) -> None:
         """Submit one more job, and see it to its end."""
-        self._settling += 1
         self._person("last", self._submit_last)
 
     @property
     def is_settled(self) -> bool:
         """Whether everybody has done what there was to do."""
-        return self._settling == 0 and self._working == 0
+        return not self._at_work and not self._is_settling
+
+    def describe(self) -> str:
+        """Say what people do now."""
+        return "; ".join(sorted(person.doing for person in self._at_work))
 
     def finished_history(self) -> list[Operation]:
         """Return all operations; those without an answer yet have an unknown outcome."""
@@ -131,11 +136,11 @@ class People:
     ) -> None:
         process = self.world.spawn(who)
         person = _Person(self, who, process)
-        self._working += 1
+        self._at_work.append(person)
 
         async def guarded() -> None:
             await work(person)
-            self._working -= 1
+            self._at_work.remove(person)
 
         process.start(guarded())
 
@@ -232,7 +237,6 @@ class People:
             await self._see_to_the_end(person, job_id)
         while await person.list_jobs() is None:
             await person.pause(200)
-        self._settling -= 1
 
     async def _submit_last(self, person: _Person) -> None:
         self._last_number += 1
@@ -240,7 +244,6 @@ class People:
         while (job_id := await person.submit(job)) is None:
             await person.pause(200)
         await self._see_to_the_end(person, job_id)
-        self._settling -= 1
 
     async def _see_to_the_end(self, person: _Person, job: int) -> None:
         while True:
@@ -262,6 +265,8 @@ class People:
         for number in range(tries):
             if number:
                 await person.pause(200)
+                if not self.must_be_kept():
+                    break
             found = await person.results(job)
             if found is not None:
                 before = self.results.setdefault(job, found)
@@ -271,7 +276,7 @@ class People:
                     )
                 self.counts["results fetched"] += 1
                 return
-        if tries > 1 and job not in self.to_forget:
+        if tries > 1 and job not in self.to_forget and self.must_be_kept():
             self.world.violate("results", f"what job {job} keeps can't be fetched")
 
     # --- the history ---
@@ -311,6 +316,7 @@ class _Person:
 
     def __init__(self, people: People, name: str, process: SimProcess) -> None:
         self.name = name
+        self.doing = name
         self._people = people
         self._world = people.world
         self._process = process
@@ -344,7 +350,9 @@ class _Person:
             return None
         number = found[1]
         assert isinstance(number, int)
-        self._people.acknowledged.setdefault(number, job)
+        if self._people.acknowledged.setdefault(number, job) is not job:
+            other = self._people.acknowledged[number]
+            self._world.violate("job-twice", f"{job} and {other} are both job {number}")
         return number
 
     async def ask(
@@ -419,6 +427,7 @@ class _Person:
         wait_ms: int = 0,
     ) -> tuple[int, bytes] | None:
         """Ask somebody, or `address`; None: there was no answer."""
+        self.doing = f"{self.name}: {method} {path}"
         people, is_named = self._people, address is not None
         if address is None:
             address = people.leader
