@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from tasksprint.consensus import Chosen, Envelope, Persist, Ready
 from tasksprint.coordination.commands import Command
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.errors import SettingsError
+from tasksprint.errors import SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
@@ -340,6 +340,9 @@ class CoordinatorNode:
         self.applied_end = Slot(1)
         self.digest: Any = ""
         self.has_ended = False  # by itself, for good
+        self.is_spoiled = False  # Its disk has damaged what others have.
+        self.is_lost = False  # … or what nobody else has.
+        self.restart_soon: Callable[[CoordinatorNode], None] = lambda node: None
         self._iterations = 0
         # For the rules of end_to_end.py: entries as they are applied, and lines that the
         # process of a scheduler gets.
@@ -375,13 +378,42 @@ class CoordinatorNode:
         process.call_soon(self._boot, process)
 
     def _boot(self, process: Process) -> None:
+        """Do as `coordinator_role` does."""
         self.life += 1
+        try:
+            try:
+                self.coordinator = self._make(process)
+            except StoreDamaged as error:
+                self.observer.say(f"replica {self.me}: {error.args[0]}")
+                self.coordinator = self._make(process)
+        except StoreError as error:
+            if not self.is_lost:
+                raise
+            self.observer.say(f"replica {self.me} ends: {error.args[0]}")
+            self.observer.count("disks that are lost by damage")
+            self.has_ended = True
+            process.kill()
+            return
+        coordinator = self.coordinator
+        process.loop.after_iteration = self._check_now_and_then
+        paths = CoordinatorPaths(coordinator)
+        coordinator.streams.add_to(paths.router)
+        process.listen(paths.router, on_bug=coordinator.fail)
+        coordinator.stopped.add_done_callback(partial(self._stopped, process))
+        coordinator.start()
+        if self._join:
+            coordinator.background(coordinator.members.look_for_cluster())
+
+    def _make(self, process: Process) -> SimCoordinator:
         store = MemoryReplicaStore.open(
             self.directory,
             self.me,
             now_ms=process.wall_ms(),
             incarnation=self.disk.state.incarnation,
         )
+        for text in store.repairs:
+            self.observer.say(f"replica {self.me} repaired its store: {text}")
+            self.observer.count("stores repaired")
         self.applied_end = self.disk.state.applied_end
         self.digest = self.disk.state.digest
         self.observer.started(self)
@@ -393,21 +425,18 @@ class CoordinatorNode:
             key=KEY,
             join=self._join,
         )
-        self.coordinator = coordinator = self.coordinator_class(
-            self,
-            options,
-            self.settings,
-            cast(ReplicaStore, store),
-            surroundings=self._surroundings(process),
-        )
-        process.loop.after_iteration = self._check_now_and_then
-        paths = CoordinatorPaths(coordinator)
-        coordinator.streams.add_to(paths.router)
-        process.listen(paths.router, on_bug=coordinator.fail)
-        coordinator.stopped.add_done_callback(partial(self._stopped, process))
-        coordinator.start()
-        if self._join:
-            coordinator.background(coordinator.members.look_for_cluster())
+        try:
+            return self.coordinator_class(
+                self,
+                options,
+                self.settings,
+                cast(ReplicaStore, store),
+                surroundings=self._surroundings(process),
+            )
+        except StoreDamaged as error:
+            store.note_damage(error)
+            store.close()
+            raise
 
     def _check_now_and_then(self) -> None:
         """Let the core assert what must hold; each time would be a fifth of all the work."""
@@ -448,6 +477,12 @@ class CoordinatorNode:
         process.kill()
         if isinstance(error, Violation):
             raise error  # What the observer raised in it.
+        if isinstance(error, StoreDamaged) and self.is_spoiled:
+            self.observer.say(f"replica {self.me} ends: {error.args[0]}")
+            self.observer.count("replicas that met damage")
+            self.has_ended = False  # It is started again, as it says.
+            self.restart_soon(self)
+            return
         if error is not None and not isinstance(error, SettingsError):
             self.observer.say(f"replica {self.me} fails: {type(error).__name__}: {error}")
         self.observer.stopped(self, "asked to" if error is None else str(error))
@@ -469,6 +504,37 @@ class CoordinatorNode:
         lost, kept = self.disk.lost, self.disk.kept
         process.kill()
         return self.disk.lost - lost, self.disk.kept - kept
+
+    def spoil(self, random: Random) -> None:
+        """Let the disk spoil something that the other members have, too."""
+        content = self.directory._content
+        assert content is not None
+        self.is_spoiled = True
+        open_from = max(content.chosen_end, content.applied.slot + 1)
+        chosen = [slot for slot in content.log if slot < open_from]
+        if chosen and random.random() < 0.5:
+            some = random.sample(chosen, min(len(chosen), random.choice((1, 1, 4))))
+            self.directory.damaged_slots |= set(some)
+            self.observer.say(f"replica {self.me}: the disk spoils slots {sorted(some)}")
+        else:
+            tables = [table for table, rows in content.mirror.items() if rows]
+            if tables:
+                table = random.choice(tables)
+                key = random.choice(list(content.mirror[table]))
+                self.directory.damaged_rows.add((table, key))
+                self.observer.say(f"replica {self.me}: the disk spoils row {key} of {table}")
+
+    def lose_promises(self, random: Random) -> None:
+        """Let the disk spoil what only this replica knows; after a crash."""
+        self.is_lost = True
+        content = self.directory._content
+        assert content is not None
+        open_from = max(content.chosen_end, content.applied.slot + 1)
+        is_open = [slot for slot in content.log if slot >= open_from]
+        if is_open and random.random() < 0.5:
+            self.directory.damaged_slots.add(random.choice(is_open))
+        else:
+            self.directory.is_progress_damaged = True
 
     def lose_disk(self) -> None:
         """Find an empty disk at the next start."""

@@ -75,6 +75,7 @@ class Faults:
             ("slow", 2, self._slow_down),
             ("wall", 1, self._set_clock),
             ("wipe", 2, self._wipe),
+            ("spoil", 4, self._spoil),
             ("client", 5, self._hit_client),
         ]
         # Some seeds are calm but for one kind; most have half of them.
@@ -170,6 +171,16 @@ class Faults:
         if self._world.may_wipe(node):
             self._world.wipe(node)
             self._later((100, 1_500), partial(self._world.start_node, node))
+
+    def _spoil(self, node: CoordinatorNode) -> None:
+        """Let a disk damage something, of a minority only: it is had from the others again."""
+        if not self._world.may_spoil(node):
+            return
+        self._world.count("disks that spoil something")
+        if self._random.random() < 0.7:
+            self._world.crash(node, power_loss=True)
+            self._later((50, 500), partial(self._world.start_node, node))
+        node.spoil(self._random)
 
     # --- the network ---
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from tasksprint.errors import StoreDamaged
 from tasksprint.store.writer import WriteTimes
 from tests.simulation.machines import Process
 from tests.simulation.timeline import Timeline
@@ -197,6 +198,9 @@ class SimWriter:
                 result = item.function(self._store, *item.arguments)
             except Exception as raised:
                 error = raised
+                if isinstance(raised, StoreDamaged):
+                    self._failure = raised
+                    self._process.loop.call_soon(self._on_failure, raised)
         self._process.loop.call_soon(_tell_called, item.future, result, error)
 
     def _crash(self) -> None:

@@ -106,6 +106,7 @@ class Whole:
         self.founders = dict(self.addresses)
         self.nodes: dict[ReplicaId, CoordinatorNode] = {}
         self.wiped: set[ReplicaId] = set()
+        self.spoiled: set[ReplicaId] = set()
         for me in members:
             self.add_node(me, join=())
         self.clients = clients_class(self)
@@ -236,6 +237,9 @@ class Whole:
         node.disk.latency = self.random.choice(((0.1, 1.0), (0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
         node.on_applied = lambda *entry: self.clients.applied(*entry)
         node.on_line = lambda *line: self.clients.scheduler_got(*line)
+        node.restart_soon = lambda node: self.after(
+            self.random.uniform(50, 1_000), lambda: self.start_node(node)
+        )
         self.nodes[me] = node
         return node
 
@@ -261,7 +265,7 @@ class Whole:
 
         Where the members change all the time, it takes an operator who looks first.
         """
-        lost = {*self.wiped, node.me}
+        lost = {*self.wiped, *self.spoiled, node.me}
         voters = {member.replica for member in self.checker.membership.voters}
         return (
             self.is_founded
@@ -272,13 +276,23 @@ class Whole:
             and 2 * len(lost & voters) < len(voters)
         )
 
+    def may_spoil(self, node: CoordinatorNode) -> bool:
+        """Whether a quorum of others has all that is on this disk."""
+        if node.me in self.wiped or not (node.me in self.spoiled or self.may_wipe(node)):
+            return False
+        self.spoiled.add(node.me)
+        return True
+
     def wipe(self, node: CoordinatorNode) -> None:
-        """Take a coordinator's disk away for good."""
+        """Take a coordinator's disk away for good, or what of it can't be replaced."""
         self.crash(node, power_loss=True)
         self.say(f"replica {node.me} loses its disk")
         self.count("disks lost")
         self.wiped.add(node.me)
-        node.lose_disk()
+        if self.random.random() < 0.5:
+            node.lose_disk()
+        else:
+            node.lose_promises(self.random)
         self.operator.replace(node.me)
 
     @property
@@ -394,7 +408,7 @@ class Whole:
             f"{node.replica.status() if node.replica is not None else 'down'}"
             for node in self.nodes.values()
         ]
-        return f"clients settled: {self.clients.is_settled}; " + "; ".join(states)
+        return f"{self.clients.describe()}; " + "; ".join(states)
 
     def close(self) -> None:
         """End all processes, and what they left behind, without a word."""
