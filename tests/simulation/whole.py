@@ -81,6 +81,7 @@ class Whole:
         trace: Callable[[str], None] | None = None,
         node_class: type[CoordinatorNode] = CoordinatorNode,
         clients_class: type[Clients] = Clients,
+        faults_class: type[Faults] = Faults,
     ) -> None:
         self.random = random = Random(seed)
         self.timeline = Timeline()
@@ -111,7 +112,7 @@ class Whole:
             self.add_node(me, join=())
         self.clients = clients_class(self)
         self.operator = Operator(self, Random(random.random()))
-        self.faults = Faults(self, Random(random.random()))
+        self.faults = faults_class(self, Random(random.random()))
 
     # --- the world, as its parts see it ---
 
@@ -495,11 +496,18 @@ def run_whole(
     trace: Callable[[str], None] | None = None,
     node_class: type[CoordinatorNode] = CoordinatorNode,
     clients_class: type[Clients] = Clients,
+    faults_class: type[Faults] = Faults,
 ) -> Outcome:
     """Run one seed to its end, or to the first broken rule."""
     logger = logging.getLogger("tasksprint")
     before = logger.level, logger.propagate
-    world = Whole(seed, trace=trace, node_class=node_class, clients_class=clients_class)
+    world = Whole(
+        seed,
+        trace=trace,
+        node_class=node_class,
+        clients_class=clients_class,
+        faults_class=faults_class,
+    )
     printer = _Printer(world)
     logger.propagate = False
     logger.setLevel(logging.CRITICAL + 1 if trace is None else logging.INFO)
