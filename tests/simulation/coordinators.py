@@ -7,7 +7,7 @@ and goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,7 +20,6 @@ from tasksprint.errors import SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
-from tasksprint.roles import replica_codec
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.decisions import Decided
@@ -189,6 +188,11 @@ class SimCoordinator(Coordinator):
             self.node.observer.noted(self.node, text)
         super()._carry_out(ready)
 
+    def _send(self, envelopes: Iterable[Envelope]) -> None:
+        for envelope in envelopes:
+            self.node.observer.sends(self.node, envelope)
+            super()._send((envelope,))
+
     def _applied(self, chosen: Chosen, applied: Applied) -> None:
         assert self.schedule is not None
         self.node.applied(chosen, self.schedule)
@@ -224,18 +228,6 @@ class SimCoordinator(Coordinator):
         await super().install_copy(applied, memberships)
         assert self.schedule is not None
         self.node.copied(self.schedule)
-
-
-class _Streams(SimStreams):
-    """Shows each frame to the observer before it goes."""
-
-    def __init__(self, node: CoordinatorNode, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._node = node
-
-    def send(self, peer: ReplicaId, frame: bytes) -> bool:
-        self._node.sends(frame)
-        return super().send(peer, frame)
 
 
 class _State:
@@ -464,7 +456,7 @@ class CoordinatorNode:
             wall_ms=process.wall_ms,
             new_random=lambda: Random(process.random.random()),
             new_http=lambda key, settings: cast(Any, SimHttp(self.wire, process, settings)),
-            new_streams=partial(_Streams, self, self.wire, process),
+            new_streams=partial(SimStreams, self.wire, process),
             new_writer=cast(Any, partial(self.writer_class, self.disk, process)),
             unpack=lambda archive, digest, root: root / digest,
             start_scheduler=start_scheduler,
@@ -542,10 +534,6 @@ class CoordinatorNode:
         self.disk.renew()
 
     # --- what is observed ---
-
-    def sends(self, frame: bytes) -> None:
-        """A frame leaves."""
-        self.observer.sends(self, replica_codec.decode(frame, who="itself"))
 
     def applied(self, chosen: Chosen, schedule: Schedule) -> None:
         """An entry was applied."""

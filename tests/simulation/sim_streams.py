@@ -21,11 +21,7 @@ __all__ = ["SimStreams"]
 
 
 class SimStreams(PeerStreams):
-    """The streams of one simulated coordinator.
-
-    Args:
-        on_send: Sees each frame that is handed over while there is a connection.
-    """
+    """The streams of one simulated coordinator."""
 
     def __init__(self, wire: Wire, process: Process, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

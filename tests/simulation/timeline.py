@@ -23,7 +23,8 @@ class Timeline:
     def after(self, delay: float, event: Callable[[], None]) -> None:
         """Let `event` happen `delay` from now; events of the same time keep their order."""
         self._count += 1
-        heapq.heappush(self._queue, (self.now + max(delay, 0.0), self._count, event))
+        due = self.now + delay if delay > 0.0 else self.now
+        heapq.heappush(self._queue, (due, self._count, event))
 
     def step(self) -> bool:
         """Let the next event happen; False: there is none."""

@@ -189,8 +189,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._iteration_is_due = True
         if self._long_share and self._random.random() < self._long_share:
             delay_ms += self._random.uniform(0, _LONG_MS)
-        delay_ms = max(delay_ms, self.busy_until - self._timeline.now)
-        self._timeline.after(delay_ms, self._iterate)
+        left_ms = self.busy_until - self._timeline.now
+        self._timeline.after(delay_ms if delay_ms > left_ms else left_ms, self._iterate)
 
     def _iterate(self) -> None:
         if self.is_frozen or self.is_dead:
