@@ -280,7 +280,9 @@ class Faults:
 
                 return pass_on
             case "split":
-                left = [everybody[n] for n in some]
+                # At least one on each side.
+                sides = 1 + fault.some % (2 ** len(everybody) - 2)
+                left = [host for n, host in enumerate(everybody) if sides >> n & 1]
                 right = [host for host in everybody if host not in left]
                 self._say(fault, f"{left} from {right}")
                 cut(network, left, right)
