@@ -137,12 +137,11 @@ class Admission:
                 self._hear_stranger(source, message)
             case _ if self.founding is not None:
                 self._refuse(source, envelope.source_incarnation, self.founding)
-            case _ if self._is_joining:
-                # It knows us and thinks that we know it: it has added this replica.
+            case _:
+                # It thinks that we know it: it has added this replica, or knows it from a
+                # life before its disk was lost. Of the founding members, all may have left.
                 self._foundation.note(source, envelope.source_incarnation)
                 self._outbox.send(source, self._foundation.hello(source, None))
-            case _:
-                pass  # Unfounded: nothing that replicas say concerns us yet.
 
     def _hear_hello(self, source: ReplicaId, incarnation: Incarnation, hello: Hello) -> None:
         founding = self.founding

@@ -12,6 +12,7 @@ from tasksprint.consensus import (
     Envelope,
     Found,
     Founding,
+    Heartbeat,
     Hello,
     Member,
     Membership,
@@ -108,7 +109,11 @@ def test_member_that_is_named_writes_the_founding_entry_and_takes_part() -> None
     replica = _unfounded(2)
     accept = Accept(ballot(1, 1), Slot(1), value("a"), Slot(1))
     replica.receive(from_peer(1, 2, accept), 0)
-    assert drain(replica) == []  # Nothing concerns it yet.
+    # It takes no part yet, and asks who speaks with it so.
+    hello = Hello("h2", Incarnation("inc1"), None, _MEMBERS)
+    (ready,) = drain(replica)
+    assert sent([ready]) == [(1, hello)]
+    assert ready.persist is None
     replica.receive(from_peer(1, 2, Found(founded(3), _membership(3))), 0)
     replica.receive(from_peer(1, 2, accept), 0)
     (ready,) = drain(replica)
@@ -152,6 +157,19 @@ def test_replica_that_is_told_that_it_lost_its_disk_stops_with_one_sentence() ->
     replica.tick(10**9)
     assert replica.ready() is None
     assert replica.status().role == "stopped"
+
+
+def test_replica_that_lost_its_disk_is_told_by_members_that_it_never_heard_of() -> None:
+    """All other founding members may have left: it greets them in vain."""
+    blank = _unfounded(2)
+    later = make(3, 3)  # Let 3 be one that was added later.
+    blank.receive(from_peer(3, 2, Heartbeat(ballot(5, 3), 1, Slot(1))), 0)
+    ((target, hello),) = sent(drain(blank))
+    assert target == 3
+    later.receive(from_peer(2, 3, hello, incarnation="new2"), 0)
+    ((_, stranger),) = sent(drain(later))
+    assert isinstance(stranger, Stranger)
+    assert (stranger.expected, stranger.found) == ("inc2", "new2")
 
 
 def test_replica_that_is_no_member_is_told_so() -> None:

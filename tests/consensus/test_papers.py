@@ -14,6 +14,7 @@ from tasksprint.consensus import (
     Accept,
     Accepted,
     Ballot,
+    Hello,
     Nack,
     Persist,
     Prepare,
@@ -178,7 +179,9 @@ def test_replica_with_a_lost_disk_does_not_take_part() -> None:
     replica = make(3, 3, founding=None)
     stranger = from_peer(1, 3, Prepare(ballot(2, 1), Slot(1)))
     replica.receive(stranger, 0)
-    assert drain(replica) == []
+    (ready,) = drain(replica)
+    assert [type(message) for _, message in sent([ready])] == [Hello]  # "Who are you?"
+    assert ready.persist is None
 
 
 def test_repeated_command_of_the_leader_is_accepted_once() -> None:
