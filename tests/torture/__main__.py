@@ -16,7 +16,8 @@ Five coordinators, two clients, a job submitted every second, members that chang
   of jobs (`tests/linearizability/job_store.py`), changes and lists of members
   (`tests/linearizability/member_list.py`).
 - All members have applied the same slot and have the same digest, and their mirrors name the
-  same jobs. There are as many voters as at first; who was removed has stopped.
+  same jobs. There are as many voters as at first; who was removed has stopped, unless it lost
+  its disk and nobody is left who knows it: then it belongs to no cluster.
 - No process ended by itself, wrote a traceback, ended with an error when asked to end, or
   stayed behind.
 - After a run of 5 minutes or more: a leader that is stopped for 60 s under load declares no

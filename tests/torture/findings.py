@@ -16,6 +16,9 @@ from tests.torture.membership import Operator
 
 __all__ = ["check_files", "settle"]
 
+# So soon whoever was removed has been told, if anybody can tell it.
+_LEAVE_S = 15.0
+
 
 def settle(
     machines: Machines,
@@ -141,8 +144,11 @@ def _settle_members(
     for name in sorted(machines.leavers):
         if number_of(name) not in retired:
             wrong.append(f"{name} was removed, but isn't in {retired}")
+        leave_s = time.monotonic() + _LEAVE_S
         while machines.is_up(name):
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > leave_s and _has_no_part(machines, name):
+                machines.kill(name)
+            elif time.monotonic() > deadline_s:
                 wrong.append(f"{name} was removed, but doesn't stop")
                 break
             time.sleep(0.05)
@@ -152,6 +158,17 @@ def _settle_members(
         if code in (74, 78) and "lost its disk" not in said and "was removed" not in said:
             wrong.append(f"{name} ended with exit code {code} and doesn't say why")
     return wrong
+
+
+def _has_no_part(machines: Machines, name: str) -> bool:
+    """Whether a founding member with an empty disk waits for others that have left like it.
+
+    If it was cut off until it was replaced, nobody is left whom it knows or who knows it.
+    """
+    if name not in machines.founders:
+        return False
+    status = machines.status(name)
+    return status is not None and status["cluster"] is None
 
 
 def _check_counts(machines: Machines, load: Load) -> list[str]:
