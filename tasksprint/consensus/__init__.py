@@ -8,6 +8,7 @@
 - `founding`, `admission`: who belongs to the cluster, in which life
 - `membership`, `members`: who votes in which slot
 - `changes`, `reconfiguration`: how that changes
+- `marks`: whose disk went back in time
 - `outbox`: what must be durable before what is said
 - `pace`: whether a leader's disk keeps up with the others
 - `replica`: the facade over all of it
@@ -38,8 +39,9 @@ Departures from them, each explained where it is made:
   leaves elections to them for a while; the papers know no slow disks.
 - Reads are confirmed by a round of heartbeats instead of by the leases of "Paxos Made
   Live": no clock is trusted.
-- A disk that lost its content is noticed by its incarnation; one that went back in time
-  (a restored copy) is not.
+- A disk that lost its content is noticed by its incarnation, one that went back in time (a
+  restored copy, writes that were reported and lost) by its durable number, as soon as it
+  speaks with somebody who heard of a later one. The papers take it that neither happens.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ from tasksprint.consensus.founding import (
     decode_founding,
     encode_founding,
 )
+from tasksprint.consensus.marks import NO_MARK, DurableNumbers, KnownMark, Mark
 from tasksprint.consensus.membership import (
     ALPHA,
     Membership,
@@ -84,11 +87,13 @@ from tasksprint.consensus.messages import (
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Marks,
     Message,
     Nack,
     Prepare,
     Promise,
     Resign,
+    Stale,
     Stranger,
 )
 from tasksprint.consensus.replica import Replica
@@ -97,6 +102,7 @@ __all__ = [
     "ALPHA",
     "NOOP",
     "NO_BALLOT",
+    "NO_MARK",
     "Accept",
     "Accepted",
     "Ballot",
@@ -106,6 +112,7 @@ __all__ = [
     "CatchUpRequest",
     "Chosen",
     "ChosenNotice",
+    "DurableNumbers",
     "Envelope",
     "Forward",
     "Found",
@@ -113,7 +120,10 @@ __all__ = [
     "Heartbeat",
     "HeartbeatReply",
     "Hello",
+    "KnownMark",
     "LogEntry",
+    "Mark",
+    "Marks",
     "Member",
     "Membership",
     "Message",
@@ -127,6 +137,7 @@ __all__ = [
     "Recovered",
     "Replica",
     "Resign",
+    "Stale",
     "Status",
     "Stranger",
     "decode_batch",

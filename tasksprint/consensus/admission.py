@@ -26,12 +26,13 @@ from tasksprint.consensus.founding import (
     decode_founding,
     encode_founding,
     lost_disk,
+    older_disk,
     was_removed,
 )
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.membership import Membership, decode_membership, encode_membership
-from tasksprint.consensus.messages import Envelope, Found, Hello, Stranger
+from tasksprint.consensus.messages import Envelope, Found, Hello, Marks, Stale, Stranger
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.ids import Incarnation, ReplicaId
 
@@ -122,6 +123,28 @@ class Admission:
             replica: member.address for replica, member in roster.items() if replica != self._me
         }
         self._outbox.peers = tuple(self.addresses)
+        self._outbox.numbers.keep(self.incarnations.values())
+
+    # --- disks that went back in time ---
+
+    def refuse_older(self, envelope: Envelope) -> None:
+        """Tell a member that it counts as lost; or a former life of it, which hears nothing."""
+        source, mark = envelope.source, envelope.mark
+        seen = self._outbox.numbers.seen(envelope.source_incarnation)
+        self._outbox.send(source, Stale(mark.life, seen, mark.start))
+
+    def _hear_marks(self, source: ReplicaId, message: Marks) -> None:
+        numbers = self._outbox.numbers
+        seen = numbers.take(message.known)
+        if seen is not None:
+            self._hear_older(source, numbers.last.life, seen)
+
+    def _hear_older(self, source: ReplicaId, life: int, seen: int) -> None:
+        mine = self._outbox.numbers.last
+        if life == mine.life:  # Else: said about a former life.
+            self._outbox.fatal = older_disk(self._me, mine.start, source, seen)
+
+    # --- who comes ---
 
     def hear(self, envelope: Envelope) -> None:
         """Take a greeting, or any message from outside the membership."""
@@ -135,6 +158,10 @@ class Admission:
                 self._hear_found(source, message)
             case Stranger():
                 self._hear_stranger(source, message)
+            case Stale():
+                self._hear_older(source, message.life, message.seen)
+            case Marks() if self.incarnations.get(source) == envelope.source_incarnation:
+                self._hear_marks(source, message)
             case _ if self.founding is not None:
                 self._refuse(source, envelope.source_incarnation, self.founding)
             case _:

@@ -61,7 +61,12 @@ class Candidate:
     def tick(self, now_ms: int) -> None:
         """Ask for an election, ask again, or give up, if one of them is due."""
         campaign = self.campaign
-        if campaign is None:
+        if not self._learner.is_whole:
+            # What it knows to be chosen isn't all here: it would propose something else.
+            if now_ms >= self._election.deadline_ms:
+                self._election.wait(now_ms)
+                self._catch_up.seek(now_ms)
+        elif campaign is None:
             if now_ms < self._election.deadline_ms:
                 return
             if self._outbox.owes_founding:

@@ -61,6 +61,11 @@ class CatchUp:
         if chosen_end > self._learner.chosen_end and self._target is None:
             self._ask(source, now_ms)
 
+    def seek(self, now_ms: int) -> None:
+        """Ask anybody, though nobody is known to be ahead."""
+        if self._target is None and self._outbox.peers:
+            self._ask(self._random.choice(self._outbox.peers), now_ms)
+
     def tick(self, now_ms: int) -> None:
         """Ask again, anyone who is known to be ahead: who was asked may be gone."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:

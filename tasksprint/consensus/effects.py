@@ -154,6 +154,7 @@ class Status:
     open_slots: int
     log_start: Slot = FIRST_SLOT  # first slot of the log that is kept
     state_givers: tuple[ReplicaId, ...] = ()  # nobody has the log that is lacked here
+    durable: int = 0  # its durable number (marks.py)
     handovers: int = 0  # times that it resigned since it started, as others would do better
     write_ms: int = 0  # how long the oldest unfinished write is under way; 0: none is
     peers: dict[ReplicaId, PeerStatus] = field(default_factory=dict)

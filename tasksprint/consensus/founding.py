@@ -35,6 +35,7 @@ __all__ = [
     "decode_founding",
     "encode_founding",
     "lost_disk",
+    "older_disk",
     "was_removed",
 ]
 
@@ -120,6 +121,15 @@ def lost_disk(
     return (
         f"replica {me} lost its disk (its incarnation is {mine}, the cluster knows {expected}); "
         "replace it by a new one: start that with a new --id and --join, then "
+        f"tasksprint member replace {me} ID=HOST:PORT"
+    )
+
+
+def older_disk(me: ReplicaId, found: int, source: ReplicaId, seen: int) -> str:
+    """Return the sentence with which a replica stops whose disk went back in time."""
+    return (
+        f"replica {me} returned with an older disk (durable number {found}, replica {source} has "
+        f"seen {seen}): it counts as lost; start a new one with a new --id and --join, then "
         f"tasksprint member replace {me} ID=HOST:PORT"
     )
 

@@ -30,6 +30,7 @@ from tasksprint.consensus.messages import (
     ChosenNotice,
     Heartbeat,
     HeartbeatReply,
+    Marks,
     Prepare,
     Promise,
 )
@@ -386,6 +387,8 @@ class Leadership:
             for peer in self._outbox.peers:
                 if peer not in proposal.votes:
                     self._outbox.send(peer, accept)
+        if known := self._outbox.numbers.take_untold():
+            self._outbox.send_all(Marks(known))
         self._start_beat()
 
     # --- reads ---

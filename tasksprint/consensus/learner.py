@@ -126,7 +126,10 @@ class Learner:
             if entry.slot == self.chosen_end:
                 self.choose(acceptor.close_with(entry), None)
             elif entry.slot > self.chosen_end:
-                return
+                break
+        # Behind a gap that the disk made, what is here was known to be chosen before it.
+        while self.chosen_end < self._known_end and self.chosen_end in acceptor.open:
+            self.choose(acceptor.close(self.chosen_end), None)
 
     def agrees(self, slot: Slot, ballot: Ballot, value: bytes) -> bool:
         """Whether a value proposed for a slot of the prefix is the chosen one.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.marks import NO_MARK, KnownMark, Mark
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 
 __all__ = [
@@ -24,14 +25,17 @@ __all__ = [
     "Envelope",
     "Forward",
     "Found",
+    "Greeting",
     "Heartbeat",
     "HeartbeatReply",
     "Hello",
+    "Marks",
     "Message",
     "Nack",
     "Prepare",
     "Promise",
     "Resign",
+    "Stale",
     "Stranger",
 ]
 
@@ -70,6 +74,22 @@ class Stranger:
     expected: Incarnation | None  # None: the cluster has no such member
     found: Incarnation
     membership: bytes  # that governs, as far as the source knows: the target may know better
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The target's disk is older than what was heard of it: it counts as lost (marks.py)."""
+
+    life: int  # of the target, in which it said what isn't believed
+    seen: int  # the durable number that the source has heard of
+    found: int  # the one that the target's disk had at the start of that life
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a leader knows of everybody's durable numbers."""
+
+    known: tuple[KnownMark, ...]
 
 
 # --- election ---
@@ -219,7 +239,13 @@ Message = (
     | CatchUpRequest
     | CatchUpReply
     | Forward
+    | Stale
+    | Marks
 )
+
+
+# Of who belongs to the cluster, and in which life: what admission.py hears.
+Greeting = Hello | Found | Stranger | Stale | Marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +256,4 @@ class Envelope:
     source_incarnation: Incarnation
     target: ReplicaId
     message: Message
+    mark: Mark = NO_MARK  # of the source

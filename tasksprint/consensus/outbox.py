@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import NO_BALLOT, Ballot
-from tasksprint.consensus.effects import Persist, ReadLog, Ready
+from tasksprint.consensus.effects import Persist, ReadLog, Ready, Recovered
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.marks import DurableNumbers
 from tasksprint.consensus.messages import Accepted, Envelope, Message
-from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.ids import ReplicaId, Slot
 
 __all__ = ["Outbox", "Write"]
 
@@ -29,6 +30,7 @@ class Write(NamedTuple):
     own_slots: tuple[Slot, ...]  # accepted by this replica from itself, as the leader
     chosen_end: Slot  # every chosen entry below was handed over in this write or before
     is_founding: bool
+    number: int  # the durable number, once it is durable
     size_bytes: int
     handed_ms: int  # when it was handed to the shell
 
@@ -40,18 +42,25 @@ class Outbox:
         self,
         *,
         me: ReplicaId,
-        incarnation: Incarnation,
+        life: int,
+        recovered: Recovered,
         acceptor: Acceptor,
         learner: Learner,
     ) -> None:
         self.me = me
-        self._incarnation = incarnation
+        self._incarnation = recovered.incarnation
+        self.numbers = DurableNumbers(
+            incarnation=recovered.incarnation,
+            life=life,
+            number=recovered.durable,
+            known=recovered.marks,
+        )
         self._acceptor = acceptor
         self._learner = learner
         self.peers: tuple[ReplicaId, ...] = ()
         self._sequence = 0
         self._send_now: list[Envelope] = []
-        self._send_after: list[Envelope] = []
+        self._send_after: list[tuple[ReplicaId, Message]] = []
         self._ack_ballot = NO_BALLOT
         self._ack_slots: list[Slot] = []
         self._own_ballot = NO_BALLOT
@@ -74,19 +83,21 @@ class Outbox:
 
     def send(self, target: ReplicaId, message: Message) -> None:
         """Say something that no write stands behind."""
-        self._send_now.append(Envelope(self.me, self._incarnation, target, message))
+        self._send_now.append(
+            Envelope(self.me, self._incarnation, target, message, self.numbers.now)
+        )
 
     def send_all(self, message: Message) -> None:
         """Say it to every peer."""
-        me, incarnation = self.me, self._incarnation
+        me, incarnation, mark = self.me, self._incarnation, self.numbers.now
         for peer in self.peers:
-            self._send_now.append(Envelope(me, incarnation, peer, message))
+            self._send_now.append(Envelope(me, incarnation, peer, message, mark))
 
     def send_after_persist(self, target: ReplicaId, message: Message) -> None:
         """Say something once all that changed up to now is durable."""
         if self._ack_slots:
             self._flush_acks()
-        self._send_after.append(Envelope(self.me, self._incarnation, target, message))
+        self._send_after.append((target, message))
 
     def send_all_after_persist(self, message: Message) -> None:
         """Say it to every peer."""
@@ -108,7 +119,7 @@ class Outbox:
             ballot = self._ack_ballot
             message = Accepted(ballot, tuple(self._ack_slots))
             self._ack_slots.clear()
-            self._send_after.append(Envelope(self.me, self._incarnation, ballot.replica, message))
+            self._send_after.append((ballot.replica, message))
 
     def accept_own(self, ballot: Ballot, slot: Slot) -> None:
         """Remember that the next write holds this leader's own acceptance."""
@@ -177,13 +188,12 @@ class Outbox:
         if persist is None:
             # Whatever it rests on is durable already: nothing is left to wait for.
             self._sequence += 1
-            self._send_now += self._send_after
-            self._send_after.clear()
+            self._send_now += self._take_send_after()
         ready = Ready(
             self._sequence,
             tuple(self._send_now),
             persist,
-            tuple(self._send_after),
+            self._take_send_after(),
             self._learner.take_chosen() if has_news else (),
             tuple(self.confirmed_reads),
             tuple(self.failed_reads),
@@ -194,12 +204,19 @@ class Outbox:
         )
         self._is_fatal_told = self.fatal is not None
         self._send_now.clear()
-        self._send_after.clear()
         self.confirmed_reads.clear()
         self.failed_reads.clear()
         self.read_log.clear()
         self._notes.clear()
         return ready
+
+    def _take_send_after(self) -> tuple[Envelope, ...]:
+        """Return what leaves when all that was handed to the disk is durable."""
+        me, incarnation, mark = self.me, self._incarnation, self.numbers.last
+        said = self._send_after
+        taken = [Envelope(me, incarnation, target, message, mark) for target, message in said]
+        said.clear()
+        return tuple(taken)
 
     def _take_persist(self, now_ms: int) -> Persist | None:
         promised, entries = self._acceptor.take_writes()
@@ -223,6 +240,8 @@ class Outbox:
         for entry in entries:
             size += len(entry.value)
         self.unwritten_bytes += size
+        durable = None if is_unchanged else self.numbers.advance()
+        marks = None if is_unchanged else self.numbers.take_unwritten()
         own_slots = tuple(self._own_slots)
         self._own_slots.clear()
         self._writes.append(
@@ -233,11 +252,14 @@ class Outbox:
                 own_slots,
                 chosen_end,
                 founding is not None,
+                self.numbers.last.number,
                 size,
                 now_ms,
             )
         )
-        return Persist(promised, entries, chosen_end_write, founding, memberships)
+        return Persist(
+            promised, entries, chosen_end_write, founding, memberships, durable, marks
+        )
 
     @property
     def unwritten_count(self) -> int:
@@ -266,5 +288,6 @@ class Outbox:
         while self._writes and self._writes[0].sequence <= sequence:
             write = self._writes.popleft()
             self.unwritten_bytes -= write.size_bytes
+            self.numbers.persisted(write.number)
             done.append(write)
         return done

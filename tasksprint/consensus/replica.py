@@ -48,15 +48,13 @@ from tasksprint.consensus.messages import (
     ChosenNotice,
     Envelope,
     Forward,
-    Found,
+    Greeting,
     Heartbeat,
     HeartbeatReply,
-    Hello,
     Nack,
     Prepare,
     Promise,
     Resign,
-    Stranger,
 )
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
@@ -119,7 +117,8 @@ class Replica:
         )
         self._outbox = Outbox(
             me=me,
-            incarnation=recovered.incarnation,
+            life=random.getrandbits(53),
+            recovered=recovered,
             acceptor=self._acceptor,
             learner=self._learner,
         )
@@ -256,8 +255,7 @@ class Replica:
             notice_ms = self._leadership.notice_ms
             heartbeat_ms = self._leadership.heartbeat_ms
             return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
-        may_stand = self._may_stand and self._learner.is_whole
-        deadline_ms = self._candidate.deadline_ms if may_stand else _NEVER_MS
+        deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
         if self._is_leaving:
             deadline_ms = min(deadline_ms, self._hello_ms)
         if self._catch_up.deadline_ms is not None:
@@ -279,6 +277,7 @@ class Replica:
             open_slots=len(self._acceptor.open),
             log_start=self._learner.log_start,
             state_givers=self.state_givers,
+            durable=self._outbox.numbers.now.number,
             handovers=self._pace.handovers,
             write_ms=self._outbox.oldest_age_ms(self._now_ms),
             peers={
@@ -508,7 +507,7 @@ class Replica:
             if now_ms >= self._leadership.heartbeat_ms:
                 self._tick_leader(self._leadership)
             return
-        if self._may_stand and self._learner.is_whole:
+        if self._may_stand:
             self._candidate.tick(now_ms)
         elif self._is_leaving and now_ms >= self._hello_ms:
             # Who knows that we have left says so, and sends us home.
@@ -526,6 +525,9 @@ class Replica:
             self._hear_outsider(envelope)
             return
         if envelope.target != self.me or source == self.me:
+            return
+        if not self._outbox.numbers.hear(envelope.source_incarnation, envelope.mark):
+            self._admission.refuse_older(envelope)
             return
         self._heard_ms[source] = now_ms
         match message:
@@ -563,7 +565,7 @@ class Replica:
             case Resign():
                 if self._election.leader == source and self._election.ballot == message.ballot:
                     self._lose_leader(f"heard that replica {source} resigned: {message.cause}")
-            case Hello() | Found() | Stranger():
+            case _ if isinstance(message, Greeting):
                 self._hear_outsider(envelope)
             case _:
                 raise RemoteProtocolError(f"replica {source} sent {message!r}")

@@ -25,11 +25,14 @@ from tasksprint.consensus import (
     HeartbeatReply,
     Hello,
     LogEntry,
+    Mark,
+    Marks,
     Message,
     Nack,
     Prepare,
     Promise,
     Resign,
+    Stale,
     Stranger,
 )
 from tasksprint.encoding import decode_json, encode_json
@@ -52,6 +55,7 @@ def encode(envelope: Envelope) -> bytes:
         envelope.source,
         envelope.source_incarnation,
         envelope.target,
+        *envelope.mark,
         kind,
         *fields,
     ]
@@ -78,6 +82,10 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "found", (), (founding, membership)
         case Stranger(cluster, expected, found, membership):
             return "stranger", (cluster, expected, found), (membership,)
+        case Stale(life, seen, found):
+            return "stale", (life, seen, found), ()
+        case Marks(known):
+            return "marks", (known,), ()
         case Canvass(number, chosen_end):
             return "canvass", (number, chosen_end), ()
         case CanvassReply(number, is_welcome, round_, chosen_end):
@@ -124,16 +132,17 @@ def decode(frame: bytes, *, who: str) -> Envelope:
     """
     header, parts = decode_body(frame, decode_json=decode_json, who=who)
     try:
-        version, source, incarnation, target, kind, *fields = header
-        if version != FORMAT_VERSION:
+        if header[0] != FORMAT_VERSION:
             raise RemoteProtocolError(
-                f"{who} speaks version {version!r} of the replicas' protocol, "
+                f"{who} speaks version {header[0]!r} of the replicas' protocol, "
                 f"expected {FORMAT_VERSION}; run the same release everywhere"
             )
-        _check([source, incarnation, target], _HEAD_SHAPE)
+        _, source, incarnation, target, life, start, number, kind, *fields = header
+        _check((source, incarnation, target, life, start, number), _HEAD_SHAPE)
         _check(fields, _SHAPES[kind])
         message = _DECODERS[kind](fields, parts)
-        return Envelope(source, Incarnation(incarnation), target, message)
+        mark = Mark(life, start, number)
+        return Envelope(source, Incarnation(incarnation), target, message, mark)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RemoteProtocolError(f"frame from {who} can't be understood: {error!r}") from error
 
@@ -146,6 +155,12 @@ def _is_text(value: Any) -> bool:
     return type(value) is str
 
 
+def _is_mark(value: Any) -> bool:
+    is_list = type(value) is list and len(value) == 4 and _is_text(value[0])
+    # A life of -1 is none: the replica counts as lost.
+    return is_list and type(value[1]) is int and all(map(_is_number, value[2:]))
+
+
 def _is_head(value: Any) -> bool:
     return type(value) is list and len(value) == 3 and all(map(_is_number, value))
 
@@ -154,6 +169,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "number": _is_number,
     "numbers": lambda value: type(value) is list and all(map(_is_number, value)),
     "heads": lambda value: type(value) is list and all(map(_is_head, value)),  # of entries
+    "marks": lambda value: type(value) is list and all(map(_is_mark, value)),
     "text": _is_text,
     "text?": lambda value: value is None or type(value) is str,
     "bool": lambda value: type(value) is bool,
@@ -164,7 +180,7 @@ def _shape(words: str) -> tuple[Callable[[Any], bool], ...]:
     return tuple(_CHECKS[word] for word in words.split())
 
 
-_HEAD_SHAPE = _shape("number text number")
+_HEAD_SHAPE = _shape("number text number number number number")
 # The core relies on these types: a wrong one would be found in the middle of a change.
 _SHAPES = {
     "accept": _shape("number number number number"),
@@ -176,6 +192,8 @@ _SHAPES = {
     "hello": _shape("text text? text? numbers"),
     "found": (),
     "stranger": _shape("text text? text"),
+    "stale": _shape("number number number"),
+    "marks": _shape("marks"),
     "canvass": _shape("number number"),
     "canvass-reply": _shape("number bool number number"),
     "prepare": _shape("number number number"),
@@ -212,6 +230,8 @@ _DECODERS: dict[str, _Decoder] = {
     "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3])),
     "found": lambda f, p: Found(p[0], p[1]),
     "stranger": lambda f, p: Stranger(f[0], f[1], f[2], p[0]),
+    "stale": lambda f, p: Stale(f[0], f[1], f[2]),
+    "marks": lambda f, p: Marks(tuple([(source, *mark) for source, *mark in f[0]])),
     "canvass": lambda f, p: Canvass(f[0], f[1]),
     "canvass-reply": lambda f, p: CanvassReply(f[0], f[1], f[2], f[3]),
     "prepare": lambda f, p: Prepare(Ballot(f[0], f[1]), f[2]),

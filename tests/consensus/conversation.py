@@ -18,6 +18,7 @@ that begin with `#` tell the story.
     tick R [MS]                   time passes until R's deadline (or by MS), and R is woken
     disconnect R S                R's stream to S breaks
     crash R, restart R, wipe R    unwritten writes are lost; `wipe` empties the disk too
+    keep R, put_back R            a copy of R's disk is made; R's disk is that copy again
     cut R S, mend                 nothing gets through between R and S (or one is "all")
     status R
 """
@@ -25,6 +26,7 @@ that begin with `#` tell the story.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -45,6 +47,7 @@ from tasksprint.consensus import (
     HeartbeatReply,
     Hello,
     LogEntry,
+    Marks,
     Member,
     Message,
     Nack,
@@ -53,6 +56,7 @@ from tasksprint.consensus import (
     Promise,
     Ready,
     Replica,
+    Stale,
     Stranger,
     decode_batch,
     decode_founding,
@@ -86,6 +90,7 @@ def replay(text: str) -> str:
 class _Machine:
     state: ReplicaState
     replica: Replica | None = None
+    kept: ReplicaState | None = None
     unwritten: list[Ready] = field(default_factory=list)
 
 
@@ -118,6 +123,8 @@ class Conversation:
             "crash": self._do_crash,
             "restart": self._do_restart,
             "wipe": self._do_wipe,
+            "keep": self._do_keep,
+            "put_back": self._do_put_back,
             "cut": self._do_cut,
             "mend": self._do_mend,
             "status": self._do_status,
@@ -242,6 +249,19 @@ class Conversation:
         machine.replica = None
         machine.unwritten.clear()
         machine.state = ReplicaState(Incarnation(f"new{number}"))
+
+    def _do_keep(self, number: str) -> None:
+        machine = self._machines[ReplicaId(int(number))]
+        machine.kept = deepcopy(machine.state)
+        self._say(f"durable number {machine.state.durable}")
+
+    def _do_put_back(self, number: str) -> None:
+        machine = self._machines[ReplicaId(int(number))]
+        assert machine.kept is not None
+        machine.replica = None
+        machine.unwritten.clear()
+        self._say(f"durable number {machine.kept.durable}, it was {machine.state.durable}")
+        machine.state = deepcopy(machine.kept)
 
     def _do_cut(self, one: str, other: str) -> None:
         for source in self._machines:
@@ -413,6 +433,13 @@ def _message(message: Message) -> str:
             return f"Forward {_commands(commands)}"
         case Hello(_, heard, cluster, members):
             return f"Hello heard={heard} cluster={cluster} members={members}"
+        case Stale(_, seen, found):
+            return f"Stale: seen {seen}, found {found}"
+        case Marks(known):
+            return "Marks " + ", ".join(
+                f"{name}:{number}" if life >= 0 else f"{name} lost at {start}"
+                for name, life, start, number in known
+            )
         case Found(founding):
             return f"Found {decode_founding(founding).cluster}"
         case Stranger(cluster, expected, found):

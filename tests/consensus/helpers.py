@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from tasksprint.consensus import (
+    NO_MARK,
     Accepted,
     Ballot,
     Canvass,
@@ -27,6 +29,7 @@ from tasksprint.settings import Settings
 
 __all__ = [
     "ballot",
+    "bare",
     "drain",
     "entry",
     "founded",
@@ -98,6 +101,20 @@ def from_peer(
         Incarnation(incarnation or f"inc{source}"),
         ReplicaId(target),
         message,
+    )
+
+
+def bare(ready: Ready | None) -> Ready:
+    """Return what is to be done without durable numbers, which have tests of their own."""
+    assert ready is not None
+    persist = ready.persist
+    return replace(
+        ready,
+        send_now=tuple(replace(each, mark=NO_MARK) for each in ready.send_now),
+        persist=None if persist is None else replace(persist, durable=None, marks=None),
+        send_after_persist=tuple(
+            replace(each, mark=NO_MARK) for each in ready.send_after_persist
+        ),
     )
 
 

@@ -27,6 +27,7 @@ from tasksprint.consensus.proposer import Campaign
 from tasksprint.ids import ReplicaId, Slot
 from tests.consensus.helpers import (
     ballot,
+    bare,
     drain,
     entry,
     founded,
@@ -93,7 +94,7 @@ def test_acceptor_accepts_unless_it_has_promised_a_higher_number() -> None:
     replica = make(2, 3)
     replica.receive(from_peer(3, 2, Accept(ballot(4, 3), Slot(1), value("a"), Slot(1))), 0)
     (ready,) = drain(replica)
-    assert ready.persist == Persist(promised=ballot(4, 3), accepted=(entry(1, 4, 3, "a"),))
+    assert bare(ready).persist == Persist(promised=ballot(4, 3), accepted=(entry(1, 4, 3, "a"),))
     assert sent([ready], Accepted) == [(3, Accepted(ballot(4, 3), (Slot(1),)))]
 
 
@@ -156,7 +157,7 @@ def test_promise_survives_a_crash() -> None:
     replica = make(2, 3)
     replica.receive(from_peer(3, 2, Prepare(ballot(4, 3), Slot(1))), 0)
     ready = replica.ready()
-    assert ready is not None and ready.persist == Persist(promised=ballot(4, 3))
+    assert ready is not None and bare(ready).persist == Persist(promised=ballot(4, 3))
     assert ready.send_now == ()
     assert sent([ready]) == [(3, Promise(ballot(4, 3), Slot(1), ()))]
     restarted = make(2, 3, promised=ballot(4, 3))

@@ -34,6 +34,7 @@ from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.consensus.helpers import (
     ballot,
+    bare,
     drain,
     entry,
     from_peer,
@@ -63,7 +64,7 @@ def test_commands_of_one_turn_share_an_entry_whose_accept_does_not_wait() -> Non
     accept = Accept(ballot(1, 1), Slot(2), value("a", "b"), Slot(2))
     ready = replica.ready()
     assert ready is not None
-    assert ready == Ready(
+    assert bare(ready) == Ready(
         sequence=ready.sequence,
         send_now=(_to(2, accept), _to(3, accept)),
         persist=Persist(accepted=(entry(2, 1, 1, "a", "b"),), chosen_end=Slot(2)),
@@ -80,7 +81,7 @@ def test_chosen_with_one_peer_and_the_own_write() -> None:
     assert replica.ready() is None  # One vote: the own write isn't durable yet.
     replica.persisted(first.sequence, now_ms)
     notice = ChosenNotice(ballot(1, 1), Slot(3))
-    assert replica.ready() == Ready(
+    assert bare(replica.ready()) == Ready(
         sequence=first.sequence + 1,
         send_now=(_to(2, notice), _to(3, notice)),
         chosen=(Chosen(Slot(2), (b"a",)),),
@@ -116,7 +117,7 @@ def test_what_is_chosen_is_told_with_the_next_entry_or_after_a_while() -> None:
     replica.tick(now_ms + 5)
     notice = ChosenNotice(ballot(1, 1), Slot(4))
     ready = replica.ready()
-    assert ready is not None and ready.send_now == (_to(2, notice), _to(3, notice))
+    assert ready is not None and bare(ready).send_now == (_to(2, notice), _to(3, notice))
 
 
 def test_chosen_by_two_peers_while_the_own_disk_hangs() -> None:
@@ -306,7 +307,7 @@ def test_accepts_of_one_turn_share_a_write_and_an_answer() -> None:
         accept = Accept(ballot(1, 1), Slot(slot), value(command), Slot(1))
         replica.receive(from_peer(1, 2, accept), 0)
     ready = replica.ready()
-    assert ready == Ready(
+    assert bare(ready) == Ready(
         sequence=2,
         persist=Persist(
             promised=ballot(1, 1), accepted=(entry(1, 1, 1, "a"), entry(2, 1, 1, "b"))
@@ -342,7 +343,7 @@ def test_accept_below_the_chosen_prefix_is_answered_and_not_written_again() -> N
     accept = Accept(ballot(2, 3), Slot(1), value("a"), Slot(1))
     replica.receive(from_peer(3, 2, accept), 0)
     (ready,) = drain(replica)
-    assert ready.persist == Persist(promised=ballot(2, 3))
+    assert bare(ready).persist == Persist(promised=ballot(2, 3))
     assert sent([ready]) == [(3, Accepted(ballot(2, 3), (Slot(1),)))]
 
 
@@ -481,9 +482,9 @@ def _candidate() -> tuple[Replica, int]:
     ready = replica.ready()
     assert ready is not None
     prepare = Prepare(ballot(1, 1), Slot(1))
-    assert ready.persist == Persist(promised=ballot(1, 1))
+    assert bare(ready).persist == Persist(promised=ballot(1, 1))
     assert ready.send_now == ()
-    assert ready.send_after_persist == (_to(2, prepare), _to(3, prepare))
+    assert bare(ready).send_after_persist == (_to(2, prepare), _to(3, prepare))
     replica.persisted(ready.sequence, now_ms)
     return replica, now_ms
 

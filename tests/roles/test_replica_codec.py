@@ -22,11 +22,14 @@ from tasksprint.consensus import (
     HeartbeatReply,
     Hello,
     LogEntry,
+    Mark,
+    Marks,
     Message,
     Nack,
     Prepare,
     Promise,
     Resign,
+    Stale,
     Stranger,
 )
 from tasksprint.errors import RemoteProtocolError
@@ -59,12 +62,14 @@ MESSAGES: list[Message] = [
     CatchUpRequest(Slot(1)),
     CatchUpReply(Slot(3), ENTRIES, Slot(9), Slot(1)),
     Forward((b"[1]", b"", b"\n")),
+    Stale(12, 45, 17),
+    Marks(((Incarnation("aa"), 12, 3, 45), (Incarnation("bb"), -1, 7, 0))),
 ]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_message_comes_out_as_it_went_in(message: Message) -> None:
-    envelope = Envelope(ReplicaId(1), Incarnation("aa"), ReplicaId(2), message)
+    envelope = Envelope(ReplicaId(1), Incarnation("aa"), ReplicaId(2), message, Mark(9, 3, 5))
     assert decode(encode(envelope), who="replica 1") == envelope
 
 
@@ -79,8 +84,10 @@ def test_every_kind_of_message_is_covered() -> None:
             b'[[2,1,"aa",2,"found"],[0]]\n',
             "speaks version 2 of the replicas' protocol, expected 1",
         ),
-        (b'[[1,1,"aa",2,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,1,"aa",2,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,1,"aa",2,9,3,5,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,1,"aa",2,9,3,5,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,1,"aa",2,9,3,-1,"found"],[0]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,1,"aa",2,9,3,5,"marks",[[1]]],[]]\n', "frame from replica 1 can't be understood"),
         (b"[[],[]]\n", "frame from replica 1 can't be understood"),
     ],
 )

@@ -11,7 +11,8 @@ Verified at every step:
   promise-back      a durable promise never goes back; nothing below a promise sent is accepted
   not-durable       a promise, acceptance, candidacy or proposal left after its write
   former-life       nobody proposes under a ballot from before its restart
-  stranger-votes    a replica that lost its disk says nothing as its old self
+  stranger-votes    a replica that lost its disk says nothing as its old self; what one says
+                    whose disk went back in time counts for nobody
   out-of-order      slots are applied one after the other, each once
   state-differs     replicas that applied the same slots have the same state
   lost-command      an acknowledged command is in the log, in the slot it was acknowledged for
@@ -50,6 +51,7 @@ from tasksprint.consensus import (
     Persist,
     Prepare,
     Promise,
+    Stale,
     Stranger,
     decode_batch,
     decode_founding,
@@ -125,6 +127,7 @@ class Checker:
         # Who votes from which slot on; the incarnations of the first are never asked for.
         first = tuple(Member(member, Incarnation(""), "") for member in members)
         self._spans: list[tuple[Slot, Membership]] = [(Slot(1), Membership(0, first))]
+        self.lost: set[ReplicaId] = set()  # whose disks went back in time
         self.proposed_memberships: list[Membership] = []  # that nobody may have chosen
         self._chosen_end = Slot(1)
         self._values: dict[tuple[Slot, Ballot], bytes] = {}
@@ -198,6 +201,8 @@ class Checker:
     def wrote(self, node: CheckedNode, persist: Persist) -> None:
         """A write became durable."""
         incarnation = node.disk.state.incarnation
+        if node.me in self.lost:
+            return  # Nobody may rely on it.
         if persist.founding is not None:
             founding = decode_founding(persist.founding)
             for member in founding.members:
@@ -218,7 +223,7 @@ class Checker:
         message = envelope.message
         if self._trace is not None:
             self.say(f"{envelope.source} -> {envelope.target} {message}")
-        if isinstance(message, (Hello, Found, Stranger)):
+        if isinstance(message, (Hello, Found, Stranger, Stale)) or node.me in self.lost:
             return
         identity = self._identities.get(node.me)
         if identity != envelope.source_incarnation:
@@ -297,6 +302,8 @@ class Checker:
         self.count("replicas stopped")
         if node.me in self.membership.retired:
             self.count("replicas sent home")
+        elif node.me in self.lost:
+            self.count("older disks found out")
         elif self._identities.get(node.me) == node.disk.state.incarnation:
             raise Violation("core", f"replica {node.me} stopped without cause: {text}")
 

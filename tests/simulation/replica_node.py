@@ -43,6 +43,8 @@ class ReplicaState:
     founding: bytes | None = None
     memberships: bytes | None = None
     promised: Ballot | None = None
+    durable: int = 0
+    marks: bytes | None = None
     accepted: dict[Slot, LogEntry] = field(default_factory=dict)
     chosen_end: Slot = FIRST_SLOT
     applied_end: Slot = FIRST_SLOT
@@ -57,21 +59,33 @@ class ReplicaState:
             self.memberships = persist.memberships
         if persist.promised is not None:
             self.promised = persist.promised
+        if persist.durable is not None:
+            assert persist.durable > self.durable
+            self.durable = persist.durable
+        if persist.marks is not None:
+            self.marks = persist.marks
         for entry in persist.accepted:
             self.accepted[entry.slot] = entry
         if persist.chosen_end is not None:
             self.chosen_end = persist.chosen_end
 
     def recovered(self) -> Recovered:
-        """Return what a restart finds."""
+        """Return what a restart finds, as the store does: see `Recovered`."""
+        known_end = max(self.chosen_end, self.applied_end)
+        chosen_end = self.applied_end
+        while chosen_end < known_end and chosen_end in self.accepted:
+            chosen_end = Slot(chosen_end + 1)
         return Recovered(
             incarnation=self.incarnation,
             founding=self.founding,
             memberships=self.memberships,
             promised=self.promised,
+            durable=self.durable,
+            marks=self.marks,
             accepted=tuple(self.accepted.values()),
-            chosen_end=self.chosen_end,
+            chosen_end=chosen_end,
             applied_end=self.applied_end,
+            known_end=known_end,
         )
 
 

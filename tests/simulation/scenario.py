@@ -8,15 +8,23 @@ new commands and agree.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from random import Random
 
-from tasksprint.consensus import Accepted, Envelope, Membership, Prepare, Promise
+from tasksprint.consensus import (
+    Accepted,
+    DurableNumbers,
+    Envelope,
+    Membership,
+    Prepare,
+    Promise,
+)
 from tasksprint.consensus.membership import without as membership_without
 from tasksprint.errors import TaskSprintError
-from tasksprint.ids import Incarnation, ReplicaId
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.simulation.checker import Checker, Violation
 from tests.simulation.disk import Disk
@@ -98,6 +106,7 @@ class Scenario:
         for member in members:
             self.nodes[member] = self._make_node(member, members, is_joining=False)
         self._wiped: set[ReplicaId] = set()
+        self._kept: dict[ReplicaId, list[ReplicaState]] = {}  # copies of disks
         self._wipes_max = (size - 1) // 2
         self._commands = 0
         self._reads = 0
@@ -286,6 +295,9 @@ class Scenario:
                 self._disconnect,
                 self._freeze,
                 self._wipe,
+                self._keep_disk,
+                self._put_back_disk,
+                self._spoil_entry,
                 self._change_network,
             )
         )
@@ -416,6 +428,87 @@ class Scenario:
         self.checker.count("disks lost")
         node.disk.state = ReplicaState(self._incarnation())
 
+    def _keep_disk(self, node: ReplicaNode) -> None:
+        """Make a copy of a disk, as somebody does who believes that this is a backup."""
+        for each in self.nodes.values():
+            self._kept.setdefault(each.me, []).append(deepcopy(each.disk.state))
+
+    def _put_back_disk(self, node: ReplicaNode) -> None:
+        """Put an older copy in the place of a disk.
+
+        Only if all others remember, on their disks, to have heard of a later write: what
+        nobody knows can't be noticed. Such a replica counts as lost from then on.
+        """
+        kept = [
+            state
+            for state in self._kept.get(node.me, ())
+            if state.incarnation == node.disk.state.incarnation
+        ]
+        if not kept or node.me in self._wiped:
+            return
+        if not self._leaves_quorums({*self._wiped, node.me}):
+            return
+        others = [each for each in self._may_count() if each is not node]
+        kept = [
+            state
+            for state in kept
+            if all(_has_seen(each, state.incarnation) > state.durable for each in others)
+        ]
+        if not kept:
+            return
+        state = self._random.choice(kept)
+        self._wiped.add(node.me)
+        self._crash(node)
+        self.checker.say(
+            f"replica {node.me} has its disk of durable number {state.durable} again, "
+            f"it was {node.disk.state.durable}"
+        )
+        self.checker.count("disks that went back in time")
+        self.checker.lost.add(node.me)
+        node.disk.state = deepcopy(state)
+
+    def _may_count(self) -> list[ReplicaNode]:
+        """Return who may count votes now or later, as far as memberships are known."""
+        memberships = [
+            *self.checker.last_memberships(2),
+            *self.checker.proposed_memberships,
+            *(each for node in self.nodes.values() if (each := node.change_taken) is not None),
+        ]
+        retired = self.checker.membership.retired
+        return [
+            node
+            for node in self.nodes.values()
+            if node.me not in self._wiped
+            and node.me not in retired
+            and any(membership.member(node.me) for membership in memberships)
+        ]
+
+    def _spoil_entry(self, node: ReplicaNode) -> None:
+        """Let a disk lose chosen entries that weren't applied, and all others know as chosen.
+
+        If one of them merely accepted it, it can't know that this is what was chosen, and
+        waits for somebody who does, for ever if there is nobody.
+        """
+        state = node.disk.state
+        slots = [
+            slot
+            for number in range(state.applied_end, state.chosen_end)
+            if (slot := Slot(number)) in state.accepted
+            and all(
+                slot < each.disk.state.chosen_end and slot in each.disk.state.accepted
+                for each in self.nodes.values()
+                if each is not node and each.me not in self._wiped
+            )
+        ]
+        if not slots or node.me in self._wiped or len(self.nodes) == 1:
+            return
+        self._crash(node)
+        for slot in self._random.sample(slots, self._random.choice((1, len(slots)))):
+            if slot in node.disk.state.accepted and slot >= node.disk.state.applied_end:
+                self.checker.say(f"replica {node.me} loses slot {slot}, which is chosen")
+                del node.disk.state.accepted[slot]
+        self.checker.count("chosen entries spoiled")
+
     def _leaves_quorums(self, lost: set[ReplicaId], extra: tuple[Membership, ...] = ()) -> bool:
         """Whether the others are a quorum of every membership that governs or may do so."""
         newest = self.checker.membership
@@ -497,6 +590,15 @@ class Scenario:
             node.disk.recover()
             node.thaw()
             self.timeline.after(0, partial(self._start, node))
+
+
+def _has_seen(node: ReplicaNode, incarnation: Incarnation) -> int:
+    """Return the highest durable number of a replica that this one's disk remembers."""
+    state = node.disk.state
+    numbers = DurableNumbers(
+        incarnation=state.incarnation, life=1, number=0, known=state.marks
+    )
+    return numbers.seen(incarnation)
 
 
 def _draw_settings(random: Random) -> Settings:
