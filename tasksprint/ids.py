@@ -10,6 +10,7 @@ import hashlib
 from typing import NewType
 
 __all__ = [
+    "REPLICA_ID_MAX",
     "ClientId",
     "Incarnation",
     "JobId",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 ReplicaId = NewType("ReplicaId", int)  # 1, 2, 3 … in a cluster
+REPLICA_ID_MAX = 2**63 - 1  # what SQLite stores
 Slot = NewType("Slot", int)  # a place in the log; the first entry has slot 1
 JobId = NewType("JobId", int)  # 1, 2, 3 …, given by the log
 TaskId = NewType("TaskId", int)  # 0, 1, 2 … in a job, numbered by its scheduler (`tid`)

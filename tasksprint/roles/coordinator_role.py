@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, UsageError
-from tasksprint.ids import ReplicaId
+from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
@@ -227,8 +227,8 @@ def default_data_directory(state: Path, name: str) -> Path:
 
 def parse_peers(text: str | None, me: ReplicaId, advertise: str) -> dict[ReplicaId, str]:
     """Return the founding members of --peers, such as "1=10.0.0.1:7070,2=10.0.0.2:7070"."""
-    if me < 1:
-        raise UsageError(f"--id {me} is not at least 1")
+    if not 1 <= me <= REPLICA_ID_MAX:
+        raise UsageError(f"--id {me} is not from 1 to 2**63 - 1")
     if text is None:
         return {me: advertise}
     peers: dict[ReplicaId, str] = {}

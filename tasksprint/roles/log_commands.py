@@ -138,8 +138,15 @@ def _range_of(text: str | None) -> tuple[int, int]:
     first, dots, last = text.partition("..")
     last = last if dots else first
     if any(part and not part.isdecimal() for part in (first, last)) or not (first or last):
-        raise UsageError(f"--slot {text!r} is not A..B", hint="for example --slot 17..20")
-    return int(first or 1), int(last) + 1 if last else SLOTS_END
+        raise _no_range(text)
+    begin, end = int(first or 1), int(last) + 1 if last else SLOTS_END
+    if not 1 <= begin < end <= SLOTS_END:
+        raise _no_range(text)
+    return begin, end
+
+
+def _no_range(text: str) -> UsageError:
+    return UsageError(f"--slot {text!r} is not A..B", hint="for example --slot 17..20")
 
 
 def _decoded(entry: LogEntry) -> Any:

@@ -21,7 +21,7 @@ from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, SettingsError, StoreError, UsageError
-from tasksprint.ids import ReplicaId, Slot
+from tasksprint.ids import REPLICA_ID_MAX, ReplicaId, Slot
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.directories import private_directory
 from tasksprint.roles.clock import wall_ms
@@ -53,8 +53,8 @@ class _Restored:
 
 def run_restore(options: argparse.Namespace) -> int:
     """Carry out `restore`."""
-    if options.id < 1:
-        raise UsageError(f"--id {options.id} is not at least 1")
+    if not 1 <= options.id <= REPLICA_ID_MAX:
+        raise UsageError(f"--id {options.id} is not from 1 to 2**63 - 1")
     address = options.advertise or options.listen
     parse_address(address)
     settings = settings_from_environment()

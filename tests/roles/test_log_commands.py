@@ -134,6 +134,6 @@ def test_entries_are_shown_with_their_commands(
     assert found[1]["value"] == {"membership": "voters 2, 3", "number": 1}
     assert run(capsys, "show", data_dir=folder, slot="13").count("\n") == 1
     assert run(capsys, "show", data_dir=folder, slot="..9") == ""
-    for bad in ("", "x", "..", "1..x", "-1"):
+    for bad in ("", "x", "..", "1..x", "-1", "0", "0..2", "20..17", str(2**63 - 1), f"{2**64}.."):
         with pytest.raises(UsageError, match="is not A"):
             run(capsys, "show", data_dir=folder, slot=bad)

@@ -126,8 +126,9 @@ def test_damaged_backup_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_replica_number_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--id 0 is not at least 1"):
-        restore(tmp_path / "backup", tmp_path / "data", id=0)
+    for number in (0, 2**63):
+        with pytest.raises(UsageError, match=f"--id {number} is not from 1 to 2"):
+            restore(tmp_path / "backup", tmp_path / "data", id=number)
 
 
 # --- interrupted ---
