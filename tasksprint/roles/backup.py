@@ -57,6 +57,9 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
     path = Path(options.file)
     if path.is_dir():
         raise UsageError(f"{options.file!r} is a directory", hint="name a file in it")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # Of a link, a pipe or a device (/dev/null) this would make a file, for everybody.
+        raise UsageError(f"{options.file!r} is no ordinary file", hint="name another one")
     if path.exists() and not options.force:
         raise UsageError(f"{options.file!r} exists already", hint="--force overwrites it")
     source = _choose(cluster, parse_addresses(options.coordinators))
@@ -160,6 +163,12 @@ class _Backup:
                 partial.unlink()
 
     def _write(self, partial: Path) -> dict[str, Any]:
+        # First, so that nobody keeps a copy for who can't write it.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            return self._fill(file)
+
+    def _fill(self, file: IO[bytes]) -> dict[str, Any]:
         opened = self._ask("POST", "/v1/mirror").json()
         session = opened["session"]
         head = {
@@ -170,23 +179,21 @@ class _Backup:
             **{name: opened[name] for name in ("cluster", "origins", "slot", "digest")},
             "memberships": opened["memberships"],
         }
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            writer = BackupWriter(file)
-            writer.add("backup", **head)
-            try:
-                self._write_rows(writer, session)
-            finally:
-                # If it doesn't hear this, it closes the copy by itself after a while.
-                with contextlib.suppress(PeerUnreachable, Refused, RemoteProtocolError):
-                    self._ask("POST", f"/v1/mirror/{session}/close")
-            problem = self._contents.problem(opened["slot"], opened["digest"])
-            if problem is not None:
-                who = f"replica {self._source.replica}"
-                raise RemoteProtocolError(f"{who} gave half a state: {problem}")
-            self._write_archives(writer)
-            writer.end()
-            _sync_file(file)
+        writer = BackupWriter(file)
+        writer.add("backup", **head)
+        try:
+            self._write_rows(writer, session)
+        finally:
+            # If it doesn't hear this, it closes the copy by itself after a while.
+            with contextlib.suppress(PeerUnreachable, Refused, RemoteProtocolError):
+                self._ask("POST", f"/v1/mirror/{session}/close")
+        problem = self._contents.problem(opened["slot"], opened["digest"])
+        if problem is not None:
+            who = f"replica {self._source.replica}"
+            raise RemoteProtocolError(f"{who} gave half a state: {problem}")
+        self._write_archives(writer)
+        writer.end()
+        _sync_file(file)
         contents = self._contents
         return {
             **{name: head[name] for name in ("cluster", "replica", "slot", "digest")},

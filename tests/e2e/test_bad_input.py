@@ -932,6 +932,13 @@ def test_backup_over_a_file(what: str, served: Served, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@row("backup in place of a link, a pipe or a device")
+def test_backup_over_a_link(what: str, served: Served, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    served.commands.fails(what, "backup", "--force", str(tmp_path / "link"))
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]
+
+
 @row("backup where no coordinator answers")
 def test_backup_of_nobody(what: str, served: Served, tmp_path: Path) -> None:
     path = str(tmp_path / "backup")

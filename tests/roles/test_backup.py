@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError, StoreError, UsageError
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles import backup as backup_module
-from tasksprint.roles.backup import _Backup, _choose, _Source
+from tasksprint.roles.backup import _Backup, _choose, _Source, run_backup
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.mirror_copy import piece_body
 from tasksprint.settings import Settings
@@ -103,6 +105,32 @@ def test_backup_is_made_of_all_pieces_and_the_copy_is_closed(tmp_path: Path) -> 
     assert giver.asked == ["/v1/mirror", *[f"/v1/mirror/s/{n}" for n in (0, 1, 2, "close")]]
     assert check_backup(tmp_path / "backup").records == 5
     assert [each.name for each in tmp_path.iterdir()] == ["backup"]
+
+
+def test_nobody_is_asked_for_a_copy_that_cannot_be_written(tmp_path: Path) -> None:
+    giver = Giver()
+    with pytest.raises(StoreError, match="cannot write backup"):
+        back_up(giver, tmp_path / "nowhere" / "backup")
+    assert giver.asked == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("sort", ["link", "link to nothing", "pipe"])
+def test_what_is_no_ordinary_file_is_not_overwritten(
+    tmp_path: Path, sort: str, force: bool
+) -> None:
+    path = tmp_path / "backup"
+    if sort == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "other")
+        if sort == "link":
+            (tmp_path / "other").write_text("mine")
+    before = path.lstat()
+    options = argparse.Namespace(file=str(path), force=force, coordinators="h:1", json=False)
+    with pytest.raises(UsageError, match="is no ordinary file; name another one"):
+        run_backup(cast(Cluster, Giver()), options, Settings())
+    assert path.lstat().st_ino == before.st_ino
 
 
 @pytest.mark.parametrize(
