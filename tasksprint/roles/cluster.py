@@ -148,7 +148,7 @@ class Cluster:
         wait_ms: int,
     ) -> HttpResponse:
         if self._name is not None:
-            query = {**(query or {}), "cluster": self._name}
+            query = {**(query or {}), "cluster": self._name, "exact": 1}
         return request_blocking(
             address,
             method,

@@ -80,18 +80,23 @@ class CoordinatorPaths:
 
         def answer(request: Request) -> Any:
             cluster = request.query.get("cluster")
-            return (None if cluster is None else self._refuse(cluster)) or handler(request)
+            is_exact = "exact" in request.query
+            refused = None if cluster is None else self._refuse(cluster, is_exact=is_exact)
+            return refused or handler(request)
 
         self.router.add(method, pattern, answer, **options)
 
-    def _refuse(self, cluster: str) -> Response | None:
+    def _refuse(self, cluster: str, *, is_exact: bool) -> Response | None:
         """Refuse who belongs to another cluster than this one, or those that it went on from.
 
         A cluster that lost its majority may be recovered by one member; should the others
-        come back, they answer as before, at addresses that the clients know.
+        come back, they answer as before, at addresses that the clients know. Clients come along
+        from a former cluster; people who name it mean that one, which may run still.
         """
         founding = self._coordinator.replica.founding
-        if founding is None or cluster == founding.cluster or cluster in founding.origins:
+        if founding is None or cluster == founding.cluster:
+            return None
+        if cluster in founding.origins and not is_exact:
             return None
         error = (
             f"replica {self._coordinator.options.me} belongs to cluster {founding.cluster!r}, "

@@ -157,6 +157,13 @@ def test_former_coordinators_are_no_members_of_the_restored_cluster(
     several = run("backup", str(tmp_path / "other"))
     assert several.returncode == 64 and "coordinators of several clusters" in several.stderr
     assert not list(tmp_path.glob("other*"))
+    # Who names the former cluster means that one, though the new one has its state, too.
+    monkeypatch.setenv("TASKSPRINT_CLUSTER", told["from_cluster"])
+    one = run("backup", str(tmp_path / "other"), "--json")
+    assert json.loads(one.stdout)["cluster"] == told["from_cluster"]
+    misled = run("backup", str(tmp_path / "none"), "--coordinators", told["address"])
+    assert misled.returncode == 69
+    assert f"belongs to cluster '{told['cluster']}', not to" in misled.stderr
 
 
 def _asks(process: subprocess.Popen[str]) -> bool:
