@@ -763,11 +763,12 @@ class Replica:
             cause = "a replica refused its ballot for long"
             self._step_down(cause)
             self._candidate.stand(cause, self._now_ms)
-        elif (slow := self._pace.look(self._now_ms)) is not None:
-            self.hand_over(slow, self._now_ms)
         else:
-            self._reconfiguration.go_on(leadership, self._now_ms)
-            leadership.beat(self._now_ms)
+            slow = self._pace.look(self._now_ms)
+            if slow is None or not self.hand_over(slow, self._now_ms):
+                # (Who can't hand over goes on leading: it must be heard.)
+                self._reconfiguration.go_on(leadership, self._now_ms)
+                leadership.beat(self._now_ms)
 
     def _resign(self, cause: str) -> None:
         """Step down, and have the others elect somebody at once."""

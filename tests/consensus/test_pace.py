@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tasksprint.consensus import (
     Accept,
     Accepted,
@@ -13,6 +15,7 @@ from tasksprint.consensus import (
     Replica,
     Resign,
 )
+from tasksprint.consensus.pace import Pace
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, from_peer, leader, make, sent
@@ -250,6 +253,21 @@ def test_leader_that_the_others_cannot_replace_stays() -> None:
     replica, now_ms = leader(2, settings=SETTINGS)
     assert not replica.hand_over("there is a reason", now_ms)
     assert replica.is_leader
+
+
+def test_leader_that_cannot_hand_over_is_heard_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it says nothing until its disk has ended, and its process spins.
+
+    It takes a change of the members: entries were chosen without it when there were three.
+    """
+    replica, now_ms = leader(2, settings=SETTINGS)
+    monkeypatch.setattr(Pace, "look", lambda self, now_ms: "its disk is slow")
+    now_ms = replica.deadline_ms
+    replica.tick(now_ms)
+    assert sent(drain(replica, now_ms), Heartbeat)
+    assert replica.deadline_ms > now_ms and replica.is_leader
 
 
 def test_setting_changes_what_is_slow() -> None:
