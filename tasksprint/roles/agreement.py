@@ -66,8 +66,14 @@ class Agreement:
         self._disputed = None
 
     def _digest(self, request: Request) -> Response:
-        """Tell another replica our digest after a slot; it says its own, too."""
-        mine = self._claims.at(Slot(request.query_integer("slot", 0)))
+        """Tell another replica our digest after a slot; it says its own, too.
+
+        One of another cluster may ask, at an address that it knows from before; its state
+        says nothing about ours.
+        """
+        mine = None
+        if request.query.get("cluster") == self._cluster():
+            mine = self._claims.at(Slot(request.query_integer("slot", 0)))
         if mine is not None and request.query.get("digest") != mine.digest:
             self._differs(mine)
         return json_response(
@@ -76,6 +82,10 @@ class Agreement:
                 "digest": None if mine is None else mine.digest,
             }
         )
+
+    def _cluster(self) -> str | None:
+        founding = self._coordinator.replica.founding
+        return None if founding is None else founding.cluster
 
     def _differs(self, mine: Claim | None) -> None:
         if mine is not None:
@@ -119,6 +129,7 @@ class Agreement:
 
     async def _ask_one(self, address: str, mine: Claim) -> tuple[ReplicaId, str] | None:
         query: dict[str, str | int] = {"slot": mine.slot, "digest": mine.digest}
+        query["cluster"] = self._cluster() or ""
         try:
             response = await self._coordinator.http.request(
                 address, "GET", "/v1/digest", query=query

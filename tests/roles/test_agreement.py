@@ -147,3 +147,26 @@ def test_cluster_goes_on_without_a_word_while_all_agree(tmp_path: Path) -> None:
             assert all(claim is not None for claim in claims)
 
     run(main)
+
+
+@pytest.mark.slow
+def test_state_of_another_cluster_says_nothing_about_ours(tmp_path: Path) -> None:
+    """Its coordinators may know our addresses from before a recovery, and have our key."""
+
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            leader = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            coordinator = leader.coordinator
+            claim, founding = coordinator.agreement.claim, coordinator.replica.founding
+            assert claim is not None and founding is not None
+            asked, address = of.all[0], founding.members[leader.number - 1].address
+            query: dict[str, str | int] = {"slot": claim.slot, "digest": "theirs"}
+            for cluster, told in (("another", None), (founding.cluster, claim.digest)):
+                response = await asked.coordinator.http.request(
+                    address, "GET", "/v1/digest", query={**query, "cluster": cluster}
+                )
+                assert response.checked().json()["digest"] == told
+                assert (coordinator.agreement._disputed is None) is (told is None)
+
+    run(main)
