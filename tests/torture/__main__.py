@@ -86,8 +86,8 @@ def main() -> int:
         for text in wrong[:_TOLD_MAX]:
             print(f"WRONG: {text}")
         print(
-            f"FAILED: {what}: {len(wrong)} things are wrong, the first: {wrong[0]:.200}; "
-            f"files are in {folder}"
+            f"FAILED: {what}: {len(wrong)} things are wrong, the first: "
+            f"{wrong[0].splitlines()[0]:.200}; files are in {folder}"
         )
         return 1
     if options.keep:

@@ -211,7 +211,7 @@ class Load:
     def _probe(self, number: int, random: Random) -> None:
         """Ask one coordinator, whoever leads: one that wakes up must not tell what was."""
         while not self._end.is_set():
-            self.pause(random.uniform(0.1, 0.5))
+            self.pause(random.uniform(0.05, 0.25))
             addresses = self._addresses()
             address = addresses[number % len(addresses)]
             who = f"prober of {address}"
@@ -220,7 +220,8 @@ class Load:
             if not known or random.random() < 0.2:
                 self.list_members(who, random, address=address)
             else:
-                job = random.choice(known[-3:])
+                # One that doesn't lead any more knows all but the latest.
+                job = known[-1] if random.random() < 0.7 else random.choice(known[-3:])
                 self._try(
                     who,
                     ("status", job),
@@ -342,7 +343,9 @@ class Load:
         is_probe = address is not None
         if address is None:
             address = self._leader
-            if address is None or random.random() < 0.15:
+            # So a new leader gets something to do while the old one may still believe in itself.
+            strays = 0.5 if call[0] == "submit" else 0.15
+            if address is None or random.random() < strays:
                 address = random.choice(self._addresses())
         invoked = now()
         try:
