@@ -44,9 +44,12 @@ def main(arguments: list[str]) -> int:
         "failover", help="from the loss of the leader to the next acknowledgement"
     )
     sub.add_argument("--kills", type=int, default=20, help="rounds of each way to lose it")
+    sub.add_argument("--restarts", type=int, default=5, help="times that all are started again")
     sub.add_argument("--no-peers", action="store_true", help="ours only")
     sub.set_defaults(
-        measure=lambda options: failover.measure(options.kills, peers=not options.no_peers)
+        measure=lambda options: failover.measure(
+            options.kills, restarts=options.restarts, peers=not options.no_peers
+        )
     )
 
     sub = commands.add_parser("commit", help="small commands through the log, per second")

@@ -1,10 +1,14 @@
-"""From the loss of the leader to the next acknowledged command; three members, defaults.
+"""From the loss of the leader, or of all, to the next acknowledged command; three members.
 
 A command is sent each 20 ms, first to the leader, then to the next member on an error
 or after 250 ms without an answer. What counts is the acknowledgement of the first
 command that was first sent after the loss. The leader is lost in two ways: its process is
 killed (SIGKILL), or it falls silent (SIGSTOP; it is continued after the measurement). It
 is back and level before the next round.
+
+At last all three are killed and started again: from the start of their processes to the first
+acknowledged command, while each member is asked every 20 ms. They run from compiled
+bytecode, as a program does that was started before.
 
 Our command is the cancellation of a job that doesn't exist: it is chosen, durable on a
 majority and applied like any other, and answered with what the state machine says.
@@ -14,13 +18,16 @@ etcd's, in the same run if it is installed, is a put of 256 bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
 import re
 import signal
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from bench import peer_etcd
@@ -42,28 +49,44 @@ _RETRY_S = 0.005
 _WAYS = ("killed", "silent")
 
 
-def measure(kills: int, *, peers: bool = True) -> dict[str, object]:
+def measure(kills: int, *, restarts: int = 5, peers: bool = True) -> dict[str, object]:
     """Return the seconds of each fail-over, with median and maximum."""
     return {
         "rounds": kills,
+        "restarts": restarts,
         "load_before": round(os.getloadavg()[0], 2),
-        **_tasksprint(kills),
-        "etcd": _etcd(kills) if peers else None,
+        **_tasksprint(kills, restarts),
+        "etcd": _etcd(kills, restarts) if peers else None,
     }
 
 
-def _tasksprint(rounds: int) -> dict[str, Any]:
-    with PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
+def _tasksprint(rounds: int, restarts: int) -> dict[str, Any]:
+    with _bytecode(), PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
         private.connect(Settings())
-        return asyncio.run(_all_ways(_TaskSprint(private), rounds))
+        return asyncio.run(_all_ways(_TaskSprint(private), rounds, restarts))
 
 
-def _etcd(rounds: int) -> dict[str, Any]:
+@contextlib.contextmanager
+def _bytecode() -> Iterator[None]:
+    """Let processes keep their bytecode, in a folder of their own, whatever is set here."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="tasksprint-bytecode-") as folder:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _etcd(rounds: int, restarts: int) -> dict[str, Any]:
     command = peer_etcd.etcd_command()
     if command is None:
-        return {"killed_s": None, "silent_s": None, "note": peer_etcd.MISSING}
+        nothing = dict.fromkeys(("killed_s", "silent_s", "restarted_s"))
+        return {**nothing, "note": peer_etcd.MISSING}
     with peer_etcd.Etcd(command) as cluster:
-        return asyncio.run(_all_ways(_EtcdSystem(cluster), rounds))
+        return asyncio.run(_all_ways(_EtcdSystem(cluster), rounds, restarts))
 
 
 class _System(Protocol):
@@ -85,19 +108,25 @@ class _System(Protocol):
         """Close connections."""
 
 
-async def _all_ways(system: _System, rounds: int) -> dict[str, Any]:
+async def _all_ways(system: _System, rounds: int, restarts: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     try:
         for way in _WAYS:
-            times = sorted([await _one(system, way) for _ in range(rounds)])
-            figures[f"{way}_s"] = {
-                "median": round(statistics.median(times), 4),
-                "max": round(max(times), 4),
-                "all": [round(each, 4) for each in times],
-            }
+            figures[f"{way}_s"] = _summary([await _one(system, way) for _ in range(rounds)])
+        figures["restarted_s"] = _summary([await _restart(system) for _ in range(restarts)])
     finally:
         await system.close()
     return figures
+
+
+def _summary(times_s: list[float]) -> dict[str, Any] | None:
+    if not times_s:
+        return None
+    return {
+        "median": round(statistics.median(times_s), 4),
+        "max": round(max(times_s), 4),
+        "all": [round(each, 4) for each in sorted(times_s)],
+    }
 
 
 async def _one(system: _System, way: str) -> float:
@@ -130,6 +159,35 @@ async def _one(system: _System, way: str) -> float:
     await asyncio.gather(*tasks, return_exceptions=True)
     system.bring_back(leader, way)
     return first_ack.result() - lost_s
+
+
+async def _restart(system: _System) -> float:
+    """Kill all members and start them again."""
+    await system.steady_leader()
+    for member in range(3):
+        system.lose(member, "killed")
+    started_s = time.perf_counter()
+    for member in range(3):
+        system.bring_back(member, "killed")
+    asking = [asyncio.ensure_future(_ask_until_acknowledged(system, each)) for each in range(3)]
+    done, others = await asyncio.wait(
+        asking, timeout=_GIVE_UP_S, return_when=asyncio.FIRST_COMPLETED
+    )
+    taken_s = time.perf_counter() - started_s
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    if not done:
+        raise SystemExit("no command was acknowledged after all members were killed")
+    return taken_s
+
+
+async def _ask_until_acknowledged(system: _System, member: int) -> None:
+    for number in itertools.count(member, 3):
+        with contextlib.suppress(asyncio.TimeoutError):
+            if await asyncio.wait_for(system.ask(member, number), _TRY_S) is True:
+                return
+        await asyncio.sleep(_INTERVAL_S)
 
 
 async def _acknowledged(system: _System, first: int, number: int) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.execution.records import NodeState
 from tasksprint.net.router import Response, error_response, json_response
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.store.writer import WriteTimes
@@ -251,6 +250,9 @@ def coordinator_readiness(coordinator: Coordinator) -> Response:
 
 def client_metrics(client: Client) -> Response:
     """Return what a client measures."""
+    # Here, as a coordinator never needs it: it starts sooner without.
+    from tasksprint.execution.records import NodeState
+
     summary = client.workbench.summary()
     out = Exposition()
     _process(out, client.uptime_ms)
