@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
-from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.ballot import NO_BALLOT, Ballot
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.election import Election
 from tasksprint.consensus.learner import Learner
@@ -50,6 +50,8 @@ class Candidate:
         self._settings = settings
         self._random = random
         self.campaign: Campaign | None = None
+        # Who could be reached since the start; None: a quorum was.
+        self._reached: set[ReplicaId] | None = {outbox.me}
 
     @property
     def deadline_ms(self) -> int:
@@ -85,6 +87,21 @@ class Candidate:
             self._ask_for_promises(campaign, now_ms)
 
     # --- asking first ---
+
+    def reach(self, peer: ReplicaId, now_ms: int) -> None:
+        """Take note that a peer can be reached; ask at once if nobody seems to lead.
+
+        When all were started again nobody leads, and no timeout has to tell: a replica that
+        has heard no leader since it started asks as soon as it can ask a quorum. Where
+        somebody does lead, it is told so, and nothing else happens.
+        """
+        if self._reached is None:
+            return
+        self._reached.add(peer)
+        if self._is_quorum(self._reached):
+            self._reached = None
+            if self._election.ballot == NO_BALLOT and self.campaign is None:
+                self._election.hurry(now_ms)
 
     def canvass(self, cause: str, now_ms: int) -> None:
         """Ask the others whether a new leader is welcome; who is alone need not ask."""

@@ -193,11 +193,6 @@ class Replica:
         return self._leadership is not None and self._leadership.is_established
 
     @property
-    def may_stall(self) -> bool:
-        """Whether nobody would miss this replica for a while: it doesn't lead others."""
-        return self._leadership is None or not self._outbox.peers
-
-    @property
     def leader(self) -> ReplicaId | None:
         """Who leads, as far as this replica knows."""
         return self.me if self._leadership is not None else self._election.leader
@@ -403,6 +398,10 @@ class Replica:
             return False
         self._leadership.add_read(read_id)
         return True
+
+    def connected(self, peer: ReplicaId, now_ms: int) -> None:
+        """Learn that what is sent to a peer reaches it from now on."""
+        self._candidate.reach(peer, now_ms)
 
     def disconnected(self, peer: ReplicaId, now_ms: int) -> None:
         """Learn that the stream to a peer broke: if it led, its process probably died."""

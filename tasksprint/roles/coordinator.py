@@ -468,6 +468,7 @@ class Coordinator:
                 self.wake()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
+        self.replica.connected(peer, self.monotonic_ms())
         self.wake()
 
     def _peer_disconnected(self, peer: ReplicaId) -> None:
@@ -528,7 +529,9 @@ class Coordinator:
         self.writer.post(
             commit,
             lambda: self._written(persists),
-            may_block=self.replica.may_stall and len(rows) <= _ROWS_AT_ONCE_MAX,
+            # A leader's heartbeats don't wait for its disk.
+            may_block=not (self.replica.is_leader and self.replica.addresses)
+            and len(rows) <= _ROWS_AT_ONCE_MAX,
         )
 
     def _written(self, persists: list[tuple[int, Persist, tuple[Envelope, ...]]]) -> None:

@@ -470,6 +470,31 @@ def test_broken_connection_to_the_leader_starts_a_canvass_within_20_ms() -> None
         assert replica.leader is None
 
 
+def test_replica_that_can_ask_a_quorum_and_never_heard_a_leader_asks_at_once() -> None:
+    """After a restart of all members nobody waits for a timeout that nothing can end."""
+    for seed in range(20):
+        replica = make(2, 5)
+        replica._election._random.seed(seed)
+        replica.connected(ReplicaId(1), 150)
+        replica.connected(ReplicaId(1), 155)
+        assert replica.deadline_ms >= 200
+        replica.connected(ReplicaId(4), 160)
+        assert 160 <= replica.deadline_ms <= 180
+        # Once: who is connected anew later tells nothing about leaders.
+        replica.tick(180)
+        later_ms = replica.deadline_ms
+        replica.connected(ReplicaId(3), 190)
+        assert replica.deadline_ms == later_ms > 300
+
+
+def test_connections_change_nothing_for_who_hears_a_leader() -> None:
+    replica = make(2, 3)
+    replica.receive(from_peer(1, 2, Heartbeat(ballot(1, 1), 1, Slot(1))), 100)
+    drain(replica, 100)
+    replica.connected(ReplicaId(1), 110)
+    assert replica.deadline_ms >= 800
+
+
 def _candidate() -> tuple[Replica, int]:
     """Return replica 1 of three, standing under 1.1, its ballot durable."""
     replica = make(1, 3)
