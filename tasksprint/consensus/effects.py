@@ -1,13 +1,14 @@
 """What the replica core asks of its shell, and what it is given back at a restart.
 
 Plain data. The order that `Ready` prescribes is the heart of the matter: a replica
-says nothing that its disk could forget.
+says nothing that its disk could forget. What is made for each entry is a named tuple: a
+frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.ids import Incarnation, ReplicaId, Slot
@@ -31,8 +32,7 @@ __all__ = [
 FIRST_SLOT = Slot(1)
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(NamedTuple):
     """A value accepted in a slot, and the ballot under which it was."""
 
     slot: Slot
@@ -40,8 +40,7 @@ class LogEntry:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """A slot is decided for ever; empty commands: a no-op, or a membership."""
 
     slot: Slot
@@ -49,8 +48,7 @@ class Chosen:
     membership: Membership | None = None  # governs from ALPHA slots later on
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(NamedTuple):
     """What becomes durable in one transaction; None and () mean: unchanged.
 
     An entry replaces what the same slot held. All None and (): nothing to write, but
@@ -80,8 +78,7 @@ class ReadLog:
     bytes_max: int  # stop before this much, but bring one entry at least
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """Everything that one turn asks for. The fields stand in the order that matters.
 
     1. `send_now` may go out at once.

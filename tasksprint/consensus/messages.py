@@ -8,6 +8,7 @@ a message is decided by the envelope (founding.py), what it means by the roles.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
@@ -248,8 +249,7 @@ Message = (
 Greeting = Hello | Found | Stranger | Stale | Marks
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A message with who sent it, in which life, and to whom."""
 
     source: ReplicaId

@@ -6,6 +6,7 @@ The coordinator's shell and the scheduler host read these. Nothing here decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tasksprint.coordination.commands import Tick
 from tasksprint.coordination.rows import Row
@@ -43,8 +44,7 @@ class EmptyAnswers:
     end_event: int
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """The outcome of one entry."""
 
     replies: tuple[bytes | None, ...]  # one for each command, JSON

@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 __all__ = [
     "ALL_OF_JOB",
@@ -52,8 +52,7 @@ class Table:
     value_columns: tuple[Column, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One upsert of the mirror, or, with `columns` None, one deletion.
 
     Deleting a row that isn't there is allowed and does nothing, so a state machine

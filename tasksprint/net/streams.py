@@ -84,6 +84,7 @@ class PeerStreams:
         on_frame: Takes (source, frame) in the turn of the loop in which it arrived.
             `RemoteProtocolError` from it ends that connection; any other exception is a bug and
             goes to the loop's exception handler.
+        on_frames_end: Told when all frames were handed over that arrived at once.
         on_connected: A peer takes frames now.
         on_disconnected: A connection with a peer broke, the one to it or the one from it:
             told for each, so twice when the peer's process dies.
@@ -98,6 +99,7 @@ class PeerStreams:
         random: Random,
         *,
         on_frame: Callable[[ReplicaId, bytes], None],
+        on_frames_end: Callable[[], None],
         on_connected: Callable[[ReplicaId], None],
         on_disconnected: Callable[[ReplicaId], None],
         address: str | None = None,
@@ -107,6 +109,7 @@ class PeerStreams:
         self.settings = settings
         self.random = random
         self.on_frame = on_frame
+        self.on_frames_end = on_frames_end
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
         self.warnings = CountedWarnings(log)
@@ -555,6 +558,7 @@ class _Receiver(BufferedReader):
         if used < len(data):
             self._pieces.append(data[used:] if used else data)
             self._pieces_bytes = len(data) - used
+        self._streams.on_frames_end()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_open = False

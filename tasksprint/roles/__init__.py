@@ -5,6 +5,7 @@ coordinator.py     one replica: consensus, state machine and schedulers around o
 replica_codec.py   consensus messages as frames, and back
 scheduler_runner.py   one job's scheduler process on this replica
 coordinator_http.py   the coordinator's paths
+waiters.py         who waits until a view or a job changes
 client.py          one client: polls the view, reports, joins again
 client_nodes.py    its nodes: processes started here, and attached ones
 client_fetch.py    inputs from other clients

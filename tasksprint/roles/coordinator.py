@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasksprint.consensus import Chosen, Envelope, LogEntry, Persist, ReadLog, Ready, Replica
+from tasksprint.consensus import (
+    Chosen,
+    Envelope,
+    LogEntry,
+    Mark,
+    Message,
+    Persist,
+    ReadLog,
+    Ready,
+    Replica,
+)
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
@@ -36,6 +46,7 @@ from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.roles.surroundings import REAL, Surroundings
+from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -57,6 +68,7 @@ _ROWS_AT_ONCE_MAX = 100
 _WAITS = "replica %d waits for the other members to be up"
 # Jobs that have ended whose schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
+_NEVER_MS = 1 << 62
 # Changes of the leader that `status` shows.
 _ELECTIONS_KEPT = 10
 
@@ -130,6 +142,7 @@ class Coordinator:
             settings,
             self.random,
             on_frame=self._frame_arrived,
+            on_frames_end=self._frames_ended,
             on_connected=self._peer_connected,
             on_disconnected=self._peer_disconnected,
             address=options.advertise,
@@ -155,24 +168,27 @@ class Coordinator:
         self._current_end: Slot | None = None
         self._is_over = False  # It has failed or is closed: it says and writes nothing more.
         self._last_tick_ms = 0
+        self._tick_due_ms = 0
         self._tick_waits = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turn_due = False
+        self._in_turn = False
+        self._has_heard = False  # frames that make a turn due
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         # What waits for the disk: persists of Readys in order, then rows of the mirror.
         self._persists: list[tuple[int, Persist, tuple[Envelope, ...]]] = []
         self._rows: list[Row] = []
         self._rows_since_ms = 0
-        self._mirror_waiters: list[asyncio.Future[None]] = []
+        self._mirror_waiters: Waiters[None] = Waiters()
         self._is_installing = False  # a copy of the mirror takes the place of ours
         self._writing = False
         self._to_apply: deque[Chosen] = deque()
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._confirmed: list[tuple[int, Slot]] = []
         self._last_read = 0
-        self._view_waiters: dict[ClientId, list[asyncio.Future[None]]] = {}
-        self._job_waiters: dict[JobId, list[asyncio.Future[None]]] = {}
+        self._view_waiters: Waiters[ClientId] = Waiters()
+        self._job_waiters: Waiters[JobId] = Waiters()
 
     # --- starting and stopping ---
 
@@ -190,8 +206,8 @@ class Coordinator:
         self._waiting.give_up()
         for read_id in list(self._reads):
             self._end_read(read_id, self.not_leader())
-        for waiters in [*self._view_waiters.values(), *self._job_waiters.values()]:
-            _wake_all(waiters)
+        self._view_waiters.wake_all()
+        self._job_waiters.wake_all()
 
     async def close(self) -> None:
         """Stop everything that this process started; the files stay."""
@@ -310,7 +326,10 @@ class Coordinator:
                 status=503,
             )
         self._waiting.wait(command, then, decoded)
-        self.wake()
+        if self._in_turn or self._turn_due or self._writing or len(self._waiting) > 1:
+            self.wake()  # More may gather behind what is under way.
+        else:
+            self._turn()
 
     def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
@@ -336,22 +355,11 @@ class Coordinator:
 
     async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
         """Wait until the view of a client changed, or so long."""
-        await self._wait(self._view_waiters.setdefault(cid, []), wait_ms)
+        await self._view_waiters.wait(cid, wait_ms)
 
     async def wait_job(self, job: JobId, wait_ms: int) -> None:
         """Wait until something about a job changed, or so long."""
-        await self._wait(self._job_waiters.setdefault(job, []), wait_ms)
-
-    async def _wait(self, waiters: list[asyncio.Future[None]], wait_ms: int) -> None:
-        future: asyncio.Future[None] = self.loop.create_future()
-        handle = self.loop.call_later(wait_ms / 1000, _wake_future, future)
-        waiters.append(future)
-        try:
-            await future
-        finally:
-            handle.cancel()
-            if future in waiters:
-                waiters.remove(future)
+        await self._job_waiters.wait(job, wait_ms)
 
     # --- turns ---
 
@@ -365,6 +373,7 @@ class Coordinator:
         self._turn_due = False
         if self._is_over:
             return
+        self._in_turn = True
         try:
             now_ms = self.monotonic_ms()
             if now_ms >= self.replica.deadline_ms:
@@ -374,16 +383,19 @@ class Coordinator:
             self.streams.flush()
             self._write(now_ms)
             self._apply_some(now_ms)
+            self._waiting.tell()
             self.copying.turn()
-            self._tick_log(now_ms)
+            if now_ms >= self._tick_due_ms:
+                self._tick_log(now_ms)
             self._turn_runners(now_ms)
-            self._carry_out_all()
-            self.streams.flush()
+            if self.replica.has_work:
+                self._carry_out_all()
+                self.streams.flush()
             self._write(now_ms)
             self._arm_timer(now_ms)
-            self._waiting.tell()
         except Exception as error:  # whatever it is, this replica must stop
             self.fail(error)
+        self._in_turn = False
 
     def _turn_runners(self, now_ms: int) -> None:
         for job, runner in list(self.runners.items()):
@@ -395,10 +407,9 @@ class Coordinator:
                     del self._outputs[next(iter(self._outputs))]
 
     def _arm_timer(self, now_ms: int) -> None:
-        due_ms = self.replica.deadline_ms
-        if self.is_current and not self._tick_waits:
-            due_ms = min(due_ms, self._tick_due_ms())
-        if self._rows and not self._writing:
+        self._tick_due_ms = self._find_tick_due_ms()
+        due_ms = min(self.replica.deadline_ms, self._tick_due_ms)
+        if self._rows and not (self._writing and self._rows_are_due(now_ms)):
             due_ms = min(due_ms, self._rows_since_ms + _MIRROR_IDLE_MS)
         for runner in self.runners.values():
             if (deadline_ms := runner.deadline_ms) is not None:
@@ -441,22 +452,25 @@ class Coordinator:
         else:
             assert not ready.send_after_persist
         self._to_apply.extend(ready.chosen)
-        end_slot = self._to_apply[-1].slot + 1 if self._to_apply else self._applied_end()
-        for read_id in ready.confirmed_reads:
-            self._confirmed.append((read_id, Slot(end_slot)))
+        if ready.confirmed_reads:
+            end_slot = self._to_apply[-1].slot + 1 if self._to_apply else self._applied_end()
+            self._confirmed += [(read_id, Slot(end_slot)) for read_id in ready.confirmed_reads]
         for read_id in ready.failed_reads:
             self._end_read(read_id, self.not_leader())
         for request in ready.read_log:
             self._read_log(request)
 
     def _send(self, envelopes: Iterable[Envelope]) -> None:
+        said: tuple[Message, Mark] | None = None
         for envelope in envelopes:
-            self.streams.send(envelope.target, replica_codec.encode(envelope))
+            if said is None or said[0] is not envelope.message or said[1] != envelope.mark:
+                said = envelope.message, envelope.mark  # Mostly the same is said to all.
+                frame = replica_codec.encode(envelope)
+            self.streams.send(envelope.target, frame)
 
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
-        envelope = replica_codec.decode(frame, who=f"replica {source}")
-        if envelope.source == source and not self._is_over:
-            # (Who proved the key may still speak only for itself.)
+        envelope = replica_codec.decode(frame, source=source, target=self.options.me)
+        if not self._is_over:
             try:
                 self.replica.receive(envelope, self.monotonic_ms())
             except RemoteProtocolError:
@@ -465,7 +479,14 @@ class Coordinator:
                 self.fail(error)
             # The last acceptances of an entry change nothing: a third of a leader's turns.
             if not self.replica.is_leader or self.replica.has_work:
-                self.wake()
+                self._has_heard = True
+
+    def _frames_ended(self) -> None:
+        """Have a turn at once: peers send no more before they have their answers."""
+        if self._has_heard:
+            self._has_heard = False
+            if not self._turn_due:
+                self._turn()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
         self.replica.connected(peer, self.monotonic_ms())
@@ -497,18 +518,15 @@ class Coordinator:
         """Write what waits, in one transaction; behind the one under way, if there is one."""
         if self._writing:
             return
-        rows_due = (
-            len(self._rows) >= _MIRROR_ROWS_MAX or now_ms >= self._rows_since_ms + _MIRROR_IDLE_MS
-        )
-        if not self._persists and not (self._rows and rows_due):
+        rows_due = self._rows_are_due(now_ms)
+        if not self._persists and not rows_due:
             return
         persists, self._persists = self._persists, []
         rows: list[Row] = []
         schedule, founding = self.schedule, self.replica.founding
         if rows_due:
             rows, self._rows = self._rows, rows
-            _wake_all(self._mirror_waiters)
-            self._mirror_waiters.clear()
+            self._mirror_waiters.wake_all()
         if self._rows or self._is_installing:
             schedule = None
         truncate_below = None if schedule is None else self._tail.truncate_below(
@@ -545,12 +563,15 @@ class Coordinator:
             now_ms = self.monotonic_ms()
             if persists:
                 self.replica.persisted(persists[-1][0], now_ms)
-            if self._persists or self._mirror_waiters or self.replica.has_work:
+            if self._persists or self.replica.has_work or self._rows_are_due(now_ms):
                 self.wake()
-            else:
-                self._arm_timer(now_ms)  # Rows of the mirror may wait for the next write.
         except Exception as error:
             self.fail(error)
+
+    def _rows_are_due(self, now_ms: int) -> bool:
+        rows = self._rows
+        is_old = now_ms >= self._rows_since_ms + _MIRROR_IDLE_MS
+        return bool(rows) and (is_old or len(rows) >= _MIRROR_ROWS_MAX)
 
     def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
         """Return the mirror's rows that no write has been asked for yet, oldest first."""
@@ -561,10 +582,8 @@ class Coordinator:
         """Wait until the writer has all rows of what is applied now: then it reads them."""
         if self._rows:
             self._rows_since_ms = 0
-            future: asyncio.Future[None] = self.loop.create_future()
-            self._mirror_waiters.append(future)
             self.wake()
-            await future
+            await self._mirror_waiters.wait(None)
 
     async def install_copy(self, applied: AppliedPoint, memberships: bytes | None) -> None:
         """Put the copy of the mirror that the store has gathered in the place of ours.
@@ -578,8 +597,7 @@ class Coordinator:
         assert not self._is_installing
         self._is_installing = True
         self._rows.clear()
-        _wake_all(self._mirror_waiters)
-        self._mirror_waiters.clear()
+        self._mirror_waiters.wake_all()
         # Before: a write of ours must not put an older one in its place.
         told = self.replica.members_copied(memberships)
         await self.writer.run(lambda store: store.install_copy(applied, told))
@@ -602,8 +620,8 @@ class Coordinator:
         self.runners.clear()
         for job in schedule.running_jobs():
             self._start_runner(job)
-        for waiters in [*self._view_waiters.values(), *self._job_waiters.values()]:
-            _wake_all(waiters)
+        self._view_waiters.wake_all()
+        self._job_waiters.wake_all()
         self._is_installing = False
         self.wake()
 
@@ -663,10 +681,10 @@ class Coordinator:
         for job in applied.jobs:
             self._job_changed(job, applied.events)
         for cid in applied.clients:
-            _wake_all(self._view_waiters.pop(cid, None))
+            self._view_waiters.wake(cid)
 
     def _job_changed(self, job: JobId, events: Iterable[tuple[JobId, Event]]) -> None:
-        _wake_all(self._job_waiters.pop(job, None))
+        self._job_waiters.wake(job)
         assert self.schedule is not None
         is_running = self.schedule.is_running(job)
         runner = self.runners.get(job)
@@ -719,11 +737,11 @@ class Coordinator:
             return
         self.members.changed()
         self._waiting.give_up()
-        for waiters in list(self._view_waiters.values()):
-            _wake_all(waiters)
-        self._view_waiters.clear()
+        self._view_waiters.wake_all()
 
-    def _tick_due_ms(self) -> int:
+    def _find_tick_due_ms(self) -> int:
+        if self._tick_waits or not self.is_current:
+            return _NEVER_MS
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
         assert self.schedule is not None
         if (timer_ms := self.schedule.next_timer_ms) is not None:
@@ -736,13 +754,11 @@ class Coordinator:
 
         Else a job that takes less than a tick would have taken no time.
         """
-        self._tick_log(self.monotonic_ms(), is_due=True)
+        self._tick_log(self.monotonic_ms())
 
-    def _tick_log(self, now_ms: int, *, is_due: bool = False) -> None:
-        """Propose a tick when one is due and the one before has been applied."""
+    def _tick_log(self, now_ms: int) -> None:
+        """Propose a tick, unless the one before hasn't been applied."""
         if not self.is_current or self._tick_waits:
-            return
-        if not is_due and now_ms < self._tick_due_ms():
             return
         schedule = self.schedule
         assert schedule is not None
@@ -782,13 +798,3 @@ class Coordinator:
         if (runner := self.runners.get(job)) is not None:
             return runner.output
         return self._outputs.get(job, "")
-
-
-def _wake_future(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _wake_all(waiters: list[asyncio.Future[None]] | None) -> None:
-    for future in waiters or ():
-        _wake_future(future)

@@ -1,7 +1,8 @@
 """Consensus messages as frames between replicas, and back.
 
 A frame is a header (JSON) and raw parts (protocol/replica_frames.py): values of slots
-and forwarded commands travel as the bytes that they are.
+and forwarded commands travel as the bytes that they are. It doesn't say whose it is and
+for whom: the stream knows. So one frame serves all to whom the same is said.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tasksprint.consensus import (
 )
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
-from tasksprint.ids import Incarnation
+from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.protocol.replica_frames import decode_body, encode_body
 
 __all__ = ["decode", "encode"]
@@ -48,17 +49,9 @@ FORMAT_VERSION = 1
 
 
 def encode(envelope: Envelope) -> bytes:
-    """Return the body of the frame that carries this envelope."""
+    """Return the body of the frame that carries this envelope, to whomever."""
     kind, fields, parts = _encode_message(envelope.message)
-    header = [
-        FORMAT_VERSION,
-        envelope.source,
-        envelope.source_incarnation,
-        envelope.target,
-        *envelope.mark,
-        kind,
-        *fields,
-    ]
+    header = [FORMAT_VERSION, envelope.source_incarnation, *envelope.mark, kind, *fields]
     return encode_body(header, parts, encode_json=encode_json)
 
 
@@ -124,12 +117,13 @@ def _entries(entries: Sequence[LogEntry]) -> tuple[list[tuple[int, int, int]], l
 _Decoder = Callable[[list[Any], list[bytes]], Message]
 
 
-def decode(frame: bytes, *, who: str) -> Envelope:
-    """Return the envelope that a frame's body carries.
+def decode(frame: bytes, *, source: ReplicaId, target: ReplicaId) -> Envelope:
+    """Return what a frame's body says, with who says it to whom.
 
     Raises:
-        RemoteProtocolError: It carries none that this release knows.
+        RemoteProtocolError: It says nothing that this release knows.
     """
+    who = f"replica {source}"
     header, parts = decode_body(frame, decode_json=decode_json, who=who)
     try:
         if header[0] != FORMAT_VERSION:
@@ -137,8 +131,8 @@ def decode(frame: bytes, *, who: str) -> Envelope:
                 f"{who} speaks version {header[0]!r} of the replicas' protocol, "
                 f"expected {FORMAT_VERSION}; run the same release everywhere"
             )
-        _, source, incarnation, target, life, start, number, kind, *fields = header
-        _check((source, incarnation, target, life, start, number), _HEAD_SHAPE)
+        _, incarnation, life, start, number, kind, *fields = header
+        _check((incarnation, life, start, number), _HEAD_SHAPE)
         _check(fields, _SHAPES[kind])
         message = _DECODERS[kind](fields, parts)
         mark = Mark(life, start, number)
@@ -180,7 +174,7 @@ def _shape(words: str) -> tuple[Callable[[Any], bool], ...]:
     return tuple(_CHECKS[word] for word in words.split())
 
 
-_HEAD_SHAPE = _shape("number text number number number number")
+_HEAD_SHAPE = _shape("text number number number")
 # The core relies on these types: a wrong one would be found in the middle of a change.
 _SHAPES = {
     "accept": _shape("number number number number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tasksprint.consensus.effects import Persist, Recovered
 from tasksprint.coordination.rows import Row
@@ -11,16 +12,14 @@ from tasksprint.coordination.rows import Row
 __all__ = ["AppliedPoint", "Commit", "Recovery"]
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedPoint:
+class AppliedPoint(NamedTuple):
     """How far the mirror goes: the last applied slot and the state's digest there."""
 
     slot: int  # 0: nothing was applied
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What becomes durable together, or not at all.
 
     Several commits may share a transaction; the effect is that of one after the other.

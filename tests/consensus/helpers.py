@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -108,13 +107,10 @@ def bare(ready: Ready | None) -> Ready:
     """Return what is to be done without durable numbers, which have tests of their own."""
     assert ready is not None
     persist = ready.persist
-    return replace(
-        ready,
-        send_now=tuple(replace(each, mark=NO_MARK) for each in ready.send_now),
-        persist=None if persist is None else replace(persist, durable=None, marks=None),
-        send_after_persist=tuple(
-            replace(each, mark=NO_MARK) for each in ready.send_after_persist
-        ),
+    return ready._replace(
+        send_now=tuple(each._replace(mark=NO_MARK) for each in ready.send_now),
+        persist=None if persist is None else persist._replace(durable=None, marks=None),
+        send_after_persist=tuple(each._replace(mark=NO_MARK) for each in ready.send_after_persist),
     )
 
 

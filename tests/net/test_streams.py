@@ -39,6 +39,7 @@ class Replica:
         self.settings = settings
         self.events: list[tuple[Any, ...]] = []
         self.frames: list[tuple[ReplicaId, bytes]] = []
+        self.batches: list[int] = []  # how many frames had come at each end of some
         self.on_frame: Callable[[ReplicaId, bytes], None] = lambda source, frame: (
             self.frames.append((source, frame))
         )
@@ -53,6 +54,7 @@ class Replica:
             self.settings,
             Random(self.me),
             on_frame=lambda source, frame: self.on_frame(source, frame),
+            on_frames_end=lambda: self.batches.append(len(self.frames)),
             on_connected=lambda peer: self.events.append(("connected", peer)),
             on_disconnected=lambda peer: self.events.append(("disconnected", peer)),
         )
@@ -291,6 +293,18 @@ def test_frame_that_its_reader_cannot_decode_closes_the_connection() -> None:
             await until(lambda: one.events)
             one.send(TWO, b"nonsense")
             await until(lambda: ("disconnected", TWO) in one.events)
+
+    run(main)
+
+
+def test_reader_is_told_after_all_frames_that_came_at_once() -> None:
+    async def main() -> None:
+        one, two = Replica(ONE), Replica(TWO)
+        async with wired(one, two):
+            await until(lambda: one.events)
+            one.send(TWO, b"1", b"2", b"3")
+            await until(lambda: two.batches)
+            assert two.batches == [3]
 
     run(main)
 

@@ -225,7 +225,7 @@ def test_frame_of_a_wrong_shape_is_refused_before_it_changes_anything(tmp_path: 
         async with members(1, tmp_path) as of:
             leader = await of.leader()
             for fields in BAD_FRAMES:
-                frame = encode_body([1, 2, "aa", 1, *fields], [b""], encode_json=encode_json)
+                frame = encode_body([1, "aa", 9, 3, 5, *fields], [b""], encode_json=encode_json)
                 with pytest.raises(RemoteProtocolError, match="can't be understood"):
                     leader.coordinator._frame_arrived(ReplicaId(2), frame)
             assert leader.failure is None
@@ -479,6 +479,33 @@ def test_lines_of_a_jobs_log_are_shown_before_they_are_written(
                 await decide(leader, Answer(JobId(job), parts))
                 log = (await leader.ask("GET", f"/v1/jobs/{job}/log")).json()["log"]
                 assert log == ["one", "two"][: part + 1]
+
+    run(main)
+
+
+# --- turns ---
+
+
+def test_lone_command_is_proposed_at_once_and_others_gather_behind_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, NO_TICKS) as of:
+            leader = await of.leader()
+            coordinator = leader.coordinator
+            replica = coordinator.replica
+            await until(
+                lambda: coordinator.is_current
+                and not (coordinator._turn_due or coordinator._writing or replica.has_work),
+                "nothing is under way",
+            )
+            first_slot = replica.chosen_end
+            replies: list[bytes | None] = []
+            coordinator.decide_then(encode_command(submission(1)), None, replies.append)
+            assert replica.status().open_slots == 1
+            for request in range(2, 8):
+                coordinator.decide_then(encode_command(submission(request)), None, replies.append)
+            await until(lambda: len(replies) == 7, "all are decided")
+            assert replies == [b'{"job":%d}' % number for number in range(1, 8)]
+            assert replica.chosen_end == first_slot + 2
 
     run(main)
 

@@ -70,7 +70,7 @@ MESSAGES: list[Message] = [
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_message_comes_out_as_it_went_in(message: Message) -> None:
     envelope = Envelope(ReplicaId(1), Incarnation("aa"), ReplicaId(2), message, Mark(9, 3, 5))
-    assert decode(encode(envelope), who="replica 1") == envelope
+    assert decode(encode(envelope), source=ReplicaId(1), target=ReplicaId(2)) == envelope
 
 
 def test_every_kind_of_message_is_covered() -> None:
@@ -81,17 +81,17 @@ def test_every_kind_of_message_is_covered() -> None:
     ("frame", "message"),
     [
         (
-            b'[[2,1,"aa",2,"found"],[0]]\n',
+            b'[[2,"aa","found"],[0]]\n',
             "speaks version 2 of the replicas' protocol, expected 1",
         ),
-        (b'[[1,1,"aa",2,9,3,5,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,1,"aa",2,9,3,5,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,1,"aa",2,9,3,-1,"found"],[0]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,1,"aa",2,9,3,5,"marks",[[1]]],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,"aa",9,3,5,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,"aa",9,3,5,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,"aa",9,3,-1,"found"],[0]]\n', "frame from replica 1 can't be understood"),
+        (b'[[1,"aa",9,3,5,"marks",[[1]]],[]]\n', "frame from replica 1 can't be understood"),
         (b"[[],[]]\n", "frame from replica 1 can't be understood"),
     ],
 )
 def test_frame_that_carries_no_message_is_refused(frame: bytes, message: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
-        decode(frame, who="replica 1")
+        decode(frame, source=ReplicaId(1), target=ReplicaId(2))
     assert message in str(caught.value)

@@ -162,6 +162,7 @@ class _SimReceiver:
                 # Replicas of one release understand each other: the process decides.
                 self._streams.process.refused(str(error))
                 self.close()
+        self._streams.on_frames_end()
 
     def lose(self, cause: str) -> None:
         if self._is_open:

@@ -1,8 +1,9 @@
 """The writer's thread of a simulated process: a store behind a disk that takes its time.
 
 As `store/writer.py`: commits in order, those that gathered in one transaction, calls in
-between. A transaction is durable after a drawn time; until then the disk holds nothing of
-it. A crash in mid-write keeps all of the transaction or nothing, and what waited is lost.
+between; some that may block are durable at once, as if the loop had written them. Any other
+transaction is durable after a drawn time; until then the disk holds nothing of it. A crash in
+mid-write keeps all of the transaction or nothing, and what waited is lost.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class SimWriter:
         self._under_way: list[_Commit] | _Call | None = None
         self._failure: BaseException | None = None
         self._is_closed = False
+        self._pending = 0  # What was handed over and hasn't been told of.
         self._count = 0
         self._quiet_since = 0.0
         process.at_end.append(self._crash)
@@ -110,7 +112,14 @@ class SimWriter:
 
     def post(self, commit: Any, done: Callable[[], None], *, may_block: bool = False) -> None:
         """As `WriterThread.post`."""
-        self._put(_Commit(commit, done, None))
+        assert not self._is_closed, "a writer that is being closed takes nothing more"
+        item = _Commit(commit, done, None)
+        is_free = self._pending == 0 and self._disk.hangs_until <= self._disk.timeline.now
+        if may_block and is_free and self._failure is None and self._disk.random.random() < 0.5:
+            if self._write([item]) is None:
+                done()
+            return
+        self._put(item)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         """As `WriterThread.run`."""
@@ -127,6 +136,7 @@ class SimWriter:
 
     def _put(self, item: _Commit | _Call) -> None:
         assert not self._is_closed, "a writer that is being closed takes nothing more"
+        self._pending += 1
         self._queue.append(item)
         if self._under_way is None:
             self._next()
@@ -174,7 +184,7 @@ class SimWriter:
             error = self._failure
             if error is None:
                 error = self._write(item)
-            call_soon(_tell, item, error)
+            call_soon(self._tell, item, error)
         if self._queue or item is not None:
             call_soon(self._next)
 
@@ -201,7 +211,7 @@ class SimWriter:
                 if isinstance(raised, StoreDamaged):
                     self._failure = raised
                     self._process.loop.call_soon(self._on_failure, raised)
-        self._process.loop.call_soon(_tell_called, item.future, result, error)
+        self._process.loop.call_soon(self._tell_called, item.future, result, error)
 
     def _crash(self) -> None:
         """The process is gone: what is under way is written whole or not at all."""
@@ -214,6 +224,18 @@ class SimWriter:
                 disk.lost += len(item)
         disk.lost += sum(isinstance(waiting, _Commit) for waiting in self._queue)
         self._queue.clear()
+
+    # --- the loop again ---
+
+    def _tell(self, group: list[_Commit], error: BaseException | None) -> None:
+        self._pending -= len(group)
+        _tell(group, error)
+
+    def _tell_called(
+        self, future: asyncio.Future[Any], result: object, error: BaseException | None
+    ) -> None:
+        self._pending -= 1
+        _tell_called(future, result, error)
 
 
 def _tell(group: list[_Commit], error: BaseException | None) -> None:

@@ -55,7 +55,7 @@ class _SpeaksFirst(ReplicaNode):
     def _persist(self, ready: Ready, persist: Persist) -> None:
         for envelope in ready.send_after_persist:
             self._emit(envelope)
-        super()._persist(replace(ready, send_after_persist=()), persist)
+        super()._persist(ready._replace(send_after_persist=()), persist)
 
 
 class _ForgetsPromises(ReplicaNode):

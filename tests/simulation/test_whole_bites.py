@@ -7,7 +7,6 @@ alone are in test_checkers_bite.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -49,14 +48,14 @@ class _SpeaksFirst(SimCoordinator):
 
     def _carry_out(self, ready: Ready) -> None:
         everything = (*ready.send_now, *ready.send_after_persist)
-        super()._carry_out(replace(ready, send_now=everything, send_after_persist=()))
+        super()._carry_out(ready._replace(send_now=everything, send_after_persist=()))
 
 
 class _AppliesBackwards(SimCoordinator):
     """Applies what was chosen together in the wrong order."""
 
     def _carry_out(self, ready: Ready) -> None:
-        super()._carry_out(replace(ready, chosen=tuple(reversed(ready.chosen))))
+        super()._carry_out(ready._replace(chosen=tuple(reversed(ready.chosen))))
 
 
 class _AnswersEarly(SimCoordinator):
@@ -130,7 +129,7 @@ class _LosesRows(SimWriter):
 
     def post(self, commit: Any, done: Callable[[], None], **options: Any) -> None:
         rows = tuple([row for row in commit.rows if row.table != "tasks" or row.key[1] != 1])
-        super().post(replace(commit, rows=rows), done, **options)
+        super().post(commit._replace(rows=rows), done, **options)
 
 
 class _LosesRowsNode(CoordinatorNode):
