@@ -117,6 +117,7 @@ class Scenario:
         self._fault_gap = random.uniform(100, 800)
         self._command_gap = random.uniform(15, 80)
         self._election_crashes = random.choice((0.0, 0.05, 0.2))
+        self._disks_age = random.random() < 0.3  # In some seeds disks go back in time.
         # Operators change members in some seeds only, some of them all the time.
         self._change_gap = random.choice((None, None, 200.0, 600.0))
 
@@ -295,13 +296,15 @@ class Scenario:
                 self._disconnect,
                 self._freeze,
                 self._wipe,
-                self._keep_disk,
-                self._put_back_disk,
                 self._spoil_entry,
                 self._change_network,
             )
         )
         fault(node)
+        if self._disks_age:
+            self._keep_disks()
+            if random.random() < 0.4:
+                self._put_back_disk(random.choice(list(self.nodes.values())))
 
     def _start(self, node: ReplicaNode) -> None:
         if node.replica is None:
@@ -393,7 +396,11 @@ class Scenario:
         self.checker.say(f"the disk of replica {node.me} hangs")
         self.checker.count("disks that hung")
         node.disk.hang()
-        self.timeline.after(self._random.choice((200, 2_000)), node.disk.recover)
+        self.timeline.after(self._random.choice((200, 2_000)), partial(self._recover_disk, node))
+
+    def _recover_disk(self, node: ReplicaNode) -> None:
+        if not self._is_healed:  # Then it has recovered, and may hang for another reason.
+            node.disk.recover()
 
     def _freeze(self, node: ReplicaNode) -> None:
         node.freeze()
@@ -428,8 +435,8 @@ class Scenario:
         self.checker.count("disks lost")
         node.disk.state = ReplicaState(self._incarnation())
 
-    def _keep_disk(self, node: ReplicaNode) -> None:
-        """Make a copy of a disk, as somebody does who believes that this is a backup."""
+    def _keep_disks(self) -> None:
+        """Make copies of the disks, as somebody does who believes that these are backups."""
         for each in self.nodes.values():
             self._kept.setdefault(each.me, []).append(deepcopy(each.disk.state))
 

@@ -13,7 +13,10 @@ import pytest
 
 from tasksprint.consensus import (
     Chosen,
+    DurableNumbers,
+    KnownMark,
     LogEntry,
+    Mark,
     Membership,
     Nack,
     Persist,
@@ -30,7 +33,7 @@ from tasksprint.consensus.members import Members, Memberships, Span
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
-from tasksprint.ids import Slot
+from tasksprint.ids import Incarnation, Slot
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
 from tests.simulation.scenario import run_seed
 
@@ -243,6 +246,24 @@ def test_leader_that_keeps_its_office_with_a_hung_disk_is_caught(
 ) -> None:
     monkeypatch.setattr(Pace, "look", lambda self, now_ms: None)
     assert _rules_broken() == {"hung-leader"}
+
+
+@pytest.mark.slow
+def test_replicas_that_believe_older_disks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever doesn't compare durable numbers counts votes that a disk has forgotten."""
+    hear, take = DurableNumbers.hear, DurableNumbers.take
+
+    def hear_all(self: DurableNumbers, source: Incarnation, mark: Mark) -> bool:
+        hear(self, source, mark)
+        return True
+
+    def take_all(self: DurableNumbers, marks: Iterable[KnownMark]) -> None:
+        take(self, marks)
+
+    monkeypatch.setattr(DurableNumbers, "hear", hear_all)
+    monkeypatch.setattr(DurableNumbers, "take", take_all)
+    broken = _rules_broken()
+    assert broken and broken <= {"not-chosen", "two-chosen", "lost-command", "stale-read", "core"}
 
 
 @pytest.mark.slow
