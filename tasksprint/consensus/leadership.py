@@ -159,6 +159,8 @@ class Leadership:
             self._open_slots(now_ms)
         if self._phase1_end < _NEVER and now_ms >= self._ask_ms:
             self._ask_for_promises(now_ms)
+        if self._reads and not self._outbox.peers:
+            self._confirm_reads()  # Who was asked, and hasn't answered, is no member any more.
         if self._new_reads and not self._reads:
             # Reads that arrive during a round share the next one.
             self._start_beat()

@@ -421,3 +421,23 @@ def test_removed_replica_that_starts_again_never_votes_and_is_sent_home() -> Non
     ((target, stranger),) = sent(drain(one))
     assert target == 3 and isinstance(stranger, Stranger)
     assert decode_membership(stranger.membership) == two
+
+
+def test_read_that_waits_for_a_member_that_is_removed_is_confirmed_by_who_is_left() -> None:
+    """Nobody answers its round any more; and no later read may wait behind it for ever."""
+    replica, now_ms = leader(2)
+    assert replica.read(7, now_ms)
+    waiting = drain(replica, now_ms)
+    assert replica.remove_member(ReplicaId(2), now_ms) is None
+    readies = drain(replica, now_ms)
+    while accepts := sent(readies, Accept):
+        for _, accept in accepts:
+            assert isinstance(accept, Accept)
+            answer = Accepted(accept.ballot, (accept.slot,))
+            replica.receive(from_peer(2, 1, answer), now_ms)
+        readies = drain(replica, now_ms)
+        waiting += readies
+    assert replica.is_leader and not replica.addresses
+    assert replica.read(8, now_ms)
+    waiting += drain(replica, now_ms)
+    assert [read for ready in waiting for read in ready.confirmed_reads] == [7, 8]
