@@ -37,6 +37,8 @@ class Reconfiguration:
         self._catch_up = catch_up
         self._outbox = outbox
         self._settings = settings
+        # The only membership whose next step may follow by itself; None: any.
+        self.prepared_number: int | None = None
 
     def add(
         self, leadership: Leadership, member: Member, replaces: ReplicaId | None, now_ms: int
@@ -91,6 +93,8 @@ class Reconfiguration:
         """Let a learner vote that has caught up, or remove who was replaced."""
         newest = self._newest()
         if not (newest.learners or newest.replaces) or not self.is_done(leadership):
+            return
+        if self.prepared_number not in (None, newest.number):
             return
         enough = self._learner.chosen_end - self._settings.learner_lag_slots_max
         change = next_step(

@@ -86,8 +86,7 @@ class Replica:
         """Build a replica from what its disk remembers.
 
         Args:
-            peers: The founding members as the operator named them, with or without
-                this one; none: a cluster of one. Ignored once founded.
+            peers: The founding members by the command line, until founded; none: one alone.
             is_joining: Found nothing, but wait until a cluster adds this replica.
         """
         self.me = me
@@ -259,10 +258,9 @@ class Replica:
 
     def status(self) -> Status:
         """Return what an operator wants to know."""
-        founding = self._admission.founding
         return Status(
             role=self._role(),
-            cluster=None if founding is None else founding.cluster,
+            cluster=None if self.founding is None else self.founding.cluster,
             ballot=self.ballot,
             leader=self.leader,
             chosen_end=self.chosen_end,
@@ -317,6 +315,10 @@ class Replica:
         self._now_ms = now_ms
         assert self._leadership is not None, "only a leader changes the members"
         return self._reconfiguration.remove(self._leadership, replica, now_ms)
+
+    def members_prepared(self, number: int) -> None:
+        """Let learners vote, and who is replaced go, from this membership on only."""
+        self._reconfiguration.prepared_number = number
 
     def _refresh_standing(self) -> None:
         """Find out what part this replica has."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasksprint.consensus import Chosen, Member, Ready
+from tasksprint.consensus import Chosen, Member, Membership, Ready
 from tasksprint.consensus.changes import used_before
 from tasksprint.consensus.founding import lost_disk, was_removed
 from tasksprint.errors import (
@@ -36,6 +36,7 @@ _log = logging.getLogger("tasksprint.coordinator")
 ResultT = TypeVar("ResultT")
 
 _CONFLICT = 409
+_NO_MEMBERSHIP = -1
 # Pause between two tries of a new coordinator to reach its cluster, and the longest.
 _LOOK_S = 0.5
 _LOOK_MAX_S = 10.0
@@ -62,6 +63,9 @@ class MemberChanges:
         self._coordinator = coordinator
         self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
         self._waiters: list[asyncio.Future[None]] = []
+        self._prepared: int | None = None  # the membership whose next step may follow
+        self._preparing: asyncio.Task[None] | None = None
+        coordinator.replica.members_prepared(_NO_MEMBERSHIP)
 
     # --- asking ---
 
@@ -145,6 +149,37 @@ class MemberChanges:
             self._connected = replica.addresses
             self._coordinator.streams.cluster = replica.founding.cluster
             self._coordinator.streams.set_peers(self._connected)
+        membership = replica.membership
+        if membership is not None and (membership.learners or membership.replaces):
+            self._prepare_soon(membership)
+        else:
+            self._prepared = None
+
+    # --- what must be so before somebody votes or goes ---
+
+    def _prepare_soon(self, membership: Membership) -> None:
+        if not self._coordinator.replica.is_leader:
+            self._prepared = None
+        elif self._prepared != membership.number and self._preparing is None:
+            self._preparing = self._coordinator.background(self._prepare(membership))
+
+    async def _prepare(self, membership: Membership) -> None:
+        """Let the next step follow once those who then vote hold the running jobs' archives."""
+        coordinator = self._coordinator
+        leaving = {old for _, old in membership.replaces}
+        members = (*membership.voters, *membership.learners)
+        try:
+            await coordinator.programs.spread([m for m in members if m.replica not in leaving])
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            _log.info("replica=%d changes no members yet: %s", coordinator.options.me, error)
+            await asyncio.sleep(_LOOK_S)
+        else:
+            if coordinator.replica.is_leader:
+                self._prepared = membership.number
+                coordinator.replica.members_prepared(membership.number)
+        finally:
+            self._preparing = None
+        coordinator.wake()
 
     # --- changing ---
 
@@ -177,6 +212,15 @@ class MemberChanges:
         """Have a member removed; return once the log says so. Raises as `add`."""
         coordinator = self._coordinator
         self._require_leader()
+        membership = coordinator.replica.membership
+        assert membership is not None
+        if not self._is_retired(replica):
+            left = [voter for voter in membership.voters if voter.replica != replica]
+            try:
+                await coordinator.programs.spread(left)
+            except (PeerUnreachable, RemoteProtocolError) as error:
+                raise Refused(str(error), status=_CONFLICT) from error
+            self._require_leader()
         self._check(coordinator.replica.remove_member(replica, coordinator.monotonic_ms()))
         while not self._is_retired(replica):
             await self._wait()

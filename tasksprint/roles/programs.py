@@ -15,6 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasksprint.consensus import Member
 from tasksprint.errors import (
     PeerUnreachable,
     Refused,
@@ -112,7 +113,6 @@ class Programs:
             PeerUnreachable: Too few members answered in time.
             Refused: Too few have space for it.
         """
-        coordinator = self._coordinator
         digest = await self.keep(archive)
         others = self._other_voters()
         # (One that is to be added keeps it, too, but has no vote yet.)
@@ -121,22 +121,7 @@ class Programs:
         if needed == 0:
             return digest
 
-        async def copy(address: str) -> TaskSprintError | None:
-            """Return why it failed; nobody may be left who would see it raised."""
-            try:
-                response = await coordinator.http.request(
-                    address,
-                    "POST",
-                    "/v1/archives",
-                    body=archive,
-                    content_type="application/octet-stream",
-                )
-                response.checked()
-            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-                return error
-            return None
-
-        tasks = [asyncio.ensure_future(copy(address)) for address in others]
+        tasks = [asyncio.ensure_future(self._copy(address, archive)) for address in others]
         kept = 0
         failures: list[str] = []
         is_short = False
@@ -156,6 +141,43 @@ class Programs:
         if is_short:
             raise Refused(text, status=INSUFFICIENT_STORAGE)
         raise PeerUnreachable(text)
+
+    async def spread(self, members: Collection[Member]) -> None:
+        """Write the archives of running jobs on enough of these members to be a quorum of them.
+
+        Raises:
+            PeerUnreachable: Too few answered in time, or nobody who answers has one.
+        """
+        coordinator = self._coordinator
+        me = coordinator.options.me
+        others = [member.address for member in members if member.replica != me]
+        for digest in sorted(self._of_running()):
+            archive = await self.obtain(digest)
+            if archive is None:  # Its job has ended meanwhile.
+                continue
+            errors = await asyncio.gather(*(self._copy(address, archive) for address in others))
+            failures = [str(error) for error in errors if error is not None]
+            kept = len(members) - len(failures)
+            if kept < len(members) // 2 + 1:
+                raise PeerUnreachable(
+                    f"the archive of a running job reached {kept} of {len(members)} coordinators "
+                    f"that are to vote, expected {len(members) // 2 + 1}: " + "; ".join(failures)
+                )
+
+    async def _copy(self, address: str, archive: bytes) -> TaskSprintError | None:
+        """Write an archive to another member; return why it failed."""
+        try:
+            response = await self._coordinator.http.request(
+                address,
+                "POST",
+                "/v1/archives",
+                body=archive,
+                content_type="application/octet-stream",
+            )
+            response.checked()
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            return error
+        return None
 
     async def read(self, digest: str) -> bytes | None:
         """Return an archive that this replica has, or None."""

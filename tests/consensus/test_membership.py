@@ -262,6 +262,33 @@ def test_slots_of_a_larger_membership_need_promises_of_its_quorum() -> None:
     assert replica.chosen_end == end + 1
 
 
+def test_nothing_follows_by_itself_before_the_shell_has_prepared_it() -> None:
+    replica, now_ms = leader(3)
+    replica.members_prepared(-1)
+    assert replica.add_member(_member(4), now_ms, replaces=ReplicaId(3)) is None
+    _accept_all(replica, now_ms, 2)
+    described = []
+    for prepared in (-1, 0, 1, 1, 2):
+        replica.members_prepared(prepared)
+        for _ in range(3):
+            now_ms = replica.deadline_ms
+            replica.tick(now_ms)
+            for target, message in sent(drain(replica, now_ms)):
+                reply: Message | None = None
+                if isinstance(message, Heartbeat):
+                    reply = HeartbeatReply(message.ballot, message.beat, replica.chosen_end)
+                elif isinstance(message, Accept):
+                    reply = Accepted(message.ballot, (message.slot,))
+                if reply is not None and target != 3:
+                    replica.receive(from_peer(target, 1, reply), now_ms)
+            _accept_all(replica, now_ms, 2, 4)
+        assert replica.membership is not None
+        described.append(replica.membership.describe())
+    assert described[0] == described[1] == "voters 1, 2, 3; learners 4"
+    assert described[2] == described[3] == "voters 1, 2, 3, 4"
+    assert described[4] == "voters 1, 2, 4"
+
+
 def test_acceptance_of_a_learner_does_not_count() -> None:
     replica, now_ms = leader(3)
     assert replica.add_member(_member(4), now_ms) is None

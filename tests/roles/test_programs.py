@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, encode_command
-from tasksprint.errors import PeerUnreachable
+from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.process.job_directory import pack
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
@@ -136,5 +136,36 @@ def test_archive_is_denied_only_if_a_quorum_lacks_it(
             away.clear()
             await decide(leader, SubmitJob("me", 2, "job", 1, "{}", digest, NODE))
             assert (await leader.ask("GET", f"/v1/archives/{digest}")).status == 503
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_members_change_only_once_those_who_stay_have_what_running_jobs_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who held a running job's archive were replaced and removed, and it was gone."""
+    digest = hashlib.sha256(b"archive").hexdigest()
+
+    async def work() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            programs, changes = leader.coordinator.programs, leader.coordinator.members
+            first, second = [member for member in of.all if member is not leader]
+            await programs.keep(b"archive")
+            monkeypatch.setattr(programs, "_of_running", lambda: {digest})
+            request = leader.coordinator.http.request
+            away = [second.address]
+
+            async def asked(address: str, method: str, path: str, **options: Any) -> Any:
+                if address in away and path.startswith("/v1/archives"):
+                    raise PeerUnreachable(f"{address} is cut off")
+                return await request(address, method, path, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", asked)
+            with pytest.raises(Refused, match=r"archive of a running job reached 1 of 2 .* cut"):
+                await changes.remove(first.number)
+            away.clear()
+            await changes.remove(first.number)
+            assert await second.coordinator.programs.read(digest) == b"archive"
 
     asyncio.run(asyncio.wait_for(work(), 20))
