@@ -152,6 +152,12 @@ class Settings:
     # At this size it is copied even if commits wait: 1.5 ms a MiB. Smaller: more pauses
     # under load. Larger: longer ones, and slower reads of what was written lately.
     wal_bytes_max: int = 8 * MIB
+    # In quiet moments, at most this often, some rows are compared with their checksums (1 to 2
+    # ms). Smaller: more work beside the rest. Larger: a rotten row is found later; at 200 rows
+    # a step, a million takes an hour and a half.
+    scrub_step_ms: int = 1_000
+    # The rest after all rows were looked at. Smaller: a small file is read all the time.
+    scrub_pause_ms: int = 3_600_000
     # How long a commit waits for another program's lock on the file (somebody's sqlite3).
     # Too small: a look at the file can stop a replica. Too large: it stands still as long.
     store_busy_timeout_ms: int = 5_000

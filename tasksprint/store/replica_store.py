@@ -52,6 +52,7 @@ from tasksprint.store.mirror_tables import (
 )
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
 from tasksprint.store.repair import note_damage, repair
+from tasksprint.store.scrub import Scrub
 from tasksprint.store.vital import (
     DATABASE_FILE,
     NO_PROGRESS,
@@ -107,6 +108,7 @@ class ReplicaStore:
             with database.transaction() as cursor:
                 drop_side_tables(cursor)
         self._garbage = self._read_garbage()
+        self._scrub = Scrub(database, settings)
 
     @classmethod
     def open(
@@ -275,7 +277,7 @@ class ReplicaStore:
                 log_start=Slot(progress.log_start),
                 known_end=Slot(progress.open_from),
                 durable=progress.durable,
-                marks=progress.marks,
+                marks=None if progress.marks is None else progress.marks.encode(),
             ),
             cluster=header.cluster,
             applied=progress.applied,
@@ -376,7 +378,7 @@ class ReplicaStore:
                     assert persist.durable > durable, "durable numbers grow"
                     durable = persist.durable
                 if persist.marks is not None:
-                    marks = persist.marks
+                    marks = persist.marks.decode()
                 if persist.founding is not None:
                     header = replace(header, founding=persist.founding)
                 if persist.memberships is not None:
@@ -636,16 +638,18 @@ class ReplicaStore:
     @property
     def idle_work_is_due(self) -> bool:
         """Whether a quiet moment should be used for `do_idle_work`."""
-        return bool(self._garbage) or self._database.checkpoint_is_due
+        return bool(self._garbage) or self._database.checkpoint_is_due or self._scrub.is_due
 
     def do_idle_work(self) -> None:
-        """Delete some rows that nobody needs, or copy the write-ahead log into the file."""
-        if not self._garbage:
+        """Delete some rows that nobody needs, tidy the files, or look at rows for damage."""
+        if self._garbage:
+            with self._writing() as cursor:
+                self._collect_garbage(cursor, _GARBAGE_ROWS_OF_STEP)
+            self._database.checkpoint_if_due()
+        elif self._scrub.is_due and not self._database.checkpoint_is_due:
+            self._scrub.step(self._progress.log_start)
+        else:
             self._database.checkpoint()
-            return
-        with self._writing() as cursor:
-            self._collect_garbage(cursor, _GARBAGE_ROWS_OF_STEP)
-        self._database.checkpoint_if_due()
 
     def close(self) -> None:
         """Close the file and give the directory free."""

@@ -58,7 +58,7 @@ CREATE TABLE header (
 ) STRICT;
 CREATE TABLE progress (
   one INTEGER PRIMARY KEY CHECK (one = 1), promised_round INTEGER, promised_replica INTEGER,
-  durable INTEGER NOT NULL, marks BLOB, chosen_end INTEGER NOT NULL, log_start INTEGER NOT NULL,
+  durable INTEGER NOT NULL, marks TEXT, chosen_end INTEGER NOT NULL, log_start INTEGER NOT NULL,
   open_count INTEGER NOT NULL, open_checksum INTEGER NOT NULL,
   applied_slot INTEGER NOT NULL, digest TEXT NOT NULL, checksum INTEGER NOT NULL
 ) STRICT;
@@ -122,7 +122,7 @@ class Header:
 
 
 def _checksum(cells: tuple[Cell, ...]) -> int:
-    return zlib.crc32(repr(cells).encode())
+    return zlib.crc32(("\0%s" * len(cells) % cells).encode())
 
 
 def write_header(cursor: Cursor, header: Header) -> None:
@@ -187,7 +187,7 @@ class Progress(NamedTuple):
 
     promised: Ballot | None
     durable: int  # the durable number: of the last `Persist` that is in this file
-    marks: bytes | None  # what is known of the others' numbers
+    marks: str | None  # what is known of the others' numbers
     chosen_end: int
     log_start: int
     open_count: int  # of acceptances from `open_from` on

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -834,6 +835,36 @@ def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
         check(what, exit_code, machines.log("coordinator-2"))
         assert machines.connect().request("GET", "/v1/jobs").json() == []
         assert set(machines.end_all().values()) == {0}
+
+
+@row("disk that went back in time")
+def test_replica_with_a_copy_of_its_disk(what: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    command = copy_of_checkout(tmp_path / "code")
+    with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
+        machines.start_all()
+        wait_until(lambda: machines.leader() is not None, "somebody leads")
+        leader = machines.leader()
+        name = next(each for each in machines.coordinators if each != leader)
+        folder, copy = machines.folder / name, tmp_path / "copy"
+        machines.kill(name)
+        shutil.copytree(folder, copy)
+        machines.start(name)
+        wait_until(lambda: machines.status(name) is not None, "it is back")
+        for number in range(3):
+            submit_to(machines, tmp_path / f"job {number}")
+        points = applied_points(machines)
+        wait_until(lambda: applied_points(machines)[name] >= max(points.values()), "it is level")
+        machines.kill(name)
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        machines.start(name)
+        check(what, machines.processes[name].wait(DEADLINE_S), machines.log(name))
+
+
+def applied_points(machines: Machines) -> dict[str, int]:
+    found = {name: machines.status(name) or {} for name in machines.coordinators}
+    return {name: status.get("applied_slot", 0) for name, status in found.items()}
 
 
 @contextlib.contextmanager

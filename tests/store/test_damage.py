@@ -19,6 +19,7 @@ from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.settings import Settings
 from tasksprint.store.mirror_snapshot import FIRST_PLACE
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -436,3 +437,31 @@ def test_verify_says_what_is_wrong_and_nothing_of_a_whole_file(tmp_path: Path) -
         f"cannot open replica store {str(tmp_path / 'other')!r}: it is not an SQLite database, or "
         "its beginning is damaged; move it away or give another --data-dir"
     ]
+
+
+# --- looking before it is needed ---
+
+
+def test_quiet_moments_find_a_rotten_row_before_anybody_reads_it(tmp_path: Path) -> None:
+    place = FilePlace(tmp_path)
+    settings = Settings(scrub_step_ms=0, scrub_pause_ms=3_600_000, wal_idle_bytes=10**9)
+    store = place.open(settings=settings)
+    fill(store)
+    steps = 0
+    while store.idle_work_is_due:
+        store.do_idle_work()
+        steps += 1
+    assert store._scrub.passes == 1 and steps > 5
+    place.close()
+    spoil_row(place, "events", (1, 7), "number = 7")
+    store = place.open(settings=settings)
+    with pytest.raises(StoreDamaged, match=r"row \(1, 7\) of table 'events'"):
+        while store.idle_work_is_due:
+            store.do_idle_work()
+    place.close()
+    change(place, "UPDATE events SET checksum = checksum - 1 WHERE number = 7")
+    spoil_slot(place, 3)
+    store = place.open(settings=settings)
+    with pytest.raises(StoreDamaged, match="slot 3 of table 'log'"):
+        while store.idle_work_is_due:
+            store.do_idle_work()
