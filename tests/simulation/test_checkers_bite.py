@@ -125,6 +125,7 @@ class _ReappliesOnRestart(ReplicaNode):
             {
                 *("promise-back", "two-chosen", "two-values", "not-durable", "former-life"),
                 "stale-read",
+                "core",  # Its peers find out by the durable number, and it stops.
             },
         ),
         (_ForgetsMembers, {"core", "no-progress", "not-chosen", "two-chosen", "stranger-votes"}),
