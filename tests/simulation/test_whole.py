@@ -26,7 +26,8 @@ FOUND = {
     53: "a client knew only the coordinators it was started with (tests/roles/test_leader.py)",
     162: "a replica stopped when a replaced leader repeated another value for a slot that is "
     "chosen (tests/consensus/test_replica.py)",
-    406: "all who held the archive of a running job were replaced before a new member had it",
+    406: "all who held the archive of a running job were replaced before a new member had it "
+    "(tests/roles/test_programs.py)",
     10075: "a leader with a hanging disk that could not hand over spun, and was not heard "
     "(tests/consensus/test_pace.py)",
     1208: "the last member asked those of --peers for a quorum of archives, and took no job "
