@@ -110,6 +110,7 @@ def test_disk_that_is_put_back_from_a_copy_is_refused(cluster: Cluster, tmp_path
     cluster.machines.start(name)
     wait_until(lambda: cluster.is_level(name), "it is back")
     cluster.decide()
+    wait_until(lambda: cluster.is_level(name), "it has said that it wrote more")
     cluster.end(name)
     shutil.rmtree(cluster.machines.folder / name)
     shutil.copytree(tmp_path / "copy", cluster.machines.folder / name)
