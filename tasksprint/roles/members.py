@@ -255,7 +255,7 @@ class MemberChanges:
         """Return what comes of some work that waits for this replica's own disk.
 
         Raises:
-            NotLeader: It stopped leading, perhaps as its disk is slow: ask another one.
+            NotLeader: It stopped leading, perhaps as its disk is slow or full: ask another one.
         """
         task = asyncio.ensure_future(work)
         while not task.done():
@@ -270,7 +270,11 @@ class MemberChanges:
             finally:
                 if changed in self._waiters:
                     self._waiters.remove(changed)
-        return task.result()
+        try:
+            return task.result()
+        except StoreError as error:  # It stops; another one may serve.
+            self._coordinator.fail(error)
+            raise self._coordinator.not_leader() from error
 
     def changed(self) -> None:
         """Take that the members changed, or the leadership."""
