@@ -180,8 +180,10 @@ def test_leader_with_a_slow_disk_hands_over_once(world: World, hangs: bool) -> N
             assert world.leader() not in (None, leader)
     became = [note for note in world.watch.notes if "became leader" in note]
     assert len(became) == 1, became
-    (why,) = [note for note in world.watch.notes if "stands for election" in note]
-    assert f"heard that replica {leader.me} resigned: its disk is slow: a write has taken" in why
+    # (Both others may stand, as both hear it.)
+    stood = [note for note in world.watch.notes if "stands for election" in note]
+    why = f"heard that replica {leader.me} resigned: its disk is slow: a write has taken"
+    assert 1 <= len(stood) <= 2 and all(why in note for note in stood), stood
 
 
 def test_leader_of_a_cluster_in_which_all_disks_are_slow_stays(world: World) -> None:
