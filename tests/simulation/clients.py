@@ -92,6 +92,8 @@ class Clients:
             if machine.process is not None:
                 machine.process.thaw()
             self.world.after(self.random.uniform(0, 500), partial(self._start, machine))
+            # One that was stopping in good order just then.
+            self.world.after(5_000, partial(self._start, machine))
             # One that was away while all coordinators that it knows of were replaced.
             self.world.after(10_000, partial(self._start_anew_if_lost, machine))
         self.world.after(600, self.people.settle)
