@@ -70,6 +70,7 @@ def restore(run: Run, private: PrivateCluster, path: Path, name: str) -> tuple[A
     )
 
 
+@pytest.mark.long
 def test_backup_of_a_busy_cluster_goes_on_elsewhere(
     private: PrivateCluster, run: Run, tmp_path: Path
 ) -> None:
