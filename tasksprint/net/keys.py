@@ -37,6 +37,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tasksprint.durable_files import sync_directory
 from tasksprint.errors import SettingsError
 from tasksprint.net.addresses import cause_of
 
@@ -256,18 +257,10 @@ def create_key(path: Path) -> ClusterKey:
                 os.link(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise SettingsError(
             f"cannot make the cluster key {str(path)!r}: {cause_of(error)}",
             hint="make the directory writable, or name a key file with --key-file",
         ) from error
     return load_key(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

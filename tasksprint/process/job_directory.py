@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasksprint.durable_files import sync_directory
 from tasksprint.errors import RemoteProtocolError, UsageError
 
 __all__ = [
@@ -358,7 +359,7 @@ def unpack(archive: bytes, digest: str, root: Path) -> Path:
     try:
         _extract(archive, beside)
         os.rename(beside, target)
-        _sync(root)
+        sync_directory(root)
     except OSError:
         if not target.is_dir():  # Else another process was first, with the same files.
             raise
@@ -494,7 +495,7 @@ def _extract(archive: bytes, target: Path) -> None:
             f"archive member {error.filename!r} stands in the archive twice"
         ) from error
     for folder, _, _ in os.walk(target):
-        _sync(Path(folder))
+        sync_directory(Path(folder))
 
 
 def _counted(members: Iterable[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
@@ -509,11 +510,3 @@ def _safe(name: str) -> str:
     if not name or "\0" in name or ".." in parts or "" in parts or "." in parts:
         raise RemoteProtocolError(f"archive member {name!r} would leave the job directory")
     return name
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from tasksprint.durable_files import sync_directory
 from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     EXIT_OK,
@@ -156,7 +157,7 @@ class _Backup:
                 )
             with _errors_about(self._path):
                 os.replace(partial, self._path)
-                _sync(self._path.parent)
+                sync_directory(self._path.parent)
             return {**told, "bytes": checked.size}
         finally:
             with contextlib.suppress(OSError):
@@ -277,11 +278,3 @@ def _sync_file(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
+from tasksprint.durable_files import sync_directory
 from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, SettingsError, StoreError, UsageError
 from tasksprint.ids import REPLICA_ID_MAX, ReplicaId, Slot
@@ -72,7 +73,7 @@ def run_restore(options: argparse.Namespace) -> int:
         shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
         made = _make_store(path, data_dir / _WORKSHOP, ReplicaId(options.id), address, settings)
         os.replace(data_dir / _WORKSHOP / DATABASE_FILE, data_dir / DATABASE_FILE)
-        _sync(data_dir)
+        sync_directory(data_dir)
         shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
         (data_dir / _LOCK).unlink()
     finally:
@@ -186,11 +187,3 @@ def _take(reader: BackupReader, store: ReplicaStore, applied: AppliedPoint) -> N
     if store.read_copied(row.table, row.key) != row:
         raise reader.damage("its rows aren't of the state that it names")
     store.install_copy(applied)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,7 @@ from typing import Any
 
 import apsw
 
+from tasksprint.durable_files import sync_directory
 from tasksprint.errors import (
     DiskFull,
     LocalProtocolError,
@@ -109,7 +110,7 @@ class DirectoryLock:
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
             # A directory that is made now must not vanish with the next power cut.
             for directory in (data_dir, *([data_dir.parent] if self._made else [])):
-                _sync_directory(directory)
+                sync_directory(directory)
         except OSError as error:
             os.close(self._fd)
             raise StoreError(
@@ -122,14 +123,6 @@ class DirectoryLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def damaged_store(path: Path, kind: Kind, what: str) -> StoreDamaged:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.coordination.rows import TABLES
+from tasksprint.durable_files import sync_directory
 from tasksprint.errors import StoreDamaged
 from tasksprint.settings import Settings
 from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
@@ -98,12 +99,12 @@ def repair(data_dir: Path, replica: int | None, settings: Settings) -> tuple[str
             else:
                 _build(data_dir / _GROWING, database, left, settings)
                 os.replace(data_dir / _GROWING, data_dir / _READY)
-                _sync(data_dir)
+                sync_directory(data_dir)
         finally:
             database.close()
         _take_place(data_dir)
     note.unlink()
-    _sync(data_dir)
+    sync_directory(data_dir)
     return done
 
 
@@ -116,15 +117,7 @@ def _take_place(data_dir: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     os.replace(ready, path)
-    _sync(data_dir)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(data_dir)
 
 
 # --- looking ---

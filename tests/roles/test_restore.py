@@ -143,7 +143,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (ReplicaStore, "begin_anew"),
     (ReplicaStore, "close"),
     (os, "replace"),
-    (restore_module, "_sync"),
+    (restore_module, "sync_directory"),
     (shutil, "rmtree"),
     (Path, "unlink"),
 )
@@ -174,14 +174,14 @@ def test_restore_that_is_killed_leaves_nothing_that_is_served_by_halves(
 
 def _die_at(where: Any, name: str, is_before: bool, work: Callable[[], object]) -> None:
     """Do something, in a process that is gone at once when it gets there."""
-    original = getattr(where, name)
-
-    def die(*arguments: Any, **options: Any) -> None:
-        if not is_before:
-            original(*arguments, **options)
-        os._exit(9)
-
     try:
+        original = getattr(where, name)
+
+        def die(*arguments: Any, **options: Any) -> None:
+            if not is_before:
+                original(*arguments, **options)
+            os._exit(9)
+
         setattr(where, name, die)
         work()
     finally:
