@@ -30,7 +30,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tasksprint.errors import StoreDamaged, StoreError
 
-__all__ = ["GroupStore", "WriteTimes", "WriterThread"]
+__all__ = ["GroupStore", "HandedCall", "HandedCommit", "WriteTimes", "WriterThread"]
 
 # A transaction takes at most so many commits, so that the first one in it doesn't wait
 # for ever: beyond this, a transaction's fixed costs don't count any more.
@@ -114,7 +114,7 @@ class _Times:
         )
 
 
-class _Commit:
+class HandedCommit:
     """A commit that waits, and whom to tell: a callback or a future."""
 
     __slots__ = ("commit", "done", "future")
@@ -129,9 +129,22 @@ class _Commit:
         self.done = done
         self.future = future
 
+    def tell(self, error: BaseException | None) -> None:
+        """Tell that it is durable, or has failed; on the loop."""
+        future = self.future
+        if future is None:
+            if error is None and self.done is not None:
+                self.done()
+        elif not future.done():  # Else: its owner doesn't wait any more.
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # `on_failure` was told; no second complaint
 
-class _Call:
-    """A call of a function on the thread that waits."""
+
+class HandedCall:
+    """A call of a function on the thread that waits, and whom to tell."""
 
     __slots__ = ("arguments", "function", "future")
 
@@ -145,6 +158,15 @@ class _Call:
         self.arguments = arguments
         self.future = future
 
+    def tell(self, result: object, error: BaseException | None) -> None:
+        """Tell what came of it; on the loop."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
 
 class _Nudge:
     """Nothing to do now, but upkeep is due when it is quiet."""
@@ -152,16 +174,13 @@ class _Nudge:
     __slots__ = ()
 
 
-class _Close:
+class _Close(HandedCall):
     """The last item: close the store and end."""
 
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self.future = future
+    __slots__ = ()
 
 
-_Item = _Commit | _Call | _Nudge | _Close
+_Item = HandedCommit | HandedCall | _Nudge
 
 
 class WriterThread(Generic[StoreT, CommitT]):
@@ -218,7 +237,7 @@ class WriterThread(Generic[StoreT, CommitT]):
             needn't be awaited: `on_failure` is told as well.
         """
         future: asyncio.Future[None] = self._loop.create_future()
-        self._put(_Commit(commit, None, future))
+        self._put(HandedCommit(commit, None, future))
         return future
 
     def post(
@@ -235,7 +254,7 @@ class WriterThread(Generic[StoreT, CommitT]):
                 `done` have been called, when this returns.
         """
         if not (may_block and self._times.are_quick and self._try_own()):
-            self._put(_Commit(commit, done, None))
+            self._put(HandedCommit(commit, done, None))
             return
         try:
             is_written = self._write_here(commit)
@@ -265,10 +284,10 @@ class WriterThread(Generic[StoreT, CommitT]):
         future raises; that alone doesn't end the writer, unless it is `StoreDamaged`.
         """
         future: asyncio.Future[ResultT] = self._loop.create_future()
-        self._put(_Call(function, arguments, future))
+        self._put(HandedCall(function, (self._store, *arguments), future))
         return future
 
-    def _put(self, item: _Commit | _Call) -> None:
+    def _put(self, item: HandedCommit | HandedCall) -> None:
         assert not self._is_closing, "a writer that is being closed takes nothing more"
         self._pending += 1
         self._queue.put(item)
@@ -283,7 +302,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._is_closing = True
         ended: asyncio.Future[None] = self._loop.create_future()
         self._pending += 1
-        self._queue.put(_Close(ended))
+        self._queue.put(_Close(self._store.close, (), ended))
         try:
             await ended
         finally:
@@ -298,19 +317,19 @@ class WriterThread(Generic[StoreT, CommitT]):
             with self._owned:
                 for item in items:
                     if isinstance(item, _Close):
-                        self._call(self._store.close, (), item.future)
+                        self._call(item)
                         return
                     self._do(item)
                 self._keep_up(self._store.checkpoint_if_due)
 
-    def _gather(self) -> list[list[_Commit] | _Call | _Close]:
+    def _gather(self) -> list[list[HandedCommit] | HandedCall]:
         """Wait for something to do, and return all that there is, commits in groups."""
         item = self._wait()
-        found: list[list[_Commit] | _Call | _Close] = []
+        found: list[list[HandedCommit] | HandedCall] = []
         while True:
-            if isinstance(item, (_Call, _Close)):
+            if isinstance(item, HandedCall):
                 found.append(item)
-            elif isinstance(item, _Commit):
+            elif isinstance(item, HandedCommit):
                 if found and isinstance(found[-1], list) and len(found[-1]) < _COMMITS_MAX:
                     found[-1].append(item)
                 else:
@@ -344,30 +363,25 @@ class WriterThread(Generic[StoreT, CommitT]):
             self._fail(error)
         self._times.add(time.perf_counter_ns() - begun_ns)
 
-    def _do(self, item: list[_Commit] | _Call) -> None:
+    def _do(self, item: list[HandedCommit] | HandedCall) -> None:
         if isinstance(item, list):
             if self._failure is None:
                 self._commit_all([waiting.commit for waiting in item])
             self._tell(self._tell_committed, item, self._failure)
         elif self._failure is not None:
-            self._tell(self._tell_called, item.future, None, self._failure)
+            self._tell(self._tell_called, item, None, self._failure)
         else:
-            self._call(item.function, (self._store, *item.arguments), item.future)
+            self._call(item)
 
-    def _call(
-        self,
-        function: Callable[..., object],
-        arguments: tuple[Any, ...],
-        future: asyncio.Future[Any],
-    ) -> None:
+    def _call(self, call: HandedCall) -> None:
         try:
-            result = function(*arguments)
+            result = call.function(*call.arguments)
         except BaseException as error:
             if isinstance(error, StoreDamaged):
                 self._fail(error)
-            self._tell(self._tell_called, future, None, error)
+            self._tell(self._tell_called, call, None, error)
         else:
-            self._tell(self._tell_called, future, result, None)
+            self._tell(self._tell_called, call, result, None)
 
     def _keep_up(self, work: Callable[[], object]) -> None:
         if self._failure is None:
@@ -387,27 +401,13 @@ class WriterThread(Generic[StoreT, CommitT]):
 
     # --- on the loop again ---
 
-    def _tell_committed(self, group: list[_Commit], error: BaseException | None) -> None:
+    def _tell_committed(self, group: list[HandedCommit], error: BaseException | None) -> None:
         self._pending -= len(group)
         for waiting in group:
-            if waiting.future is not None:
-                if waiting.future.done():  # its owner doesn't wait any more
-                    continue
-                if error is None:
-                    waiting.future.set_result(None)
-                else:
-                    waiting.future.set_exception(error)
-                    waiting.future.exception()  # `on_failure` was told; no second complaint
-            elif error is None and waiting.done is not None:
-                waiting.done()
+            waiting.tell(error)
 
     def _tell_called(
-        self, future: asyncio.Future[Any], result: object, error: BaseException | None
+        self, call: HandedCall, result: object, error: BaseException | None
     ) -> None:
         self._pending -= 1
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+        call.tell(result, error)

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from tasksprint.errors import StoreDamaged
-from tasksprint.store.writer import WriteTimes
+from tasksprint.store.writer import HandedCall, HandedCommit, WriteTimes
 from tests.simulation.machines import Process
 from tests.simulation.timeline import Timeline
 
@@ -48,28 +48,6 @@ def _ignore(commits: Sequence[Any]) -> None:
     pass
 
 
-class _Commit:
-    __slots__ = ("commit", "done", "future")
-
-    def __init__(
-        self, commit: Any, done: Callable[[], None] | None, future: asyncio.Future[None] | None
-    ) -> None:
-        self.commit = commit
-        self.done = done
-        self.future = future
-
-
-class _Call:
-    __slots__ = ("arguments", "function", "future")
-
-    def __init__(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
-    ) -> None:
-        self.function = function
-        self.arguments = arguments
-        self.future = future
-
-
 class SimWriter:
     """As `WriterThread`, for the store of one simulated process."""
 
@@ -86,8 +64,8 @@ class SimWriter:
         self._process = process
         self._store = store
         self._on_failure = on_failure
-        self._queue: deque[_Commit | _Call] = deque()
-        self._under_way: list[_Commit] | _Call | None = None
+        self._queue: deque[HandedCommit | HandedCall] = deque()
+        self._under_way: list[HandedCommit] | HandedCall | None = None
         self._failure: BaseException | None = None
         self._is_closed = False
         self._pending = 0  # What was handed over and hasn't been told of.
@@ -107,13 +85,13 @@ class SimWriter:
     def commit(self, commit: Any) -> asyncio.Future[None]:
         """As `WriterThread.commit`."""
         future: asyncio.Future[None] = self._process.loop.create_future()
-        self._put(_Commit(commit, None, future))
+        self._put(HandedCommit(commit, None, future))
         return future
 
     def post(self, commit: Any, done: Callable[[], None], *, may_block: bool = False) -> None:
         """As `WriterThread.post`."""
         assert not self._is_closed, "a writer that is being closed takes nothing more"
-        item = _Commit(commit, done, None)
+        item = HandedCommit(commit, done, None)
         is_free = self._pending == 0 and self._disk.hangs_until <= self._disk.timeline.now
         if may_block and is_free and self._failure is None and self._disk.random.random() < 0.5:
             if self._write([item]) is None:
@@ -124,7 +102,7 @@ class SimWriter:
     def run(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         """As `WriterThread.run`."""
         future: asyncio.Future[Any] = self._process.loop.create_future()
-        self._put(_Call(function, arguments, future))
+        self._put(HandedCall(function, (self._store, *arguments), future))
         return future
 
     async def close(self) -> None:
@@ -134,7 +112,7 @@ class SimWriter:
 
     # --- the thread ---
 
-    def _put(self, item: _Commit | _Call) -> None:
+    def _put(self, item: HandedCommit | HandedCall) -> None:
         assert not self._is_closed, "a writer that is being closed takes nothing more"
         self._pending += 1
         self._queue.append(item)
@@ -151,7 +129,7 @@ class SimWriter:
                 self._process.loop.call_later(_QUIET_MS / 1000, self._use_quiet_moment)
             return
         item = self._queue.popleft()
-        if isinstance(item, _Call):
+        if isinstance(item, HandedCall):
             self._under_way = item
             # Reads come from the cache mostly; what writes waits for the disk by itself.
             delay = self._disk.delay() if self._disk.random.random() < 0.5 else 0.02
@@ -159,7 +137,7 @@ class SimWriter:
             group = [item]
             while self._queue and len(group) < _COMMITS_MAX:
                 following = self._queue[0]
-                if not isinstance(following, _Commit):
+                if not isinstance(following, HandedCommit):
                     break
                 self._queue.popleft()
                 group.append(following)
@@ -178,7 +156,7 @@ class SimWriter:
             return  # (Whatever a crash kept is on the disk already.)
         item, self._under_way = self._under_way, None
         call_soon = self._process.loop.call_soon
-        if isinstance(item, _Call):
+        if isinstance(item, HandedCall):
             self._call(item)
         elif item is not None:
             error = self._failure
@@ -188,7 +166,7 @@ class SimWriter:
         if self._queue or item is not None:
             call_soon(self._next)
 
-    def _write(self, group: list[_Commit]) -> BaseException | None:
+    def _write(self, group: list[HandedCommit]) -> BaseException | None:
         commits = [waiting.commit for waiting in group]
         try:
             self._store.commit_all(commits)
@@ -201,17 +179,17 @@ class SimWriter:
         self._disk.on_durable(commits)
         return None
 
-    def _call(self, item: _Call) -> None:
+    def _call(self, item: HandedCall) -> None:
         result, error = None, self._failure
         if error is None:
             try:
-                result = item.function(self._store, *item.arguments)
+                result = item.function(*item.arguments)
             except Exception as raised:
                 error = raised
                 if isinstance(raised, StoreDamaged):
                     self._failure = raised
                     self._process.loop.call_soon(self._on_failure, raised)
-        self._process.loop.call_soon(self._tell_called, item.future, result, error)
+        self._process.loop.call_soon(self._tell_called, item, result, error)
 
     def _crash(self) -> None:
         """The process is gone: what is under way is written whole or not at all."""
@@ -222,41 +200,18 @@ class SimWriter:
                     disk.kept += len(item)
             else:
                 disk.lost += len(item)
-        disk.lost += sum(isinstance(waiting, _Commit) for waiting in self._queue)
+        disk.lost += sum(isinstance(waiting, HandedCommit) for waiting in self._queue)
         self._queue.clear()
 
     # --- the loop again ---
 
-    def _tell(self, group: list[_Commit], error: BaseException | None) -> None:
+    def _tell(self, group: list[HandedCommit], error: BaseException | None) -> None:
         self._pending -= len(group)
-        _tell(group, error)
+        for waiting in group:
+            waiting.tell(error)
 
     def _tell_called(
-        self, future: asyncio.Future[Any], result: object, error: BaseException | None
+        self, call: HandedCall, result: object, error: BaseException | None
     ) -> None:
         self._pending -= 1
-        _tell_called(future, result, error)
-
-
-def _tell(group: list[_Commit], error: BaseException | None) -> None:
-    for waiting in group:
-        if waiting.future is not None:
-            if waiting.future.done():
-                continue
-            if error is None:
-                waiting.future.set_result(None)
-            else:
-                waiting.future.set_exception(error)
-                waiting.future.exception()
-        elif error is None and waiting.done is not None:
-            waiting.done()
-
-
-def _tell_called(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-        future.exception()
+        call.tell(result, error)
