@@ -67,10 +67,6 @@ class Membership:
         """Whether this one votes."""
         return any(member.replica == replica for member in self.voters)
 
-    def is_learner(self, replica: ReplicaId) -> bool:
-        """Whether this one only follows."""
-        return any(member.replica == replica for member in self.learners)
-
     def describe(self) -> str:
         """Return it in words, such as "voters 1, 2, 3; learners 4"."""
         text = f"voters {_names(self.voters)}"

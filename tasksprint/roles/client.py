@@ -61,6 +61,7 @@ from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
 from tasksprint.roles.leader import MEMBERS_HEADER, Leader
+from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
 from tasksprint.store.result_store import ResultStore
@@ -157,7 +158,7 @@ class Client:
         self._storing = False
         self._unstored_bytes = 0  # of values in memory that no transaction has kept yet
         self._is_holding = False  # nodes aren't read: too much waits for the disk
-        self._write_waiters: list[asyncio.Future[None]] = []
+        self._write_waiters: Waiters[None] = Waiters()
 
     @property
     def is_joined(self) -> bool:
@@ -498,10 +499,7 @@ class Client:
 
     def _stored(self, results: list[tuple[Result, tuple[JobId, TaskId, int]]]) -> None:
         self._storing = False
-        waiters, self._write_waiters = self._write_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._write_waiters.wake_all()
         names = [name for _, name in results]
         for result, (job, tid, _) in results:
             self.values.stored(job, tid, result.digest)
@@ -616,9 +614,7 @@ class Client:
         # A value that came from a file was never in memory, and its result may still wait
         # for the transaction under way: then the one after that has it.
         while any(name[:2] == (job, tid) for _, name in self._results):
-            write_ended: asyncio.Future[None] = self.loop.create_future()
-            self._write_waiters.append(write_ended)
-            await write_ended
+            await self._write_waiters.wait(None)
         return await self.writer.run(_read_value, job, tid, digest, key)
 
     def write_soon(self, shell: NodeShell, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Who waits until something changes: a client's view, a job, the mirror on the disk.
+"""Who waits until something changes: a client's view, a job, what is on the disk.
 
 Knows keys and how long somebody waits; what changed, who is woken finds out.
 """

@@ -155,11 +155,6 @@ class Channel:
 
     # --- reading ---
 
-    @property
-    def has_line(self) -> bool:
-        """Whether `next_line` wouldn't wait."""
-        return self._chunk.find(b"\n", self._at) >= 0
-
     def next_line(self) -> bytes | None:
         """Return the next line, without its newline; `None` at the end of input.
 
