@@ -57,6 +57,17 @@ class HttpResponse:
         """
         return decode_json(self.body)
 
+    def json_object(self) -> dict[str, Any]:
+        """Return the body's JSON, which is an object.
+
+        Raises:
+            RemoteProtocolError: It isn't: whoever answered isn't one of us.
+        """
+        value = decode_json(self.body)
+        if not isinstance(value, dict):
+            raise RemoteProtocolError(f"answered {self.body!r:.80}, expected a JSON object")
+        return value
+
     def checked(self) -> HttpResponse:
         """Return itself if the status is 2xx.
 

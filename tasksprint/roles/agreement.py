@@ -134,7 +134,7 @@ class Agreement:
             response = await self._coordinator.http.request(
                 address, "GET", "/v1/digest", query=query
             )
-            answer = response.checked().json()
+            answer = response.checked().json_object()
         except (PeerUnreachable, Refused, RemoteProtocolError):
             return None
         replica, digest = answer.get("replica"), answer.get("digest")

@@ -266,7 +266,7 @@ class Client:
         )
         body = encode_command(command)
         response = await self.leader.request("POST", "/v1/commands", body=body)
-        reply = response.checked().json()
+        reply = response.checked().json_object()
         if "error" in reply:
             raise SettingsError(f"the cluster refuses this client: {reply['error']}")
         cluster, former = reply["cluster"], self.leader.cluster
@@ -326,7 +326,7 @@ class Client:
                 continue
             body = await self._encode_report(effect)
             response = await self.leader.request("POST", "/v1/commands", body=body)
-            reply = response.checked().json()
+            reply = response.checked().json_object()
             if "error" in reply:
                 # Dead, or of an older incarnation: the poll learns it too, and joins anew.
                 _log.warning(
@@ -365,7 +365,7 @@ class Client:
             )
             body = encode_command(command)
             response = await self.leader.request("POST", "/v1/commands", body=body)
-            if "error" not in response.checked().json():  # Else it joins anew, and tells then.
+            if "error" not in response.checked().json_object():  # Else it joins anew, and tells then.
                 told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:

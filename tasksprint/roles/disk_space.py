@@ -96,7 +96,7 @@ class DiskSpace:
                 continue
             try:
                 response = await coordinator.http.request(member.address, "GET", "/v1/status")
-                space = response.checked().json().get("free_space")
+                space = response.checked().json_object().get("free_space")
             except (PeerUnreachable, Refused, RemoteProtocolError):
                 continue
             if isinstance(space, dict) and space.get("level") in ("plenty", "low"):

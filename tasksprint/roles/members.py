@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.consensus import Chosen, Member, Membership, Ready
@@ -54,6 +55,44 @@ def reason_to_stop(ready: Ready) -> TaskSprintError | None:
     if ready.fatal is None:
         return None
     return SettingsError(ready.fatal) if ready.is_removed else StoreError(ready.fatal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Who answered at an address, as it says itself."""
+
+    replica: ReplicaId
+    incarnation: Incarnation
+    cluster: str | None
+    is_joining: bool
+    incarnations: dict[str, str]  # of those whom it knows as members
+    retired: list[ReplicaId]
+
+
+def _identity_in(answer: dict[str, Any]) -> _Identity:
+    """Return who answered.
+
+    Raises:
+        RemoteProtocolError: It isn't a coordinator: anything may listen at an address.
+    """
+    replica, cluster = answer.get("replica"), answer.get("cluster")
+    incarnation, is_joining = answer.get("incarnation"), answer.get("is_joining")
+    incarnations, retired = answer.get("incarnations"), answer.get("retired")
+    if (
+        type(replica) is not int
+        or not isinstance(incarnation, str)
+        or not incarnation
+        or not isinstance(cluster, str | None)
+        or not isinstance(is_joining, bool)
+        or not isinstance(incarnations, dict)
+        or not all(isinstance(each, str) for each in incarnations.values())
+        or not isinstance(retired, list)
+        or not all(type(each) is int for each in retired)
+    ):
+        raise RemoteProtocolError(f"what answers is no coordinator, but says {answer!r:.80}")
+    return _Identity(
+        ReplicaId(replica), Incarnation(incarnation), cluster, is_joining, incarnations, retired
+    )
 
 
 class MemberChanges:
@@ -288,37 +327,39 @@ class MemberChanges:
         coordinator = self._coordinator
         hint = f"start it first: tasksprint coordinator --id {replica} --join …"
         try:
-            response = await coordinator.http.request(address, "GET", "/v1/identity")
-            found = response.checked().json()
+            found = await self._ask_identity(address)
         except (PeerUnreachable, RemoteProtocolError, Refused) as error:
             raise Refused(
                 f"replica {replica} doesn't answer at {address}: {error}",
                 status=_CONFLICT,
                 hint=hint,
             ) from error
-        if found.get("replica") != replica:
+        if found.replica != replica:
             raise Refused(
-                f"at {address} answers replica {found.get('replica')!r}, expected {replica}",
+                f"at {address} answers replica {found.replica}, expected {replica}",
                 status=_CONFLICT,
                 hint=hint,
             )
         founding = coordinator.replica.founding
         assert founding is not None
-        cluster = found.get("cluster")
-        if cluster not in (None, founding.cluster):
+        if found.cluster not in (None, founding.cluster):
             raise Refused(
-                f"replica {replica} at {address} belongs to cluster {cluster!r}, this one is "
+                f"replica {replica} at {address} belongs to cluster {found.cluster!r}, this one is "
                 f"{founding.cluster!r}",
                 status=_CONFLICT,
                 hint="start it with an empty --data-dir and --join",
             )
-        if cluster is None and not found.get("is_joining"):
+        if found.cluster is None and not found.is_joining:
             raise Refused(
                 f"replica {replica} at {address} was started to found a cluster of its own",
                 status=_CONFLICT,
                 hint="start it with --join in place of --peers",
             )
-        return Member(replica, Incarnation(str(found.get("incarnation"))), address)
+        return Member(replica, found.incarnation, address)
+
+    async def _ask_identity(self, address: str) -> _Identity:
+        response = await self._coordinator.http.request(address, "GET", "/v1/identity")
+        return _identity_in(response.checked().json_object())
 
     # --- joining ---
 
@@ -335,14 +376,13 @@ class MemberChanges:
         while coordinator.replica.founding is None:
             for address in options.join:
                 try:
-                    response = await coordinator.http.request(address, "GET", "/v1/identity")
-                    found = response.checked().json()
+                    found = await self._ask_identity(address)
                 except (PeerUnreachable, RemoteProtocolError, Refused) as error:
                     if not is_told:
                         words = (options.me, address, error)
                         _log.warning("replica=%d cannot join by %s: %s", *words)
                     continue
-                cluster = found.get("cluster")
+                cluster = found.cluster
                 if cluster is None:
                     continue  # It waits itself; it may even be this one.
                 self._check_unused(cluster, found)
@@ -360,12 +400,12 @@ class MemberChanges:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOOK_MAX_S)
 
-    def _check_unused(self, cluster: str, found: dict[str, Any]) -> None:
+    def _check_unused(self, cluster: str, found: _Identity) -> None:
         """Raise what this coordinator ends with if its id was used by another one."""
         replica = self._coordinator.replica
         me = self._coordinator.options.me
-        known = found.get("incarnations", {}).get(str(me))
-        if me in found.get("retired", []):
+        known = found.incarnations.get(str(me))
+        if me in found.retired:
             raise SettingsError(was_removed(me, cluster))
         if known is not None and known != replica.incarnation:
             raise StoreError(lost_disk(me, replica.incarnation, Incarnation(known)))

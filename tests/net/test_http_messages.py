@@ -94,3 +94,10 @@ def test_good_answer_is_returned_and_read_as_json() -> None:
     assert HttpResponse(200, {}, b'{"a":1}').checked().json() == {"a": 1}
     with pytest.raises(RemoteProtocolError, match="not JSON"):
         HttpResponse(200, {}, b"{").json()
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b'"ok"', b"5", b"", b"<html>"])
+def test_answer_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="JSON"):
+        HttpResponse(200, {}, body).json_object()
+    assert HttpResponse(200, {}, b'{"a":1}').json_object() == {"a": 1}

@@ -21,7 +21,7 @@ from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.replica_store import ReplicaStore
 
-__all__ = ["Member", "Members", "members"]
+__all__ = ["Member", "Members", "answering", "members"]
 
 KEY = ClusterKey(bytes(range(32)))
 
@@ -32,6 +32,7 @@ class Member:
     def __init__(self, number: int, of: Members) -> None:
         self.number = ReplicaId(number)
         self.directory = MemoryDirectory(f"replica {number}")
+        self.join: tuple[str, ...] = ()
         self._of = of
         self._listener = _listen(0)
         host, port = self._listener.getsockname()
@@ -46,9 +47,10 @@ class Member:
         options = CoordinatorOptions(
             me=self.number,
             advertise=self.address,
-            peers={member.number: member.address for member in of.all},
+            peers={} if self.join else {member.number: member.address for member in of.all},
             data_dir=of.folder / f"replica-{self.number}",
             key=KEY,
+            join=self.join,
         )
         # The store in memory passes the same contract tests.
         self.coordinator = Coordinator(options, of.settings, cast(ReplicaStore, store))
@@ -117,6 +119,26 @@ async def members(
         await found.http.close()
         for member in found.all:
             await member.stop()
+
+
+@contextlib.asynccontextmanager
+async def answering(body: bytes) -> AsyncIterator[str]:
+    """Run something else that speaks HTTP, and answers everything so; yield its address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode() + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+    finally:
+        server.close()
 
 
 def _listen(port: int) -> socket.socket:
