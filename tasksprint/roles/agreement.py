@@ -20,6 +20,7 @@ from tasksprint.coordination.claims import Claims, majority_digest
 from tasksprint.coordination.commands import Claim
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StateDiffers
 from tasksprint.ids import ReplicaId, Slot
+from tasksprint.net.deadlines import within
 from tasksprint.net.router import Request, Response, Router, json_response
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ __all__ = ["Agreement"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
-# A voter that lags, or is just being started, has the digest in question later; its next
-# ticks are asked about then.
-_ASK_AGAIN_S = 0.5
-_ASKED_MAX = 10
+# A round of asking takes so long, and no longer for a voter that hangs. One that lags, or is
+# just being started, has the digest in question later; its next ticks are asked about then.
+_ROUND_S = 0.5
+_ROUNDS_MAX = 10
 _SHOWN = 12  # characters of a digest that people are shown
 
 
@@ -98,17 +99,27 @@ class Agreement:
         me = self._coordinator.options.me
         found: dict[ReplicaId, str] = {}
         mine = self._disputed
-        for _ in range(_ASKED_MAX):
+        for _ in range(_ROUNDS_MAX):
+            started_ms = self._coordinator.monotonic_ms()
             if self._disputed is None:  # A copy took its place.
                 break
             mine = self._disputed
             membership = self._coordinator.replica.membership
             assert membership is not None
             voters = [member.replica for member in membership.voters]
-            asked = [member for member in membership.voters if member.replica != me]
-            answers = await asyncio.gather(*(self._ask_one(each.address, mine) for each in asked))
-            found = {me: mine.digest, **dict(answer for answer in answers if answer is not None)}
+            found = {me: mine.digest}
             majority = majority_digest(found, voters)
+            asks = [
+                asyncio.ensure_future(self._ask_one(member.address, mine))
+                for member in membership.voters
+                if member.replica != me
+            ]
+            for answered in asyncio.as_completed(asks):
+                if (answer := await answered) is not None:
+                    found[answer[0]] = answer[1]
+                    majority = majority_digest(found, voters)
+                if majority not in (None, mine.digest):
+                    break  # Who is wrong stops at once.
             if majority == mine.digest:
                 others = [who for who, digest in found.items() if digest != mine.digest]
                 _log.error(
@@ -121,7 +132,8 @@ class Agreement:
             if majority is not None:
                 self._coordinator.fail(_outvoted(me, mine, found, majority))
                 return
-            await asyncio.sleep(_ASK_AGAIN_S)
+            spent_s = (self._coordinator.monotonic_ms() - started_ms) / 1000
+            await asyncio.sleep(max(_ROUND_S - spent_s, 0))
         else:
             assert mine is not None
             self._coordinator.fail(_undecided(me, mine, found))
@@ -131,11 +143,13 @@ class Agreement:
         query: dict[str, str | int] = {"slot": mine.slot, "digest": mine.digest}
         query["cluster"] = self._cluster() or ""
         try:
-            response = await self._coordinator.http.request(
-                address, "GET", "/v1/digest", query=query
+            response = await within(
+                _ROUND_S,
+                self._coordinator.http.request(address, "GET", "/v1/digest", query=query),
+                discard=lambda _: None,
             )
             answer = response.checked().json_object()
-        except (PeerUnreachable, Refused, RemoteProtocolError):
+        except (PeerUnreachable, Refused, RemoteProtocolError, asyncio.TimeoutError):
             return None
         replica, digest = answer.get("replica"), answer.get("digest")
         if type(replica) is not int or type(digest) is not str:

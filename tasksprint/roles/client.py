@@ -365,7 +365,8 @@ class Client:
             )
             body = encode_command(command)
             response = await self.leader.request("POST", "/v1/commands", body=body)
-            if "error" not in response.checked().json_object():  # Else it joins anew, and tells then.
+            # Else it joins anew, and tells then.
+            if "error" not in response.checked().json_object():
                 told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:

@@ -344,8 +344,8 @@ class MemberChanges:
         assert founding is not None
         if found.cluster not in (None, founding.cluster):
             raise Refused(
-                f"replica {replica} at {address} belongs to cluster {found.cluster!r}, this one is "
-                f"{founding.cluster!r}",
+                f"replica {replica} at {address} belongs to cluster {found.cluster!r}, this one "
+                f"is {founding.cluster!r}",
                 status=_CONFLICT,
                 hint="start it with an empty --data-dir and --join",
             )

@@ -14,7 +14,7 @@ from tasksprint.errors import StateDiffers
 from tasksprint.ids import Incarnation
 from tasksprint.roles import agreement
 from tasksprint.settings import Settings
-from tests.roles.members import Member, Members, members
+from tests.roles.members import Member, Members, _listen, members
 from tests.roles.test_coordinator import decide, run, until
 
 # Ticks come fast, so that a difference shows soon.
@@ -115,7 +115,7 @@ def test_replica_that_is_started_again_with_another_state_stops_again(tmp_path: 
 @pytest.mark.slow
 def test_nobody_can_say_who_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three different states: all stop, rather than answer wrongly."""
-    monkeypatch.setattr(agreement, "_ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(agreement, "_ROUND_S", 0.05)
 
     async def main() -> None:
         async with members(3, tmp_path, SETTINGS) as of:
@@ -130,6 +130,56 @@ def test_nobody_can_say_who_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 "; start all of them again, so that a majority decides; "
                 "keep all data directories"
             )
+
+    run(main)
+
+
+def hang(member: Member) -> None:
+    """Let a member that was stopped take connections, and answer nothing."""
+    member._listener = _listen(int(member.address.rpartition(":")[2]))
+
+
+@pytest.mark.slow
+def test_voter_that_hangs_keeps_nobody_with_a_wrong_state_in_office(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round waited until the last one had answered or failed: 100 s in all."""
+    monkeypatch.setattr(agreement, "_ROUND_S", 0.1)
+
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            leader = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            hung, other = (member for member in of.all if member is not leader)
+            await hung.stop()
+            hang(hung)
+            tamper(leader)
+            for member in (leader, other):
+                await until(lambda member=member: member.failure, "it stops", limit_s=4)
+                assert isinstance(member.failure, StateDiffers)
+                assert "no majority of the voters could be asked" in str(member.failure)
+            await hung.start()  # So that it can be stopped.
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_majority_is_enough_whoever_else_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "_ROUND_S", 7)
+
+    async def main() -> None:
+        async with members(5, tmp_path, SETTINGS) as of:
+            wrong = await of.leader()
+            await until(level(of), "all have applied some ticks")
+            hung = next(member for member in of.all if member is not wrong)
+            await hung.stop()
+            hang(hung)
+            tamper(wrong)
+            await until(lambda: wrong.failure, "it stops", limit_s=4)
+            assert "than a majority of the voters" in str(wrong.failure)
+            await hung.start()
 
     run(main)
 
