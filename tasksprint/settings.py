@@ -34,6 +34,10 @@ class Settings:
     # once). Smaller: one more message, and turn of each follower, for an entry that is alone.
     # Larger: followers apply, and their schedulers run, later by as much.
     chosen_notice_delay_ms: int = 5
+    # Followers that a quorum doesn't need get entries so much later, all of that time at once
+    # (0: like the others). Smaller: more messages, writes and turns for them. Larger: when one
+    # that is needed fails or hesitates, commands wait for longer.
+    spare_delay_ms: int = 5
     # Slots that a leader may have under way. Larger hides a slow follower's latency;
     # smaller makes bigger batches. Batches form behind the running write anyway.
     pipeline_slots_max: int = 8

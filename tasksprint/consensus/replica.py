@@ -246,9 +246,7 @@ class Replica:
         if self._leadership is not None:
             if not self._outbox.peers:
                 return _NEVER_MS
-            notice_ms = self._leadership.notice_ms
-            heartbeat_ms = self._leadership.heartbeat_ms
-            return heartbeat_ms if notice_ms is None else min(heartbeat_ms, notice_ms)
+            return self._leadership.deadline_ms
         deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
         if self._is_leaving:
             deadline_ms = min(deadline_ms, self._hello_ms)
@@ -344,7 +342,7 @@ class Replica:
         self._outbox.write_memberships(memberships.encode())
         self._refresh_standing()
         if self._leadership is not None and self._is_leaving:
-            self._outbox.send_all(ChosenNotice(self._leadership.ballot, chosen_end))
+            self._leadership.tell_chosen()
             self._resign("was removed from the cluster")
         self._admission.refresh()
         if self._leadership is not None:

@@ -99,7 +99,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self._now_ms = 0
-        self._settings = Settings(chosen_notice_delay_ms=0)
+        self._settings = Settings(chosen_notice_delay_ms=0, spare_delay_ms=0)
         self._machines: dict[ReplicaId, _Machine] = {}
         self._network: list[Envelope] = []
         self._cut: set[tuple[ReplicaId, ReplicaId]] = set()
@@ -286,7 +286,7 @@ class Conversation:
     # --- machinery ---
 
     def _make(self, count: int, settings: tuple[str, ...]) -> list[ReplicaId]:
-        values: dict[str, Any] = {"chosen_notice_delay_ms": 0}
+        values: dict[str, Any] = {"chosen_notice_delay_ms": 0, "spare_delay_ms": 0}
         for setting in settings:
             name, value = setting.split("=")
             values[name] = int(value)

@@ -77,7 +77,7 @@ def start(me: int, count: int, *, settings: Settings | None = None, **recovered:
         address=f"h{me}",
         peers={ReplicaId(number): f"h{number}" for number in range(1, count + 1)},
         recovered=Recovered(incarnation=Incarnation(f"inc{me}"), **recovered),
-        settings=settings or Settings(chosen_notice_delay_ms=0),
+        settings=settings or Settings(chosen_notice_delay_ms=0, spare_delay_ms=0),
         random=Random(me),
         now_ms=0,
     )

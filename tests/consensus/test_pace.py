@@ -20,7 +20,7 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, from_peer, leader, make, sent
 
-SETTINGS = Settings(chosen_notice_delay_ms=0)
+SETTINGS = Settings(chosen_notice_delay_ms=0, spare_delay_ms=0)
 BEAT_MS = SETTINGS.heartbeat_interval_ms
 
 

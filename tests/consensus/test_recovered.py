@@ -99,7 +99,7 @@ def recovered(*, is_started: bool = True) -> Replica:
             applied_end=end,
             log_start=end,
         ),
-        settings=Settings(chosen_notice_delay_ms=0),
+        settings=Settings(chosen_notice_delay_ms=0, spare_delay_ms=0),
         random=Random(3),
         now_ms=0,
     )

@@ -89,7 +89,7 @@ def test_chosen_with_one_peer_and_the_own_write() -> None:
 
 
 def test_what_is_chosen_is_told_with_the_next_entry_or_after_a_while() -> None:
-    replica, now_ms = leader(settings=Settings(chosen_notice_delay_ms=5))
+    replica, now_ms = leader(settings=Settings(chosen_notice_delay_ms=5, spare_delay_ms=0))
     replica.tick(now_ms)  # The heartbeat tells of the first slot.
     drain(replica, now_ms)
 

@@ -625,6 +625,7 @@ def _draw_settings(random: Random) -> Settings:
         log_window_slots=random.choice((4, 16, 1_024)),
         log_window_bytes_max=random.choice((600, 1_000_000)),
         catch_up_bytes_max=random.choice((50, 500, 1_000_000)),
+        spare_delay_ms=random.choice((0, 5, 40)),
     )
 
 
