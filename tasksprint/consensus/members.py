@@ -19,7 +19,7 @@ from tasksprint.consensus.membership import (
 )
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.ids import ReplicaId, Slot
 
 __all__ = ["Members", "Memberships"]
 
@@ -222,7 +222,3 @@ class Memberships:
             for member in (*membership.voters, *membership.learners):
                 known[member.replica] = member
         return dict(sorted(known.items()))
-
-    def incarnations(self, chosen_end: Slot) -> dict[ReplicaId, Incarnation]:
-        """Return in which life each of them is."""
-        return {replica: member.incarnation for replica, member in self.roster(chosen_end).items()}

@@ -169,22 +169,11 @@ class Outbox:
 
     def take(self, now_ms: int) -> Ready | None:
         """Return everything gathered; None: nothing."""
+        if not self.has_news:
+            return None
         if self._ack_slots:
             self._flush_acks()
         persist = self._take_persist(now_ms)
-        has_news = self._learner.has_news
-        if (
-            persist is None
-            and not has_news
-            and not self._send_now
-            and not self._send_after
-            and not self.confirmed_reads
-            and not self.failed_reads
-            and not self.read_log
-            and not self._notes
-            and (self.fatal is None or self._is_fatal_told)
-        ):
-            return None
         if persist is None:
             # Whatever it rests on is durable already: nothing is left to wait for.
             self._sequence += 1
@@ -194,7 +183,7 @@ class Outbox:
             tuple(self._send_now),
             persist,
             self._take_send_after(),
-            self._learner.take_chosen() if has_news else (),
+            self._learner.take_chosen() if self._learner.has_news else (),
             tuple(self.confirmed_reads),
             tuple(self.failed_reads),
             tuple(self.read_log),

@@ -431,10 +431,6 @@ class Replica:
         self._resign(cause)
         return True
 
-    def hold_back(self, now_ms: int) -> None:
-        """Give others the precedence in elections, for at least `hold_back_min_ms` from now."""
-        self._pace.hold_back(now_ms)
-
     def log_read(self, request: ReadLog, entries: tuple[LogEntry, ...], now_ms: int) -> None:
         """Pass entries on that were read back for a peer."""
         self._now_ms = now_ms

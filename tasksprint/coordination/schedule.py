@@ -353,8 +353,6 @@ class Schedule:
         """Return how all jobs stand, in order."""
         return [reading.job_summary(self._state, job) for job in self._state.jobs.values()]
 
-    jobs_summary = jobs
-
     def client_summaries(self) -> list[dict[str, object]]:
         """Return how all clients stand, in order, dead ones too."""
         return [reading.client_summary(client) for client in self._state.clients.values()]
