@@ -8,7 +8,7 @@ Verified at every step:
   two-chosen        no slot has two chosen values
   two-values        no (ballot, slot) carries two values
   not-chosen        what a replica applies was accepted by a quorum, durably, under one ballot
-  promise-back      a durable promise never goes back; nothing below a promise sent is accepted
+  promise-back      a durable promise never goes back; nothing is accepted below it, later on
   not-durable       a promise, acceptance, candidacy or proposal left after its write
   former-life       nobody proposes under a ballot from before its restart
   stranger-votes    a replica that lost its disk says nothing as its old self; what one says
@@ -19,6 +19,7 @@ Verified at every step:
   early-answer      nobody is told that a command was carried out before it was applied
   stale-read        a confirmed read sees every command acknowledged before it began
   core              no assertion of the core fails, and it refuses no message of its peers
+  crash             nothing else is raised that nobody expects
   beyond-alpha      nobody accepts anything ALPHA slots or more beyond what is chosen
   no-overlap        majorities of a membership and of the next one have a member in common
   too-soon          no membership is chosen before the one before it governs
@@ -136,7 +137,6 @@ class Checker:
         self._digests: dict[Slot, bytes | str] = {}  # of the state after this slot
         self._applied: dict[ReplicaId, Slot] = {}  # next slot, in this life
         self._promise_durable: dict[Incarnation, Ballot] = {}
-        self._promise_sent: dict[Incarnation, Ballot] = {}
         self._ballot_before: dict[ReplicaId, Ballot] = {}  # promised when this life began
         self._identities: dict[ReplicaId, Incarnation] = {}  # of the founding entry
         self._proposed: dict[tuple[ReplicaId, int], set[bytes]] = {}
@@ -207,14 +207,22 @@ class Checker:
             founding = decode_founding(persist.founding)
             for member in founding.members:
                 self._identities.setdefault(member.replica, member.incarnation)
+        before = self._promise_durable.get(incarnation, NO_BALLOT)
         if persist.promised is not None:
-            before = self._promise_durable.get(incarnation, NO_BALLOT)
             if persist.promised < before:
                 raise Violation(
                     "promise-back", f"replica {node.me}: {before}, then {persist.promised}"
                 )
             self._promise_durable[incarnation] = persist.promised
         for entry in persist.accepted:
+            # (Against the promise before this write: the two may share a turn. What is chosen
+            # is kept under whatever ballot it came with.)
+            if entry.ballot < before and self.chosen.get(entry.slot) != entry.value:
+                raise Violation(
+                    "promise-back",
+                    f"replica {node.me} accepted slot {entry.slot} under {entry.ballot}, "
+                    f"and had promised {before}",
+                )
             self._see_value(entry.slot, entry.ballot, entry.value)
             self._vote(node.me, entry.slot, entry.ballot)
 
@@ -410,8 +418,6 @@ class Checker:
         for entry in message.entries:
             if not self._holds(node, entry.slot, entry.ballot):
                 raise Violation("not-durable", f"replica {node.me} reported {entry}")
-        before = self._promise_sent.get(state.incarnation, NO_BALLOT)
-        self._promise_sent[state.incarnation] = max(before, message.ballot)
 
     def _sends_accepted(self, node: CheckedNode, message: Accepted) -> None:
         state = node.disk.state

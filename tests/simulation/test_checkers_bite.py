@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, ValuesView
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tasksprint.consensus import (
+    Accept,
     Chosen,
     DurableNumbers,
+    Envelope,
     KnownMark,
     LogEntry,
     Mark,
@@ -23,6 +26,7 @@ from tasksprint.consensus import (
     Promise,
     Ready,
     Recovered,
+    Replica,
 )
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import Ballot
@@ -33,7 +37,7 @@ from tasksprint.consensus.members import Members, Memberships, Span
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
-from tasksprint.ids import Incarnation, Slot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
 from tests.simulation.scenario import run_seed
 
@@ -113,6 +117,21 @@ class _ReappliesOnRestart(ReplicaNode):
         return replace(recovered, applied_end=Slot(max(1, recovered.applied_end - 1)))
 
 
+class _IsHeardLate(ReplicaNode):
+    """Sound, but half of what it proposes takes long, so that others lead meanwhile."""
+
+    def __init__(self, **options: Any) -> None:
+        send = options["send"]
+        super().__init__(**{**options, "send": partial(self._send_late, send)})
+
+    def _send_late(self, send: Callable[[Envelope], None], envelope: Envelope) -> None:
+        if isinstance(envelope.message, Accept) and self._random.random() < 0.5:
+            delay = self._random.uniform(0, 2_000)
+            self._timeline.after(delay, partial(send, envelope))
+        else:
+            send(envelope)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("node_class", "rules"),
@@ -172,6 +191,24 @@ def _promise_everybody(self: Acceptor, ballot: Ballot, first_slot: Slot) -> Prom
     self.promised = ballot
     self._is_promise_new = True
     return Promise(ballot, first_slot, tuple(self.open.values()))
+
+
+def _follow_everybody(self: Replica, source: ReplicaId, ballot: Ballot) -> bool:
+    """Follow whoever spoke last, even below what was promised."""
+    if self._leadership is not None or self._candidate.campaign is not None:
+        return _follows(self, source, ballot)
+    self._election.hear(source, ballot, self._now_ms)
+    return True
+
+
+_follows = Replica._follows
+
+
+def _accept_everything(self: Acceptor, slot: Slot, ballot: Ballot, value: bytes) -> None:
+    held = self.open.get(slot)
+    self.open_bytes += len(value) - (0 if held is None else len(held.value))
+    self.raise_promise(ballot)
+    self.open[slot] = self._writes[slot] = LogEntry(slot, ballot, value)
 
 
 def _governs_at_once(self: Memberships, slot: Slot, membership: Membership) -> None:
@@ -239,6 +276,17 @@ def test_broken_core_is_caught(
     monkeypatch.setattr(owner, name, broken_method)
     broken = _rules_broken()
     assert broken and broken <= rules
+
+
+@pytest.mark.slow
+def test_acceptor_that_accepts_below_what_it_promised_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Replica, "_follows", _follow_everybody)
+    monkeypatch.setattr(Acceptor, "accept", _accept_everything)
+    outcomes = [run_seed(seed, node_class=_IsHeardLate) for seed in range(_SEEDS_MAX)]
+    rules = {each.violation.rule for each in outcomes if each.violation is not None}
+    assert "promise-back" in rules and rules <= {"promise-back", "two-chosen", "core"}
 
 
 @pytest.mark.slow
