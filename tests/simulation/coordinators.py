@@ -16,7 +16,14 @@ from typing import Any, Protocol, cast
 from tasksprint.consensus import Chosen, Envelope, Persist, Ready
 from tasksprint.coordination.commands import Command
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.errors import SettingsError, StoreDamaged, StoreError
+from tasksprint.errors import (
+    LocalProtocolError,
+    SettingsError,
+    StateDiffers,
+    StoreDamaged,
+    StoreError,
+    TaskSprintError,
+)
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
@@ -42,6 +49,8 @@ KEY = ClusterKey(bytes(range(32)))
 # Iterations of the loop from one check of the cores to the next.
 _CHECK_EACH = 10
 _CHECK_SCHEDULE_EACH = 1_000
+# Errors that are bugs in whoever stops with them.
+_BUGS = (LocalProtocolError, StateDiffers)
 
 
 class Observer(Protocol):
@@ -469,6 +478,9 @@ class CoordinatorNode:
         process.kill()
         if isinstance(error, Violation):
             raise error  # What the observer raised in it.
+        is_said = isinstance(error, TaskSprintError)
+        if error is not None and (not is_said or isinstance(error, _BUGS)):
+            raise error  # Whatever has become of this replica: it is no reason to stop.
         if isinstance(error, StoreDamaged) and self.is_spoiled:
             self.observer.say(f"replica {self.me} ends: {error.args[0]}")
             self.observer.count("replicas that met damage")

@@ -31,6 +31,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
 from tests.simulation.timeline import Clock, Timeline
+from tests.simulation.world import violation_of
 
 __all__ = ["Outcome", "Scenario", "run_seed"]
 
@@ -71,8 +72,7 @@ def run_seed(
     except Violation as error:
         violation = error
     except (AssertionError, KeyError, TaskSprintError) as error:
-        violation = Violation("core", f"{type(error).__name__}: {error}")
-        violation.__cause__ = error
+        violation = violation_of("a replica", error)
     counts = scenario.checker.counts
     counts["messages sent"] = scenario.network.sent
     counts["messages lost"] = scenario.network.lost

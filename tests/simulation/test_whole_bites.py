@@ -73,6 +73,23 @@ class _AnswersEarly(SimCoordinator):
             super().decide_then(command, decoded, then)
 
 
+class _AssertsAtItsEnd(SimCoordinator):
+    """Fails when its replica has found out that it is none of the cluster's any more."""
+
+    def _carry_out(self, ready: Ready) -> None:
+        assert ready.fatal is None
+        super()._carry_out(ready)
+
+
+class _CrashesAtItsEnd(SimCoordinator):
+    """Likewise, in a way that no rule foresees."""
+
+    def _carry_out(self, ready: Ready) -> None:
+        if ready.fatal is not None:
+            raise TypeError("no such thing")
+        super()._carry_out(ready)
+
+
 class _HasItsOwnRules(SimCoordinator):
     """Places fewer tasks on clients than the others do, on one of the replicas."""
 
@@ -143,6 +160,8 @@ class _LosesRowsNode(CoordinatorNode):
         (_role(_SpeaksFirst), {"not-durable"}),
         (_role(_AppliesBackwards), {"out-of-order", "core"}),
         (_role(_AnswersEarly), {"early-answer"}),
+        (_role(_AssertsAtItsEnd), {"core"}),
+        (_role(_CrashesAtItsEnd), {"crash"}),
         (_role(_HasItsOwnRules), {"state-differs", "core"}),
         (_role(_RestoresHalf), {"state-differs", "core", "mirrors-differ"}),
         (_ForgetsPromises, {"promise-back", "former-life", "core"}),

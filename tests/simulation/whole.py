@@ -31,7 +31,7 @@ from tests.simulation.operators import Operator
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
-from tests.simulation.world import Unreachable, Violation
+from tests.simulation.world import Unreachable, Violation, violation_of
 
 __all__ = ["ENTRIES_MIN", "Outcome", "Whole", "run_whole"]
 
@@ -60,9 +60,6 @@ class Outcome:
 
 class WholeChecker(Checker):
     """The consensus checker, for replicas inside of coordinators."""
-
-    def stopped(self, node: Any, text: str) -> None:
-        super().stopped(node, text)
 
     def refused(self, node: CoordinatorNode, text: str) -> None:
         """A replica can't make sense of what another one sent."""
@@ -212,10 +209,8 @@ class Whole:
     def _process_raised(self, process: Process, error: BaseException) -> None:
         if isinstance(error, Violation):
             self._violated(error)
-            return
-        violation = Violation("core", f"{process.name}: {type(error).__name__}: {error}")
-        violation.__cause__ = error
-        self._violated(violation)
+        else:
+            self._violated(violation_of(process.name, error))
 
     # --- coordinators ---
 
@@ -520,8 +515,7 @@ def run_whole(
     except Violation as error:
         violation = error
     except (AssertionError, LookupError, TaskSprintError) as error:
-        violation = Violation("core", f"{type(error).__name__}: {error}")
-        violation.__cause__ = error
+        violation = violation_of("the world", error)
     finally:
         world.close()
         gc.enable()

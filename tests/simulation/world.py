@@ -16,13 +16,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import Any, Protocol
 
+from tasksprint.errors import TaskSprintError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
 
-__all__ = ["SimProcess", "Unreachable", "Violation", "World"]
+__all__ = ["SimProcess", "Unreachable", "Violation", "World", "violation_of"]
 
 
 class Unreachable(Exception):
@@ -39,6 +40,20 @@ class Violation(Exception):
         super().__init__(f"{rule}: {text}")
         self.rule = rule
         self.text = text
+
+
+def violation_of(where: str, error: BaseException) -> Violation:
+    """Return the violation that an exception is which nobody caught.
+
+    "core" is what the code asserts or refuses itself; a broken build that merely crashes
+    was not caught by it, and is a "crash".
+    """
+    is_said = isinstance(error, (AssertionError, LookupError, TaskSprintError))
+    violation = Violation(
+        "core" if is_said else "crash", f"{where}: {type(error).__name__}: {error}"
+    )
+    violation.__cause__ = error
+    return violation
 
 
 class SimProcess(Protocol):
@@ -62,8 +77,8 @@ class SimProcess(Protocol):
     def start(self, main: Coroutine[Any, Any, Any]) -> None:
         """Begin a task of this process; from outside, or from its own callbacks.
 
-        An exception that leaves `main` is a violation ("crash"), as any that reaches the
-        loop's exception handler.
+        An exception that leaves `main` is a violation (`violation_of`), as any that reaches
+        the loop's exception handler.
         """
         ...
 
