@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tasksprint.errors import PeerUnreachable
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
@@ -86,12 +88,28 @@ def run(
     return call
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, limit_s: float = 30) -> None:
-    """Wait for a condition, or fail and say which."""
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    *,
+    limit_s: float = 30,
+    found: Callable[[], object] = str,
+) -> None:
+    """Wait for a condition, or fail and say which, and what is found instead."""
     deadline_s = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline_s, f"still not so after {limit_s} s: {what}"
+        assert time.monotonic() < deadline_s, f"still not so after {limit_s} s: {what}{found()}"
         time.sleep(0.02)
+
+
+def status_of(cluster: Cluster, address: str) -> dict[str, Any]:
+    """Return what a coordinator says of itself; nothing if it doesn't answer."""
+    try:
+        found = cluster.direct(address, "GET", "/v1/status").json()
+    except PeerUnreachable:
+        return {}
+    assert isinstance(found, dict)
+    return found
 
 
 def connect(private: PrivateCluster) -> Cluster:

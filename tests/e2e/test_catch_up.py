@@ -6,17 +6,15 @@ import contextlib
 import json
 import os
 import sqlite3
-from typing import Any
 from unittest import mock
 
 import pytest
 
-from tasksprint.errors import PeerUnreachable
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
-from tests.e2e.conftest import JOBS, MakeCluster, connect, wait_until
+from tests.e2e.conftest import JOBS, MakeCluster, connect, status_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -36,18 +34,9 @@ def run_job(cluster: Cluster, width: int) -> str:
     return outcome.values
 
 
-def status(cluster: Cluster, address: str) -> dict[str, Any]:
-    try:
-        found = cluster.direct(address, "GET", "/v1/status").json()
-    except PeerUnreachable:
-        return {}
-    assert isinstance(found, dict)
-    return found
-
-
 def points(cluster: Cluster, addresses: list[str]) -> set[tuple[int, str]]:
     """Return (applied slot, digest) of each coordinator, as it is now."""
-    found = [status(cluster, address) for address in addresses]
+    found = [status_of(cluster, address) for address in addresses]
     return {(each.get("applied_slot", 0), each.get("digest", "")) for each in found}
 
 
@@ -67,7 +56,7 @@ def test_coordinator_behind_a_truncated_log_takes_a_copy_and_is_like_the_others(
         private = make_cluster(coordinators=3, clients=1, nodes=2)
         cluster = connect(private)
         first = run_job(cluster, 20)
-        statuses = [status(cluster, address) for address in private.addresses]
+        statuses = [status_of(cluster, address) for address in private.addresses]
         leader = statuses[0]["leader"]
         away = leader % 3 + 1
         address = private.addresses[away - 1]
@@ -76,13 +65,15 @@ def test_coordinator_behind_a_truncated_log_takes_a_copy_and_is_like_the_others(
 
         others = [each for each in private.addresses if each != address]
         while not all(
-            status(cluster, each)["consensus"]["log_start"] > left_at + 1 for each in others
+            status_of(cluster, each)["consensus"]["log_start"] > left_at + 1 for each in others
         ):
             assert run_job(cluster, 20) == first
         # One is running when it comes back: its scheduler replays from the copied mirror.
         running = submit(cluster, 120)
         private.restart(f"coordinator-{away}")
-        wait_until(lambda: status(cluster, address).get("applied_slot", 0) > left_at, "it is back")
+        wait_until(
+            lambda: status_of(cluster, address).get("applied_slot", 0) > left_at, "it is back"
+        )
         log = (private.directory / f"coordinator-{away}.log").read_text()
         assert "takes a copy of the state at slot" in log
         assert "took over a copy of the state up to slot" in log

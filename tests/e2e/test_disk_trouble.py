@@ -58,16 +58,6 @@ class Cluster:
         assert "Traceback" not in said
         return said.rpartition("tasksprint: ")[2].strip()
 
-    def is_level(self, name: str) -> bool:
-        """Whether one has applied what the others have."""
-        points = set()
-        for each in self.machines.coordinators:
-            status = self.machines.status(each)
-            if status is None:
-                return False
-            points.add((status["applied_slot"], status["digest"]))
-        return len(points) == 1 and 0 not in {slot for slot, _ in points}
-
 
 @pytest.fixture
 def log_tail_slots() -> int:
@@ -77,7 +67,6 @@ def log_tail_slots() -> int:
 
 @pytest.fixture
 def cluster(tmp_path: Path, log_tail_slots: int) -> Iterator[Cluster]:
-    (tmp_path / "code").mkdir()
     command = copy_of_checkout(tmp_path / "code")
     environment = {"TASKSPRINT_SETTINGS": json.dumps({"log_tail_slots": log_tail_slots})}
     with Machines(
@@ -108,9 +97,9 @@ def test_disk_that_is_put_back_from_a_copy_is_refused(cluster: Cluster, tmp_path
     cluster.end(name)
     shutil.copytree(cluster.machines.folder / name, tmp_path / "copy")
     cluster.machines.start(name)
-    wait_until(lambda: cluster.is_level(name), "it is back")
+    wait_until(cluster.machines.is_level, "it is back")
     cluster.decide()
-    wait_until(lambda: cluster.is_level(name), "it has said that it wrote more")
+    wait_until(cluster.machines.is_level, "it has said that it wrote more")
     cluster.end(name)
     shutil.rmtree(cluster.machines.folder / name)
     shutil.copytree(tmp_path / "copy", cluster.machines.folder / name)
@@ -150,7 +139,7 @@ def test_flipped_bit_in_the_mirror_costs_a_copy_of_the_state(cluster: Cluster) -
     change(path, "UPDATE facts SET body = replace(body, 'log_ms', 'log_mr') WHERE name = 'state'")
     assert list(verify(path)) == ["row ('state',) of table 'facts' fails its checksum"]
     cluster.machines.start(name)
-    wait_until(lambda: cluster.is_level(name), "it has the state of the others")
+    wait_until(cluster.machines.is_level, "it has the state of the others")
     said = cluster.machines.log(name)
     assert "row ('state',) of table 'facts' fails its checksum" in said
     assert "repaired its store: its state is made again from the log" in said
@@ -177,7 +166,7 @@ def test_zeroed_block_in_the_mirror_costs_a_copy_of_the_state(cluster: Cluster) 
         file.write(bytes(4096))
     assert list(verify(path)) != []
     cluster.machines.start(name)
-    wait_until(lambda: cluster.is_level(name), "it has the state of the others")
+    wait_until(cluster.machines.is_level, "it has the state of the others")
     said = cluster.machines.log(name)
     assert "repaired its store: its state is dropped, for a copy of another member's: " in said
     assert "took over a copy of the state up to slot " in said
@@ -191,7 +180,7 @@ def test_chosen_entry_that_is_spoiled_is_fetched_again(cluster: Cluster) -> None
     # As if it hadn't been applied yet: then it is needed.
     change(path, "UPDATE facts SET checksum = checksum + 1")
     cluster.machines.start(name)
-    wait_until(lambda: cluster.is_level(name), "it has all that the others have")
+    wait_until(cluster.machines.is_level, "it has all that the others have")
 
 
 def test_spoiled_promise_is_a_lost_disk(cluster: Cluster) -> None:

@@ -13,7 +13,6 @@ from random import Random
 
 import pytest
 
-from tasksprint.errors import PeerUnreachable
 from tasksprint.process.job_directory import pack, read_job
 from tasksprint.settings import Settings
 from tests.e2e.conftest import wait_until
@@ -38,7 +37,7 @@ STALL_S = 60.0
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What runs a copy of the checkout."""
-    return copy_of_checkout(tmp_path_factory.mktemp("code"))
+    return copy_of_checkout(tmp_path_factory.mktemp("copy") / "code")
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def machines(network: Network, command: list[str], tmp_path: Path) -> Iterator[M
         tmp_path / "cluster", command=command, coordinators=3, clients=1, network=network
     ) as made:
         made.start_all()
-        wait_until(lambda: clients_of(made) == {"alive"}, "the client has joined")
+        wait_until(lambda: made.client_states() == ["alive"], "the client has joined")
         yield made
 
 
@@ -75,15 +74,6 @@ def load(machines: Machines) -> Iterator[Load]:
     )
     yield made
     made.stop()
-
-
-def clients_of(machines: Machines) -> set[str]:
-    """Return the states of all clients, or nothing while nobody leads."""
-    try:
-        found = machines.connect().request("GET", "/v1/clients", give_up_ms=300).json()
-    except PeerUnreachable:
-        return set()
-    return {client["state"] for client in found}
 
 
 def wait_for_leader(machines: Machines, *, other_than: str | None = None) -> str:
@@ -226,7 +216,7 @@ def test_stalled_leader_is_replaced_and_declares_nobody_dead_when_it_wakes(
         "the old leader follows",
     )
     goes_on(load)
-    assert clients_of(machines) == {"alive"}
+    wait_until(lambda: machines.client_states() == ["alive"], "the client is alive")
     assert deaths_told(machines) == []
     end_well(machines, load)
 
@@ -241,7 +231,7 @@ def test_whole_cluster_that_stalls_declares_nobody_dead(machines: Machines, load
     for name in machines.coordinators:
         machines.resume(name)
     goes_on(load)
-    assert clients_of(machines) == {"alive"}
+    wait_until(lambda: machines.client_states() == ["alive"], "the client is alive")
     assert deaths_told(machines) == []
     end_well(machines, load)
 

@@ -10,26 +10,16 @@ from typing import Any
 
 import pytest
 
-from tasksprint.errors import PeerUnreachable
 from tasksprint.net.keys import create_key
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
-from tests.e2e.conftest import MakeCluster, connect, wait_until
+from tests.e2e.conftest import MakeCluster, connect, status_of, wait_until
 from tests.e2e.test_kills import result_of, submit, wait_for_half
 
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def status(cluster: Cluster, address: str) -> dict[str, Any]:
-    try:
-        found = cluster.direct(address, "GET", "/v1/status").json()
-    except PeerUnreachable:
-        return {}
-    assert isinstance(found, dict)
-    return found
 
 
 def log_of(private: PrivateCluster, name: str) -> str:
@@ -86,8 +76,8 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
 
     # Started as ever, it serves at once, and the client comes along with what it holds.
     private.restart(name)
-    wait_until(lambda: status(cluster, private.addresses[2]).get("leader") == 3, "it leads")
-    now = status(cluster, private.addresses[2])["cluster"]
+    wait_until(lambda: status_of(cluster, private.addresses[2]).get("leader") == 3, "it leads")
+    now = status_of(cluster, private.addresses[2])["cluster"]
     assert now != former
     assert result_of(cluster, job) == expected
     assert f"cluster {former} went on as cluster {now}" in log_of(private, "client-1")
@@ -100,7 +90,7 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
         private.restart(f"coordinator-{number}")
     olds = private.addresses[:2]
     wait_until(
-        lambda: all(status(cluster, each).get("leader") in (1, 2) for each in olds), "they lead"
+        lambda: all(status_of(cluster, each).get("leader") in (1, 2) for each in olds), "they lead"
     )
     wait_for_word(private, 1, f"belongs to cluster '{now}'")
     # The client is told of all three, and goes on with the one that is of its cluster, also
@@ -116,10 +106,10 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
     )
     private.restart(name)
     assert result_of(new, job) == expected
-    assert status(cluster, private.addresses[2])["members"] == {"3": private.addresses[2]}
+    assert status_of(cluster, private.addresses[2])["members"] == {"3": private.addresses[2]}
     assert log_of(private, "client-1").count("went on as cluster") == 1
     for number in (1, 2):
-        clients = status(cluster, olds[number - 1])
+        clients = status_of(cluster, olds[number - 1])
         assert clients["cluster"] == former
 
     monkeypatch.setenv("TASKSPRINT_KEY_FILE", str(private.directory / "key"))

@@ -43,7 +43,6 @@ def is_up(machines: Machines, name: str) -> bool:
 
 
 def test_any_two_of_three_are_enough_to_start_again(tmp_path: Path) -> None:
-    (tmp_path / "code").mkdir()
     command = copy_of_checkout(tmp_path / "code")
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()
@@ -56,20 +55,12 @@ def test_any_two_of_three_are_enough_to_start_again(tmp_path: Path) -> None:
                 wait_until(partial(is_up, machines, name), f"{name} is up")
             wait_until(partial(decides, machines, number), f"{names[:2]} decide")
         machines.start(names[2])
-        slots: set[object] = set()
-
-        def is_level() -> bool:
-            found = [machines.status(name) for name in machines.coordinators]
-            slots.clear()
-            slots.update(status and status["applied_slot"] for status in found)
-            return len(slots) == 1 and None not in slots
-
-        wait_until(is_level, f"the one that was away has caught up: {slots}")
+        what = "the one that was away has caught up: "
+        wait_until(machines.is_level, what, found=machines.points)
         assert set(machines.end_all().values()) == {0}
 
 
 def test_one_of_three_alone_says_what_it_waits_for(tmp_path: Path) -> None:
-    (tmp_path / "code").mkdir()
     command = copy_of_checkout(tmp_path / "code")
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()

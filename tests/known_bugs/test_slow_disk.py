@@ -232,7 +232,6 @@ def test_leadership_does_not_go_round_among_slow_disks(world: World) -> None:
 @contextlib.contextmanager
 def machines_with_slow_disks(folder: Path) -> Iterator[Machines]:
     """Run three coordinators whose commits take as long as the files slow-… in a folder say."""
-    (folder / "code").mkdir()
     copy_of_checkout(folder / "code")
     script = str(Path(__file__).with_name("slow_disk.py"))
     with Machines(

@@ -101,7 +101,6 @@ def test_zeros_in_a_row_of_many_blocks_are_told_with_the_row(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_replica_with_zeros_in_its_file_stops_and_the_others_go_on(tmp_path: Path) -> None:
-    (tmp_path / "code").mkdir()
     command = copy_of_checkout(tmp_path / "code")
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()

@@ -157,7 +157,6 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
         if options.archive:
             command = [sys.executable, str(Path(options.archive).resolve())]
         else:
-            (folder / "code").mkdir()
             command = copy_of_checkout(folder / "code")
         machines = stack.enter_context(
             Machines(
@@ -201,10 +200,17 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
         faults.heal()
         tell("healed")
         wrong = list(faults.wrong)
+
+        def see_who_ended() -> None:
+            wrong.extend(each for each in machines.ended_wrongly() if each not in wrong)
+
+        # Each time before whoever is down is started again.
+        see_who_ended()
         if options.stall and not wrong:
             wrong += _stall(machines, options.stall, tell)
         load.stop()
         faults.take_changes()
+        see_who_ended()
         if not wrong:
             machines.start_all()
             limit_s = _SETTLE_S + seconds / 2
@@ -217,6 +223,7 @@ def _run(options: argparse.Namespace, folder: Path) -> list[str]:
             f"{len(load.history)} operations checked in {time.monotonic() - checked_s:.1f} s: "
             + ("not all is well" if wrong else "linearizable")
         )
+        see_who_ended()
         codes = machines.end_all()
         wrong += [f"{name} ended with exit code {code}" for name, code in codes.items() if code]
         logs = {name: machines.log(name) for name in machines.processes}
@@ -241,7 +248,7 @@ def _stall(machines: Machines, seconds: float, tell: Callable[[str], None]) -> l
         if time.monotonic() > deadline_s:
             return [f"the clients are {states} {_START_LIMIT_S:.0f} s after healing"]
         time.sleep(0.2)
-        states = _client_states(machines)
+        states = machines.client_states()
     leader = machines.leader()
     if leader is None:
         return ["nobody leads after healing"]
@@ -253,14 +260,6 @@ def _stall(machines: Machines, seconds: float, tell: Callable[[str], None]) -> l
     time.sleep(_AFTER_STALL_S)
     lines = [line for name in ends for line in machines.log(name)[ends[name] :].splitlines()]
     return [f"a client was declared dead: {line}" for line in lines if " dead: " in line]
-
-
-def _client_states(machines: Machines) -> list[str]:
-    try:
-        found = machines.connect().request("GET", "/v1/clients", give_up_ms=300).json()
-    except PeerUnreachable:
-        return []
-    return [str(client["state"]) for client in found]
 
 
 def _upload(machines: Machines, archive: bytes) -> None:

@@ -11,7 +11,7 @@ from random import Random
 from tests.torture.audit import Audit
 from tests.torture.jobs import JobRequest, what_is_wrong
 from tests.torture.load import Load
-from tests.torture.machines import Machines, number_of
+from tests.torture.machines import Machines, StatesDiffer, number_of
 from tests.torture.membership import Operator
 
 __all__ = ["check_files", "settle"]
@@ -40,10 +40,10 @@ def settle(
     deadline_s = time.monotonic() + limit_s
     wrong: list[str] = []
 
-    def wait(condition: Callable[[], bool], what: str) -> bool:
+    def wait(condition: Callable[[], bool], what: str, found: Callable[[], object] = str) -> bool:
         while not condition():
             if time.monotonic() > deadline_s:
-                wrong.append(f"not so {limit_s:.0f} s after healing: {what}")
+                wrong.append(f"not so {limit_s:.0f} s after healing: {what}{found()}")
                 return False
             time.sleep(0.05)
         return True
@@ -94,29 +94,12 @@ def settle(
     tell("jobs: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
     if wait(lambda: load.list_jobs("end", random) is not None, "there is a list of all jobs"):
         wrong += _check_list(load)
-    level: dict[str, tuple[object, object]] = {}
-
-    def is_level() -> bool:
-        level.clear()
-        for name in machines.coordinators:
-            found = machines.status(name)
-            if found is None:
-                return False
-            level[name] = (found["applied_slot"], found["digest"])
-        by_slot: dict[object, set[object]] = {}
-        for slot, digest in level.values():
-            by_slot.setdefault(slot, set()).add(digest)
-        if any(len(digests) > 1 for digests in by_slot.values()):
-            raise _Wrong(f"replicas differ at the same slot: {level}")
-        return len(by_slot) == 1
-
     try:
-        wait(is_level, f"all replicas have applied the same: {level}")
-    except _Wrong as error:
+        if wait(machines.is_level, "all replicas have applied the same: ", machines.points):
+            slot, digest = next(iter(machines.points().values())) or (0, "unknown")
+            tell(f"all replicas: slot {slot}, digest {str(digest)[:16]}")
+    except StatesDiffer as error:
         wrong.append(str(error))
-    if level:
-        slot, digest = next(iter(level.values()))
-        tell(f"all replicas: slot {slot}, digest {str(digest)[:16]}")
     return wrong
 
 

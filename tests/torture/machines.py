@@ -28,7 +28,7 @@ from tasksprint.roles.cluster import Cluster
 from tasksprint.settings import Settings
 from tests.torture.network import Network
 
-__all__ = ["CLIENT_HOST", "Machines", "copy_of_checkout", "number_of"]
+__all__ = ["CLIENT_HOST", "Machines", "StatesDiffer", "copy_of_checkout", "number_of"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _PORT = 7070
@@ -41,12 +41,16 @@ _ENDS_OF_LEAVERS = (SettingsError.exit_code, StoreError.exit_code)
 
 
 def copy_of_checkout(folder: Path) -> list[str]:
-    """Copy what is needed to run, and return the command that runs it."""
+    """Copy what is needed to run into a new folder, and return the command that runs it."""
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(_CHECKOUT / "tasksprint", folder / "tasksprint", ignore=ignore)
     for name in ("tasksprint.py", "TaskSprintNode.py", "TaskSprintCoordinator.py"):
         shutil.copy(_CHECKOUT / name, folder / name)
     return [sys.executable, str(folder / "tasksprint.py")]
+
+
+class StatesDiffer(Exception):
+    """Two coordinators have applied the same slot, and have other digests."""
 
 
 class Machines:
@@ -292,6 +296,34 @@ class Machines:
             if found is None or consensus["ballot"] > found[0]:
                 found = (consensus["ballot"], name)
         return None if found is None else found[1]
+
+    def points(self) -> dict[str, tuple[object, object] | None]:
+        """Return the slot that each member has applied, and its digest; None: it doesn't say."""
+        found = {name: self.status(name) for name in list(self.coordinators)}
+        return {
+            name: None if status is None else (status["applied_slot"], status["digest"])
+            for name, status in found.items()
+        }
+
+    def is_level(self) -> bool:
+        """Whether all members say that they have applied the same, and something.
+
+        Raises:
+            StatesDiffer: Two have applied the same slot, and other commands.
+        """
+        points = self.points()
+        said = {point for point in points.values() if point is not None}
+        if len({slot for slot, _ in said}) < len(said):
+            raise StatesDiffer(f"replicas differ at the same slot: {points}")
+        return len(said) == 1 and None not in points.values() and 0 not in said.pop()
+
+    def client_states(self) -> list[str]:
+        """Return the states of all clients, or nothing while nobody leads."""
+        try:
+            found = self.connect().request("GET", "/v1/clients", give_up_ms=300).json()
+        except PeerUnreachable:
+            return []
+        return [str(client["state"]) for client in found]
 
     # --- the end ---
 
