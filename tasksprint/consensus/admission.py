@@ -129,9 +129,10 @@ class Admission:
 
     def refuse_older(self, envelope: Envelope) -> None:
         """Tell a member that it counts as lost; or a former life of it, which hears nothing."""
-        source, mark = envelope.source, envelope.mark
+        founding, source, mark = self.founding, envelope.source, envelope.mark
+        assert founding is not None, "nobody is known before"
         seen = self._outbox.numbers.seen(envelope.source_incarnation)
-        self._outbox.send(source, Stale(mark.life, seen, mark.start))
+        self._outbox.send(source, Stale(founding.cluster, mark.life, seen, mark.start))
 
     def _hear_marks(self, source: ReplicaId, message: Marks) -> None:
         numbers = self._outbox.numbers
@@ -159,7 +160,10 @@ class Admission:
             case Stranger():
                 self._hear_stranger(source, message)
             case Stale():
-                self._hear_older(source, message.life, message.seen)
+                # From whoever belongs to the cluster, which an older disk may not know; but
+                # not from what it was recovered from.
+                if self.founding is None or self.founding.cluster == message.cluster:
+                    self._hear_older(source, message.life, message.seen)
             case Marks() if self.incarnations.get(source) == envelope.source_incarnation:
                 self._hear_marks(source, message)
             case _ if self.founding is not None:

@@ -79,8 +79,12 @@ class Stranger:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The target's disk is older than what was heard of it: it counts as lost (marks.py)."""
+    """The target's disk is older than what was heard of it: it counts as lost (marks.py).
 
+    Said to whom the source knows; the target needn't know the source (yet).
+    """
+
+    cluster: str
     life: int  # of the target, in which it said what isn't believed
     seen: int  # the durable number that the source has heard of
     found: int  # the one that the target's disk had at the start of that life

@@ -75,8 +75,8 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "found", (), (founding, membership)
         case Stranger(cluster, expected, found, membership):
             return "stranger", (cluster, expected, found), (membership,)
-        case Stale(life, seen, found):
-            return "stale", (life, seen, found), ()
+        case Stale(cluster, life, seen, found):
+            return "stale", (cluster, life, seen, found), ()
         case Marks(known):
             return "marks", (known,), ()
         case Canvass(number, chosen_end):
@@ -186,7 +186,7 @@ _SHAPES = {
     "hello": _shape("text text? text? numbers"),
     "found": (),
     "stranger": _shape("text text? text"),
-    "stale": _shape("number number number"),
+    "stale": _shape("text number number number"),
     "marks": _shape("marks"),
     "canvass": _shape("number number"),
     "canvass-reply": _shape("number bool number number"),
@@ -224,7 +224,7 @@ _DECODERS: dict[str, _Decoder] = {
     "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3])),
     "found": lambda f, p: Found(p[0], p[1]),
     "stranger": lambda f, p: Stranger(f[0], f[1], f[2], p[0]),
-    "stale": lambda f, p: Stale(f[0], f[1], f[2]),
+    "stale": lambda f, p: Stale(f[0], f[1], f[2], f[3]),
     "marks": lambda f, p: Marks(tuple([(source, *mark) for source, *mark in f[0]])),
     "canvass": lambda f, p: Canvass(f[0], f[1]),
     "canvass-reply": lambda f, p: CanvassReply(f[0], f[1], f[2], f[3]),

@@ -433,7 +433,7 @@ def _message(message: Message) -> str:
             return f"Forward {_commands(commands)}"
         case Hello(_, heard, cluster, members):
             return f"Hello heard={heard} cluster={cluster} members={members}"
-        case Stale(_, seen, found):
+        case Stale(_, _, seen, found):
             return f"Stale: seen {seen}, found {found}"
         case Marks(known):
             return "Marks " + ", ".join(

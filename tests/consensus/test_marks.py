@@ -159,7 +159,7 @@ def test_votes_of_an_older_disk_do_not_count_and_it_is_told() -> None:
     replica.receive(said(2, 1, beat, Mark(7, 5, 45)), now_ms)
     replica.receive(said(2, 1, Accepted(ballot(1, 1), (Slot(2),)), Mark(8, 17, 18)), now_ms)
     taken = drain(replica, now_ms)
-    assert sent(taken) == [(2, Stale(8, 45, 17))]
+    assert sent(taken) == [(2, Stale("c0ffee", 8, 45, 17))]
     assert replica.chosen_end == 2
     replica.receive(said(3, 1, Accepted(ballot(1, 1), (Slot(2),)), Mark(9, 0, 3)), now_ms)
     assert replica.chosen_end == 3
@@ -170,7 +170,7 @@ def test_nobody_promises_to_a_candidate_with_an_older_disk() -> None:
     replica.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 5, 45)), 0)
     drain(replica)
     replica.receive(said(2, 3, Prepare(ballot(9, 2), Slot(1)), Mark(8, 17, 17)), 0)
-    assert sent(drain(replica)) == [(2, Stale(8, 45, 17))]
+    assert sent(drain(replica)) == [(2, Stale("c0ffee", 8, 45, 17))]
 
 
 def own_life(replica: Replica) -> int:
@@ -179,15 +179,24 @@ def own_life(replica: Replica) -> int:
 
 def test_replica_stops_that_hears_that_its_disk_is_older() -> None:
     replica = make(2, 3, durable=17)
-    replica.receive(from_peer(1, 2, Stale(own_life(replica) + 1, 45, 17)), 0)
+    replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica) + 1, 45, 17)), 0)
     assert drain(replica) == []  # That was said about a former life.
-    replica.receive(from_peer(1, 2, Stale(own_life(replica), 45, 17)), 0)
+    replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica), 45, 17)), 0)
     (ready,) = drain(replica)
     assert ready.fatal == (
         "replica 2 returned with an older disk (durable number 17, replica 1 has seen 45): it "
         "counts as lost; start a new one with a new --id and --join, then tasksprint member "
         "replace 2 ID=HOST:PORT"
     )
+
+
+def test_older_disk_is_told_by_members_that_it_does_not_know() -> None:
+    """All whom it knows may have been replaced while it was away."""
+    replica = make(2, 3, durable=17)
+    stale = Stale("c0ffee", own_life(replica), 45, 17)
+    replica.receive(from_peer(9, 2, stale), 0)
+    (ready,) = drain(replica)
+    assert ready.fatal is not None and "replica 9 has seen 45)" in ready.fatal
 
 
 def test_replica_stops_that_finds_itself_among_what_the_leader_knows() -> None:
@@ -205,9 +214,9 @@ def test_replica_that_forgot_its_founding_is_found_out_all_the_same() -> None:
     drain(peer)
     hello = Hello("h2", None, None, (ReplicaId(1), ReplicaId(2)))
     peer.receive(said(2, 1, hello, Mark(8, 0, 0)), 0)
-    assert sent(drain(peer)) == [(2, Stale(8, 45, 0))]
+    assert sent(drain(peer)) == [(2, Stale("c0ffee", 8, 45, 0))]
     replica = make(2, 2, founding=None)
-    replica.receive(from_peer(1, 2, Stale(own_life(replica), 45, 0)), 0)
+    replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica), 45, 0)), 0)
     (ready,) = drain(replica)
     assert ready.fatal is not None and "older disk (durable number 0," in ready.fatal
 
@@ -225,7 +234,7 @@ def test_what_was_heard_travels_with_the_next_write_and_makes_none() -> None:
     assert [each.mark.number for each in ready.send_after_persist] == [1]
     again = make(2, 3, durable=1, marks=ready.persist.marks)
     again.receive(said(1, 2, Heartbeat(ballot(1, 1), 2, Slot(1)), Mark(8, 3, 3)), 0)
-    assert sent(drain(again)) == [(1, Stale(8, 4, 3))]
+    assert sent(drain(again)) == [(1, Stale("c0ffee", 8, 4, 3))]
 
 
 # --- chosen entries that the disk has lost ---

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
+from typing import get_args
 
 import pytest
 
@@ -20,6 +22,7 @@ from tasksprint.consensus import (
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Marks,
     Member,
     Message,
     Nack,
@@ -28,6 +31,7 @@ from tasksprint.consensus import (
     Recovered,
     Replica,
     Resign,
+    Stale,
     Stranger,
     decode_membership,
     encode_founding,
@@ -80,7 +84,20 @@ MESSAGES: tuple[Message, ...] = (
     CatchUpRequest(Slot(1)),
     CatchUpReply(Slot(41), (entry(41, 98, 2, "x"),), Slot(50), Slot(1)),
     Forward((b"x",)),
+    Stale("c0ffee", 0, 45, 0),
+    Marks(((Incarnation("new3"), 1, 0, 45), (Incarnation("inc1"), 1, 0, 45))),
 )
+
+
+def test_list_has_each_kind() -> None:
+    assert {type(message) for message in MESSAGES} == set(get_args(Message))
+
+
+def about(replica: Replica, message: Message) -> Message:
+    """Return the message; one that speaks of the target's life is about its present one."""
+    if isinstance(message, Stale):
+        return replace(message, life=replica._outbox.numbers.last.life)
+    return message
 
 
 def recovered(*, is_started: bool = True) -> Replica:
@@ -129,14 +146,15 @@ def test_nothing_that_former_members_say_changes_the_new_cluster(
     replica = recovered()
     before = (replica.status(), replica.membership, replica.addresses, replica.ballot)
     for _ in range(2):
-        replica.receive(from_peer(source, 3, message, incarnation=incarnation), 5)
+        told = about(replica, message)
+        replica.receive(from_peer(source, 3, told, incarnation=incarnation), 5)
     readies = drain(replica, 5)
     assert all(ready.persist is None and ready.fatal is None for ready in readies)
     assert all(ready.chosen == () and ready.confirmed_reads == () for ready in readies)
     # It says who it is, at most.
-    for target, told in sent(readies):
-        assert target == source and isinstance(told, Stranger) and told.cluster == "beef"
-        assert decode_membership(told.membership) == replica.membership
+    for target, answer in sent(readies):
+        assert target == source and isinstance(answer, Stranger) and answer.cluster == "beef"
+        assert decode_membership(answer.membership) == replica.membership
     assert (replica.status(), replica.membership, replica.addresses, replica.ballot) == before
     assert replica.propose(b"a", 6)
     assert any(ready.chosen for ready in drain(replica, 6))
@@ -146,7 +164,8 @@ def test_nothing_that_former_members_say_changes_the_new_cluster(
     "message",
     [
         Found(NEW, encode_membership(Membership(7, FORMER.voters[2:]))),
-        *[message for message in MESSAGES if not isinstance(message, Found)],
+        Stale("beef", 0, 45, 0),
+        *[message for message in MESSAGES if not isinstance(message, (Found, Stale))],
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -157,10 +176,11 @@ def test_nothing_that_the_survivor_says_counts_at_former_members(message: Messag
     drain(follower)
     for replica in (former, follower):
         before = (replica.status(), replica.membership, replica.addresses, replica.ballot)
-        replica.receive(from_peer(3, replica.me, message, incarnation="new3"), now_ms)
+        told = about(replica, message)
+        replica.receive(from_peer(3, replica.me, told, incarnation="new3"), now_ms)
         readies = drain(replica, now_ms)
         assert all(ready.persist is None and ready.fatal is None for ready in readies)
-        assert all(isinstance(told, Stranger) for _, told in sent(readies))
+        assert all(isinstance(answer, Stranger) for _, answer in sent(readies))
         after = (replica.status(), replica.membership, replica.addresses, replica.ballot)
         assert after == before
     # Its word about who belongs there isn't heard either.

@@ -62,7 +62,7 @@ MESSAGES: list[Message] = [
     CatchUpRequest(Slot(1)),
     CatchUpReply(Slot(3), ENTRIES, Slot(9), Slot(1)),
     Forward((b"[1]", b"", b"\n")),
-    Stale(12, 45, 17),
+    Stale("c0ffee", 12, 45, 17),
     Marks(((Incarnation("aa"), 12, 3, 45), (Incarnation("bb"), -1, 7, 0))),
 ]
 
