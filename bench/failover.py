@@ -146,8 +146,8 @@ async def _one(system: _System, way: str) -> float:
     while not first_ack.done():
         now_s = time.perf_counter()
         if lost_s == float("inf") and now_s - started_s > _STEADY_S:
-            system.lose(leader, way)
             lost_s = time.perf_counter()
+            system.lose(leader, way)  # Returns once a killed process is gone.
         if now_s - started_s > _GIVE_UP_S:
             raise SystemExit(f"no command was acknowledged after the leader was {way}")
         task = asyncio.ensure_future(command(next(numbers)))
