@@ -4,10 +4,11 @@
     python -m bench chain --links 500
     python -m bench commit --submitters 1,64,256
     python -m bench failover --kills 20
+    python -m bench restart --finished 1000000
 
-Each starts a private cluster, warms it up with a small job, measures, and prints the
-figures (`--json`: one object). Nothing is switched off for them: commands are
-durable before they are acknowledged, results before they are reported.
+Each starts a private cluster, measures, and prints the figures (`--json`: one object). `noop` and
+`chain` warm it up with a small job, `commit` with a second of load. Nothing is switched off
+for them: commands are durable before they are acknowledged, results before they are reported.
 """
 
 from __future__ import annotations

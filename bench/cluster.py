@@ -1,9 +1,15 @@
-"""Jobs on a private cluster, timed from outside: from the submit to the end that a poll sees."""
+"""Jobs on a private cluster, timed from outside: from the submit to the end that a poll sees.
+
+And what others need that start processes: ports, and a place for compiled bytecode.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +20,29 @@ from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 
 JOBS = Path(__file__).parent / "jobs"
+
+
+@contextlib.contextmanager
+def own_bytecode() -> Iterator[None]:
+    """Let processes keep their bytecode, in a folder of their own, whatever is set here."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="tasksprint-bytecode-") as folder:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on loopback where nobody listens."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 @contextlib.contextmanager

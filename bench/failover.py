@@ -25,12 +25,11 @@ import random
 import re
 import signal
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from bench import peer_etcd
+from bench.cluster import own_bytecode
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.http_client import HttpClient
@@ -61,23 +60,9 @@ def measure(kills: int, *, restarts: int = 5, peers: bool = True) -> dict[str, o
 
 
 def _tasksprint(rounds: int, restarts: int) -> dict[str, Any]:
-    with _bytecode(), PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
+    with own_bytecode(), PrivateCluster(coordinators=3, clients=0, nodes=1) as private:
         private.connect(Settings())
         return asyncio.run(_all_ways(_TaskSprint(private), rounds, restarts))
-
-
-@contextlib.contextmanager
-def _bytecode() -> Iterator[None]:
-    """Let processes keep their bytecode, in a folder of their own, whatever is set here."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="tasksprint-bytecode-") as folder:
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = folder
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def _etcd(rounds: int, restarts: int) -> dict[str, Any]:

@@ -8,15 +8,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.cluster import free_ports
 from tasksprint.process.program import die_with_parent
 
 __all__ = ["MISSING", "Etcd", "etcd_command", "put_body", "put_request"]
@@ -58,7 +57,7 @@ class Etcd:
 
     def __enter__(self) -> Etcd:
         self._directory = Path(tempfile.mkdtemp(prefix="bench-etcd-"))
-        ports = list(_free_ports(6))
+        ports = free_ports(6)
         self.ports, self._peer_ports = ports[:3], ports[3:]
         try:
             self._processes = [self._start(index) for index in range(3)]
@@ -142,11 +141,3 @@ class Etcd:
                 process.kill()
             process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def _free_ports(count: int) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            yield listener.getsockname()[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.cluster import free_ports
 from tasksprint.process.program import die_with_parent
 
 __all__ = ["MISSING", "VARIABLE", "PySyncObj", "pysyncobj_python"]
@@ -46,12 +46,7 @@ class PySyncObj:
 
     def __enter__(self) -> PySyncObj:
         self._directory = Path(tempfile.mkdtemp(prefix="bench-pysyncobj-"))
-        listeners = [socket.socket() for _ in range(3)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        ports = ",".join(str(listener.getsockname()[1]) for listener in listeners)
-        for listener in listeners:
-            listener.close()
+        ports = ",".join(map(str, free_ports(3)))
         with open(self._directory / "log", "ab") as log:
             self._members = [
                 subprocess.Popen(

@@ -8,9 +8,12 @@ Then real coordinators are started on the files:
 
 - restart: from the start of the process to the first acknowledged command (the
   cancellation of a job that doesn't exist: chosen, durable and applied like any other), while
-  the job's scheduler replays behind it; its memory at that moment, and after the replay.
+  the job's scheduler replays behind it; its memory at that moment, and the most that it was
+  until the replay was over.
 - catch_up: two of three members have that past, the third has an empty disk; from the
   start of the third to the same digest as the others.
+
+They run from compiled bytecode, as a program does that was started before.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from typing import Any
 
 import psutil
 
+from bench.cluster import free_ports, own_bytecode
 from tasksprint.consensus import Founding, Member, Persist, encode_founding
 from tasksprint.coordination.commands import (
     Answer,
@@ -89,10 +92,12 @@ def measure(finished: int, live: int, *, catch_up: bool = True) -> dict[str, obj
             "load_before": round(os.getloadavg()[0], 2),
             "made_in_s": round(time.perf_counter() - began_s, 1),
             "mirror_mib": round(_bytes_of(past) / _MIB, 1),
-            "restart": _restart(folder, past, live),
         }
-        if catch_up:
-            figures["catch_up"] = _catch_up(folder, past)
+        with own_bytecode():
+            _start_once(folder)
+            figures["restart"] = _restart(folder, past, live)
+            if catch_up:
+                figures["catch_up"] = _catch_up(folder, past)
         return figures
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -274,13 +279,7 @@ def _own(directory: Path, replica: int, founding: bytes) -> None:
 
 
 def _free_addresses(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            found.append(f"127.0.0.1:{listener.getsockname()[1]}")
-        return found
+    return [f"127.0.0.1:{port}" for port in free_ports(count)]
 
 
 class _Members:
@@ -364,6 +363,15 @@ def _waiting(members: _Members, what: str) -> Iterator[None]:
 
 def _bytes_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("replica.db*"))
+
+
+def _start_once(folder: Path) -> None:
+    """Start a coordinator without a past, so that its bytecode is there."""
+    with _Members(folder, _free_addresses(1)) as members:
+        members.start(1, folder / "nothing")
+        for _ in _waiting(members, "a coordinator without a past has started"):
+            if members.command():
+                break
 
 
 def _restart(folder: Path, past: Path, live: int) -> dict[str, object]:
