@@ -13,6 +13,7 @@
     ├── StateDiffers              this replica's state isn't that of the others; it must not go on
     └── StoreError                the operator must look at a disk or database file
         ├── StoreDamaged          part of a file is spoiled; the next start finds out what is left
+        ├── StoreLost             … and it is a part without which a replica can't go on
         └── DiskFull              … must free space on it, and can start the process again
 
 Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
@@ -36,6 +37,7 @@ __all__ = [
     "StateDiffers",
     "StoreDamaged",
     "StoreError",
+    "StoreLost",
     "TaskSprintError",
     "UsageError",
 ]
@@ -123,6 +125,10 @@ class StoreError(TaskSprintError):
 
 class StoreDamaged(StoreError):
     """Part of a database file isn't as it was written; what is lost may be elsewhere."""
+
+
+class StoreLost(StoreError):
+    """What a replica said may not be in its file any more: it can't take part again."""
 
 
 class DiskFull(StoreError):

@@ -11,6 +11,7 @@ may vote is decided by consensus/, as ever, from the founding entry that is writ
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import time
@@ -33,7 +34,14 @@ from tasksprint.consensus.membership import Membership, decode_membership_value
 from tasksprint.coordination.rows import Key, Row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.encoding import encode_json
-from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, StoreError, UsageError
+from tasksprint.errors import (
+    EXIT_OK,
+    SettingsError,
+    StoreDamaged,
+    StoreError,
+    StoreLost,
+    UsageError,
+)
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.roles.clock import wall_ms
@@ -125,7 +133,8 @@ class Survivor:
             )
         if last is None and store.applied.slot:  # it stands in the tail of the log, if anywhere
             slot = store.applied.slot
-            last = next(iter(store.read_log(slot, slot + 1, 1)), None)
+            with contextlib.suppress(StoreDamaged):  # It is only told, and isn't needed.
+                last = next(iter(store.read_log(slot, slot + 1, 1)), None)
         self.member = member
         self.membership = membership
         known = (*membership.voters, *membership.learners)
@@ -206,12 +215,19 @@ def _newest_membership(recovered: Recovered) -> Membership:
 
 # --- the command ---
 
+# Not what a replica says of damage: "start it again" drops the state, for a copy of another's.
+_REMEDY = "nothing was changed; recover another member's data directory, or restore a backup"
+
 
 def run_recover(options: argparse.Namespace) -> int:
     """Carry out `recover`."""
     if options.advertise is not None:
         parse_address(options.advertise)
-    store = ReplicaStore.open_there(Path(options.data_dir), settings=settings_from_environment())
+    settings = settings_from_environment()
+    try:
+        store = ReplicaStore.open_there(Path(options.data_dir), settings=settings)
+    except (StoreDamaged, StoreLost) as error:
+        raise StoreError(error.args[0], hint=_REMEDY) from error
     try:
         survivor = _look(store)
         findings = survivor.findings
@@ -239,18 +255,21 @@ def run_recover(options: argparse.Namespace) -> int:
 
 
 def _look(store: ReplicaStore) -> Survivor:
-    """Find out what a store holds; one that is damaged doesn't do."""
-    remedy = "recover another member's data directory, or restore a backup"
+    """Find out what a store holds; one whose state is damaged doesn't do.
+
+    All of the state is looked through: once this replica is alone, nobody has what it lacks.
+    """
     try:
+        store.check_state()
         survivor = Survivor(store)
     except StoreDamaged as error:
-        raise StoreError(error.args[0], hint=remedy) from error
+        raise StoreError(error.args[0], hint=_REMEDY) from error
     findings = survivor.findings
     if not findings.last_slot and findings.chosen_slot:
         raise StoreError(
             f"replica {findings.replica} has lost its state to a damaged disk: of the slots "
             f"1 to {findings.chosen_slot} it has nothing",
-            hint=remedy,
+            hint=_REMEDY,
         )
     return survivor
 

@@ -161,10 +161,9 @@ def _make_store(
         rows = schedule.found_anew(cluster, (me,))
         applied = AppliedPoint(schedule.applied_slot, schedule.digest)
         store.begin_anew(encode_founding(founding), cluster, Commit(rows=rows, applied=applied))
+        store.close_whole()
     finally:
         store.close()
-    if (folder / f"{DATABASE_FILE}-wal").exists():
-        raise StoreError(f"{str(folder / DATABASE_FILE)!r} is in use by another program")
     with (folder / DATABASE_FILE).open("rb") as file:
         os.fsync(file.fileno())
     running = len(schedule.running_jobs())

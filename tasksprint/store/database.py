@@ -196,6 +196,7 @@ class Database:
         path: The file; made with the kind's schema if it isn't there.
         fill: Writes the first rows, in the same transaction as the schema.
         is_read_only: For a second connection; takes no lock and changes nothing.
+        must_be_there: An empty file is refused, and not filled.
 
     Raises:
         StoreError: Not a database, another kind, a newer format, damaged, not
@@ -210,6 +211,7 @@ class Database:
         *,
         fill: Callable[[Cursor], None] | None = None,
         is_read_only: bool = False,
+        must_be_there: bool = False,
     ) -> None:
         self.path = path
         self.kind = kind
@@ -228,7 +230,12 @@ class Database:
             )
             try:
                 self.connection.set_busy_timeout(settings.store_busy_timeout_ms)
-                self._check_kind(is_read_only)
+                self._check_kind()
+                if self.is_new and (is_read_only or must_be_there):
+                    raise StoreError(
+                        f"cannot open {kind.what} {str(path)!r}: it is empty",
+                        hint="move it away or give another --data-dir",
+                    )
                 if not is_read_only:
                     self._set_up(fill)
             except BaseException:
@@ -242,12 +249,12 @@ class Database:
         assert isinstance(value, (int, str)), "the pragmas that we read are numbers and words"
         return value
 
-    def _check_kind(self, is_read_only: bool) -> None:
+    def _check_kind(self) -> None:
         kind, name = self.kind, f"{self.kind.what} {str(self.path)!r}"
         found_format = self._pragma("user_version")
         found_id = self._pragma("application_id")
         tables = self.connection.execute("SELECT count(*) FROM sqlite_schema").get
-        if tables == 0 and found_id == 0 and not is_read_only:
+        if tables == 0 and found_id == 0:
             self.is_new = True
             return
         if found_id != kind.application_id:
@@ -360,18 +367,38 @@ class Database:
         self.checkpoint()
         return True
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> bool:
         """Copy the write-ahead log into the file; the next commit begins it anew.
 
         A program that reads the file at the moment may keep part of it from being
         copied; that part is left for the next time.
+
+        Returns:
+            Whether all of it was copied.
         """
         with store_errors(self.path, self.kind):
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            pages, copied = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         # Even if a reader kept it from being complete: try again after as much again.
         self._copied_pages = self._written_pages()
+        return pages == copied
 
     def close(self) -> None:
-        """Close the file; the last one to do so folds the log into it."""
+        """Close the file; the last one to do so folds the log into it, if it can."""
         with store_errors(self.path, self.kind):
             self.connection.close()
+
+    def close_whole(self) -> None:
+        """Close a file that is to have another name: everything is in it, on the disk.
+
+        SQLite itself says nothing if it can't fold the log into a file that it closes.
+
+        Raises:
+            StoreError: Part of it is in the write-ahead log only.
+        """
+        is_whole = self.checkpoint()
+        self.close()
+        if not is_whole or self.path.with_name(f"{self.path.name}-wal").exists():
+            raise StoreError(
+                f"{self.kind.what} {str(self.path)!r} is in use by another program",
+                hint="end that program, and try again",
+            )

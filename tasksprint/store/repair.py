@@ -14,7 +14,9 @@ next start finds the note and looks through the whole file (`repair`):
 
 A file whose structure is damaged can't be mended in its place: even dropping a table reads
 all its pages. So what is whole goes into a new file, and that one takes the place of the
-old one. A crash at any moment leaves the old one with its write-ahead log, or the new one.
+old one, which is kept under another name (`replica.db.damaged`) until the operator or the next
+such repair deletes it. A crash at any moment leaves the old one with its write-ahead log, or
+the new one.
 
 Knows files and tables, and nothing of consensus but what vital.py says of it.
 """
@@ -30,7 +32,7 @@ from pathlib import Path
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.coordination.rows import TABLES
 from tasksprint.durable_files import sync_directory
-from tasksprint.errors import StoreDamaged
+from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.settings import Settings
 from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
 from tasksprint.store.database import Cell, Cursor, Database
@@ -54,11 +56,12 @@ from tasksprint.store.vital import (
     write_progress,
 )
 
-__all__ = ["note_damage", "repair"]
+__all__ = ["damage_of_state", "note_damage", "refuse_half_repaired", "repair"]
 
 _NOTE = "replica.damaged"
 _GROWING = "replica.db.new"  # not whole yet
 _READY = "replica.db.repaired"  # whole: it takes the place of the old one
+_KEPT = "replica.db.damaged"  # the old one, for people
 _ROWS_AT_ONCE = 1_000
 
 
@@ -71,7 +74,16 @@ def note_damage(data_dir: Path, error: StoreDamaged) -> None:
         os.fsync(file.fileno())
 
 
-def repair(data_dir: Path, replica: int | None, settings: Settings) -> tuple[str, ...]:
+def refuse_half_repaired(data_dir: Path) -> None:
+    """Raise `StoreError` if a repair stopped between its file and that one's place."""
+    if (data_dir / _READY).exists():
+        raise StoreError(
+            f"a repair of {str(data_dir / DATABASE_FILE)!r} was interrupted",
+            hint="start this replica once: it puts the repaired file in its place",
+        )
+
+
+def repair(data_dir: Path, replica: int, settings: Settings) -> tuple[str, ...]:
     """Do what a note asks for, if there is one, and remove it.
 
     Returns:
@@ -110,14 +122,30 @@ def repair(data_dir: Path, replica: int | None, settings: Settings) -> tuple[str
 
 def _take_place(data_dir: Path) -> None:
     """Put a repaired file in the place of the damaged one; also after a crash in between."""
-    ready, path = data_dir / _READY, data_dir / DATABASE_FILE
+    ready, path, kept = data_dir / _READY, data_dir / DATABASE_FILE, data_dir / _KEPT
     if not ready.exists():
         return
-    # Before: SQLite would take the old file's write-ahead log for the new one's.
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    # The old file goes with its write-ahead log, which SQLite would take for the new one's.
+    if path.exists():
+        _delete_file(kept)
+        os.replace(path, kept)
+    wal = _beside(path, "-wal")
+    if wal.exists():
+        os.replace(wal, _beside(kept, "-wal"))
+    _beside(path, "-shm").unlink(missing_ok=True)
+    sync_directory(data_dir)
     os.replace(ready, path)
     sync_directory(data_dir)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _delete_file(path: Path) -> None:
+    """Delete a file of SQLite with what belongs to it."""
+    for suffix in ("", "-wal", "-shm"):
+        _beside(path, suffix).unlink(missing_ok=True)
 
 
 # --- looking ---
@@ -143,7 +171,7 @@ def _look(database: Database) -> _Left:
     _check_open(database, header, progress, entries)
     damage = _damage_of_structure(database)
     is_sound = damage is None
-    state_damage = _damage_of_state(database, is_sound)
+    state_damage = _damage_of_state(database, is_sound=is_sound)
     blobs_lost = tuple(_blobs_lost(database)) if is_sound else ()
     open_from, applied = progress.open_from, progress.applied
     missing = [slot for slot in range(progress.log_start, open_from) if slot not in entries]
@@ -174,6 +202,8 @@ def _look(database: Database) -> _Left:
     entries = {slot: each for slot, each in entries.items() if slot >= progress.log_start}
     if damage is not None:
         notes.append(f"its file was made anew: {damage}")
+    if damage is not None or state_damage is not None:
+        notes.append(f"its damaged file is kept as {_KEPT!r}; delete it when you like")
     return _Left(
         header,
         progress,
@@ -223,7 +253,12 @@ def _damage_of_structure(database: Database, table: str | None = None) -> str | 
     return None if line == "ok" else str(line)
 
 
-def _damage_of_state(database: Database, is_sound: bool) -> str | None:
+def damage_of_state(database: Database) -> str | None:
+    """Return what is spoiled in the mirror, in words; None: it is whole."""
+    return _damage_of_state(database, is_sound=_damage_of_structure(database) is None)
+
+
+def _damage_of_state(database: Database, *, is_sound: bool) -> str | None:
     for table in TABLES:
         if not is_sound and (damage := _damage_of_structure(database, table)) is not None:
             return f"table {table!r}: {damage}"
@@ -255,20 +290,30 @@ def _mend(database: Database, left: _Left) -> None:
 
 
 def _build(path: Path, source: Database, left: _Left, settings: Settings) -> None:
-    """Make a new file of what is left, on the disk when this returns."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    target = Database(path, REPLICA_KIND, settings, fill=lambda cursor: _fill(cursor, left))
+    """Make a new file of what is left, on the disk when this returns.
+
+    Raises:
+        StoreError: It can't be written; nothing of it stays.
+    """
+    _delete_file(path)
     try:
-        if left.has_state:
-            for table in TABLES:
-                _copy_rows(source, target, table)
-        with contextlib.suppress(StoreDamaged):  # Archives are asked for where they lack.
-            for digest in blob_digests(source):
-                with contextlib.suppress(StoreDamaged), target.transaction() as cursor:
-                    write_blob(cursor, digest, read_blob(source, digest))
-    finally:
-        target.close()  # Folds its write-ahead log into it, and syncs it.
+        target = Database(path, REPLICA_KIND, settings, fill=lambda cursor: _fill(cursor, left))
+        try:
+            if left.has_state:
+                for table in TABLES:
+                    _copy_rows(source, target, table)
+            with contextlib.suppress(StoreDamaged):  # Archives are asked for where they lack.
+                for digest in blob_digests(source):
+                    with contextlib.suppress(StoreDamaged), target.transaction() as cursor:
+                        write_blob(cursor, digest, read_blob(source, digest))
+            target.close_whole()
+        finally:
+            target.close()
+    except BaseException:
+        # On a full disk, it is what takes the space.
+        with contextlib.suppress(OSError):
+            _delete_file(path)
+        raise
 
 
 def _fill(cursor: Cursor, left: _Left) -> None:

@@ -51,7 +51,12 @@ from tasksprint.store.mirror_tables import (
     swap_tables,
 )
 from tasksprint.store.records import AppliedPoint, Commit, Recovery
-from tasksprint.store.repair import note_damage, repair
+from tasksprint.store.repair import (
+    damage_of_state,
+    note_damage,
+    refuse_half_repaired,
+    repair,
+)
 from tasksprint.store.scrub import Scrub
 from tasksprint.store.vital import (
     DATABASE_FILE,
@@ -104,9 +109,6 @@ class ReplicaStore:
         self._progress = read_progress(database, self._header.replica)
         self._open = OpenEntries()
         self._count_open()
-        if has_side_tables(database):  # of a copy that a crash cut off
-            with database.transaction() as cursor:
-                drop_side_tables(cursor)
         self._garbage = self._read_garbage()
         self._scrub = Scrub(database, settings)
 
@@ -150,7 +152,11 @@ class ReplicaStore:
             )
             try:
                 _check_owner(database, replica, cluster)
-                return cls(database, lock, settings or Settings(), repairs)
+                store = cls(database, lock, settings or Settings(), repairs)
+                if has_side_tables(database):  # of a copy that a crash cut off
+                    with database.transaction() as cursor:
+                        drop_side_tables(cursor)
+                return store
             except BaseException:
                 database.close()
                 raise
@@ -164,13 +170,18 @@ class ReplicaStore:
 
     @classmethod
     def open_there(cls, data_dir: Path, *, settings: Settings | None = None) -> ReplicaStore:
-        """Open the store that is in a directory, whosever it is; make nothing.
+        """Open the store that is in a directory, whosever it is; make and mend nothing.
+
+        A note of damage stays unread. A repair drops what the other members can give again, and
+        who opens a store so (roles/recover.py) may have no other members left.
 
         Raises:
             SettingsError: There is none, or a process uses it.
+            StoreDamaged: Part of it is spoiled.
             StoreError: It can't be read, or be trusted.
         """
         path = data_dir / DATABASE_FILE
+        refuse_half_repaired(data_dir)
         if not path.is_file():
             raise SettingsError(
                 f"{str(data_dir)!r} holds no data of a coordinator: it has no {DATABASE_FILE!r}",
@@ -178,10 +189,9 @@ class ReplicaStore:
             )
         lock = DirectoryLock(data_dir, _LOCK)
         try:
-            repairs = repair(data_dir, None, settings or Settings())
-            database = Database(path, REPLICA_KIND, settings or Settings())
+            database = Database(path, REPLICA_KIND, settings or Settings(), must_be_there=True)
             try:
-                return cls(database, lock, settings or Settings(), repairs)
+                return cls(database, lock, settings or Settings())
             except BaseException:
                 database.close()
                 raise
@@ -232,6 +242,15 @@ class ReplicaStore:
 
     def _lost(self, what: str) -> StoreError:
         return lost_store(self.path, self._header.replica, what)
+
+    def check_state(self) -> None:
+        """Look through all of the mirror, as a repair does.
+
+        Raises:
+            StoreDamaged: Part of it is spoiled.
+        """
+        if (damage := damage_of_state(self._database)) is not None:
+            raise self._damage(damage)
 
     def note_damage(self, error: StoreDamaged) -> None:
         """Remember that this file is damaged, for the next `open`; on any thread."""
@@ -657,6 +676,17 @@ class ReplicaStore:
             self._database.close()
         finally:
             self._lock.release()
+
+    def close_whole(self) -> None:
+        """Close it so that the file alone is all of it, and may have another name.
+
+        Raises:
+            StoreError: Part of it is beside the file still.
+        """
+        try:
+            self._database.close_whole()
+        finally:
+            self.close()
 
 
 def _fill(cursor: Cursor, header: Header) -> None:

@@ -20,7 +20,7 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.consensus.founding import decode_founding
 from tasksprint.consensus.members import Memberships
-from tasksprint.errors import RemoteProtocolError, StoreDamaged, StoreError
+from tasksprint.errors import RemoteProtocolError, StoreDamaged, StoreError, StoreLost
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.store.database import Cell, Cursor, Database, Kind
 from tasksprint.store.many_rows import Upsert
@@ -87,10 +87,10 @@ REPLICA_KIND = Kind(
 _UPSERT_LOG = Upsert("log", ("slot",), ("round", "replica", "value", "checksum"))
 
 
-def lost_store(name: object, replica: int | None, what: str) -> StoreError:
+def lost_store(name: object, replica: int | None, what: str) -> StoreLost:
     """Return the error of a store that a replica can't go on with."""
     member = "ID" if replica is None else str(replica)
-    return StoreError(
+    return StoreLost(
         f"{REPLICA_KIND.what} {str(name)!r} is damaged: {what}",
         hint="this replica counts as lost; start a new one with a new --id and --join, then "
         f"tasksprint member replace {member} NEW=HOST:PORT (if it is the only one: tasksprint "

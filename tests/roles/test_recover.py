@@ -288,6 +288,63 @@ def test_damaged_store_is_refused_with_what_helps_then(tmp_path: Path) -> None:
     assert str(caught.value).endswith("another member's data directory, or restore a backup")
 
 
+def test_survivor_with_a_note_of_damage_keeps_its_state(tmp_path: Path) -> None:
+    """A repair would drop it for a copy of another member's, and there is none any more."""
+    folder = make_store(tmp_path / "data")
+    with contextlib.closing(sqlite3.connect(folder / "replica.db")) as database:
+        # A row that nothing here needs.
+        database.execute("UPDATE senders SET checksum = checksum + 1")
+        database.commit()
+    (folder / "replica.damaged").write_text("a row")
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    for given in ({"dry_run": True}, {"yes_lose": "c0ffee"}):
+        with pytest.raises(StoreError) as caught:
+            run_recover(options(folder, **given))
+        assert "of table 'senders' fails its checksum; nothing was changed; recover another" in (
+            str(caught.value)
+        )
+    before["replica.lock"] = (folder / "replica.lock").read_bytes()
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+    with contextlib.closing(sqlite3.connect(folder / "replica.db")) as database:
+        database.execute("UPDATE senders SET checksum = checksum - 1")
+        database.execute("UPDATE log SET checksum = checksum + 1 WHERE slot = 10")
+        database.commit()
+    assert run_recover(options(folder, yes_lose="c0ffee")) == 0  # It was of the log.
+    store = ReplicaStore.open(folder, 3, now_ms=0)
+    assert store.applied.slot == 15
+    store.close()
+
+
+def test_survivor_that_counts_as_lost_is_refused_with_what_helps_then(tmp_path: Path) -> None:
+    folder = make_store(tmp_path / "data")
+    with contextlib.closing(sqlite3.connect(folder / "replica.db")) as database:
+        database.execute("UPDATE progress SET promised_round = 1")
+        database.commit()
+    with pytest.raises(StoreError) as caught:
+        run_recover(options(folder, dry_run=True))
+    assert str(caught.value).endswith(
+        "the row of table 'progress' fails its checksum; nothing was changed; recover another "
+        "member's data directory, or restore a backup"
+    )
+
+
+def test_half_repaired_survivor_is_refused_as_it_is(tmp_path: Path) -> None:
+    folder = make_store(tmp_path / "data")
+    (folder / "replica.db").rename(folder / "replica.db.repaired")
+    with pytest.raises(StoreError, match="was interrupted; start this replica once: it puts"):
+        run_recover(options(folder, yes_lose="c0ffee"))
+    assert (folder / "replica.db.repaired").exists()
+    ReplicaStore.open(folder, 3, now_ms=0).close()
+    assert run_recover(options(folder, yes_lose="c0ffee")) == 0
+
+
+def test_empty_file_stays_empty(tmp_path: Path) -> None:
+    (tmp_path / "replica.db").touch()
+    with pytest.raises(StoreError, match=r"cannot open replica store .*: it is empty; move it"):
+        run_recover(options(tmp_path, dry_run=True))
+    assert (tmp_path / "replica.db").stat().st_size == 0
+
+
 def test_chosen_slots_that_are_damaged_are_told_as_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

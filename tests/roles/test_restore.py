@@ -141,7 +141,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (ReplicaStore, "put_blob"),
     (ReplicaStore, "install_copy"),
     (ReplicaStore, "begin_anew"),
-    (ReplicaStore, "close"),
+    (ReplicaStore, "close_whole"),
     (os, "replace"),
     (restore_module, "sync_directory"),
     (shutil, "rmtree"),

@@ -406,7 +406,20 @@ def test_interrupted_repair_is_finished_by_the_next_start(tmp_path: Path) -> Non
     store = ReplicaStore.open(tmp_path, 1, now_ms=0)
     assert slots(store) == list(range(15, END))
     store.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["replica.db", "replica.lock"]
+    # The damaged one is kept, with its log.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "replica.db",
+        "replica.db.damaged",
+        "replica.db.damaged-wal",
+        "replica.lock",
+    ]
+    assert (tmp_path / "replica.db.damaged").read_bytes() == b"spoiled"
+    # And what was cut off before the old one's log had gone with it.
+    (tmp_path / "replica.db").rename(tmp_path / "replica.db.repaired")
+    (tmp_path / "replica.db-wal").write_bytes(b"of the spoiled one")
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    assert slots(store) == list(range(15, END))
+    store.close()
 
 
 def test_verify_says_what_is_wrong_and_nothing_of_a_whole_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import apsw
 import pytest
 
-from tasksprint.errors import StoreDamaged, StoreError
+from tasksprint.errors import DiskFull, StoreDamaged, StoreError
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
-from tests.store.helpers import accept, entry, promise
+from tests.store.helpers import accept, blob_name, entry, promise
+from tests.store.test_damage import ARCHIVE, fill
 
 
 class Failing:
@@ -21,6 +23,7 @@ class Failing:
     def __init__(self) -> None:
         self.reads = False
         self.syncs = False
+        self.full = ""  # how the name of a file ends that can't be written
 
 
 @pytest.fixture
@@ -30,11 +33,17 @@ def failing() -> Iterator[Failing]:
     class File(apsw.VFSFile):
         def __init__(self, name: Any, flags: Any) -> None:
             super().__init__("unix", name, flags)
+            self.name = name if isinstance(name, str) else name.filename()
 
         def xRead(self, amount: int, offset: int) -> bytes:
             if state.reads and offset >= 4096:
                 raise apsw.IOError("disk I/O error")
             return super().xRead(amount, offset)
+
+        def xWrite(self, data: bytes, offset: int) -> None:
+            if state.full and self.name.endswith(state.full):
+                raise apsw.FullError("database or disk is full")
+            super().xWrite(data, offset)
 
         def xSync(self, flags: int) -> None:
             if state.syncs:
@@ -66,6 +75,45 @@ def test_file_that_cannot_be_read_is_left_as_it_is(failing: Failing, tmp_path: P
     store = ReplicaStore.open(tmp_path, 1, now_ms=0)
     assert store.recover().consensus.accepted == (entry(1, b"v"),)
     store.close()
+
+
+def spoil_state_page(path: Path) -> None:
+    """Zero a page of a table, so that no repair in place is possible."""
+    with contextlib.closing(apsw.Connection(str(path))) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").get
+    data = bytearray(path.read_bytes())
+    data[(root - 1) * 4096 : root * 4096] = bytes(4096)
+    path.write_bytes(data)
+
+
+def test_repair_on_a_full_disk_leaves_the_damaged_file_as_it_is(
+    failing: Failing, tmp_path: Path
+) -> None:
+    """What was written of the new one goes: it is what takes the space."""
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    fill(store, log_start=15)
+    before = store.recover().consensus
+    store.note_damage(StoreDamaged("somewhere"))
+    store.close()
+    path = tmp_path / "replica.db"
+    spoil_state_page(path)
+    data = path.read_bytes()
+    for full in ("replica.db.new", "replica.db.new-wal"):
+        failing.full = full
+        for _ in range(2):
+            with pytest.raises(DiskFull, match=r"\.new': the disk is full; free some space"):
+                ReplicaStore.open(tmp_path, 1, now_ms=0)
+            names = sorted(each.name for each in tmp_path.iterdir())
+            assert names == ["replica.damaged", "replica.db", "replica.lock"]
+            assert path.read_bytes() == data
+    failing.full = ""
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    assert store.repairs[0].startswith("its state is dropped, for a copy of another member's")
+    core = store.recover().consensus
+    assert (core.promised, core.known_end) == (before.promised, before.known_end)
+    assert store.read_blob(blob_name(ARCHIVE)) == ARCHIVE
+    store.close()
+    assert (tmp_path / "replica.db.damaged").read_bytes() == data
 
 
 def test_write_that_the_disk_refuses_ends_the_store(failing: Failing, tmp_path: Path) -> None:
