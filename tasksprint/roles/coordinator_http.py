@@ -7,6 +7,7 @@ leads, if it knows. docs/protocol.md describes every path.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from functools import partial
 from typing import Any
@@ -57,6 +58,7 @@ class CoordinatorPaths:
         add("POST", "/v1/commands", self._command)
         add("GET", "/v1/view", self._view)
         add("POST", "/v1/archives", self._keep_archive, body_bytes_max=archive_max)
+        add("POST", "/v1/archives/lacking", self._lacking)
         add("GET", "/v1/archives/{digest:text}", self._archive)
         add("POST", "/v1/programs", self._program, body_bytes_max=archive_max)
         add("POST", "/v1/jobs", self._submit)
@@ -166,8 +168,17 @@ class CoordinatorPaths:
             wait_ms = 0
 
     async def _keep_archive(self, request: Request) -> Response:
-        self._coordinator.disk_space.require()
-        return json_response({"digest": await self._coordinator.programs.keep(request.body)})
+        programs = self._coordinator.programs
+        if not await programs.has(hashlib.sha256(request.body).hexdigest()):
+            self._coordinator.disk_space.require()
+        return json_response({"digest": await programs.keep(request.body)})
+
+    async def _lacking(self, request: Request) -> Response:
+        """Tell another member which archives it has to bring."""
+        digests = _object(request).get("digests")
+        if not isinstance(digests, list) or not all(isinstance(each, str) for each in digests):
+            raise RemoteProtocolError(f"'digests' is {digests!r:.80}, expected a list of strings")
+        return json_response({"lacking": await self._coordinator.programs.lacking(digests)})
 
     async def _archive(self, request: Request) -> Response:
         digest = request.text("digest")

@@ -26,6 +26,7 @@ from tasksprint.errors import (
 )
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
+from tasksprint.net.deadlines import within
 
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
@@ -38,6 +39,8 @@ ResultT = TypeVar("ResultT")
 
 _CONFLICT = 409
 _NO_MEMBERSHIP = -1
+# The longest that an answer waits for the archives of running jobs to be where they must be.
+_SPREAD_S = 3.0
 # Pause between two tries of a new coordinator to reach its cluster, and the longest.
 _LOOK_S = 0.5
 _LOOK_MAX_S = 10.0
@@ -256,7 +259,13 @@ class MemberChanges:
         if not self._is_retired(replica):
             left = [voter for voter in membership.voters if voter.replica != replica]
             try:
-                await coordinator.programs.spread(left)
+                await within(
+                    _SPREAD_S, coordinator.programs.spread(left), discard=lambda _: None
+                )
+            except asyncio.TimeoutError:
+                # It goes on. Who asks would give up soon, and not know why.
+                text = "those who stay get the archives of running jobs: that is under way"
+                raise Refused(text, status=_CONFLICT, hint="ask again") from None
             except (PeerUnreachable, RemoteProtocolError) as error:
                 raise Refused(str(error), status=_CONFLICT) from error
             self._require_leader()

@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.consensus import Member
+from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     PeerUnreachable,
     Refused,
@@ -63,6 +64,7 @@ class Programs:
         self._sweeping: asyncio.Task[None] | None = None
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
         self._wanted: dict[str, int] = {}  # how many wait for each of `_unpacking`
+        self._bringing: dict[str, asyncio.Lock] = {}  # by the address of who gets archives
 
     def start(self) -> None:
         """Begin to delete what nobody uses, now and then."""
@@ -143,26 +145,80 @@ class Programs:
         raise PeerUnreachable(text)
 
     async def spread(self, members: Collection[Member]) -> None:
-        """Write the archives of running jobs on enough of these members to be a quorum of them.
+        """Let enough of these members to be a quorum have the archives of running jobs.
+
+        What is on its way stays so, whoever waits for it: a repeated call goes on from there.
 
         Raises:
             PeerUnreachable: Too few answered in time, or nobody who answers has one.
         """
         coordinator = self._coordinator
         me = coordinator.options.me
-        others = [member.address for member in members if member.replica != me]
+        digests: list[str] = []
         for digest in sorted(self._of_running()):
-            archive = await self.obtain(digest)
-            if archive is None:  # Its job has ended meanwhile.
+            # (None: its job has ended meanwhile.)
+            if await self.has(digest) or await self.obtain(digest) is not None:
+                digests.append(digest)
+        needed = len(members) // 2 + 1
+        kept = sum(member.replica == me for member in members)
+        if not digests or kept >= needed:
+            return
+        tasks = [
+            coordinator.background(self._bring(member.address, digests))
+            for member in members
+            if member.replica != me
+        ]
+        failures: list[str] = []
+        for done in asyncio.as_completed(tasks):
+            if (error := await done) is not None:
+                failures.append(str(error))
                 continue
-            errors = await asyncio.gather(*(self._copy(address, archive) for address in others))
-            failures = [str(error) for error in errors if error is not None]
-            kept = len(members) - len(failures)
-            if kept < len(members) // 2 + 1:
-                raise PeerUnreachable(
-                    f"the archive of a running job reached {kept} of {len(members)} coordinators "
-                    f"that are to vote, expected {len(members) // 2 + 1}: " + "; ".join(failures)
-                )
+            kept += 1
+            if kept >= needed:
+                return
+        raise PeerUnreachable(
+            f"the archives of running jobs reached {kept} of {len(members)} coordinators "
+            f"that are to vote, expected {needed}: " + "; ".join(failures)
+        )
+
+    async def _bring(self, address: str, digests: list[str]) -> TaskSprintError | None:
+        """Let another member have these archives; return why it hasn't."""
+        # One after the other: who comes later finds there what was brought before.
+        async with self._bringing.setdefault(address, asyncio.Lock()):
+            try:
+                for digest in await self._lacking(address, digests):
+                    archive = await self.obtain(digest)
+                    if archive is None:
+                        continue
+                    if (error := await self._copy(address, archive)) is not None:
+                        return error
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+                return error
+        return None
+
+    async def _lacking(self, address: str, digests: list[str]) -> list[str]:
+        """Return which of these archives another member hasn't."""
+        response = await self._coordinator.http.request(
+            address, "POST", "/v1/archives/lacking", body=encode_json({"digests": digests})
+        )
+        lacking = response.checked().json_object().get("lacking")
+        if not isinstance(lacking, list) or not set(digests).issuperset(map(str, lacking)):
+            raise RemoteProtocolError(f"{address} lacks {lacking!r:.80}, asked for others")
+        return lacking
+
+    async def lacking(self, digests: Iterable[str]) -> list[str]:
+        """Return which of these archives this replica hasn't; the others it keeps for a while."""
+        lacking: list[str] = []
+        for digest in digests:
+            if await self.has(digest):
+                self._archive_uses.use(digest, self._coordinator.monotonic_ms())
+            else:
+                lacking.append(digest)
+        return lacking
+
+    async def has(self, digest: str) -> bool:
+        """Whether this replica has an archive."""
+        return await self._coordinator.writer.run(lambda store: store.has_blob(digest))
 
     async def _copy(self, address: str, archive: bytes) -> TaskSprintError | None:
         """Write an archive to another member; return why it failed."""

@@ -177,6 +177,23 @@ def test_archive_that_too_few_have_space_for_is_refused(disks: Disks, tmp_path: 
     run(main)
 
 
+def test_member_that_is_short_refuses_no_archive_that_it_has(
+    disks: Disks, tmp_path: Path
+) -> None:
+    """It would write nothing; and changes of the members waited for it."""
+
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            short = await of.leader()
+            digest = await short.coordinator.programs.keep(b"archive")
+            await disks.fill(short, 200 * MIB)
+            answer = await short.ask("POST", "/v1/archives", body=b"archive")
+            assert (answer.status, answer.json()) == (200, {"digest": digest})
+            assert (await short.ask("POST", "/v1/archives", body=b"another")).status == 507
+
+    run(main)
+
+
 @pytest.mark.slow
 def test_member_that_is_short_keeps_nobody_from_submitting(
     disks: Disks,

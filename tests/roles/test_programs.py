@@ -13,6 +13,7 @@ import pytest
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, encode_command
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.process.job_directory import pack
+from tasksprint.roles import members as members_module
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
 
@@ -162,10 +163,83 @@ def test_members_change_only_once_those_who_stay_have_what_running_jobs_need(
                 return await request(address, method, path, **options)
 
             monkeypatch.setattr(leader.coordinator.http, "request", asked)
-            with pytest.raises(Refused, match=r"archive of a running job reached 1 of 2 .* cut"):
+            with pytest.raises(Refused, match=r"archives of running jobs reached 1 of 2 .* cut"):
                 await changes.remove(first.number)
             away.clear()
             await changes.remove(first.number)
             assert await second.coordinator.programs.read(digest) == b"archive"
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_members_change_also_if_what_running_jobs_need_takes_long_to_get_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each repetition began with the first archive again, and was given up as the one before."""
+    monkeypatch.setattr(members_module, "_SPREAD_S", 0.05)
+    archives = [b"first", b"second", b"third"]
+
+    async def work() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            programs = leader.coordinator.programs
+            gone, stays = [member for member in of.all if member is not leader]
+            digests = [await programs.keep(archive) for archive in archives]
+            monkeypatch.setattr(programs, "_of_running", lambda: digests)
+            request = leader.coordinator.http.request
+            sent: list[bytes] = []
+            go_on = asyncio.Event()
+
+            async def slow(address: str, method: str, path: str, **options: Any) -> Any:
+                if path == "/v1/archives":
+                    sent.append(options["body"])
+                    await go_on.wait()
+                return await request(address, method, path, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", slow)
+            body = json.dumps({"change": "remove", "replica": gone.number}).encode()
+            for _ in range(2):
+                answer = await leader.ask("POST", "/v1/members", body=body)
+                assert answer.status == 409
+                assert answer.json() == {
+                    "error": "those who stay get the archives of running jobs: "
+                    "that is under way",
+                    "hint": "ask again",
+                }
+            assert len(sent) == 1  # Another call doesn't send them a second time.
+            go_on.set()
+            while answer.status != 200:
+                answer = await leader.ask("POST", "/v1/members", body=body)
+            assert sorted(sent) == sorted(archives)
+            assert await stays.coordinator.programs.lacking(digests) == []
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_member_that_hangs_is_asked_once_for_all_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            programs = leader.coordinator.programs
+            hung, stays = [member for member in of.all if member is not leader]
+            digests = [await programs.keep(b"%d" % number) for number in range(5)]
+            monkeypatch.setattr(programs, "_of_running", lambda: digests)
+            request = leader.coordinator.http.request
+            asked: list[str] = []
+
+            async def ask(address: str, method: str, path: str, **options: Any) -> Any:
+                if address == hung.address:
+                    asked.append(path)
+                    await asyncio.Event().wait()
+                return await request(address, method, path, **options)
+
+            monkeypatch.setattr(leader.coordinator.http, "request", ask)
+            membership = leader.coordinator.replica.membership
+            assert membership is not None
+            await programs.spread(membership.voters)
+            assert asked == ["/v1/archives/lacking"]
+            assert await stays.coordinator.programs.lacking(digests) == []
 
     asyncio.run(asyncio.wait_for(work(), 20))
