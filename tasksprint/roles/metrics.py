@@ -32,6 +32,7 @@ __all__ = [
     "coordinator_metrics",
     "coordinator_readiness",
     "status_of_files",
+    "why_not_level",
 ]
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -231,18 +232,30 @@ def coordinator_metrics(coordinator: Coordinator) -> Response:
 
 def coordinator_readiness(coordinator: Coordinator) -> Response:
     """Return 200 if this replica takes part and is level, else 503 and why not."""
-    replica, schedule = coordinator.replica, coordinator.schedule
+    if (reason := why_not_level(coordinator)) is not None:
+        return _not_ready(reason)
+    told = {"ready": True, "leader": coordinator.replica.leader, "lag": _lag(coordinator)}
+    return json_response(told)
+
+
+def why_not_level(coordinator: Coordinator) -> str | None:
+    """Say why this replica takes no part, or lacks entries of the log; None: it is level."""
+    replica = coordinator.replica
     me = coordinator.options.me
-    if schedule is None:
-        return _not_ready(f"replica {me} waits for the other members to be up")
+    if coordinator.schedule is None:
+        return f"replica {me} waits for the other members to be up"
     if replica.leader is None:
-        return _not_ready(f"replica {me} hears no leader")
+        return f"replica {me} hears no leader"
     if replica.is_leader and not replica.is_established:
-        return _not_ready(f"replica {me} leads, but no entry of its own is chosen yet")
-    lag = replica.chosen_end - 1 - schedule.applied_slot
-    if lag > _READY_LAG_MAX:
-        return _not_ready(f"replica {me} has to apply {lag} entries of the log yet")
-    return json_response({"ready": True, "leader": replica.leader, "lag": lag})
+        return f"replica {me} leads, but no entry of its own is chosen yet"
+    if (lag := _lag(coordinator)) > _READY_LAG_MAX:
+        return f"replica {me} has to apply {lag} entries of the log yet"
+    return None
+
+
+def _lag(coordinator: Coordinator) -> int:
+    assert coordinator.schedule is not None
+    return coordinator.replica.chosen_end - 1 - coordinator.schedule.applied_slot
 
 
 # --- clients ---

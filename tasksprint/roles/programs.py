@@ -26,6 +26,7 @@ from tasksprint.errors import (
 )
 from tasksprint.roles.disk_space import INSUFFICIENT_STORAGE
 from tasksprint.roles.last_use import LastUse, folders_in, take_away
+from tasksprint.roles.metrics import why_not_level
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Programs:
             return
         kept = await coordinator.writer.run(lambda store: store.blobs())
         of_jobs, of_running = coordinator.schedule.programs()
+        if why_not_level(coordinator) is not None:
+            # The log may name any of them by now: others rely on what was kept here. From
+            # when it is level again all have their full time.
+            of_jobs = set(kept)
         now_ms = coordinator.monotonic_ms()
         expired = self._archive_uses.expired(kept, of_jobs, now_ms)
         # All at once: an archive that comes in again later is written behind this.

@@ -14,6 +14,7 @@ from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, en
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.process.job_directory import pack
 from tasksprint.roles import members as members_module
+from tasksprint.roles.metrics import why_not_level
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
 
@@ -66,6 +67,46 @@ def test_archives_and_folders_that_no_job_uses_go_after_a_while(tmp_path: Path) 
             # It may come back at any time.
             await programs.keep(archive)
             assert (await programs.unpacked(digest)).is_dir()
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+@pytest.mark.slow
+def test_archive_stays_while_its_replica_hears_no_leader(tmp_path: Path) -> None:
+    """1. An archive is kept on 1 and 2, and 2 is cut off. 2. The job that names it is chosen by
+    1 and 3. 3. After an hour 2 deleted the archive. 4. 1 is lost before 3 fetched it.
+    """
+
+    async def work() -> None:
+        # Nobody sweeps by itself meanwhile.
+        async with members(3, tmp_path, Settings(program_unused_max_ms=10**9)) as of:
+            leader = await of.leader()
+            one, others = leader, [member for member in of.all if member is not leader]
+            programs = one.coordinator.programs
+
+            async def is_kept(digest: str) -> bool:
+                await programs.sweep()
+                return await programs.has(digest)
+
+            def grow_old() -> None:
+                uses = programs._archive_uses
+                uses._used_ms = dict.fromkeys(uses._used_ms, -(10**10))
+
+            digest = await programs.keep(b"archive")
+            for other in others:
+                await other.stop()
+            while one.coordinator.replica.leader is not None:
+                await asyncio.sleep(0.002)
+            grow_old()
+            assert await is_kept(digest)
+            for other in others:
+                await other.start()
+            await of.leader()
+            while why_not_level(one.coordinator) is not None:
+                await asyncio.sleep(0.002)
+            assert await is_kept(digest)  # Only now its time begins.
+            grow_old()
+            assert not await is_kept(digest)
 
     asyncio.run(asyncio.wait_for(work(), 20))
 
