@@ -9,6 +9,7 @@ on real coordinators, whose stores are made slow (`slow_disk.py`).
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import pytest
 
@@ -33,6 +33,8 @@ from tests.torture.machines import Machines, copy_of_checkout, number_of
 
 QUICK = (0.1, 1.0)
 SLOW = (1_000.0, 3_000.0)
+# No election but for a slow disk, however long a busy machine keeps a real leader waiting.
+PATIENT = {"election_timeout_min_ms": 5_000, "election_timeout_max_ms": 6_000}
 
 
 @dataclass
@@ -239,7 +241,10 @@ def machines_with_slow_disks(folder: Path) -> Iterator[Machines]:
         command=[],
         coordinators=3,
         clients=0,
-        environment={"PYTHONPATH": str(folder / "code")},
+        environment={
+            "PYTHONPATH": str(folder / "code"),
+            "TASKSPRINT_SETTINGS": json.dumps(PATIENT),
+        },
     ) as machines:
         for name in machines.coordinators:
             file = str(folder / f"slow-{name}")
@@ -285,11 +290,11 @@ def test_real_leader_whose_disk_becomes_slow_hands_over(seconds: float, tmp_path
             machines.connect().request("POST", "/v1/programs", body=body).checked()
             return time.monotonic() - before_s
 
-        before_s = median(keep(number) for number in range(15))
+        keep(1)
         (tmp_path / f"slow-{slow}").write_text(str(seconds))
         wait_until(lambda: machines.leader() not in (slow, None), "another one leads", limit_s=15)
-        after_s = median(keep(number) for number in range(100, 115))
-        assert after_s < max(10 * before_s, 0.2), (before_s, after_s)
+        # (Each would take as long as a write of the slow disk.)
+        assert sum(keep(number) for number in range(2, 12)) < 5 * seconds
         # And it stays so, though the first one is a good follower otherwise.
         for request in range(2, 22):
             wait_until(partial(decides, machines, request), "it is decided", limit_s=5)
