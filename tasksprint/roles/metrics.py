@@ -2,9 +2,9 @@
 
 The text format of Prometheus (version 0.0.4): for each family a line of help, one with its type,
 then its samples. Names begin with `tasksprint_`, units are base units (seconds, bytes),
-counters end in `_total` and count since the process started. Everything
-here is read from what the process knows already: a scrape writes nothing, asks nobody and
-counts no tasks.
+counters end in `_total` and count since the process started, but for log time, which is the
+cluster's. Everything here is read from what the process knows already: a scrape writes nothing,
+asks nobody and counts no tasks.
 """
 
 from __future__ import annotations
