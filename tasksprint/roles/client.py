@@ -71,7 +71,7 @@ __all__ = ["Client", "ClientOptions", "held_manifest"]
 
 _log = logging.getLogger("tasksprint.client")
 
-_CHECKS_A_SWEEP = 5  # of free space, between two looks for unused programs
+_SWEEP_S = 5.0  # between two looks for unused programs
 _ATTACHED_GRACE_S = 1.0
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
@@ -179,6 +179,7 @@ class Client:
         self.background(self._send_reports())
         self.background(self._tell_attached())
         self.background(self._watch_disk())
+        self.background(self._sweep())
 
     async def close(self) -> None:
         """Leave the cluster if it still answers, end the nodes, close the files."""
@@ -372,15 +373,20 @@ class Client:
     async def _watch_disk(self) -> None:
         free = self.free_space
         while True:
-            for _ in range(_CHECKS_A_SWEEP):
-                found = await self.surroundings.measure(free.directory)
-                if free.found(*found) and free.level is Level.LOW:
-                    _log.warning("the disk fills: %s", free.describe())
-                if free.level is Level.SPENT:
-                    self.fail(free.spent("client"))
-                self.workbench.disk_low(free.level >= Level.SHORT)
-                self.turn()
-                await asyncio.sleep(CHECK_S)
+            before = free.level
+            has_changed = free.found(*await self.surroundings.measure(free.directory))
+            if has_changed and before is Level.PLENTY and free.level is Level.LOW:
+                _log.warning("the disk fills: %s", free.describe())  # (The workbench says more.)
+            if free.level is Level.SPENT:
+                self.fail(free.spent("client"))
+            self.workbench.disk_low(free.level >= Level.SHORT)
+            self.turn()
+            await asyncio.sleep(CHECK_S)
+
+    async def _sweep(self) -> None:
+        """Look for unused programs, now and then; deleting one may take long."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
             await self.programs.sweep()
 
     # --- turns ---

@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.net.deadlines import within
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level, measure
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ __all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]
 _log = logging.getLogger("tasksprint.coordinator")
 
 INSUFFICIENT_STORAGE = 507  # RFC 4918, section 11.5
-# A leader that is short asks the others so often whether one of them isn't.
+# A leader that is short asks the others so often whether one of them isn't, and waits so long.
 _ASK_EACH = 10
+_ASK_S = 1.0
 
 
 class DiskSpace:
@@ -35,6 +37,7 @@ class DiskSpace:
         self._coordinator = coordinator
         self.free = FreeSpace(coordinator.settings, coordinator.options.data_dir)
         self._checks = 0
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def is_short(self) -> bool:
@@ -64,41 +67,55 @@ class DiskSpace:
     async def check(self) -> None:
         """Look once, and do what follows."""
         coordinator, free = self._coordinator, self.free
+        before = free.level
         has_changed = free.found(*await measure(free.directory))
         me = coordinator.options.me
         if free.level is Level.SPENT:
             coordinator.fail(free.spent(f"replica {me}"))
             return
         if has_changed:
+            is_less = free.level > before
             what = {
                 Level.PLENTY: "there is enough space again",
-                Level.LOW: "the disk fills",
+                Level.LOW: "the disk fills" if is_less else "takes new jobs again",
                 Level.SHORT: "takes no new jobs",
             }[free.level]
-            level = logging.INFO if free.level is Level.PLENTY else logging.WARNING
+            level = logging.WARNING if is_less else logging.INFO
             _log.log(level, "replica=%d %s: %s", me, what, free.describe())
             self._checks = 0
         if self.is_short and coordinator.replica.is_leader:
-            if self._checks % _ASK_EACH == 0 and await self._another_has_space():
-                cause = f"its disk is nearly full: {free.describe()}"
-                if coordinator.replica.hand_over(cause, coordinator.monotonic_ms()):
-                    coordinator.wake()
+            if self._checks % _ASK_EACH == 0 and self._asking is None:
+                # Beside the looks: others that hang mustn't hide that the disk is spent.
+                self._asking = coordinator.background(self._hand_over())
             self._checks += 1
 
-    async def _another_has_space(self) -> bool:
-        """Whether another voter is up and has more than it needs to take jobs."""
-        coordinator = self._coordinator
+    async def _hand_over(self) -> None:
+        """Let another one lead, if one has space."""
+        coordinator, me = self._coordinator, self._coordinator.options.me
         membership = coordinator.replica.membership
-        if membership is None:
+        voters = () if membership is None else membership.voters
+        asks = [
+            asyncio.ensure_future(self._has_space(voter.address))
+            for voter in voters
+            if voter.replica != me
+        ]
+        for answered in asyncio.as_completed(asks):
+            if await answered and self.is_short:
+                cause = f"its disk is nearly full: {self.free.describe()}"
+                if coordinator.replica.hand_over(cause, coordinator.monotonic_ms()):
+                    coordinator.wake()
+                break
+        self._asking = None
+
+    async def _has_space(self, address: str) -> bool:
+        """Whether a voter is up and has more than it needs to take jobs."""
+        try:
+            response = await within(
+                _ASK_S,
+                self._coordinator.http.request(address, "GET", "/v1/status"),
+                discard=lambda _: None,
+            )
+            space = response.checked().json_object().get("free_space")
+        except (PeerUnreachable, Refused, RemoteProtocolError, asyncio.TimeoutError):
             return False
-        for member in membership.voters:
-            if member.replica == coordinator.options.me:
-                continue
-            try:
-                response = await coordinator.http.request(member.address, "GET", "/v1/status")
-                space = response.checked().json_object().get("free_space")
-            except (PeerUnreachable, Refused, RemoteProtocolError):
-                continue
-            if isinstance(space, dict) and space.get("level") in ("plenty", "low"):
-                return True
-        return False
+        return isinstance(space, dict) and space.get("level") in ("plenty", "low")

@@ -103,15 +103,16 @@ def test_changes_are_said_once(
         async with members(1, tmp_path) as of:
             leader = await of.leader()
             with caplog.at_level("INFO", "tasksprint.coordinator"):
-                for free_bytes in (PLENTY, 900 * MIB, 899 * MIB, 100 * MIB, 99 * MIB, PLENTY):
-                    await disks.fill(leader, free_bytes)
+                for free_mib in (10**6, 900, 899, 100, 99, 900, 10**6):
+                    await disks.fill(leader, free_mib * MIB)
 
     run(main)
-    said = [record.getMessage() for record in caplog.records]
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert [line.split(":")[0] for line in said if " are free where " in line] == [
-        "replica=1 the disk fills",
-        "replica=1 takes no new jobs",
-        "replica=1 there is enough space again",
+        "WARNING replica=1 the disk fills",
+        "WARNING replica=1 takes no new jobs",
+        "INFO replica=1 takes new jobs again",
+        "INFO replica=1 there is enough space again",
     ]
 
 
@@ -124,7 +125,7 @@ def test_leader_that_is_short_hands_over_to_one_that_is_not(disks: Disks, tmp_pa
             other = next(member for member in of.all if member is not short)
             await disks.fill(other, 200 * MIB)  # Only the third one has space.
             await disks.fill(short, 200 * MIB)
-            assert not short.coordinator.replica.is_leader
+            await until(lambda: not short.coordinator.replica.is_leader, "it hands over")
             third = next(member for member in of.all if member not in (short, other))
 
             async def settle() -> None:
@@ -154,9 +155,32 @@ def test_leader_stays_if_all_are_short(disks: Disks, tmp_path: Path) -> None:
             leader = await of.leader()
             for member in sorted(of.all, key=lambda each: each is leader):
                 await disks.fill(member, 200 * MIB)
+            space = leader.coordinator.disk_space
+            await until(lambda: space._asking is None, "it has asked the others")
             assert leader.coordinator.replica.is_leader
             answer = await leader.ask("POST", "/v1/programs", body=b"archive")
             assert answer.status == 507
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_leader_sees_that_its_disk_is_spent_also_while_the_others_hang(
+    disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+
+            async def hang(*arguments: Any, **options: Any) -> HttpResponse:
+                await asyncio.Event().wait()
+                raise AssertionError
+
+            monkeypatch.setattr(leader.coordinator.http, "request", hang)
+            await disks.fill(leader, 200 * MIB)
+            await asyncio.sleep(0)
+            await disks.fill(leader, 60 * MIB)
+            assert isinstance(leader.failure, DiskFull)
 
     run(main)
 
