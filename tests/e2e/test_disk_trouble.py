@@ -117,7 +117,8 @@ def test_torn_tail_of_the_write_ahead_log_is_an_older_disk(cluster: Cluster) -> 
     cluster.machines.kill(name)
     log = cluster.file(name).with_name("replica.db-wal")
     data = log.read_bytes()
-    log.write_bytes(data[: len(data) // 2])
+    # (What is left holds more than the empty tables, which are the first transaction.)
+    log.write_bytes(data[: len(data) * 3 // 4])
     cluster.machines.start(name)
     assert "returned with an older disk (durable number " in cluster.ended(name)
 
