@@ -165,7 +165,13 @@ def read_header(database: Database) -> Header:
 
 
 def is_only_member(header: Header) -> bool:
-    """Whether the cluster has no other member, as far as this replica knows."""
+    """Whether the cluster has no other voter, as far as this replica knows.
+
+    What is chosen is on a quorum of the voters, and so on nobody else for certain. A learner
+    may have a part of it. A voter that was one a moment ago may lack a part, too: it is made a
+    voter with up to `learner_lag_slots_max` slots missing, and counts in quorums `ALPHA` slots
+    later. A replica whose file is spoiled just then is told to take the rest from it.
+    """
     if header.founding is None:
         return False
     memberships = Memberships()
@@ -176,7 +182,7 @@ def is_only_member(header: Header) -> bool:
     except RemoteProtocolError:
         return False
     newest = memberships.newest
-    return newest is not None and len(newest.voters) + len(newest.learners) == 1
+    return newest is not None and [each.replica for each in newest.voters] == [header.replica]
 
 
 # --- how far everything is ---

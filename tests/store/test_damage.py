@@ -14,7 +14,9 @@ from typing import Any
 import apsw
 import pytest
 
-from tasksprint.consensus import Founding, Member, Persist, encode_founding
+from tasksprint.consensus import Founding, Member, Persist, decode_founding, encode_founding
+from tasksprint.consensus.members import Memberships
+from tasksprint.consensus.membership import with_learner
 from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreDamaged, StoreError
@@ -272,6 +274,39 @@ def test_only_member_cannot_have_its_state_again(place: Any) -> None:
             " is damaged: row ('person 3',) of table 'senders' fails its checksum, and no other "
             "member has it; bring back a backup: tasksprint restore FILE --data-dir DIR"
         )
+
+
+def add_learner(store: Any) -> None:
+    learner = Member(ReplicaId(2), Incarnation("of 2"), "h:2")
+    memberships = Memberships()
+    memberships.found(decode_founding(founding(1)))
+    memberships.note(Slot(5), with_learner(memberships.newest, learner))
+    store.commit(Commit((Persist(memberships=memberships.encode()),)))
+
+
+def test_learner_does_not_have_what_an_only_voter_lost(place: Any) -> None:
+    """It is in no quorum: nothing says that it got any of it."""
+    store = place.open()
+    fill(store, members=1, log_start=15)
+    add_learner(store)
+    place.close()
+    spoil_row(place, "senders", ("person 3",), "sender = 'person 3'")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="and no other member has it; bring back a backup"):
+            opened(place)
+        place.close()
+
+
+def test_learner_does_not_have_what_an_only_voter_chose(place: Any) -> None:
+    store = place.open()
+    fill(store, members=1)
+    add_learner(store)
+    store.note_damage(StoreDamaged("somewhere"))
+    place.close()
+    spoil_slot(place, 22)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="slot 22 .* and no other member has it; bring back"):
+            place.open()
 
 
 def test_note_without_damage_changes_nothing(place: Any) -> None:
