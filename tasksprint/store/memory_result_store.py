@@ -287,6 +287,11 @@ class MemoryResultStore:
     def do_idle_work(self) -> None:
         """Do nothing."""
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Return None: a write that fails is as if it had never been tried."""
+        return None
+
     def close(self) -> None:
         """Give the directory free."""
         self._directory.crash()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,13 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Recovered
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.encoding import decode_json, encode_json
-from tasksprint.errors import LocalProtocolError, SettingsError, StoreDamaged, StoreError
+from tasksprint.errors import (
+    DiskFull,
+    LocalProtocolError,
+    SettingsError,
+    StoreDamaged,
+    StoreError,
+)
 from tasksprint.ids import Incarnation, Slot
 from tasksprint.store.database import Cell, damaged_store
 from tasksprint.store.mirror_snapshot import CopyPiece
@@ -178,7 +184,7 @@ class MemoryReplicaStore:
     def __init__(self, directory: MemoryDirectory, content: _Content) -> None:
         self._directory = directory
         self._content = content
-        self._has_failed = False
+        self.failure: BaseException | None = None  # as `ReplicaStore.failure`
         self._copy: dict[str, dict[Key, tuple[Cell, ...]]] | None = None
         self.transactions = 0
         self.repairs = self._repair()
@@ -402,17 +408,7 @@ class MemoryReplicaStore:
 
     def commit_all(self, commits: Sequence[Commit]) -> None:
         """As `ReplicaStore.commit_all`: all of it or nothing."""
-        assert not self._has_failed, "a store that failed is not written again"
-        try:
-            _check(self._content, commits)
-            if self._directory.is_full:
-                raise StoreError(
-                    f"cannot write replica store {self._directory.name!r}: the disk is full",
-                    hint="free some space and start again; nothing that was acknowledged is lost",
-                )
-        except BaseException:
-            self._has_failed = True
-            raise
+        self._write(lambda: _check(self._content, commits))
         for commit in commits:
             _apply(self._content, commit)
             for row in commit.rows:
@@ -421,6 +417,21 @@ class MemoryReplicaStore:
                 self._directory.damaged_slots -= {entry.slot for entry in persist.accepted}
         self.transactions += 1
         self._collect_garbage(_GARBAGE_ROWS_OF_COMMIT)
+
+    def _write(self, check: Callable[[], None] = lambda: None) -> None:
+        """Refuse what can't be written; as `ReplicaStore._writing`, that ends the store."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            check()
+            if self._directory.is_full:
+                raise DiskFull(
+                    f"cannot write replica store {self._directory.name!r}: the disk is full",
+                    hint="free some space and start again; nothing that was acknowledged is lost",
+                )
+        except BaseException as error:
+            self.failure = error
+            raise
 
     def truncate_log(self, below_slot: int) -> None:
         """As `ReplicaStore.truncate_log`."""
@@ -457,10 +468,12 @@ class MemoryReplicaStore:
 
     def begin_copy(self) -> None:
         """As `ReplicaStore.begin_copy`."""
+        self._write()
         self._copy = {name: {} for name in TABLES}
 
     def add_copied(self, table: str, text: bytes) -> None:
         """As `ReplicaStore.add_copied`."""
+        self._write()
         assert self._copy is not None
         count = len(TABLES[table].key_columns)
         for cells in decode_json(text):
@@ -477,6 +490,7 @@ class MemoryReplicaStore:
         content = self._content
         assert self._copy is not None
         assert applied.slot > content.applied.slot, "a copy leads on, never back"
+        self._write()
         content.mirror, self._copy = self._copy, None
         self._directory.damaged_rows.clear()
         content.applied = applied
@@ -489,6 +503,7 @@ class MemoryReplicaStore:
 
     def drop_copy(self) -> None:
         """As `ReplicaStore.drop_copy`."""
+        self._write()
         self._copy = None
 
     # --- archives of jobs ---
@@ -511,6 +526,7 @@ class MemoryReplicaStore:
 
     def drop_blob(self, digest: str) -> None:
         """As `ReplicaStore.drop_blob`."""
+        self._write()
         self._content.blobs.pop(digest, None)
 
     # --- upkeep ---
@@ -526,6 +542,7 @@ class MemoryReplicaStore:
 
     def do_idle_work(self) -> None:
         """As `ReplicaStore.do_idle_work`."""
+        self._write()
         self._collect_garbage(_GARBAGE_ROWS_OF_STEP)
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class ReplicaStore:
     """The open store of one replica; `open` makes or opens it.
 
     A write that fails ends the store: what is in memory and what is on the disk may
-    differ from then on, so every later commit is refused.
+    differ from then on, so every later one is refused with the same error.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ReplicaStore:
         self._database = database
         self._lock = lock
         self._settings = settings
-        self._has_failed = False
+        self.failure: BaseException | None = None  # the write that ended the store
         self._header = read_header(database)
         self._progress = read_progress(database, self._header.replica)
         self._open = OpenEntries()
@@ -376,7 +376,7 @@ class ReplicaStore:
 
     def commit_all(self, commits: Sequence[Commit]) -> None:
         """Make several commits durable, in order, in one transaction."""
-        assert not self._has_failed, "a store that failed is not written again"
+        self._refuse_after_failure()
         promised, durable, marks, chosen_end, log_start, _, _, applied = self._progress
         header = self._header
         accepted: dict[int, LogEntry] = {}
@@ -445,8 +445,8 @@ class ReplicaStore:
                 )
                 if progress != self._progress:
                     write_progress(cursor, progress)
-        except BaseException:
-            self._has_failed = True
+        except BaseException as error:
+            self.failure = error
             raise
         self._header, self._progress = header, progress
 
@@ -613,13 +613,17 @@ class ReplicaStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Cursor]:
         """A transaction whose failure ends the store."""
-        assert not self._has_failed, "a store that failed is not written again"
+        self._refuse_after_failure()
         try:
             with self._database.transaction() as cursor:
                 yield cursor
-        except BaseException:
-            self._has_failed = True
+        except BaseException as error:
+            self.failure = error
             raise
+
+    def _refuse_after_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     # --- archives of jobs ---
 
@@ -645,7 +649,7 @@ class ReplicaStore:
 
     def drop_blob(self, digest: str) -> None:
         """Forget an archive; one that isn't there is no error."""
-        with self._database.transaction() as cursor:
+        with self._writing() as cursor:
             drop_blob(cursor, digest)
 
     # --- upkeep ---

@@ -312,6 +312,11 @@ class ResultStore:
         if is_done:
             self._garbage.pop()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Return None: a write that fails is as if it had never been tried."""
+        return None
+
     def close(self) -> None:
         """Close the file and give the directory free."""
         try:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from tasksprint.errors import StoreDamaged, StoreError
+from tasksprint.errors import StoreDamaged
 
 __all__ = ["GroupStore", "HandedCall", "HandedCommit", "WriteTimes", "WriterThread"]
 
@@ -65,6 +65,10 @@ class GroupStore(Protocol[CommitT_contra]):
 
     def do_idle_work(self) -> None:
         """Do a piece of upkeep, some milliseconds long."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The failed write after which nothing more is written; None: there was none."""
 
     def close(self) -> None:
         """Give back the file."""
@@ -281,7 +285,8 @@ class WriterThread(Generic[StoreT, CommitT]):
         """Call `function(store, *arguments)` on the thread, after all earlier commits.
 
         For reads, and for the rare writes that aren't commits. What it raises, the
-        future raises; that alone doesn't end the writer, unless it is `StoreDamaged`.
+        future raises; that alone doesn't end the writer, unless it is `StoreDamaged`, or
+        a write whose failure ended the store.
         """
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._put(HandedCall(function, (self._store, *arguments), future))
@@ -352,8 +357,12 @@ class WriterThread(Generic[StoreT, CommitT]):
 
     def _has_upkeep(self) -> bool:
         with self._owned:
-            self._is_nudged = self._failure is None and self._store.idle_work_is_due
+            self._is_nudged = False
+            self._keep_up(self._look_for_upkeep)
             return self._is_nudged
+
+    def _look_for_upkeep(self) -> None:
+        self._is_nudged = self._store.idle_work_is_due
 
     def _commit_all(self, commits: Sequence[CommitT]) -> None:
         begun_ns = time.perf_counter_ns()
@@ -377,8 +386,9 @@ class WriterThread(Generic[StoreT, CommitT]):
         try:
             result = call.function(*call.arguments)
         except BaseException as error:
-            if isinstance(error, StoreDamaged):
-                self._fail(error)
+            failure = error if isinstance(error, StoreDamaged) else self._store.failure
+            if failure is not None and self._failure is None:
+                self._fail(failure)
             self._tell(self._tell_called, call, None, error)
         else:
             self._tell(self._tell_called, call, result, None)
@@ -387,7 +397,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         if self._failure is None:
             try:
                 work()
-            except StoreError as error:
+            except BaseException as error:  # Also our bugs: nobody else would hear of them.
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

@@ -148,8 +148,15 @@ class SimWriter:
     def _use_quiet_moment(self) -> None:
         is_quiet = self._disk.timeline.now - self._quiet_since >= _QUIET_MS * 0.9
         if self._under_way is None and not self._queue and is_quiet and not self._is_closed:
-            self._store.do_idle_work()
+            try:
+                self._store.do_idle_work()
+            except Exception as error:
+                self._fail(error)
             self._next()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._process.loop.call_soon(self._on_failure, error)
 
     def _finish(self) -> None:
         if not self._process.is_alive:
@@ -172,8 +179,7 @@ class SimWriter:
             self._store.commit_all(commits)
             self._store.checkpoint_if_due()
         except Exception as error:
-            self._failure = error
-            self._process.loop.call_soon(self._on_failure, error)
+            self._fail(error)
             return error
         self._count += 1
         self._disk.on_durable(commits)
@@ -186,9 +192,9 @@ class SimWriter:
                 result = item.function(*item.arguments)
             except Exception as raised:
                 error = raised
-                if isinstance(raised, StoreDamaged):
-                    self._failure = raised
-                    self._process.loop.call_soon(self._on_failure, raised)
+                failure = raised if isinstance(raised, StoreDamaged) else self._store.failure
+                if failure is not None:
+                    self._fail(failure)
         self._process.loop.call_soon(self._tell_called, item, result, error)
 
     def _crash(self) -> None:

@@ -305,7 +305,7 @@ def test_learner_does_not_have_what_an_only_voter_chose(place: Any) -> None:
     place.close()
     spoil_slot(place, 22)
     for _ in range(2):
-        with pytest.raises(StoreError, match="slot 22 .* and no other member has it; bring back"):
+        with pytest.raises(StoreError, match=r"slot 22 .* and no other member has it; bring back"):
             place.open()
 
 

@@ -7,17 +7,18 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import apsw
 import pytest
 
 from tasksprint.coordination.rows import Row
-from tasksprint.errors import StoreError
+from tasksprint.errors import DiskFull, StoreError
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import Commit
 from tasksprint.store.writer import WriterThread
 from tests.store.conftest import FilePlace
-from tests.store.helpers import accept, entry
+from tests.store.helpers import accept, blob_name, entry
 
 Writer = WriterThread[Any, Commit]
 
@@ -209,6 +210,69 @@ def test_failed_upkeep_ends_the_writer_too() -> None:
 
     run(store, test, on_failure=failures.append)
     assert [str(error) for error in failures] == ["cannot checkpoint"]
+
+
+def test_bug_in_the_upkeep_ends_the_writer_too() -> None:
+    class Broken(MemoryReplicaStore):
+        def do_idle_work(self) -> None:
+            raise KeyError("a bug")
+
+        @property
+        def idle_work_is_due(self) -> bool:
+            return True
+
+    store = Broken.open(MemoryDirectory(), 1, now_ms=0)
+    told = asyncio.Event()
+    failures: list[BaseException] = []
+
+    def note(error: BaseException) -> None:
+        failures.append(error)
+        told.set()
+
+    async def test(writer: Writer) -> None:
+        await writer.commit(fact(0))
+        await told.wait()
+        with pytest.raises(KeyError, match="a bug"):
+            await writer.commit(fact(1))
+
+    run(store, test, on_failure=note)
+    assert [type(error) for error in failures] == [KeyError]
+
+
+WRITES: dict[str, Callable[[Any], None]] = {
+    "put_blob": lambda store: store.put_blob(blob_name(b"x" * 9_000_000), b"x" * 9_000_000),
+    "drop_blob": lambda store: store.drop_blob(blob_name(b"kept")),
+    "begin_copy": lambda store: store.begin_copy(),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_write_beside_the_commits_that_fails_ends_the_writer(place: Any, name: str) -> None:
+    """The store takes nothing more after it, so who waits must hear why, and the role must."""
+    store = place.open()
+    failures: list[BaseException] = []
+
+    async def test(writer: Writer) -> None:
+        await writer.run(lambda store: store.put_blob(blob_name(b"kept"), b"kept"))
+        fill_disk(store)
+        with pytest.raises(DiskFull):
+            await writer.run(WRITES[name])
+        with pytest.raises(DiskFull, match="the disk is full; free some space"):
+            await writer.commit(fact(0))
+
+    run(store, test, on_failure=failures.append)
+    assert [type(error) for error in failures] == [DiskFull]
+
+
+def fill_disk(store: Any) -> None:
+    if isinstance(store, MemoryReplicaStore):
+        store._directory.is_full = True
+        return
+
+    def refuse(*arguments: Any) -> bool:
+        raise apsw.FullError("database or disk is full")
+
+    store._database.connection.set_commit_hook(refuse)
 
 
 def test_close_finishes_what_was_handed_over(file_place: FilePlace) -> None:
