@@ -1,8 +1,8 @@
 """Runs seeds of the simulator: `python -m tests.simulation --seed 7` or `--seeds 1000`.
 
 Leaves with 0 only if every seed was clean and, in a batch of 50 or more, enough of them saw
-what matters (changes of the leader and of the members, lost writes, short logs). A seed that
-fails is printed, and fails again in the same way.
+what matters (changes of the leader and of the members, lost writes, short logs), and few left
+a history that is too hard to judge. A seed that fails is printed, and fails again in the same way.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _SHARES = (
     (1 / 5, "changes of members that govern", "a change of the members that came to govern"),
     (1 / 5, "logs truncated", "a truncation of the log"),
 )
+# … and at most, as such a seed says nothing of the rule.
+_SHARES_MAX = ((1 / 50, "histories too hard to judge", "a history too hard to judge"),)
 _RUNNERS: dict[str, Callable[..., scenario.Outcome | whole.Outcome]] = {
     "coordinator": whole.run_whole,
     "consensus": scenario.run_seed,
@@ -129,6 +131,11 @@ def _has_shares(seen: dict[str, int], count: int) -> bool:
         verdict = "enough" if found >= share else "TOO FEW"
         is_enough = is_enough and found >= share
         print(f"{100 * found:5.1f} % of seeds had {what}, at least {100 * share:.0f} %: {verdict}")
+    for share, name, what in _SHARES_MAX:
+        found = seen.get(name, 0) / count
+        verdict = "few enough" if found <= share else "TOO MANY"
+        is_enough = is_enough and found <= share
+        print(f"{100 * found:5.1f} % of seeds had {what}, at most {100 * share:.0f} %: {verdict}")
     return is_enough
 
 

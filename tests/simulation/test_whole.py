@@ -43,6 +43,7 @@ def test_fixed_seed_is_clean(seed: int) -> None:
     outcome = run_whole(seed)
     assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
     assert outcome.counts["entries chosen"] >= ENTRIES_MIN
+    assert not outcome.counts.get("histories too hard to judge")
 
 
 @pytest.mark.slow
@@ -103,3 +104,6 @@ def test_batch_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]) -> 
     assert "TOO FEW" not in capsys.readouterr().out
     assert not _has_shares({**seen, "logs truncated": 11}, 60)
     assert "18.3 % of seeds had a truncation of the log" in capsys.readouterr().out
+    assert _has_shares({**seen, "histories too hard to judge": 1}, 60)
+    assert not _has_shares({**seen, "histories too hard to judge": 2}, 60)
+    assert "at most 2 %: TOO MANY" in capsys.readouterr().out
