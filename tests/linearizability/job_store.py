@@ -20,18 +20,19 @@ What is verified, for a whole history (`check_history`):
 3. The order of ids: jobs were made one after the other in the order of their ids. Each
    one's making lies between two times that the operations on it allow: after the first
    submit was invoked and the last answer "absent" was asked for (before anybody asked to
-   forget it), before the first answer that knows of the job.
+   forget it and wasn't refused), before the first answer that knows of the job.
 
 Cutting by job is sound: operations on one job say nothing of another, but for the ids,
 and they are (3). It loses nothing there: a job may be made at any time between its two
 times whatever happens to it later, so (2) and (3) together are the same as one search
-over all jobs.
+over all jobs, as long as none is forgotten.
 
 Several tries of one request whose outcomes are unknown count as the first of them: what
 a later one can do, that one can, and only one of them does anything.
 
 It does lose this: a "list" is one look at all jobs at once, and is taken here as one status
-of each job, at times of their own.
+of each job, at times of their own. And an answer "absent" after somebody asked to forget the
+job says nothing of when it was made, even where no order has the forgetting before it.
 """
 
 from __future__ import annotations
@@ -206,6 +207,13 @@ def _first_tries(history: list[Operation]) -> list[Operation]:
     return found
 
 
+def _asked_first(operation: Operation, history: list[Operation]) -> int:
+    """Return when the operation was invoked, or the first of those that it repeats."""
+    if operation.call[0] == "status":
+        return operation.invoked
+    return min(each.invoked for each in history if each.call == operation.call)
+
+
 def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:
     """Check that the jobs can have been made in the order of their ids."""
     latest, latest_job = None, 0
@@ -213,9 +221,14 @@ def _check_ids(histories: dict[int, list[Operation]]) -> list[str]:
         submits = [each.invoked for each in history if each.call[0] == "submit"]
         if not submits:
             continue
-        forgets = [each.invoked for each in history if each.call[0] == "forget"]
-        denied = [
+        refused = {each.call for each in history if each.reply in (ABSENT, RUNNING)}
+        forgets = [
             each.invoked
+            for each in history
+            if each.call[0] == "forget" and each.call not in refused
+        ]
+        denied = [
+            _asked_first(each, history)
             for each in history
             if each.reply == ABSENT
             and each.returned is not None
