@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,10 @@ def level(of: Members) -> Callable[[], bool]:
         return all(each is not None and each.applied_slot > 4 for each in schedules)
 
     return is_level
+
+
+def applied(member: Member) -> int:
+    return member.coordinator.require_schedule().applied_slot
 
 
 async def serves(member: Member) -> None:
@@ -66,7 +69,11 @@ def test_follower_with_another_state_stops_and_the_others_serve(tmp_path: Path) 
                 f"one in its place (tasksprint member replace {me} ID=HOST:PORT)"
             )
             await serves(leader)
-            await asyncio.sleep(0.2)  # Ten ticks: nobody else stops.
+            # They go on and compare what they have, and nobody else stops.
+            ends = [(member, applied(member) + 10) for member in (leader, right)]
+            await until(
+                lambda: all(applied(member) >= slot for member, slot in ends), "ten more ticks"
+            )
             assert leader.failure is None and right.failure is None
 
     run(main)

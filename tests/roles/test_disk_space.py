@@ -226,17 +226,23 @@ def test_member_that_is_short_keeps_nobody_from_submitting(
             short = next(each for each in of.all if each is not leader)
             await disks.fill(short, 200 * MIB)
             request = leader.coordinator.http.request
+            answered = asyncio.Event()
+            asking: set[asyncio.Task[Any] | None] = set()
 
             async def late(address: str, *arguments: Any, **options: Any) -> HttpResponse:
                 """Let the refusal come after the archive was kept by enough others."""
                 if address == short.address:
-                    await asyncio.sleep(0.1)
+                    asking.add(asyncio.current_task())
+                    await answered.wait()
                 return await request(address, *arguments, **options)
 
             monkeypatch.setattr(leader.coordinator.http, "request", late)
             answer = await leader.ask("POST", "/v1/programs", body=b"archive")
             assert answer.status == 200
-            await asyncio.sleep(0.2)
+            answered.set()
+            await until(lambda: all(task is None or task.done() for task in asking), "it refuses")
+            assert asking
+            asking.clear()
             gc.collect()
 
     run(main)
