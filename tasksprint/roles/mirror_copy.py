@@ -49,6 +49,7 @@ _log = logging.getLogger("tasksprint.coordinator")
 
 _SESSIONS_MAX = 2
 _GONE = 410
+_BYTES = "application/octet-stream"
 _BUSY = 503
 # A lost answer is asked for again after this, and a whole copy begun anew.
 _PIECE_PAUSE_S = 0.2
@@ -114,7 +115,9 @@ class _Session:
         self.next_place: CopyPlace | None = FIRST_PLACE
         self.hasher = hashlib.sha256()
         self.last_body = b""  # of the piece before `next_number`
-        self.is_busy = False
+        # The piece `reading_number` is being read: until then the thread has these fields.
+        self.reading: asyncio.Future[bytes] | None = None
+        self.reading_number = 0
 
 
 class MirrorPaths:
@@ -124,6 +127,7 @@ class MirrorPaths:
         self._coordinator = coordinator
         self._settings: Settings = coordinator.settings
         self._sessions: dict[str, _Session] = {}
+        self._opening = 0  # sessions that are about to be there
         # Replicas that took a copy: up to which slot, and how long they are waited for.
         self._following: dict[ReplicaId, tuple[Slot, int]] = {}
         # Snapshots are read beside the loop and beside the writer.
@@ -138,8 +142,15 @@ class MirrorPaths:
 
     async def _open(self, request: Request) -> Response:
         self._close_old()
-        if len(self._sessions) >= _SESSIONS_MAX:
+        if len(self._sessions) + self._opening >= _SESSIONS_MAX:
             raise Refused(f"this replica gives {_SESSIONS_MAX} copies already", status=_BUSY)
+        self._opening += 1
+        try:
+            return await self._open_one(request)
+        finally:
+            self._opening -= 1
+
+    async def _open_one(self, request: Request) -> Response:
         taker = ReplicaId(request.query_integer("replica", 0)) or None
         # The rows that wait for company are part of the copy, too.
         await self._coordinator.mirror_handed_over()
@@ -196,26 +207,40 @@ class MirrorPaths:
         if session is None:
             raise Refused(f"copy {name!r} was closed; begin a new one", status=_GONE)
         session.used_ms = self._coordinator.monotonic_ms()
-        if number == session.next_number - 1:
-            return Response(200, session.last_body, "application/octet-stream")
-        if number != session.next_number or session.next_place is None or session.is_busy:
-            raise Refused(
-                f"piece {number} can't be given, expected {session.next_number}", status=409
-            )
-        session.is_busy = True
+        reading = session.reading
+        if reading is None and number == session.next_number - 1:
+            return Response(200, session.last_body, _BYTES)
+        if reading is None and number == session.next_number and session.next_place is not None:
+            reading = self._begin_reading(session)
+        if reading is None or number != session.reading_number:
+            expected = session.next_number if session.reading is None else session.reading_number
+            raise Refused(f"piece {number} can't be given, expected {expected}", status=409)
         try:
-            await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._read, session, session.next_place
-            )
+            # Who asks again, as an answer was late, waits for the same reading; and one who has
+            # gone doesn't end it.
+            body = await asyncio.shield(reading)
         except StoreDamaged as error:
-            self._coordinator.fail(error)
             raise Refused("the state of this replica is damaged", status=_BUSY) from error
-        finally:
-            session.is_busy = False
-            session.used_ms = self._coordinator.monotonic_ms()
-        return Response(200, session.last_body, "application/octet-stream")
+        return Response(200, body, _BYTES)
 
-    def _read(self, session: _Session, place: CopyPlace) -> None:
+    def _begin_reading(self, session: _Session) -> asyncio.Future[bytes]:
+        assert session.next_place is not None
+        session.reading_number = session.next_number
+        session.reading = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._read, session, session.next_place
+        )
+
+        def done(reading: asyncio.Future[bytes]) -> None:
+            session.reading = None
+            session.used_ms = self._coordinator.monotonic_ms()
+            error = None if reading.cancelled() else reading.exception()
+            if isinstance(error, StoreDamaged):
+                self._coordinator.fail(error)
+
+        session.reading.add_done_callback(done)
+        return session.reading
+
+    def _read(self, session: _Session, place: CopyPlace) -> bytes:
         """Read the next piece; on the thread."""
         piece = session.snapshot.piece(
             place,
@@ -226,6 +251,7 @@ class MirrorPaths:
         session.last_body = piece_body(piece, session.next_number, session.hasher.hexdigest())
         session.next_place = piece.next_place
         session.next_number += 1
+        return session.last_body
 
     async def _close(self, request: Request) -> Response:
         self._drop(request.text("session"))
@@ -247,7 +273,7 @@ class MirrorPaths:
         for name, session in list(self._sessions.items()):
             is_idle = now_ms - session.used_ms >= settings.mirror_session_idle_ms
             is_old = now_ms - session.opened_ms >= settings.mirror_session_max_ms
-            if (is_idle and not session.is_busy) or is_old:
+            if (is_idle and session.reading is None) or is_old:
                 _log.warning(
                     "replica=%d closes a copy of its state after %d pieces: %s",
                     self._coordinator.options.me,

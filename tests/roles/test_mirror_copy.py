@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -219,5 +220,62 @@ def test_sessions_are_bounded_in_number_order_and_time(tmp_path: Path) -> None:
             sessions = member.coordinator.copies._sessions
             assert list(sessions) == [opened[1]["session"]]
             await until(lambda: not sessions)
+
+    run(work)
+
+
+@pytest.mark.slow
+def test_piece_that_is_asked_for_while_it_is_read_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lost an answer to time asks again: it was refused, and the copy was lost."""
+
+    async def work() -> None:
+        async with members(1, tmp_path, SETTINGS) as of:
+            member = await of.leader()
+            await command(member, 1)
+            copies = member.coordinator.copies
+            go_on, read = threading.Event(), copies._read
+            begun: list[int] = []
+
+            def slow(session: Any, place: Any) -> bytes:
+                begun.append(session.next_number)
+                go_on.wait(10)
+                return read(session, place)
+
+            monkeypatch.setattr(copies, "_read", slow)
+            opened = (await member.ask("POST", "/v1/mirror")).json()
+            path = f"/v1/mirror/{opened['session']}"
+            given_up = asyncio.ensure_future(member.ask("GET", f"{path}/0"))
+            await until(lambda: begun == [0])
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            second, third = (
+                asyncio.ensure_future(member.ask("GET", f"{path}/0")) for _ in range(2)
+            )
+            refused = await member.ask("GET", f"{path}/1")
+            assert refused.json()["error"] == "piece 1 can't be given, expected 0"
+            go_on.set()
+            bodies = [(await second).checked().body, (await third).checked().body]
+            assert bodies[0] == bodies[1] and begun == [0]
+            hasher = hashlib.sha256()
+            number, is_last = 0, False
+            while not is_last:
+                response = await member.ask("GET", f"{path}/{number}")
+                _, _, is_last = check_piece(response.checked().body, number, hasher, who=WHO)
+                number += 1
+            assert begun == list(range(number))
+
+    run(work)
+
+
+@pytest.mark.slow
+def test_sessions_that_are_opened_at_once_are_bounded(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with members(1, tmp_path, SETTINGS) as of:
+            member = await of.leader()
+            asked = [member.ask("POST", "/v1/mirror", repeatable=False) for _ in range(6)]
+            found = sorted([answer.status for answer in await asyncio.gather(*asked)])
+            assert found == [200, 200, 503, 503, 503, 503]
 
     run(work)
