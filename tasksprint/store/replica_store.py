@@ -208,8 +208,9 @@ class ReplicaStore:
         """Begin the account of what was accepted and isn't known to be chosen.
 
         Raises:
-            StoreError: Some of it is damaged or gone. Or, in the store of an only member, a
-                chosen entry is.
+            StoreDamaged: Chosen entries can't be read: others have them, so it can be mended.
+            StoreError: Some of what isn't chosen is damaged or gone. Or, in the store of an only
+                member, a chosen entry is.
         """
         progress = self._progress
         open_from = progress.open_from
@@ -218,7 +219,6 @@ class ReplicaStore:
                 if entry is None:
                     raise self._lost(f"slot {slot} of table 'log' fails its checksum")
                 self._open.put(slot, log_checksum(slot, entry.ballot, entry.value))
-            first_lost = self._first_lost()
         except StoreDamaged as error:
             raise self._lost(f"table 'log' can't be read: {error.args[0]}") from error
         found = self._open.count, self._open.checksum
@@ -227,6 +227,7 @@ class ReplicaStore:
                 f"table 'log' has {self._open.count} values accepted from slot {open_from} on, "
                 f"expected {progress.open_count}, or others"
             )
+        first_lost = self._first_lost()
         if first_lost < open_from and is_only_member(self._header):
             what = f"slot {first_lost} of table 'log' is gone or fails its checksum"
             raise only_member_lost(self.path, what)

@@ -7,6 +7,7 @@ bit, and look at what the next starts make of it.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -426,6 +427,32 @@ def test_flipped_bits_give_no_wrong_answer(tmp_path: Path, seed: int) -> None:
 
     counts = spoil_everywhere(tmp_path, 15, flipped)
     assert counts["whole"] and counts["without its state"]
+
+
+def test_page_of_chosen_entries_that_is_spoiled_is_left_out(tmp_path: Path) -> None:
+    """As a single one is: the other members have them."""
+    path = tmp_path / "replica.db"
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    fill(store)
+    entries = [entry(slot, b"value %d," % slot * 150) for slot in range(END, 2 * END)]
+    store.commit(Commit((accept(*entries, chosen_end=2 * END - 4),)))
+    before = store.recover().consensus
+    store.close()
+    data = path.read_bytes()
+    for start in range(0, len(data), PAGE):
+        page = data[start : start + PAGE]
+        lost = {int(number) for number in re.findall(rb"value (\d+),", page)}
+        if lost and END <= min(lost) and max(lost) < 2 * END - 4:
+            break
+    path.write_bytes(data[:start] + bytes(PAGE) + data[start + PAGE :])
+    with pytest.raises(StoreDamaged):
+        ReplicaStore.open(tmp_path, 1, now_ms=0)
+    store = ReplicaStore.open(tmp_path, 1, now_ms=0)
+    core = store.recover().consensus
+    assert (core.applied_end, core.chosen_end) == (before.applied_end, min(lost))
+    assert (core.known_end, core.promised) == (before.known_end, before.promised)
+    assert {*slots(store)} == {*range(1, 2 * END)} - lost
+    store.close()
 
 
 def test_interrupted_repair_is_finished_by_the_next_start(tmp_path: Path) -> None:
