@@ -153,9 +153,7 @@ class ReplicaStore:
             try:
                 _check_owner(database, replica, cluster)
                 store = cls(database, lock, settings or Settings(), repairs)
-                if has_side_tables(database):  # of a copy that a crash cut off
-                    with database.transaction() as cursor:
-                        drop_side_tables(cursor)
+                store._tidy()
                 return store
             except BaseException:
                 database.close()
@@ -231,6 +229,18 @@ class ReplicaStore:
         if first_lost < open_from and is_only_member(self._header):
             what = f"slot {first_lost} of table 'log' is gone or fails its checksum"
             raise only_member_lost(self.path, what)
+
+    def _tidy(self) -> None:
+        """Delete what a former life left and nobody can use."""
+        if has_side_tables(self._database):  # of a copy that a crash cut off
+            with self._writing() as cursor:
+                drop_side_tables(cursor)
+        first, end = self._first_lost(), self._progress.open_from
+        if first < end:
+            # Chosen and not whole: until they are fetched again, they must not be met as news.
+            spoiled = [slot for slot, each in log_rows(self._database, first, end) if each is None]
+            with self._writing() as cursor:
+                cursor.executemany("DELETE FROM log WHERE slot = ?", [(slot,) for slot in spoiled])
 
     def _first_lost(self) -> int:
         """Return the first chosen slot, of those not applied, that isn't whole; the end: none."""
