@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasksprint.coordination.rows import TABLES, Key, Row
-from tasksprint.errors import StoreError
 from tasksprint.settings import Settings
 from tasksprint.store.database import Database, Kind
 from tasksprint.store.mirror_tables import CopyPlace, next_place, piece_text, rows_of_range
@@ -31,36 +30,43 @@ class CopyPiece:
 
     table: str
     rows: int
-    text: bytes  # JSON: [[key columns …, value columns …], …]
+    text: bytes  # JSON: [[key columns …, value columns …, the row's checksum], …]
     next_place: CopyPlace | None  # where the copy goes on; None: this was the last piece
 
 
 class MirrorSnapshot:
-    """An open snapshot of a replica's file.
+    """An open snapshot of a replica's file, as the last commit left it.
+
+    Args:
+        applied: How far that commit went; the file says so, too, but may have rotted since.
+        cluster: The cluster's name, from the same place.
+        memberships: Who votes, since the founding; goes with a copy.
 
     Raises:
         StoreError: The file can't be read.
     """
 
-    def __init__(self, path: Path, kind: Kind, settings: Settings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        settings: Settings,
+        *,
+        applied: AppliedPoint,
+        cluster: str | None,
+        memberships: bytes | None,
+    ) -> None:
+        self.applied = applied
+        self.cluster = cluster
+        self.memberships = memberships
         self._database = Database(path, kind, settings, is_read_only=True)
         try:
             # The transaction begins with the first read, and lasts until the close.
             self._database.connection.execute("BEGIN")
-            ((slot, digest),) = self._database.query("SELECT applied_slot, digest FROM progress")
-            ((cluster, memberships),) = self._database.query(
-                "SELECT cluster, memberships FROM header"
-            )
-            if not isinstance(slot, int) or not isinstance(digest, str):
-                raise StoreError(f"{kind.what} {str(path)!r} is damaged: table 'progress'")
+            self._database.query("SELECT 1 FROM progress")
         except BaseException:
             self._database.close()
             raise
-        assert cluster is None or isinstance(cluster, str)
-        assert memberships is None or isinstance(memberships, bytes)
-        self.memberships = memberships  # who votes, since the founding; goes with a copy
-        self.applied = AppliedPoint(slot, digest)
-        self.cluster = cluster
 
     def piece(self, place: CopyPlace, *, rows_max: int, bytes_max: int) -> CopyPiece:
         """Return the rows that follow a place: so many at most, but one at least if any."""

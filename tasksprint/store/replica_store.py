@@ -512,9 +512,17 @@ class ReplicaStore:
     def open_snapshot(self) -> MirrorSnapshot:
         """Open the mirror as it is now, for reading beside the commits that follow.
 
-        It may be used by another thread; close it soon.
+        It may be used by another thread; close it soon. What isn't in the mirror is what was
+        read and compared at the start, or written since: nothing is taken from the file again.
         """
-        return MirrorSnapshot(self.path, REPLICA_KIND, self._settings)
+        return MirrorSnapshot(
+            self.path,
+            REPLICA_KIND,
+            self._settings,
+            applied=self._progress.applied,
+            cluster=self._header.cluster,
+            memberships=self._header.memberships,
+        )
 
     def begin_copy(self) -> None:
         """Make room for a copy beside the mirror; what was there of another one is dropped."""

@@ -212,6 +212,20 @@ def test_spoiled_row_of_the_mirror_is_met_by_whoever_reads_it(place: Any) -> Non
     snapshot.close()
 
 
+def test_copy_says_who_votes_as_it_was_written(file_place: FilePlace) -> None:
+    """Rotten since, it would decide who votes where the copy goes."""
+    store = file_place.open()
+    fill(store)
+    add_learner(store, 3)
+    header, applied = store.recover().consensus, store.applied
+    change(file_place, "UPDATE header SET memberships = x'7b7d', cluster = 'd'")
+    change(file_place, "UPDATE progress SET applied_slot = 7, digest = 'another'")
+    snapshot = store.open_snapshot()
+    assert (snapshot.memberships, snapshot.applied) == (header.memberships, applied)
+    assert snapshot.cluster == "c"
+    snapshot.close()
+
+
 def test_state_that_is_spoiled_is_dropped_and_the_promise_stays(place: Any) -> None:
     fill(place.open(), log_start=15)
     place.close()
@@ -277,10 +291,11 @@ def test_only_member_cannot_have_its_state_again(place: Any) -> None:
         )
 
 
-def add_learner(store: Any) -> None:
-    learner = Member(ReplicaId(2), Incarnation("of 2"), "h:2")
+def add_learner(store: Any, members: int = 1) -> None:
+    number = members + 1
+    learner = Member(ReplicaId(number), Incarnation(f"of {number}"), f"h:{number}")
     memberships = Memberships()
-    memberships.found(decode_founding(founding(1)))
+    memberships.found(decode_founding(founding(members)))
     memberships.note(Slot(5), with_learner(memberships.newest, learner))
     store.commit(Commit((Persist(memberships=memberships.encode()),)))
 
