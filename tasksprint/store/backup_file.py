@@ -24,6 +24,7 @@ Knows files and rows; not how a backup is asked for (roles/backup.py), nor what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator
@@ -154,10 +155,8 @@ class BackupReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with self.reading():
             self._file = path.open("rb")
-        except OSError as error:
-            raise StoreError(f"cannot read backup {str(path)!r}: {error.strerror}") from error
         self._number = 0
         self._whole = hashlib.sha256()
         self._is_damaged = False
@@ -174,6 +173,24 @@ class BackupReader:
         except BaseException:
             self._file.close()
             raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Say of what the block can't read that it is this file.
+
+        Raises:
+            StoreError: The operating system refuses it.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot read backup {str(self.path)!r}: {error.strerror}"
+            ) from error
+
+    def _read(self, size: int) -> bytes:
+        with self.reading():
+            return self._file.read(size)
 
     def __enter__(self) -> BackupReader:
         return self
@@ -195,7 +212,8 @@ class BackupReader:
         """
         number = self._number
         before = self._whole.copy()
-        line = self._file.readline(_LINE_BYTES_MAX)
+        with self.reading():
+            line = self._file.readline(_LINE_BYTES_MAX)
         text = line[_CRC_DIGITS + 1 : -1]
         if line != b"%08x " % zlib.crc32(text) + text + b"\n":
             if number == 0:
@@ -218,7 +236,7 @@ class BackupReader:
         if kind == "end":
             if not self._is_damaged and fields.get("whole") != before.hexdigest():
                 raise self.damage("it isn't what its last record says")
-            if self._file.read(2) != b"\n":
+            if self._read(2) != b"\n":
                 raise self.damage("there is more, or less, than its last record says")
         return Record(number, kind, fields, size)
 
@@ -232,7 +250,7 @@ class BackupReader:
         hasher = hashlib.sha256()
         left = record.size
         while left:
-            data = self._file.read(min(left, _READ_BYTES))
+            data = self._read(min(left, _READ_BYTES))
             if not data:
                 self._is_damaged = True
                 raise self.damage(f"it ends within {_named(record)}")
@@ -240,7 +258,7 @@ class BackupReader:
             hasher.update(data)
             self._whole.update(data)
             yield data
-        ended = self._file.read(1)
+        ended = self._read(1)
         self._whole.update(ended)
         if ended != b"\n" or hasher.hexdigest() != record.fields.get("sha256"):
             self._is_damaged = True
@@ -280,7 +298,9 @@ def check_backup(path: Path) -> Checked:
         StoreError: It can't be read at all, or is no backup.
     """
     with BackupReader(path) as reader:
-        checked = Checked(reader.head, Contents(), size=path.stat().st_size)
+        with reader.reading():
+            size = path.stat().st_size
+        checked = Checked(reader.head, Contents(), size=size)
         try:
             while (record := reader.next()).kind != "end":
                 _check_content(reader, record, checked)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -198,3 +201,41 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     make_backup(path, version=2)
     with pytest.raises(StoreError, match="has version 2, expected 1; use the release"):
         check_backup(path)
+
+
+def test_file_that_cannot_be_read_any_more_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may take the name and refuse the content, wherever."""
+    path = tmp_path / "backup"
+    make_backup(path)
+    sentence = f"cannot read backup {str(path)!r}: Input/output error"
+
+    class File(io.BytesIO):
+        left = 0  # reads that succeed
+
+        def _count(self) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def readline(self, size: int | None = -1) -> bytes:
+            self._count()
+            return super().readline(size)
+
+        def read(self, size: int | None = -1) -> bytes:
+            self._count()
+            return super().read(size)
+
+    data = path.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda *_: File(data))
+    found = []
+    for File.left in range(100):
+        try:
+            problems = check_backup(path).problems
+        except StoreError as error:
+            problems = [str(error)]
+        found.append(problems[0] if problems else "whole")
+    first_whole = found.index("whole")
+    assert first_whole > 2 * len(TABLES)
+    assert found[:first_whole] == [sentence] * first_whole
