@@ -174,21 +174,24 @@ def _look(database: Database) -> _Left:
     state_damage = _damage_of_state(database, is_sound=is_sound)
     blobs_lost = tuple(_blobs_lost(database)) if is_sound else ()
     open_from, applied = progress.open_from, progress.applied
-    missing = [slot for slot in range(progress.log_start, open_from) if slot not in entries]
+    # Of the applied entries, and of those that are only chosen, the last one that isn't there.
+    # (A replica without its state lacks all slots from the first one on: no list of them.)
+    applied_lost = _last_lost(entries, progress.log_start, min(applied.slot + 1, open_from))
+    chosen_lost = _last_lost(entries, max(applied.slot + 1, progress.log_start), open_from)
+    is_log_whole = applied_lost is None and chosen_lost is None
     notes: list[str] = []
     if state_damage is None:
-        tail_lost = [slot for slot in missing if slot <= applied.slot]
-        if len(missing) > len(tail_lost) and is_only_member(header):
-            what = f"slot {missing[-1]} of table 'log' is gone or fails its checksum"
+        if chosen_lost is not None and is_only_member(header):
+            what = f"slot {chosen_lost} of table 'log' is gone or fails its checksum"
             raise only_member_lost(database.path, what)
-        if tail_lost:
-            progress = progress._replace(log_start=tail_lost[-1] + 1)
+        if applied_lost is not None:
+            progress = progress._replace(log_start=applied_lost + 1)
             notes.append(f"its log begins at slot {progress.log_start} now: some before is lost")
-        elif not missing:
+        elif is_log_whole:
             notes.append("nothing is lost of its log and its state")
     else:
         applied = AppliedPoint(0, "")
-        if progress.log_start == 1 and not missing:
+        if progress.log_start == 1 and is_log_whole:
             notes.append(f"its state is made again from the log: {state_damage}")
         elif is_only_member(header):
             raise only_member_lost(database.path, state_damage)
@@ -213,6 +216,11 @@ def _look(database: Database) -> _Left:
         is_sound=is_sound and state_damage is None,
         notes=tuple(notes),
     )
+
+
+def _last_lost(entries: dict[int, LogEntry], first_slot: int, end_slot: int) -> int | None:
+    slots = reversed(range(first_slot, end_slot))
+    return next((slot for slot in slots if slot not in entries), None)
 
 
 def _readable_entries(database: Database, log_start: int) -> dict[int, LogEntry]:

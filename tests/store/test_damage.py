@@ -252,6 +252,27 @@ def test_state_that_is_spoiled_is_dropped_and_the_promise_stays(place: Any) -> N
     assert (core.applied_end, core.chosen_end, core.known_end) == (CHOSEN + 2,) * 3
 
 
+@pytest.mark.parametrize("members", [1, 3])
+def test_repair_does_not_count_the_slots_that_went_with_a_state(
+    tmp_path: Path, members: int
+) -> None:
+    """After long lives there are more of them than memory has room for."""
+    place = FilePlace(tmp_path)
+    store = place.open()
+    fill(store, members=members)
+    far = 10**15
+    store.commit(Commit((accept(entry(far, b"open"), chosen_end=far),)))
+    store.note_damage(StoreDamaged("somewhere"))
+    place.close()
+    if members == 1:
+        with pytest.raises(StoreError, match=f"slot {far - 1} of table 'log' is gone"):
+            place.open()
+        return
+    store = place.open()
+    assert store.repairs == ()
+    assert store.recover().consensus.known_end == far
+
+
 def test_copy_of_less_than_was_known_leaves_the_rest_to_be_fetched(place: Any) -> None:
     fill(place.open(), log_start=15)
     place.close()
