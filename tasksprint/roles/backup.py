@@ -178,7 +178,6 @@ class _Backup:
             "rules": RULES.version,
             "made_ms": wall_ms(),
             **{name: opened[name] for name in ("cluster", "origins", "slot", "digest")},
-            "memberships": opened["memberships"],
         }
         writer = BackupWriter(file)
         writer.add("backup", **head)

@@ -153,6 +153,8 @@ def _make_store(
             mirror=store if store.applied.slot else None,
         )
         cluster = new_cluster()
+        # Nobody is retired: nothing that the former members said counts in this cluster, and no
+        # ballot of theirs is in its store, so their ids are as good as others.
         founding = Founding(
             cluster,
             (Member(me, new_incarnation(), address),),

@@ -9,8 +9,8 @@ A file is a sequence of records:
 The JSON of each has `kind`, `number` (0, 1, 2 …), `bytes` and `sha256` of the content.
 Then, by kind:
 
-    backup    the first: version, cluster, origins, replica, slot, digest, memberships, rules,
-              made_ms (wall time); no content
+    backup    the first: version, cluster, origins, replica, slot, digest, rules, made_ms (wall
+              time); no content
     rows      table, rows (how many); the content is JSON, [[key columns …, value columns …,
               the row's checksum], …]
     archive   the content is a job's archive, its name the SHA-256
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 VERSION = 1
-_LINE_BYTES_MAX = 1024 * 1024  # a cluster's memberships stand in the first one
+_LINE_BYTES_MAX = 1024 * 1024  # the longest is the first: it names all former clusters
 _READ_BYTES = 1024 * 1024
 _CRC_DIGITS = 8
 

@@ -52,7 +52,6 @@ def make_backup(
         "replica": 2,
         "slot": schedule.applied_slot,
         "digest": schedule.digest,
-        "memberships": None,
         "rules": RULES.version,
         "made_ms": 5,
         **head,
