@@ -291,7 +291,8 @@ class ReplicaStore:
             after_slot: Accepted values up to this slot are left out.
 
         Raises:
-            StoreDamaged: An accepted value fails its checksum.
+            StoreDamaged: An accepted value that was applied fails its checksum, or a page of
+                the log can't be read. One that is only chosen is left out.
         """
         header, progress = self._header, self._progress
         applied_end = progress.applied.slot + 1
