@@ -1,9 +1,9 @@
 """`backup`: the state of a running cluster, taken from one replica, in one file.
 
-Any coordinator that is up will do: it gives a copy of its mirror as it would to another
-replica (mirror_copy.py), piece by piece, while it serves. The archives of the jobs in it
-follow. The file is written beside its place, synced, read back and checked, and only
-then gets its name.
+Any coordinator that is up will do, of those that are named or else of the other members: it
+gives a copy of its mirror as it would to another replica (mirror_copy.py), piece by piece,
+while it serves. The archives of the jobs in it follow. The file is written beside its
+place, synced, read back and checked, and only then gets its name.
 
 Blocking, as all commands: nothing here needs a loop.
 """
@@ -35,7 +35,7 @@ from tasksprint.errors import (
 )
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.clock import monotonic_ms, wall_ms
-from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.cluster import Cluster, status_of_coordinator
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.mirror_copy import check_piece
 from tasksprint.roles.recover import ago
@@ -50,6 +50,8 @@ __all__ = ["run_backup"]
 # A replica so many slots behind is as good as the one that is furthest.
 _LAG_SLOTS = 1_000
 _PIECE_PAUSE_S = 0.2
+_GONE = 410
+_UNAVAILABLE = 503
 _PROGRESS_S = 1.0
 
 
@@ -63,10 +65,10 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
         raise UsageError(f"{options.file!r} is no ordinary file", hint="name another one")
     if path.exists() and not options.force:
         raise UsageError(f"{options.file!r} exists already", hint="--force overwrites it")
-    source = _choose(cluster, parse_addresses(options.coordinators))
+    sources = _sources(cluster, parse_addresses(options.coordinators))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        told = _Backup(cluster, source, path, settings).make()
+        told = _make_from_any(cluster, sources, path, settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
     if options.json:
@@ -88,46 +90,89 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The replica that gives the backup."""
+    """A replica that may give the backup."""
 
     address: str
     replica: int
+    cluster: str
     slot: int
     is_leader: bool
+    members: tuple[str, ...]  # the addresses of all
 
 
-def _choose(cluster: Cluster, addresses: list[str]) -> _Source:
-    """Return whom to ask: one that is far enough, and rather not the leader."""
-    found: dict[str, list[_Source]] = {}
+class _NotGiven(PeerUnreachable):
+    """This coordinator gives no copy of its state; another one may."""
+
+
+def _make_from_any(
+    cluster: Cluster, sources: Iterator[_Source], path: Path, settings: Settings
+) -> dict[str, Any]:
+    """Make the backup from the first that gives one, and return what is said of it."""
     failures: list[str] = []
-    for address in addresses:
+    for source in sources:
         try:
-            status = cluster.direct(address, "GET", "/v1/status").json()
-        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-            failures.append(f"{address}: {error}")
-            continue
-        if status["cluster"] is None:
-            failures.append(f"{address}: replica {status['replica']} is in no cluster yet")
-            continue
-        replica = status["replica"]
-        found.setdefault(status["cluster"], []).append(
-            _Source(address, replica, status["applied_slot"], status["leader"] == replica)
-        )
+            return _Backup(cluster, source, path, settings).make()
+        except _NotGiven as error:
+            failures.append(f"{source.address}: {error.args[0]}")
+    raise PeerUnreachable(
+        "no coordinator gives a copy of its state: " + "; ".join(failures), hint="try again later"
+    )
+
+
+def _sources(cluster: Cluster, named: list[str]) -> Iterator[_Source]:
+    """Yield whom to ask, one after the other: those that are named, then other members."""
+    found, failures = _asked(cluster, named)
     if not found:
         raise PeerUnreachable(
             "no coordinator can be backed up: " + "; ".join(failures),
             hint="name others with --coordinators",
         )
-    if len(found) > 1:
+    if len(clusters := sorted({source.cluster for source in found})) > 1:
         raise UsageError(
-            f"coordinators of several clusters answer: {', '.join(sorted(found))}",
+            f"coordinators of several clusters answer: {', '.join(clusters)}",
             hint="name one with --cluster",
         )
-    (sources,) = found.values()
-    far = max(source.slot for source in sources) - _LAG_SLOTS
-    return min(
-        [source for source in sources if source.slot >= far],
-        key=lambda source: (source.is_leader, -source.slot),
+    yield from _in_order(found)
+    members = {address for source in found for address in source.members}
+    others, _ = _asked(cluster, sorted(members.difference(named)))
+    asked = {source.replica for source in found}  # A named one may have two addresses.
+    yield from _in_order(
+        [each for each in others if each.cluster == clusters[0] and each.replica not in asked]
+    )
+
+
+def _asked(cluster: Cluster, addresses: list[str]) -> tuple[list[_Source], list[str]]:
+    """Return who answers and has a state, and what is wrong with the others."""
+    found: list[_Source] = []
+    failures: list[str] = []
+    for address in addresses:
+        try:
+            status = status_of_coordinator(cluster, address)
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            failures.append(f"{address}: {error}")
+            continue
+        replica = status["replica"]
+        if status["cluster"] is None:
+            failures.append(f"{address}: replica {replica} is in no cluster yet")
+            continue
+        found.append(
+            _Source(
+                address=address,
+                replica=replica,
+                cluster=status["cluster"],
+                slot=status["applied_slot"],
+                is_leader=status["leader"] == replica,
+                members=tuple(status["members"].values()),
+            )
+        )
+    return found, failures
+
+
+def _in_order(sources: list[_Source]) -> list[_Source]:
+    """Put those first that are far enough, and of these rather not the leader."""
+    far = max([source.slot for source in sources], default=0) - _LAG_SLOTS
+    return sorted(
+        sources, key=lambda source: (source.slot < far, source.is_leader, -source.slot)
     )
 
 
@@ -170,7 +215,8 @@ class _Backup:
             return self._fill(file)
 
     def _fill(self, file: IO[bytes]) -> dict[str, Any]:
-        opened = self._ask("POST", "/v1/mirror").json()
+        with _not_given():
+            opened = self._ask("POST", "/v1/mirror").json_object()
         session = opened["session"]
         head = {
             "version": VERSION,
@@ -182,7 +228,8 @@ class _Backup:
         writer = BackupWriter(file)
         writer.add("backup", **head)
         try:
-            self._write_rows(writer, session)
+            with _not_given():
+                self._write_rows(writer, session)
         finally:
             # If it doesn't hear this, it closes the copy by itself after a while.
             with contextlib.suppress(PeerUnreachable, Refused, RemoteProtocolError):
@@ -261,6 +308,19 @@ class _Backup:
                 f"{writer.size / 1e6:.1f} MB",
                 file=sys.stderr,
             )
+
+
+@contextlib.contextmanager
+def _not_given() -> Iterator[None]:
+    """Tell what another coordinator may do better from what would be the same there."""
+    try:
+        yield
+    except PeerUnreachable as error:
+        raise _NotGiven(error.args[0]) from error
+    except Refused as error:
+        if error.status in (_UNAVAILABLE, _GONE):
+            raise _NotGiven(error.args[0]) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.leader import MISDIRECTED, Rota, leader_hint
 from tasksprint.settings import Settings
 
-__all__ = ["Cluster", "JobOutcome", "parse_params", "read_job_option"]
+__all__ = ["Cluster", "JobOutcome", "parse_params", "read_job_option", "status_of_coordinator"]
 
 _UNAVAILABLE = 503
 
@@ -225,6 +225,19 @@ class Cluster:
             except (PeerUnreachable, Refused) as error:
                 failures.append(str(error))
         raise PeerUnreachable("no client that has it answers: " + "; ".join(failures))
+
+
+def status_of_coordinator(cluster: Cluster, address: str) -> dict[str, Any]:
+    """Return what a coordinator says of itself.
+
+    Raises:
+        RemoteProtocolError: Something else answers: a client, or what isn't ours.
+    """
+    status = cluster.direct(address, "GET", "/v1/status").json_object()
+    kinds = {"replica": int, "members": dict, "applied_slot": int, "cluster": str | None}
+    if not all(isinstance(status.get(name), kind) for name, kind in kinds.items()):
+        raise RemoteProtocolError(f"what answers at {address} is no coordinator")
+    return status
 
 
 def _outcome(summary: dict[str, Any]) -> JobOutcome:

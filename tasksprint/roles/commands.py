@@ -20,13 +20,20 @@ from tasksprint.errors import (
     JobFailed,
     PeerUnreachable,
     Refused,
+    RemoteProtocolError,
     TaskSprintError,
     UsageError,
 )
 from tasksprint.ids import JobId
 from tasksprint.net.keys import make_token, open_key
 from tasksprint.process.directories import state_directory
-from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params, read_job_option
+from tasksprint.roles.cluster import (
+    Cluster,
+    JobOutcome,
+    parse_params,
+    read_job_option,
+    status_of_coordinator,
+)
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.member_commands import run_member_command
@@ -422,9 +429,9 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
     failure: TaskSprintError | None = None
     for address in known:
         try:
-            addresses = cluster.direct(address, "GET", "/v1/status").json()["members"]
+            addresses = status_of_coordinator(cluster, address)["members"]
             break
-        except (PeerUnreachable, Refused) as error:
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             failure = error
     else:
         if isinstance(failure, Refused):
@@ -435,8 +442,8 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
         )
     for replica, address in addresses.items():
         try:
-            found[replica] = cluster.direct(address, "GET", "/v1/status").json()
-        except (PeerUnreachable, Refused) as error:
+            found[replica] = status_of_coordinator(cluster, address)
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             found[replica] = {"replica": int(replica), "address": address, "error": str(error)}
     return found
 

@@ -74,7 +74,7 @@ class CoordinatorPaths:
         add("GET", "/v1/identity", self._identity)
         add("GET", "/v1/status", self._status, access=token)
         add("POST", "/v1/stop", self._stop)
-        coordinator.copies.add_to(self.router)
+        coordinator.copies.add_to(add)
         coordinator.agreement.add_to(self.router)
 
     def _add(self, method: str, pattern: str, handler: Handler, **options: Any) -> None:

@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from tasksprint.coordination.rows import TABLES
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.ids import ReplicaId, Slot
-from tasksprint.net.router import Request, Response, Router, json_response
+from tasksprint.net.router import Handler, Request, Response, json_response
 from tasksprint.settings import Settings
 from tasksprint.store.mirror_snapshot import FIRST_PLACE, CopyPiece, MirrorSnapshot
 from tasksprint.store.mirror_tables import CopyPlace
@@ -134,11 +135,11 @@ class MirrorPaths:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mirror")
         self._sweep: asyncio.TimerHandle | None = None
 
-    def add_to(self, router: Router) -> None:
-        """Add the paths; only members, who have the key, may ask."""
-        router.add("POST", "/v1/mirror", self._open)
-        router.add("GET", "/v1/mirror/{session:text}/{number}", self._piece)
-        router.add("POST", "/v1/mirror/{session:text}/close", self._close)
+    def add_to(self, add: Callable[[str, str, Handler], None]) -> None:
+        """Add the paths; only members and `backup`, who have the key, may ask."""
+        add("POST", "/v1/mirror", self._open)
+        add("GET", "/v1/mirror/{session:text}/{number}", self._piece)
+        add("POST", "/v1/mirror/{session:text}/close", self._close)
 
     async def _open(self, request: Request) -> Response:
         self._close_old()

@@ -593,6 +593,23 @@ def test_client_that_finds_nobody_says_so_and_goes_on(commands: Commands, tmp_pa
         assert client.poll() is None
 
 
+def client_of(served: Served) -> str:
+    (client,) = served.cluster.request("GET", "/v1/clients").json()
+    return str(client["address"])
+
+
+@row("status of what is no coordinator")
+def test_status_of_a_client(what: str, served: Served) -> None:
+    served.commands.fails(what, "status", "--coordinators", client_of(served))
+
+
+@row("backup from what is no coordinator")
+def test_backup_from_a_client(what: str, served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    served.commands.fails(what, "backup", str(path), "--coordinators", client_of(served))
+    assert not path.exists()
+
+
 @row("address that is none")
 def test_address_without_a_port(what: str, served: Served) -> None:
     served.commands.fails(what, "status", "--coordinators", "localhost")

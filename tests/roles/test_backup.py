@@ -11,10 +11,16 @@ from typing import Any, cast
 import pytest
 
 from tasksprint.encoding import encode_json
-from tasksprint.errors import PeerUnreachable, RemoteProtocolError, StoreError, UsageError
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    StoreError,
+    UsageError,
+)
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles import backup as backup_module
-from tasksprint.roles.backup import _Backup, _choose, _Source, run_backup
+from tasksprint.roles.backup import _Backup, _Source, _sources, run_backup
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.mirror_copy import piece_body
 from tasksprint.settings import Settings
@@ -35,38 +41,60 @@ class Coordinators:
             raise PeerUnreachable(f"cannot reach {address}")
         names = ("replica", "leader", "applied_slot", "cluster")
         status: dict[str, Any] = dict(zip(names, found, strict=True))
-        return HttpResponse(200, {}, encode_json(status))
+        known = dict(enumerate(self.addresses, 1))
+        members = {str(number): address for number, address in known.items()}
+        return HttpResponse(200, {}, encode_json({**status, "members": members}))
 
-    def chosen(self) -> int:
-        return _choose(cast(Cluster, self), self.addresses).replica
+    def asked(self, *named: str) -> list[int]:
+        """Return the replicas that are asked for their state, in order."""
+        addresses = list(named) or self.addresses
+        return [source.replica for source in _sources(cast(Cluster, self), addresses)]
 
 
 @pytest.mark.parametrize(
-    ("coordinators", "replica"),
+    ("coordinators", "replicas"),
     [
         # A follower, of those that are far enough the one that is furthest.
-        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_998, "c"), (3, 1, 4_999, "c")), 3),
-        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_000, "c"), (3, 1, 3_000, "c")), 2),
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_998, "c"), (3, 1, 4_999, "c")), [3, 2, 1]),
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 4_000, "c"), (3, 1, 3_000, "c")), [2, 1, 3]),
         # The leader, if all others are far behind, or down, or new.
-        (Coordinators((1, 1, 5_000, "c"), (2, 1, 3_999, "c")), 1),
-        (Coordinators(None, (2, 2, 7, "c"), (3, 2, 0, None)), 2),
+        (Coordinators((1, 1, 5_000, "c"), (2, 1, 3_999, "c")), [1, 2]),
+        (Coordinators(None, (2, 2, 7, "c"), (3, 2, 0, None)), [2]),
     ],
 )
 def test_backup_is_taken_from_one_that_is_far_enough(
-    coordinators: Coordinators, replica: int
+    coordinators: Coordinators, replicas: list[int]
 ) -> None:
-    assert coordinators.chosen() == replica
+    assert coordinators.asked() == replicas
+
+
+def test_other_members_are_asked_after_those_that_are_named() -> None:
+    coordinators = Coordinators(
+        (1, 1, 5_000, "c"), (2, 1, 4_000, "c"), None, (4, 1, 4_999, "c"), (5, 5, 9_000, "d")
+    )
+    assert coordinators.asked("h:1") == [1, 4, 2]
+    assert coordinators.asked("h:3", "h:2") == [2, 4, 1]
+
+
+@pytest.mark.parametrize("status", [{"tasks": {}}, [], {"replica": 1, "members": []}])
+def test_backup_of_what_is_no_coordinator_is_refused(status: Any) -> None:
+    class Other:
+        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+            return HttpResponse(200, {}, encode_json(status))
+
+    with pytest.raises(PeerUnreachable, match="no coordinator can be backed up: h:1: "):
+        next(_sources(cast(Cluster, Other()), ["h:1"]))
 
 
 def test_backup_of_nobody_and_of_several_clusters_is_refused() -> None:
     with pytest.raises(PeerUnreachable) as caught:
-        Coordinators(None, (2, 0, 0, None)).chosen()
+        Coordinators(None, (2, 0, 0, None)).asked()
     assert str(caught.value) == (
         "no coordinator can be backed up: h:1: cannot reach h:1; h:2: replica 2 is in no cluster "
         "yet; name others with --coordinators"
     )
     with pytest.raises(UsageError, match="coordinators of several clusters answer: c, d; name"):
-        Coordinators((1, 1, 5, "d"), (2, 2, 5, "c")).chosen()
+        Coordinators((1, 1, 5, "d"), (2, 2, 5, "c")).asked()
 
 
 class Giver:
@@ -93,7 +121,7 @@ class Giver:
 
 
 def back_up(giver: Giver, path: Path) -> dict[str, Any]:
-    source = _Source("h:2", 2, 7, False)
+    source = _Source("h:2", 2, "c", 7, is_leader=False, members=())
     settings = Settings(mirror_session_idle_ms=1)
     return _Backup(cast(Cluster, giver), source, path, settings).make()
 
@@ -158,3 +186,38 @@ def test_backup_that_the_disk_spoils_at_once_gets_no_name(
     with pytest.raises(StoreError, match="the backup isn't what was written: "):
         back_up(Giver(), tmp_path / "backup")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_backup_goes_on_to_the_next_that_gives_one(tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    path.write_text("of yesterday")
+
+    class Three(Giver):
+        """Two of three can't give it: one is busy, one goes away in the middle."""
+
+        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+            if path == "/v1/status":
+                status = {"replica": int(address[-1]), "leader": 3, "cluster": "c"}
+                members = {str(number): f"h:{number}" for number in (1, 2, 3)}
+                more = {"applied_slot": 5, "members": members}
+                return HttpResponse(200, {}, encode_json({**status, **more}))
+            if address == "h:1" and path == "/v1/mirror":
+                raise Refused("this replica gives 2 copies already", status=503)
+            if address in away and path == "/v1/mirror/s/1":
+                raise PeerUnreachable("it is gone")
+            return super().direct(address, method, path)
+
+    options = argparse.Namespace(file=str(path), force=True, coordinators="h:1", json=True)
+    settings = Settings(mirror_session_idle_ms=1)
+    away = ["h:2", "h:3"]
+    with pytest.raises(PeerUnreachable) as caught:
+        run_backup(cast(Cluster, Three()), options, settings)
+    assert str(caught.value) == (
+        "no coordinator gives a copy of its state: h:1: this replica gives 2 copies already; "
+        "h:2: it is gone; h:3: it is gone; try again later"
+    )
+    assert path.read_text() == "of yesterday"
+    away.remove("h:3")
+    run_backup(cast(Cluster, Three()), options, settings)
+    assert check_backup(path).head["replica"] == 3
+    assert list(tmp_path.iterdir()) == [path]

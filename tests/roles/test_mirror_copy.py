@@ -279,3 +279,15 @@ def test_sessions_that_are_opened_at_once_are_bounded(tmp_path: Path) -> None:
             assert found == [200, 200, 503, 503, 503, 503]
 
     run(work)
+
+
+def test_copy_is_given_to_nobody_who_means_another_cluster(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with members(1, tmp_path, SETTINGS) as of:
+            member = await of.leader()
+            query = {"cluster": "another", "exact": 1}
+            refused = await member.ask("POST", "/v1/mirror", query=query)
+            assert refused.status == 421
+            assert "not to 'another'" in refused.json()["error"]
+
+    run(work)
