@@ -21,7 +21,7 @@ from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.durable_files import sync_directory
 from tasksprint.encoding import encode_json
-from tasksprint.errors import EXIT_OK, SettingsError, StoreError, UsageError
+from tasksprint.errors import EXIT_OK, DiskFull, SettingsError, StoreError, UsageError
 from tasksprint.ids import REPLICA_ID_MAX, ReplicaId, Slot
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.directories import private_directory
@@ -71,7 +71,15 @@ def run_restore(options: argparse.Namespace) -> int:
     try:
         _check_empty(data_dir)
         shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
-        made = _make_store(path, data_dir / _WORKSHOP, ReplicaId(options.id), address, settings)
+        try:
+            made = _make_store(
+                path, data_dir / _WORKSHOP, ReplicaId(options.id), address, settings
+            )
+        except DiskFull as error:
+            # What was made by then takes space that something else may need.
+            shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
+            hint = "free some space and restore the backup again"
+            raise DiskFull(error.args[0], hint=hint) from error
         os.replace(data_dir / _WORKSHOP / DATABASE_FILE, data_dir / DATABASE_FILE)
         sync_directory(data_dir)
         shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)

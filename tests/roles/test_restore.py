@@ -14,13 +14,14 @@ import pytest
 
 from tasksprint.consensus import Member, decode_founding
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.errors import SettingsError, StoreError, UsageError
+from tasksprint.errors import DiskFull, SettingsError, StoreError, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.roles import restore as restore_module
 from tasksprint.roles.restore import refuse_half_restored, run_restore
 from tasksprint.settings import RULES
 from tasksprint.store.backup_file import BackupWriter
 from tasksprint.store.replica_store import ReplicaStore
+from tests.store.failing_disk import failing_disk
 from tests.store.test_backup_file import ARCHIVE, PROGRAM, make_backup
 
 
@@ -129,6 +130,26 @@ def test_replica_number_that_is_none_is_refused(tmp_path: Path) -> None:
     for number in (0, 2**63):
         with pytest.raises(UsageError, match=f"--id {number} is not from 1 to 2"):
             restore(tmp_path / "backup", tmp_path / "data", id=number)
+
+
+@pytest.mark.parametrize(
+    ("full", "spared"), [("replica.db-wal", 5), ("replica.db-wal", 60), ("replica.db", 5)]
+)
+def test_full_disk_is_said_and_gets_its_space_back(
+    full: str, spared: int, tmp_path: Path
+) -> None:
+    """It may be full from the first write on, or only when all of it goes into the file."""
+    state = make_backup(tmp_path / "backup")
+    with failing_disk() as failing:
+        failing.full, failing.spared = full, spared
+        with pytest.raises(DiskFull) as caught:
+            restore(tmp_path / "backup", tmp_path / "data")
+    assert str(caught.value).endswith(
+        "replica.db': the disk is full; free some space and restore the backup again"
+    )
+    assert [each.name for each in (tmp_path / "data").iterdir()] == ["restore.lock"]
+    restore(tmp_path / "backup", tmp_path / "data")
+    check_restored(tmp_path / "data", state)
 
 
 # --- interrupted ---

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
@@ -13,50 +12,15 @@ import pytest
 from tasksprint.errors import DiskFull, StoreDamaged, StoreError
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
+from tests.store.failing_disk import Failing, failing_disk
 from tests.store.helpers import accept, blob_name, entry, promise
 from tests.store.test_damage import ARCHIVE, fill
 
 
-class Failing:
-    """Which files fail, from when on."""
-
-    def __init__(self) -> None:
-        self.reads = False
-        self.syncs = False
-        self.full = ""  # how the name of a file ends that can't be written
-
-
 @pytest.fixture
 def failing() -> Iterator[Failing]:
-    state = Failing()
-
-    class File(apsw.VFSFile):
-        def __init__(self, name: Any, flags: Any) -> None:
-            super().__init__("unix", name, flags)
-            self.name = name if isinstance(name, str) else name.filename()
-
-        def xRead(self, amount: int, offset: int) -> bytes:
-            if state.reads and offset >= 4096:
-                raise apsw.IOError("disk I/O error")
-            return super().xRead(amount, offset)
-
-        def xWrite(self, data: bytes, offset: int) -> None:
-            if state.full and self.name.endswith(state.full):
-                raise apsw.FullError("database or disk is full")
-            super().xWrite(data, offset)
-
-        def xSync(self, flags: int) -> None:
-            if state.syncs:
-                raise apsw.IOError("disk I/O error")
-            super().xSync(flags)
-
-    class Layer(apsw.VFS):
-        def xOpen(self, name: Any, flags: Any) -> File:
-            return File(name, flags)
-
-    layer = Layer("failing", "unix", makedefault=True)
-    yield state
-    layer.unregister()
+    with failing_disk() as state:
+        yield state
 
 
 def test_file_that_cannot_be_read_is_left_as_it_is(failing: Failing, tmp_path: Path) -> None:
