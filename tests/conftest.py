@@ -1,10 +1,12 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and what its clusters run."""
 
 from __future__ import annotations
 
 import pytest
 
-__all__ = ["pytest_addoption"]
+from tests.torture.machines import copy_of_checkout
+
+__all__ = ["command", "pytest_addoption"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,3 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files of tests/interactions anew; read the diff",
     )
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What runs a copy of this checkout, which an edit in mid-run doesn't change."""
+    return copy_of_checkout(tmp_path_factory.mktemp("checkout") / "code")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import os
 import re
@@ -35,24 +34,23 @@ from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.main import main
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tasksprint.store.database import Database
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
-from tests.e2e.conftest import connect, wait_until
+from tests.e2e.conftest import connect, in_this_process, wait_until
 from tests.packaging.standin import CHECKOUT
 from tests.roles.test_recover import make_store
 from tests.store.test_backup_file import make_backup
-from tests.torture.machines import Machines, copy_of_checkout
+from tests.torture.machines import Machines
 
 pytestmark = pytest.mark.slow
 
 DOCUMENT = CHECKOUT / "docs" / "errors.md"
 LINE_BYTES_MAX = 3_000_000
 SETTINGS = {
-    "scheduler_answer_timeout_ms": 3_000,
-    "node_ready_timeout_ms": 4_000,
+    "scheduler_answer_timeout_ms": 2_000,
+    "node_ready_timeout_ms": 3_000,
     "node_start_tries_max": 2,
     "line_bytes_max": LINE_BYTES_MAX,
 }
@@ -150,15 +148,10 @@ class Commands:
         check(what, done.returncode, done.stderr)
 
     def _ask(self, what: str, *arguments: str, **environment: str) -> None:
-        """Run a command in this process: starting another one takes most of its time."""
-        stderr = io.StringIO()
-        with (
-            mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True),
-            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())),
-            contextlib.redirect_stderr(stderr),
-        ):
-            exit_code = main(list(arguments))
-        check(what, exit_code, stderr.getvalue())
+        """Run a command in this process."""
+        with mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True):
+            done = in_this_process(*arguments)
+        check(what, done.returncode, done.stderr)
 
     @contextlib.contextmanager
     def running(self, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
@@ -835,9 +828,8 @@ def test_data_directory_that_is_a_file(what: str, commands: Commands, tmp_path: 
 
 
 @row("state of one replica differs")
-def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
-    command = copy_of_checkout(tmp_path / "code")
-    environment = {"PYTHONPATH": str(tmp_path / "code")}
+def test_replica_with_another_state(what: str, tmp_path: Path, command: list[str]) -> None:
+    environment = {"PYTHONPATH": str(Path(command[-1]).parent)}
     folder = tmp_path / "cluster"
     with Machines(
         folder, command=command, coordinators=3, clients=0, environment=environment
@@ -854,8 +846,7 @@ def test_replica_with_another_state(what: str, tmp_path: Path) -> None:
 
 
 @row("disk that went back in time")
-def test_replica_with_a_copy_of_its_disk(what: str, tmp_path: Path) -> None:
-    command = copy_of_checkout(tmp_path / "code")
+def test_replica_with_a_copy_of_its_disk(what: str, tmp_path: Path, command: list[str]) -> None:
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()
         wait_until(lambda: machines.leader() is not None, "somebody leads")
@@ -883,10 +874,9 @@ def applied_points(machines: Machines) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def on_a_small_disk(folder: Path) -> Iterator[tuple[Machines, Path]]:
+def on_a_small_disk(folder: Path, command: list[str]) -> Iterator[tuple[Machines, Path]]:
     """Run a coordinator whose disk is as full as a file says, and a job on it."""
-    command = copy_of_checkout(folder / "code")
-    environment = {"PYTHONPATH": str(folder / "code")}
+    environment = {"PYTHONPATH": str(Path(command[-1]).parent)}
     with Machines(
         folder / "cluster", command=command, coordinators=1, clients=0, environment=environment
     ) as machines:
@@ -910,8 +900,8 @@ def states_of_jobs(machines: Machines) -> list[str]:
 
 
 @row("disk nearly full")
-def test_disk_is_nearly_full(what: str, tmp_path: Path) -> None:
-    with on_a_small_disk(tmp_path) as (machines, file):
+def test_disk_is_nearly_full(what: str, tmp_path: Path, command: list[str]) -> None:
+    with on_a_small_disk(tmp_path, command) as (machines, file):
         file.write_text("200000000")
 
         def said() -> str:
@@ -931,8 +921,8 @@ def test_disk_is_nearly_full(what: str, tmp_path: Path) -> None:
 
 
 @row("disk too full to go on")
-def test_disk_is_too_full_to_go_on(what: str, tmp_path: Path) -> None:
-    with on_a_small_disk(tmp_path) as (machines, file):
+def test_disk_is_too_full_to_go_on(what: str, tmp_path: Path, command: list[str]) -> None:
+    with on_a_small_disk(tmp_path, command) as (machines, file):
         file.write_text("50000000")
         check_stop(what, machines)
         script = str(Path(__file__).with_name("small_disk.py"))
@@ -944,8 +934,8 @@ def test_disk_is_too_full_to_go_on(what: str, tmp_path: Path) -> None:
 
 
 @row("disk full")
-def test_disk_is_full(what: str, tmp_path: Path) -> None:
-    with on_a_small_disk(tmp_path) as (machines, file):
+def test_disk_is_full(what: str, tmp_path: Path, command: list[str]) -> None:
+    with on_a_small_disk(tmp_path, command) as (machines, file):
         file.write_text("full")
         with pytest.raises(PeerUnreachable):
             for request in range(1_000):

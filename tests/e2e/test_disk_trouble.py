@@ -19,7 +19,7 @@ from tasksprint.settings import Settings
 from tasksprint.store.verify import verify
 from tests.e2e.conftest import wait_until
 from tests.known_bugs.test_power_loss import decides
-from tests.torture.machines import Machines, copy_of_checkout
+from tests.torture.machines import Machines
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +66,7 @@ def log_tail_slots() -> int:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, log_tail_slots: int) -> Iterator[Cluster]:
-    command = copy_of_checkout(tmp_path / "code")
+def cluster(tmp_path: Path, log_tail_slots: int, command: list[str]) -> Iterator[Cluster]:
     environment = {"TASKSPRINT_SETTINGS": json.dumps({"log_tail_slots": log_tail_slots})}
     with Machines(
         tmp_path / "cluster", command=command, coordinators=3, clients=0, environment=environment

@@ -18,7 +18,7 @@ import pytest
 from tasksprint.encoding import encode_json
 from tasksprint.errors import DiskFull, PeerUnreachable, Refused
 from tests.e2e.conftest import wait_until
-from tests.torture.machines import Machines, copy_of_checkout
+from tests.torture.machines import Machines
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +45,6 @@ def small_disk(directory: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    """What runs this checkout."""
-    return copy_of_checkout(tmp_path / "code")
 
 
 def leave(directory: Path, free_bytes: int) -> None:
@@ -84,9 +78,7 @@ class People:
             **{"params": json.dumps("x" * padding), "program": post.json()["digest"]},
             "manifest": json.dumps(manifest),
         }
-        answer = cluster.request(
-            "POST", "/v1/jobs", body=encode_json(body), give_up_ms=give_up_ms
-        )
+        answer = cluster.request("POST", "/v1/jobs", body=encode_json(body), give_up_ms=give_up_ms)
         self.acknowledged.add(answer.checked().json()["job"])
 
     def jobs(self) -> set[int]:
@@ -139,9 +131,7 @@ def test_coordinator_warns_refuses_stops_and_goes_on(tmp_path: Path, command: li
         assert machines.end_all() == {name: 0}
 
 
-def test_full_disk_loses_nothing_that_was_acknowledged(
-    tmp_path: Path, command: list[str]
-) -> None:
+def test_full_disk_loses_nothing_that_was_acknowledged(tmp_path: Path, command: list[str]) -> None:
     """The disk is full within the second before anybody looks."""
     name = "coordinator-1"
     disk = tmp_path / "cluster" / name
@@ -201,8 +191,10 @@ def test_leader_whose_disk_fills_hands_over_and_no_job_is_refused(
         wait_until(leads, "coordinator-1 leads", limit_s=60)
         leave(disk, SIZE // 14)
         wait_until(
-            lambda: level_of(machines, "coordinator-1") == "short"
-            and machines.leader() not in (None, "coordinator-1"),
+            lambda: (
+                level_of(machines, "coordinator-1") == "short"
+                and machines.leader() not in (None, "coordinator-1")
+            ),
             "another one leads",
         )
         people.submit()

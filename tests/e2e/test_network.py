@@ -19,7 +19,7 @@ from tests.e2e.conftest import wait_until
 from tests.linearizability.job_store import check_history
 from tests.torture.findings import settle
 from tests.torture.load import Load
-from tests.torture.machines import CLIENT_HOST, Machines, copy_of_checkout, number_of
+from tests.torture.machines import CLIENT_HOST, Machines, number_of
 from tests.torture.network import Network, cut, mend, why_not
 
 _WHY_NOT = why_not()
@@ -34,12 +34,6 @@ HOSTS = (1, 2, 3)
 PATIENT = 'TASKSPRINT_SETTINGS={"election_timeout_min_ms":5000,"election_timeout_max_ms":6000}'
 # Twelve times what a client may be silent for.
 STALL_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What runs a copy of the checkout."""
-    return copy_of_checkout(tmp_path_factory.mktemp("copy") / "code")
 
 
 @pytest.fixture

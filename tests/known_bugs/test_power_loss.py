@@ -18,7 +18,7 @@ import pytest
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable
 from tests.e2e.conftest import wait_until
-from tests.torture.machines import Machines, copy_of_checkout
+from tests.torture.machines import Machines
 
 pytestmark = pytest.mark.long
 
@@ -42,8 +42,7 @@ def is_up(machines: Machines, name: str) -> bool:
     return machines.status(name) is not None
 
 
-def test_any_two_of_three_are_enough_to_start_again(tmp_path: Path) -> None:
-    command = copy_of_checkout(tmp_path / "code")
+def test_any_two_of_three_are_enough_to_start_again(tmp_path: Path, command: list[str]) -> None:
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()
         wait_until(lambda: decides(machines, 1), "the cluster is founded")
@@ -60,8 +59,7 @@ def test_any_two_of_three_are_enough_to_start_again(tmp_path: Path) -> None:
         assert set(machines.end_all().values()) == {0}
 
 
-def test_one_of_three_alone_says_what_it_waits_for(tmp_path: Path) -> None:
-    command = copy_of_checkout(tmp_path / "code")
+def test_one_of_three_alone_says_what_it_waits_for(tmp_path: Path, command: list[str]) -> None:
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()
         wait_until(lambda: decides(machines, 1), "the cluster is founded")

@@ -19,7 +19,7 @@ from tasksprint.store.replica_store import ReplicaStore
 from tests.e2e.conftest import wait_until
 from tests.known_bugs.test_power_loss import decides
 from tests.store.helpers import accept, entry
-from tests.torture.machines import Machines, copy_of_checkout
+from tests.torture.machines import Machines
 
 PAGE = 4096
 SLOTS = 30
@@ -100,8 +100,9 @@ def test_zeros_in_a_row_of_many_blocks_are_told_with_the_row(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_replica_with_zeros_in_its_file_stops_and_the_others_go_on(tmp_path: Path) -> None:
-    command = copy_of_checkout(tmp_path / "code")
+def test_replica_with_zeros_in_its_file_stops_and_the_others_go_on(
+    tmp_path: Path, command: list[str]
+) -> None:
     with Machines(tmp_path / "cluster", command=command, coordinators=3, clients=0) as machines:
         machines.start_all()
         for request in range(1, 4):

@@ -145,8 +145,11 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.mark.slow
-def test_copy_goes_on_where_an_answer_was_lost(tmp_path: Path) -> None:
+def test_copy_goes_on_where_an_answer_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each third answer is lost on the way back: the giver has given that piece already."""
+    monkeypatch.setattr(mirror_copy, "_PIECE_PAUSE_S", 0.01)
 
     def lose(number: int, body: bytes) -> bytes:
         if number % 3 == 0:

@@ -8,6 +8,7 @@ the coordinators are members is told here by whoever changes the members (`join`
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import shutil
@@ -41,9 +42,13 @@ _ENDS_OF_LEAVERS = (SettingsError.exit_code, StoreError.exit_code)
 
 
 def copy_of_checkout(folder: Path) -> list[str]:
-    """Copy what is needed to run into a new folder, and return the command that runs it."""
+    """Copy what is needed to run into a new folder, and return the command that runs it.
+
+    It is compiled, so that no process has to do it, whatever is set here.
+    """
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(_CHECKOUT / "tasksprint", folder / "tasksprint", ignore=ignore)
+    compileall.compile_dir(folder / "tasksprint", quiet=1)
     for name in ("tasksprint.py", "TaskSprintNode.py", "TaskSprintCoordinator.py"):
         shutil.copy(_CHECKOUT / name, folder / name)
     return [sys.executable, str(folder / "tasksprint.py")]
@@ -95,9 +100,7 @@ class Machines:
         self._hosts = {name: number_of(name) for name in self.founders}
         self._hosts |= {name: CLIENT_HOST + number_of(name) for name in self.clients}
         self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("TASKSPRINT_")
+            name: value for name, value in os.environ.items() if not name.startswith("TASKSPRINT_")
         }
         self.environment |= {
             "XDG_STATE_HOME": str(folder / "state"),
