@@ -15,7 +15,7 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,7 +241,8 @@ def run_recover(options: argparse.Namespace) -> int:
         _confirm(findings, options.yes_lose)
         cluster = new_cluster()
         address = options.advertise or survivor.member.address
-        survivor.recover(cluster, new_incarnation(), address)
+        with _damage_of_log():
+            survivor.recover(cluster, new_incarnation(), address)
     finally:
         store.close()
     print(
@@ -254,6 +255,16 @@ def run_recover(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+@contextlib.contextmanager
+def _damage_of_log() -> Iterator[None]:
+    """Say what helps where the state is whole, and pages of the log can't be read."""
+    try:
+        yield
+    except StoreDamaged as error:
+        hint = "nothing was changed; start this replica once: it mends its log and keeps its state"
+        raise StoreError(error.args[0], hint=hint) from error
+
+
 def _look(store: ReplicaStore) -> Survivor:
     """Find out what a store holds; one whose state is damaged doesn't do.
 
@@ -261,9 +272,10 @@ def _look(store: ReplicaStore) -> Survivor:
     """
     try:
         store.check_state()
-        survivor = Survivor(store)
     except StoreDamaged as error:
         raise StoreError(error.args[0], hint=_REMEDY) from error
+    with _damage_of_log():
+        survivor = Survivor(store)
     findings = survivor.findings
     if not findings.last_slot and findings.chosen_slot:
         raise StoreError(

@@ -206,9 +206,7 @@ class ReplicaStore:
         """Begin the account of what was accepted and isn't known to be chosen.
 
         Raises:
-            StoreDamaged: Chosen entries can't be read: others have them, so it can be mended.
-            StoreError: Some of what isn't chosen is damaged or gone. Or, in the store of an only
-                member, a chosen entry is.
+            StoreError: Some of it is damaged or gone.
         """
         progress = self._progress
         open_from = progress.open_from
@@ -225,18 +223,22 @@ class ReplicaStore:
                 f"table 'log' has {self._open.count} values accepted from slot {open_from} on, "
                 f"expected {progress.open_count}, or others"
             )
-        first_lost = self._first_lost()
-        if first_lost < open_from and is_only_member(self._header):
-            what = f"slot {first_lost} of table 'log' is gone or fails its checksum"
-            raise only_member_lost(self.path, what)
 
     def _tidy(self) -> None:
-        """Delete what a former life left and nobody can use."""
+        """Delete what a former life left and nobody can use.
+
+        Raises:
+            StoreDamaged: Chosen entries can't be read: others have them, so it can be mended.
+            StoreError: A chosen entry of an only member is damaged or gone.
+        """
         if has_side_tables(self._database):  # of a copy that a crash cut off
             with self._writing() as cursor:
                 drop_side_tables(cursor)
         first, end = self._first_lost(), self._progress.open_from
         if first < end:
+            if is_only_member(self._header):
+                what = f"slot {first} of table 'log' is gone or fails its checksum"
+                raise only_member_lost(self.path, what)
             # Chosen and not whole: until they are fetched again, they must not be met as news.
             spoiled = [slot for slot, each in log_rows(self._database, first, end) if each is None]
             with self._writing() as cursor:

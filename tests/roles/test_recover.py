@@ -25,7 +25,7 @@ from tasksprint.consensus import (
 from tasksprint.consensus.membership import Membership, encode_membership_value, without
 from tasksprint.coordination.commands import Command, SubmitJob, Tick, encode_command
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.errors import SettingsError, StoreError, UsageError
+from tasksprint.errors import SettingsError, StoreDamaged, StoreError, UsageError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.roles import recover as recover_module
 from tasksprint.roles.recover import Survivor, run_recover
@@ -326,6 +326,33 @@ def test_survivor_that_counts_as_lost_is_refused_with_what_helps_then(tmp_path: 
         "the row of table 'progress' fails its checksum; nothing was changed; recover another "
         "member's data directory, or restore a backup"
     )
+
+
+def test_survivor_whose_log_cannot_be_read_is_mended_by_starting_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = {slot: b"page %d," % slot * 400 for slot in range(14, 18)}  # a page for each
+    folder = make_store(
+        tmp_path / "data", chosen=20, accepted=tuple(range(11, 23)), values=large
+    )
+    path = folder / "replica.db"
+    data = path.read_bytes()
+    pages = [data[start : start + 4096] for start in range(0, len(data), 4096)]
+    leaf = max(  # (Others may hold what they held before: the root was a leaf once.)
+        number for number, page in enumerate(pages) if page[0] == 13 and b"page 14," in page
+    )
+    spoiled = [*pages[:leaf], bytes(4096), *pages[leaf + 1 :]]
+    path.write_bytes(b"".join(spoiled))
+    with pytest.raises(StoreError) as caught:
+        run_recover(options(folder, yes_lose="c0ffee"))
+    assert str(caught.value).endswith(
+        "; nothing was changed; start this replica once: it mends its log and keeps its state"
+    )
+    with pytest.raises(StoreDamaged):
+        ReplicaStore.open(folder, 3, now_ms=0)
+    ReplicaStore.open(folder, 3, now_ms=0).close()  # as a coordinator does, once more
+    found = look(folder, capsys)
+    assert (found["applied_slot"], found["chosen_slot"], found["jobs_running"]) == (10, 20, 2)
 
 
 def test_half_repaired_survivor_is_refused_as_it_is(tmp_path: Path) -> None:
