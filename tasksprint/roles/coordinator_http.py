@@ -26,7 +26,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.view import encode_view
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import Refused, RemoteProtocolError
-from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.ids import REPLICA_ID_MAX, ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
@@ -331,13 +331,13 @@ class CoordinatorPaths:
         """Add, replace or remove a member; answered once the log holds the change."""
         body = _object(request)
         members = self._coordinator.members
-        replica = ReplicaId(_integer(body, "replica"))
+        replica = _replica(body, "replica")
         try:
             match body.get("change"):
                 case "add":
                     await members.add(replica, _text(body, "address"))
                 case "replace":
-                    new = ReplicaId(_integer(body, "with"))
+                    new = _replica(body, "with")
                     await members.add(new, _text(body, "address"), replaces=replica)
                 case "remove":
                     await members.remove(replica)
@@ -452,6 +452,13 @@ def _text(body: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise RemoteProtocolError(f"{name!r} is {value!r}, expected a string")
     return value
+
+
+def _replica(body: dict[str, Any], name: str) -> ReplicaId:
+    value = _integer(body, name)
+    if not 1 <= value <= REPLICA_ID_MAX:
+        raise RemoteProtocolError(f"{name!r} is {value!r}, expected 1 to 2**63 - 1")
+    return ReplicaId(value)
 
 
 def _integer(body: dict[str, Any], name: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, UsageError
-from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
+from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
@@ -25,7 +25,7 @@ from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
-from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.leader import check_replica_id, parse_addresses, parse_member
 from tasksprint.roles.restore import refuse_half_restored
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.settings import Settings
@@ -65,7 +65,7 @@ def run_role(options: argparse.Namespace) -> int:
     _, port = parse_address(options.listen)
     advertise = options.advertise or options.listen
     parse_address(advertise)
-    me = ReplicaId(options.id)
+    me = check_replica_id(options.id, "--id")
     if options.join is not None and options.peers is not None:
         raise UsageError(
             "--join goes without --peers", hint="--peers founds a cluster, --join waits for one"
@@ -227,20 +227,17 @@ def default_data_directory(state: Path, name: str) -> Path:
 
 def parse_peers(text: str | None, me: ReplicaId, advertise: str) -> dict[ReplicaId, str]:
     """Return the founding members of --peers, such as "1=10.0.0.1:7070,2=10.0.0.2:7070"."""
-    if not 1 <= me <= REPLICA_ID_MAX:
-        raise UsageError(f"--id {me} is not from 1 to 2**63 - 1")
     if text is None:
         return {me: advertise}
     peers: dict[ReplicaId, str] = {}
     for part in text.split(","):
-        number, equals, address = part.strip().partition("=")
-        if not equals or not number.isdecimal() or int(number) < 1:
+        member = parse_member(part.strip())
+        if member is None:
             raise UsageError(
                 f"--peers has {part.strip()!r}, expected ID=HOST:PORT",
                 hint="for example 1=10.0.0.1:7070,2=10.0.0.2:7070,3=10.0.0.3:7070",
             )
-        parse_address(address)
-        replica = ReplicaId(int(number))
+        replica, address = member
         if replica in peers:
             raise UsageError(f"--peers names replica {replica} twice")
         peers[replica] = address

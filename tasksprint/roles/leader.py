@@ -14,14 +14,24 @@ from collections.abc import Callable, Mapping
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError, SettingsError, UsageError
+from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 
-__all__ = ["MEMBERS_HEADER", "MISDIRECTED", "Leader", "Rota", "parse_addresses"]
+__all__ = [
+    "MEMBERS_HEADER",
+    "MISDIRECTED",
+    "Leader",
+    "Rota",
+    "check_replica_id",
+    "parse_addresses",
+    "parse_member",
+]
 
 MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 _UNAVAILABLE = 503
+_DIGITS_MAX = 1_000  # far more than any id has; Python converts no more than 4,300
 # With each view: the members' addresses, so that a client finds those that were added since.
 MEMBERS_HEADER = "members"
 
@@ -43,6 +53,23 @@ def parse_addresses(text: str) -> list[str]:
     for address in addresses:
         parse_address(address)
     return addresses
+
+
+def parse_member(text: str) -> tuple[ReplicaId, str] | None:
+    """Return the id and the address of "4=10.0.0.4:7070"; None: it isn't of this form."""
+    number, equals, address = text.partition("=")
+    if not equals or not number.isdecimal() or len(number) > _DIGITS_MAX:
+        return None
+    replica = check_replica_id(int(number), "replica")
+    parse_address(address)
+    return replica, address
+
+
+def check_replica_id(number: int, what: str) -> ReplicaId:
+    """Return a number of the command line if a replica can have it."""
+    if not 1 <= number <= REPLICA_ID_MAX:
+        raise UsageError(f"{what} {number} is not from 1 to 2**63 - 1")
+    return ReplicaId(number)
 
 
 class Rota:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
-from tasksprint.net.addresses import parse_address
+from tasksprint.ids import ReplicaId
 from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.leader import check_replica_id, parse_member
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +28,8 @@ def run_member_command(cluster: Cluster, options: argparse.Namespace) -> int:
     if options.timeout < 0:
         raise UsageError(f"--timeout {options.timeout} is below 0")
     deadline_s = time.monotonic() + options.timeout
+    if options.action != "add":
+        check_replica_id(options.replica, "replica")
     if options.action == "remove":
         replica = options.replica
         body: dict[str, Any] = {"change": "remove", "replica": replica}
@@ -61,15 +64,14 @@ def run_member_command(cluster: Cluster, options: argparse.Namespace) -> int:
     )
 
 
-def parse_new(text: str) -> tuple[int, str]:
+def parse_new(text: str) -> tuple[ReplicaId, str]:
     """Return the id and address of "4=10.0.0.4:7070"."""
-    number, equals, address = text.partition("=")
-    if not equals or not number.isdecimal() or int(number) < 1:
+    member = parse_member(text)
+    if member is None:
         raise UsageError(
             f"new member {text!r} is not ID=HOST:PORT", hint="for example 4=10.0.0.4:7070"
         )
-    parse_address(address)
-    return int(number), address
+    return member
 
 
 def _role(listing: dict[str, Any], replica: int) -> str | None:

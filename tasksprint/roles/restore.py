@@ -21,12 +21,13 @@ from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.durable_files import sync_directory
 from tasksprint.encoding import encode_json
-from tasksprint.errors import EXIT_OK, DiskFull, SettingsError, StoreError, UsageError
-from tasksprint.ids import REPLICA_ID_MAX, ReplicaId, Slot
+from tasksprint.errors import EXIT_OK, DiskFull, SettingsError, StoreError
+from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.directories import private_directory
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.leader import check_replica_id
 from tasksprint.roles.recover import ago, new_cluster, new_incarnation
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.backup_file import BackupReader, check_backup
@@ -54,8 +55,7 @@ class _Restored:
 
 def run_restore(options: argparse.Namespace) -> int:
     """Carry out `restore`."""
-    if not 1 <= options.id <= REPLICA_ID_MAX:
-        raise UsageError(f"--id {options.id} is not from 1 to 2**63 - 1")
+    check_replica_id(options.id, "--id")
     address = options.advertise or options.listen
     parse_address(address)
     settings = settings_from_environment()

@@ -603,6 +603,20 @@ def test_backup_from_a_client(what: str, served: Served, tmp_path: Path) -> None
     assert not path.exists()
 
 
+@row("`member` with an id that no replica can have")
+def test_member_with_an_id_that_is_none(what: str, served: Served) -> None:
+    served.commands.fails(what, "member", "remove", "0")
+    for arguments in (
+        ["remove", "99999999999999999999"],
+        ["replace", "99999999999999999999", "2=127.0.0.1:1"],
+        ["replace", "1", "99999999999999999999=127.0.0.1:1"],
+        ["add", "99999999999999999999=127.0.0.1:1"],
+    ):
+        done = served.commands("member", *arguments)
+        sentence = "tasksprint: replica 99999999999999999999 is not from 1 to 2**63 - 1\n"
+        assert (done.returncode, done.stderr) == (64, sentence)
+
+
 @row("address that is none")
 def test_address_without_a_port(what: str, served: Served) -> None:
     served.commands.fails(what, "status", "--coordinators", "localhost")
@@ -660,6 +674,10 @@ tested.update(
         ("`--peers` malformed", ["coordinator", "--peers", "10.0.0.1:7070,10.0.0.2:7070"]),
         ("`--peers` without this replica", ["coordinator", "--peers", "2=10.0.0.2:7070"]),
         ("`--id` that no replica can have", ["coordinator", "--id", "0"]),
+        (
+            "`--peers` with an id that no replica can have",
+            ["coordinator", "--peers", "99999999999999999999=10.0.0.1:7070"],
+        ),
         ("`--nodes` out of range", ["client", "--nodes", "0"]),
         ("no program to attach", ["node", "--exec", "./nosuchnode.py"]),
         ("no client to attach to", ["node", "--exec", "/bin/cat"]),
@@ -677,6 +695,7 @@ tested.update(
         "`--peers` malformed",
         "`--peers` without this replica",
         "`--id` that no replica can have",
+        "`--peers` with an id that no replica can have",
         "`--nodes` out of range",
         "no program to attach",
         "no client to attach to",
