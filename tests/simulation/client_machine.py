@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from tasksprint.net.http_messages import HttpResponse
@@ -143,6 +144,16 @@ class ClientMachine:
         self.disks_lost += 1
         self.directory = MemoryResults(f"{self.name}, disk {self.disks_lost}")
         self.programs.clear()
+
+    def lose_values(self, share: float, random: Random) -> None:
+        """Let the disk of a machine that is down forget so much of its results."""
+        assert not self.is_up
+        self.disks_lost += 1
+        for name in list(self.directory.results):
+            if random.random() < share:
+                result = self.directory.results.pop(name)
+                for value in result.values:
+                    del self.directory.contents[(*name, value.key)]
 
     def stop(self) -> None:
         """Ask it to end in good order."""

@@ -64,6 +64,7 @@ class Clients:
             self._cut,
             self._stop,
             self._lose_disk,
+            self._lose_values,
             self._change_disk,
             self._fill_disk,
         ]
@@ -206,6 +207,14 @@ class Clients:
         self.world.count("clients that lost their disk")
         machine.lose_disk()
         self._later((20, 4_000), partial(self._start, machine))
+
+    def _lose_values(self, machine: ClientMachine) -> None:
+        """Kill a machine, and let it find some of its results gone when it is back, soon."""
+        self.world.say(f"{machine.name} is killed and loses values")
+        self.world.count("clients that lost values")
+        machine.kill()
+        machine.lose_values(self.random.choice((0.3, 1.0)), self.random)
+        self._later((20, 500), partial(self._start, machine))
 
     def _stop(self, machine: ClientMachine) -> None:
         self.world.say(f"{machine.name} is asked to stop")

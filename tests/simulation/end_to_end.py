@@ -283,8 +283,7 @@ class Results(Rule):
         told = list(values["told"].values())
         if values["seen"][: len(told)] != told:
             raise self.broken(f"{what}: its scheduler was told {told}, consumed was {text}")
-        width = len(told)
-        hidden, between = values["seen"][width : 2 * width], values["seen"][2 * width :]
+        hidden, between = _hidden(values)
         for number, (blob, looked) in enumerate(zip(hidden, between, strict=True)):
             if looked != [number, blob]:
                 raise self.broken(f"{what}: one dependent saw {blob}, another {looked}")
@@ -309,12 +308,17 @@ class Results(Rule):
                     )
             return
         values = json.loads(summary["values"])
-        width = len(values["told"])
         blobs = [found[tid]["blob"].hex() for tid in sorted(found)[:-1]]
-        if blobs != values["seen"][width : 2 * width]:
+        if blobs != _hidden(values)[0]:
             raise self.broken(f"job {job} keeps {blobs}, consumed was {values['seen']}")
         if found[max(found)]["seen"] != values["seen"]:
             raise self.broken(f"job {job} keeps {found[max(found)]}, told was {values['seen']}")
+
+
+def _hidden(values: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    """Return what hidden dice showed to the last of a job's tasks, and to those in between."""
+    seen = values["seen"][len(values["told"]) :]
+    return seen[: len(seen) // 2], seen[len(seen) // 2 :]
 
 
 def _decode(values: dict[str, bytes]) -> dict[str, Any]:

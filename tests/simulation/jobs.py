@@ -2,7 +2,7 @@
 
 A scheduler is a line in, lines out (docs/protocol.md), and its answers follow from its
 lines alone; a task's values follow from its name, arguments and seed, but for the tasks of
-the kind "dice". What a job must end with (`expected`) is what it ends with where nothing ever
+the kinds of dice. What a job must end with (`expected`) is what it ends with where nothing ever
 goes wrong: `ideal` runs it so. So each kind is made such that its result doesn't depend on
 the order in which its tasks are done, nor on how often anything ran.
 
@@ -306,13 +306,17 @@ class Dice(Plan):
     consumed of both.
     """
 
+    is_told = True
+    look_ms = 0  # beside what all tasks take
+
     def init(self) -> None:
-        width = self.params["width"]
+        width, ms = self.params["width"], self.params["ms"] + self.look_ms
+        shown = width if self.is_told else 0
         self.told: dict[str, int] = {}
-        self.open = [self.start("dice", number, keys=("face",)) for number in range(width)]
+        self.open = [self.start("dice", number, keys=("face",)) for number in range(shown)]
         self.hidden = [self.start("dice", number) for number in range(width)]
         between = [
-            self.start("look", number, after=[(tid, "blob")])
+            self.start("look", number, after=[(tid, "blob")], ms=ms)
             for number, tid in enumerate(self.hidden)
         ]
         inputs = [(tid, "face") for tid in self.open]
@@ -327,6 +331,16 @@ class Dice(Plan):
             # Its inputs were told before: what it consumed was canonical.
             told = {str(each): self.told[str(each)] for each in self.open}
             self.finish({"told": told, "seen": values["seen"]}, [*self.hidden, self.last])
+
+
+class HiddenDice(Dice):
+    """Likewise, but nobody is told what the dice show: they may be thrown again at any time.
+
+    Those who look take long.
+    """
+
+    is_told = False
+    look_ms = 1_000
 
 
 class Many(Plan):
@@ -353,6 +367,7 @@ _PLANS: dict[str, type[Plan]] = {
     "hopeless": Hopeless,
     "released": Released,
     "dice": Dice,
+    "hidden dice": HiddenDice,
     "many": Many,
 }
 KINDS = tuple(_PLANS)
@@ -439,14 +454,14 @@ def params(kind: str, random: Random) -> str:
 
 def is_random(kind: str) -> bool:
     """Whether the result depends on chance; then it says itself what must agree."""
-    return kind == "dice"
+    return kind in ("dice", "hidden dice")
 
 
 def may_fail(kind: str, error: str) -> bool:
     """Whether a job of this kind may end as failed like that, where things go wrong."""
     if error.startswith(("the scheduler", "on ")) and ("it crashed" in error):
         return True  # Its scheduler's process did, on most replicas, too often.
-    if kind == "dice":
+    if is_random(kind):
         return "and returned other values than its scheduler was told" in error
     if kind == "released":
         return "was lost and can't be computed again" in error and "was released" in error

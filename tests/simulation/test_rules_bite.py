@@ -7,7 +7,7 @@ the rules of consensus.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from tasksprint.coordination.commands import Command, Completion, SubmitJob, dec
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror
 from tasksprint.coordination.schedule import Event, Schedule
-from tasksprint.coordination.tasks import DONE
+from tasksprint.coordination.tasks import ASSIGNED, DONE
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
 from tasksprint.execution.effects import Manifest
@@ -80,6 +80,48 @@ class _KilledClients(_UnluckyClients):
         super().start()
         self.people._kinds = ["chain", "fan", "reduce"]
         self._faults = [self._kill]
+
+
+class _LostInputs(Clients):
+    """Results are lost and made again, while those that use them are heard, but don't hear."""
+
+    def start(self) -> None:
+        self.people._kinds = ["hidden dice"]
+        self.people._job_max, self.people._pause_ms = 40, 300.0
+        world: Any = self.world
+        world.faults.stop()
+        super().start()
+        self.world.after(2_000, self._strike)
+
+    def fault(self) -> None:
+        pass
+
+    def _strike(self) -> None:
+        if self.world.is_healed:
+            return
+        pause_ms = 100.0
+        for user, holder in self._fetched():
+            pairs = [(f"replica {replica}", user.name) for replica in self.world.addresses]
+            self.world.after(3_000, self.world.cut(pairs))
+            holder.kill()
+            holder.lose_values(1.0, self.random)
+            self.world.after(20, partial(self._start, holder))
+            pause_ms = 4_000.0
+            break
+        self.world.after(pause_ms, self._strike)
+
+    def _fetched(self) -> Iterator[tuple[ClientMachine, ClientMachine]]:
+        """Find clients that run a task, and those of which they have fetched an input."""
+        world: Any = self.world
+        machines = {each.client.workbench.cid: each for each in self.machines if each.client}
+        for node in world.nodes.values():
+            running = node.schedule._state.running if node.schedule is not None else {}
+            for job in running.values():
+                for task in job.tasks.values():
+                    for tid in task.pretasks if task.state == ASSIGNED else ():
+                        user, holder = task.cid, job.tasks[tid].holders[:1]
+                        if holder and user != holder[0] and {user, *holder} <= {*machines}:
+                            yield machines[user], machines[holder[0]]
 
 
 class _StrandedLeaders(Clients):
@@ -188,6 +230,19 @@ class _RepetitiveResults(Results):
         task = None if job is None else job.tasks.get(completion.tid)
         if task is not None and task.state < DONE:
             task.digest = None
+        return super()._complete(client, completion, is_final=is_final)
+
+
+class _CredulousResults(Results):
+    """Counts whatever a completion consumed."""
+
+    __slots__ = ()
+
+    def _complete(self, client: ClientRecord, completion: Completion, *, is_final: bool) -> bool:
+        job = self._state.running.get(completion.job)
+        task = None if job is None else job.tasks.get(completion.tid)
+        if task is not None and (consumed := self._canonical_inputs(task)) is not None:
+            completion = replace(completion, inputs_digest=consumed if task.pretasks else None)
         return super()._complete(client, completion, is_final=is_final)
 
 
@@ -310,6 +365,10 @@ BUILDS: dict[str, tuple[Callable[[], set[str]], set[str]]] = {
         partial(_rules_broken, 20, _with_results(_RepetitiveResults), _UnluckyClients),
         {"told-once"},
     ),
+    "a completion counts whatever it consumed": (
+        partial(_rules_broken, 20, _with_results(_CredulousResults), _LostInputs),
+        {"results"},
+    ),
     "reads aren't confirmed by a quorum": (
         partial(_rules_broken, 10, _HastyReader, _StrandedLeaders),
         {"not-linearizable"},
@@ -359,7 +418,9 @@ def test_client_that_computes_with_damaged_inputs_is_caught(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clients", [_UnluckyClients, _StalledJudges, _StrandedLeaders])
+@pytest.mark.parametrize(
+    "clients", [_UnluckyClients, _LostInputs, _StalledJudges, _StrandedLeaders]
+)
 def test_seeds_for_broken_builds_are_clean_without_them(clients: type[Clients]) -> None:
     assert RULES.tick_elapsed_max_ms == 1_000
     assert _rules_broken(4, clients=clients) == set()
