@@ -1100,6 +1100,15 @@ def test_recovery_of_who_was_removed(what: str, commands: Commands, used_member:
     commands.fails(what, "recover", "--data-dir", str(used_member))
 
 
+@row("recovery of a damaged state")
+def test_recovery_of_a_damaged_state(what: str, commands: Commands, used_member: Path) -> None:
+    database = Database(used_member / DATABASE_FILE, REPLICA_KIND, Settings())
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE facts SET checksum = checksum + 1")
+    database.close()
+    commands.fails(what, "recover", "--dry-run", "--data-dir", str(used_member))
+
+
 @row("recovery of who needs none")
 def test_recovery_of_who_needs_none(what: str, commands: Commands, used_dir: Path) -> None:
     commands.fails(what, "recover", "--data-dir", str(used_dir))
