@@ -21,7 +21,7 @@ from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params
 from tasksprint.roles.run import PrivateCluster
-from tests.e2e.conftest import connect
+from tests.e2e.conftest import connect, in_this_process
 
 __all__ = ["Commands", "Shared", "processes_of", "shared_cluster", "write_job"]
 
@@ -65,6 +65,11 @@ class Commands:
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         return done
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this process, to its end, whatever that is."""
+        with mock.patch.dict(os.environ, self.environment, clear=True):
+            return in_this_process(*arguments)
 
     def text(self, *arguments: str, code: int = 0) -> str:
         """Return what a command prints."""

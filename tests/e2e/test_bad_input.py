@@ -142,16 +142,15 @@ class Commands:
     def fails(self, what: str, *arguments: str, **environment: str) -> None:
         """Run a command and compare its end with a row."""
         if arguments[0] in QUESTIONS:
-            self._ask(what, *arguments, **environment)
-            return
-        done = self(*arguments, **environment)
+            done = self.ask(*arguments, **environment)
+        else:
+            done = self(*arguments, **environment)
         check(what, done.returncode, done.stderr)
 
-    def _ask(self, what: str, *arguments: str, **environment: str) -> None:
+    def ask(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this process."""
         with mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True):
-            done = in_this_process(*arguments)
-        check(what, done.returncode, done.stderr)
+            return in_this_process(*arguments)
 
     @contextlib.contextmanager
     def running(self, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
@@ -565,15 +564,16 @@ def test_coordinator_that_is_not_there(what: str, served: Served) -> None:
 
 @row("no majority of coordinators")
 def test_coordinator_that_waits_for_the_others(
-    what: str, commands: Commands, tmp_path: Path
+    what: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasksprint.roles.commands._GIVE_UP_MS", 200)
     address = f"127.0.0.1:{free_port()}"
     peers = ["--peers", f"1={address},2=127.0.0.1:{free_port()}"]
     arguments = ["--listen", address, "--data-dir", str(tmp_path / "data"), *peers]
     soon = '{"find_leader_timeout_ms": 200}'
     with commands.running("coordinator", *arguments, until="listens on"):
         commands.fails(what, "jobs", "--coordinators", address, TASKSPRINT_SETTINGS=soon)
-        status = commands("status", "--coordinators", address, TASKSPRINT_SETTINGS=soon)
+        status = commands.ask("status", "--coordinators", address)
         check(what, status.returncode, status.stderr)
         assert re.search(r"^2 .*unreachable", status.stdout, re.MULTILINE)
 

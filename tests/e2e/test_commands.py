@@ -202,7 +202,11 @@ def wait_for_no_process(processes: list[psutil.Process]) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)],
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.long),
+        (signal.SIGKILL, -9),
+    ],
     ids=["ctrl-c", "sigterm", "sigkill"],
 )
 def test_a_run_that_is_ended_leaves_no_process(
@@ -457,21 +461,26 @@ def test_stop_ends_every_process(archive: Path, job_folder: Path, tmp_path: Path
         wait_for_no_process(of_cluster)
 
 
-def test_status_and_stop_without_a_majority_say_so(archive: Path) -> None:
+def test_status_and_stop_without_a_majority_say_so(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasksprint.roles.commands._GIVE_UP_MS", 200)
     with shared_cluster(archive, coordinators=3) as shared:
         wait_until(lambda: shared.commands.json("clients") != [], "the client has joined")
         leader = next(iter(shared.commands.json("status")["coordinators"].values()))["leader"]
         others = [number for number in (1, 2, 3) if number != leader]
         shared.private.kill(f"coordinator-{leader}", f"coordinator-{others[0]}")
-        done = shared.commands("status", code=69)
-        rows = done.stdout.decode().splitlines()
+        done = shared.commands.ask("status")
+        assert done.returncode == 69
+        rows = done.stdout.splitlines()
         states = {row.split()[0]: row.split()[2] for row in rows[1:4]}
         assert [states[str(number)] for number in (leader, others[0])] == ["unreachable"] * 2
         assert states[str(others[1])] in ("follower", "canvassing", "candidate")
-        assert b"no coordinator leads at" in done.stderr
-        done = shared.commands("stop", code=69)
-        assert done.stdout == b"stopped 1 of 1 process\n"
-        assert b"no coordinator leads, so the clients aren't known" in done.stderr
+        assert "no coordinator leads at" in done.stderr
+        done = shared.commands.ask("stop")
+        assert done.returncode == 69
+        assert done.stdout == "stopped 1 of 1 process\n"
+        assert "no coordinator leads, so the clients aren't known" in done.stderr
 
 
 # --- nodes attached by hand ---

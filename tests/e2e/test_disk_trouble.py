@@ -91,6 +91,7 @@ def change(path: Path, statement: str) -> None:
         database.commit()
 
 
+@pytest.mark.long
 def test_disk_that_is_put_back_from_a_copy_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     name = cluster.follower()
     cluster.end(name)
@@ -109,6 +110,7 @@ def test_disk_that_is_put_back_from_a_copy_is_refused(cluster: Cluster, tmp_path
     assert said.endswith(f"then tasksprint member replace {number} ID=HOST:PORT")
 
 
+@pytest.mark.long
 def test_torn_tail_of_the_write_ahead_log_is_an_older_disk(cluster: Cluster) -> None:
     """A power cut may leave it only if the disk said that it was written, and wasn't."""
     name = cluster.follower()

@@ -96,6 +96,7 @@ def level_of(machines: Machines, name: str) -> str:
     return str(space["level"])
 
 
+@pytest.mark.long  # tests/e2e/test_bad_input.py fills a disk in steps, too
 def test_coordinator_warns_refuses_stops_and_goes_on(tmp_path: Path, command: list[str]) -> None:
     name = "coordinator-1"
     disk = tmp_path / "cluster" / name

@@ -51,7 +51,7 @@ def test_members_change_under_a_running_job(
     cluster = connect(private)
     operator = Operator(private, run, monkeypatch)
     expected = result_of(cluster, submit(cluster))
-    job = submit(cluster)
+    job = submit(cluster, task_ms=30)
 
     # A fourth, which catches up and votes.
     address = private.join(4)

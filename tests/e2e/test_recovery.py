@@ -42,7 +42,7 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
     private = make_cluster(coordinators=3, clients=1)
     cluster = connect(private)
     expected = result_of(cluster, submit(cluster))
-    job = submit(cluster)
+    job = submit(cluster, task_ms=30)
     wait_for_half(cluster, job)
 
     # Two are destroyed; what they held is put away, to come back later.
@@ -97,7 +97,7 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
     # when that one is away for a while, and after a restart of its own.
     key = create_key(private.directory / "key")
     new = Cluster(private.addresses, key, Settings(), name=now)
-    job = submit(new)
+    job = submit(new, task_ms=30)
     private.kill(name)
     private.kill("client-1")
     private.restart("client-1")

@@ -161,6 +161,7 @@ def test_a_restarted_client_uses_what_it_holds(
     assert gated.runs() == {**dict.fromkeys(range(TASKS), 1), HOLD: 2}
 
 
+@pytest.mark.long
 def test_a_client_that_comes_back_from_the_dead_uses_what_it_holds(
     shared: Shared, tmp_path: Path, undisturbed: str
 ) -> None:

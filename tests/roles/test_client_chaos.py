@@ -23,7 +23,7 @@ from tests.roles.client_world import PROGRAM, World, assignment, run, until, vie
 
 COMMAND = '{"node":["node.py"]}'
 # Each kind of answer and of end; bytes are larger than what stands in a row of the store.
-NODE = '''
+NODE = """
 import json, os, sys, time
 
 out = sys.stdout.buffer
@@ -55,7 +55,7 @@ while line := sys.stdin.buffer.readline():
     out.flush()
     if name == "leave":
         sys.exit(0)
-'''
+"""
 NAMES = ["good"] * 4 + ["frames", "file", "slow", "print", "fail", "leave", "die"]
 
 
@@ -161,7 +161,9 @@ class Whims:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
+)
 def test_clients_survive_every_whim(seed: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "slots": 2,

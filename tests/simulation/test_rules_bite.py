@@ -419,7 +419,13 @@ def test_client_that_computes_with_damaged_inputs_is_caught(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "clients", [_UnluckyClients, _LostInputs, _StalledJudges, _StrandedLeaders]
+    "clients",
+    [
+        pytest.param(_UnluckyClients, marks=pytest.mark.long),
+        pytest.param(_LostInputs, marks=pytest.mark.long),
+        pytest.param(_StalledJudges, marks=pytest.mark.long),
+        _StrandedLeaders,
+    ],
 )
 def test_seeds_for_broken_builds_are_clean_without_them(clients: type[Clients]) -> None:
     assert RULES.tick_elapsed_max_ms == 1_000
