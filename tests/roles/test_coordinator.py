@@ -23,7 +23,7 @@ from tasksprint.coordination.commands import (
     encode_command,
 )
 from tasksprint.encoding import encode_json
-from tasksprint.errors import Refused, RemoteProtocolError, StoreError
+from tasksprint.errors import DiskFull, Refused, RemoteProtocolError, StoreError
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
@@ -367,6 +367,21 @@ def test_full_disk_stops_the_coordinator_and_acknowledges_nothing(tmp_path: Path
             await until(lambda: again.coordinator.is_current, "it leads again")
             assert schedule.living_clients() == ((1, "bb", 0),)
             assert schedule.jobs() == []
+
+    run(main)
+
+
+def test_archive_that_finds_the_disk_full_stops_the_coordinator(tmp_path: Path) -> None:
+    """Its store takes nothing after that: it must not stay and refuse, nor end as by a bug."""
+
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            leader.directory.is_full = True
+            with pytest.raises(DiskFull):
+                await leader.coordinator.programs.keep(b"an archive")
+            await until(lambda: leader.failure is not None, "it stops")
+            assert isinstance(leader.failure, DiskFull)
 
     run(main)
 
