@@ -6,9 +6,10 @@ answer at once, and a node that is attached starts in milliseconds.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
@@ -20,6 +21,7 @@ __all__ = ["main"]
 
 _EXIT_INTERRUPTED = 130  # as shells report SIGINT
 _EXIT_PIPE = 141  # as shells report SIGPIPE
+_STDOUT = "<stdout>"
 
 _EPILOG = """\
 examples:
@@ -43,6 +45,28 @@ def main(arguments: list[str]) -> int:
             "tasksprint: python -O is refused: the checks are part of the design", file=sys.stderr
         )
         return UsageError.exit_code
+    _name_stdout()
+    try:
+        exit_code = _end_of(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # Here, and not behind us, where nobody says what failed.
+        return exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _EXIT_PIPE
+    except OSError as error:
+        if error.filename is None:
+            raise  # Not about a file that somebody could put right: our bug.
+        what = f"cannot use {os.fsdecode(error.filename)!r}"
+        if error.filename == _STDOUT:
+            what = "cannot write to stdout"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What is still to be written.
+        print(f"tasksprint: {what}: {error.strerror}", file=sys.stderr)
+        return StoreError.exit_code
+
+
+def _end_of(arguments: list[str]) -> int:
+    """Run the command, and return its exit code also if it ended with an error of ours."""
     if arguments == ["--version"]:
         print(f"tasksprint {__version__}")
         return EXIT_OK
@@ -54,17 +78,37 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("tasksprint: interrupted", file=sys.stderr)
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _EXIT_PIPE
-    except OSError as error:
-        if error.filename is None:
-            raise  # Not about a file that somebody could put right: our bug.
-        print(
-            f"tasksprint: cannot use {os.fsdecode(error.filename)!r}: {error.strerror}",
-            file=sys.stderr,
-        )
-        return StoreError.exit_code
+    except SystemExit as end:  # of --help
+        assert end.code in (None, EXIT_OK), end.code
+        return EXIT_OK
+
+
+class _Stdout(io.FileIO):
+    """Stdout, whose errors say that they are its."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STDOUT) from None
+
+
+def _name_stdout() -> None:
+    """Let what can't be printed be told from other errors."""
+    was = sys.stdout
+    try:
+        if was is None or was.fileno() != 1:
+            return  # Closed, or a test's.
+    except OSError:
+        return
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "wb", closefd=False)),
+        encoding=was.encoding,
+        errors=was.errors,
+        line_buffering=was.isatty() or bool(os.environ.get("PYTHONUNBUFFERED")),
+    )
 
 
 def _run(arguments: list[str]) -> int:
@@ -115,6 +159,11 @@ def _parser() -> argparse.ArgumentParser:
 
         def error(self, message: str) -> NoReturn:
             raise UsageError(message, hint=f"see '{self.prog} --help'")
+
+    def directory(text: str) -> str:
+        if not text:  # Else it would be the current one: a variable of a script was empty.
+            raise argparse.ArgumentTypeError("it is empty, expected a directory")
+        return text
 
     def common() -> argparse.ArgumentParser:
         shared = argparse.ArgumentParser(add_help=False)
@@ -211,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--data-dir",
         metavar="DIR",
+        type=directory,
         help="where the log is kept (default: under $XDG_STATE_HOME/tasksprint)",
     )
     sub.add_argument(
@@ -247,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--data-dir",
         metavar="DIR",
+        type=directory,
         help="where results are kept (default: under $XDG_STATE_HOME/tasksprint)",
     )
 
@@ -265,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--client",
         metavar="DIR",
+        type=directory,
         help="data directory of the client to join (default: the only live one)",
     )
     sub.add_argument("arguments", nargs="*", help="arguments of the program")
@@ -287,7 +339,10 @@ def _parser() -> argparse.ArgumentParser:
         help="nodes of each client (default: the machine's, shared out)",
     )
     sub.add_argument(
-        "--keep", metavar="DIR", help="keep the cluster's files in this new directory"
+        "--keep",
+        metavar="DIR",
+        type=directory,
+        help="keep the cluster's files in this new directory",
     )
 
     sub = add(
@@ -414,7 +469,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("file", metavar="FILE")
     sub.add_argument(
-        "--data-dir", metavar="DIR", required=True, help="a new or an empty directory"
+        "--data-dir",
+        metavar="DIR",
+        type=directory,
+        required=True,
+        help="a new or an empty directory",
     )
     sub.add_argument("--id", type=int, default=1, help="the replica's number (default 1)")
     sub.add_argument(
@@ -442,14 +501,16 @@ def _parser() -> argparse.ArgumentParser:
         reading(),
     )
     sub.add_argument("file", metavar="FILE", nargs="?", help="a backup")
-    sub.add_argument("--data-dir", metavar="DIR", help="of a coordinator")
+    sub.add_argument("--data-dir", metavar="DIR", type=directory, help="of a coordinator")
     sub = act(
         "show",
         "print the entries of the log that a coordinator keeps",
         "log show --data-dir /var/lib/tasksprint/1 --slot 17..20",
         reading(),
     )
-    sub.add_argument("--data-dir", metavar="DIR", required=True, help="of a coordinator")
+    sub.add_argument(
+        "--data-dir", metavar="DIR", type=directory, required=True, help="of a coordinator"
+    )
     sub.add_argument("--slot", metavar="A..B", help="only these (default: all)")
 
     sub = add(
@@ -458,7 +519,13 @@ def _parser() -> argparse.ArgumentParser:
         "recover --data-dir /var/lib/tasksprint/3 --dry-run",
         reading(),
     )
-    sub.add_argument("--data-dir", metavar="DIR", required=True, help="of a stopped coordinator")
+    sub.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=directory,
+        required=True,
+        help="of a stopped coordinator",
+    )
     sub.add_argument(
         "--dry-run",
         action="store_true",

@@ -617,6 +617,21 @@ def test_member_with_an_id_that_is_none(what: str, served: Served) -> None:
         assert (done.returncode, done.stderr) == (64, sentence)
 
 
+@row("stdout that can't be written (any command)")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["jobs"], ["status", "--json"]])
+def test_stdout_that_is_full(what: str, arguments: list[str], served: Served) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, str(served.commands.archive), *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=served.commands.environment,
+            timeout=DEADLINE_S,
+        )
+    check(what, done.returncode, done.stderr)
+
+
 @row("address that is none")
 def test_address_without_a_port(what: str, served: Served) -> None:
     served.commands.fails(what, "status", "--coordinators", "localhost")
@@ -678,6 +693,7 @@ tested.update(
             "`--peers` with an id that no replica can have",
             ["coordinator", "--peers", "99999999999999999999=10.0.0.1:7070"],
         ),
+        ("`--data-dir` that is empty", ["coordinator", "--data-dir", ""]),
         ("`--nodes` out of range", ["client", "--nodes", "0"]),
         ("no program to attach", ["node", "--exec", "./nosuchnode.py"]),
         ("no client to attach to", ["node", "--exec", "/bin/cat"]),
@@ -696,6 +712,7 @@ tested.update(
         "`--peers` without this replica",
         "`--id` that no replica can have",
         "`--peers` with an id that no replica can have",
+        "`--data-dir` that is empty",
         "`--nodes` out of range",
         "no program to attach",
         "no client to attach to",
