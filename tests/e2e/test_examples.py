@@ -29,6 +29,7 @@ def run(commands: Commands, job: Path, *arguments: str) -> dict[str, object]:
     return printed
 
 
+@pytest.mark.long
 def test_montecarlo_is_the_same_on_a_small_and_a_large_cluster(commands: Commands) -> None:
     options = ["--param", "samples=3000", "--seed", "7"]
     small = run(commands, EXAMPLES / "montecarlo", *options)

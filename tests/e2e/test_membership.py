@@ -137,6 +137,7 @@ def test_changes_that_would_lose_the_majority_are_refused(
     assert listing.splitlines()[-1] == "removed: 2"
 
 
+@pytest.mark.long
 def test_coordinator_with_an_empty_disk_is_told_that_its_id_was_used(
     make_cluster: MakeCluster, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -36,9 +37,20 @@ def recover(run: Run, private: PrivateCluster, replica: int, *options: str) -> A
     return run("recover", "--data-dir", str(data_dir), *options)
 
 
-def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
-    make_cluster: MakeCluster, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Survived:
+    """A cluster of which two of three coordinators were lost, and the third went on."""
+
+    private: PrivateCluster
+    cluster: Cluster
+    expected: str  # what a job finishes with
+    former: str  # the cluster's name
+    now: str
+
+
+@pytest.fixture
+def survived(make_cluster: MakeCluster, run: Run) -> Survived:
+    """The third coordinator alone, after `recover`; the test of that is in here."""
     private = make_cluster(coordinators=3, clients=1)
     cluster = connect(private)
     expected = result_of(cluster, submit(cluster))
@@ -81,7 +93,21 @@ def test_survivor_goes_on_and_the_former_members_are_shut_out_for_ever(
     assert now != former
     assert result_of(cluster, job) == expected
     assert f"cluster {former} went on as cluster {now}" in log_of(private, "client-1")
+    return Survived(private, cluster, expected, former, now)
 
+
+def test_survivor_goes_on_with_what_it_holds(survived: Survived) -> None:
+    again = submit(survived.cluster)
+    assert result_of(survived.cluster, again) == survived.expected
+
+
+@pytest.mark.long
+def test_former_members_are_shut_out_for_ever(
+    survived: Survived, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, cluster, expected = survived.private, survived.cluster, survived.expected
+    former, now = survived.former, survived.now
+    name = "coordinator-3"
     # The former ones come back, both of them, and have a majority of their own.
     for number in (1, 2):
         shutil.copytree(
