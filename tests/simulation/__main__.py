@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tests.simulation import scenario, whole
+from tests.simulation.world import Outcome
 
 __all__ = ["main"]
 
@@ -31,7 +32,7 @@ _SHARES = (
 )
 # … and at most, as such a seed says nothing of the rule.
 _SHARES_MAX = ((1 / 50, "histories too hard to judge", "a history too hard to judge"),)
-_RUNNERS: dict[str, Callable[..., scenario.Outcome | whole.Outcome]] = {
+_RUNNERS: dict[str, Callable[..., Outcome]] = {
     "coordinator": whole.run_whole,
     "consensus": scenario.run_seed,
 }

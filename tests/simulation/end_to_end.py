@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -475,7 +475,7 @@ class NothingLeft(Rule):
         return None
 
 
-RULES: tuple[Callable[[Scene], Rule], ...] = (
+RULES: tuple[type[Rule], ...] = (
     AcknowledgedJobs,
     OneJob,
     ToldOnce,

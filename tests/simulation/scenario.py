@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from random import Random
@@ -31,9 +30,9 @@ from tests.simulation.disk import Disk
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
 from tests.simulation.timeline import Clock, Timeline
-from tests.simulation.world import violation_of
+from tests.simulation.world import Outcome, violation_of
 
-__all__ = ["Outcome", "Scenario", "run_seed"]
+__all__ = ["Scenario", "run_seed"]
 
 # Virtual milliseconds that a healed cluster may take to decide something and agree.
 _HEALING_MS_MAX = 30_000
@@ -45,17 +44,6 @@ _PROBES = 5
 _HANDOVER_MS_MAX = 3_000
 # and those for which another one must lead then.
 _HANDED_OVER_MS = 2_000
-
-
-@dataclass
-class Outcome:
-    """How a seed went."""
-
-    seed: int
-    violation: Violation | None
-    steps: int
-    virtual_ms: float
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 def run_seed(

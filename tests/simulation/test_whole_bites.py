@@ -7,6 +7,7 @@ alone are in test_checkers_bite.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasksprint.ids import Slot
 from tasksprint.roles.decisions import Decided
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.store.memory_store import MemoryReplicaStore
+from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator
 from tests.simulation.faults import Faults
 from tests.simulation.machines import Process
@@ -36,11 +38,8 @@ def _rule_broken(
     node_class: type[CoordinatorNode] = CoordinatorNode, faults_class: type[Faults] = Faults
 ) -> str | None:
     """Return the rule that the first seed with a violation breaks."""
-    for seed in range(_SEEDS_MAX):
-        outcome = run_whole(seed, node_class=node_class, faults_class=faults_class)
-        if outcome.violation is not None:
-            return outcome.violation.rule
-    return None
+    run = partial(run_whole, node_class=node_class, faults_class=faults_class)
+    return first_rule(run, _SEEDS_MAX)
 
 
 class _SpeaksFirst(SimCoordinator):
@@ -157,30 +156,26 @@ class _LosesRowsNode(CoordinatorNode):
 @pytest.mark.parametrize(
     ("node_class", "rules"),
     [
-        (_role(_SpeaksFirst), {"not-durable"}),
-        (_role(_AppliesBackwards), {"out-of-order", "core"}),
-        (_role(_AnswersEarly), {"early-answer"}),
-        (_role(_AssertsAtItsEnd), {"core"}),
-        (_role(_CrashesAtItsEnd), {"crash"}),
-        (_role(_HasItsOwnRules), {"state-differs", "core"}),
-        (_role(_RestoresHalf), {"state-differs", "core", "mirrors-differ"}),
-        (_ForgetsPromises, {"promise-back", "former-life", "core"}),
-        (_ForgetsOpenEntries, {"two-chosen", "not-chosen", "not-durable", "lost-command", "core"}),
-        (_LosesRowsNode, {"mirrors-differ", "state-differs", "core"}),
+        (_role(_SpeaksFirst), expects("not-durable")),
+        (_role(_AppliesBackwards), expects("out-of-order", "core")),
+        (_role(_AnswersEarly), expects("early-answer")),
+        (_role(_AssertsAtItsEnd), expects("core")),
+        (_role(_CrashesAtItsEnd), expects("crash")),
+        (_role(_HasItsOwnRules), expects("state-differs", "core")),
+        (_role(_RestoresHalf), expects("state-differs", "core", "mirrors-differ")),
+        (_ForgetsPromises, expects("promise-back", "former-life", "core")),
+        (
+            _ForgetsOpenEntries,
+            expects("two-chosen", "not-chosen", "not-durable", "lost-command", "core"),
+        ),
+        (_LosesRowsNode, expects("mirrors-differ", "state-differs", "core")),
     ],
-    ids=lambda value: "" if isinstance(value, set) else None,
+    ids=lambda value: "" if isinstance(value, frozenset) else None,
 )
-def test_broken_coordinator_is_caught(node_class: type[CoordinatorNode], rules: set[str]) -> None:
+def test_broken_coordinator_is_caught(
+    node_class: type[CoordinatorNode], rules: frozenset[str]
+) -> None:
     assert _rule_broken(node_class) in rules
-
-
-def _one_member_counts_twice(self: Members, voters: set[Any]) -> bool:
-    return len(voters) + 1 >= self.quorum_size
-
-
-def _confirm_at_once(self: Leadership) -> None:
-    while self._reads:
-        self._outbox.confirmed_reads += self._reads.popleft()[1]
 
 
 def _always(self: Leadership, now_ms: int) -> bool:
@@ -202,13 +197,18 @@ _add_copied = MemoryReplicaStore.add_copied
 @pytest.mark.parametrize(
     ("owner", "name", "broken_method", "rules"),
     [
-        (Members, "is_quorum", _one_member_counts_twice, {"not-chosen", "two-chosen", "core"}),
-        (LogTail, "truncate_below", _truncate_too_much, {"core"}),
+        (
+            Members,
+            "is_quorum",
+            one_member_counts_twice,
+            expects("not-chosen", "two-chosen", "core"),
+        ),
+        (LogTail, "truncate_below", _truncate_too_much, expects("core")),
         (
             MemoryReplicaStore,
             "add_copied",
             _copy_without_senders,
-            {"core", "state-differs", "mirrors-differ"},
+            expects("core", "state-differs", "mirrors-differ"),
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_broken_part_is_caught(
     owner: type,
     name: str,
     broken_method: Any,
-    rules: set[str],
+    rules: frozenset[str],
 ) -> None:
     monkeypatch.setattr(owner, name, broken_method)
     assert _rule_broken() in rules
@@ -235,5 +235,5 @@ class _StrandsLeaders(Faults):
 @pytest.mark.slow
 def test_leader_that_asks_no_quorum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Leadership, "has_quorum", _always)
-    monkeypatch.setattr(Leadership, "_confirm_reads", _confirm_at_once)
-    assert _rule_broken(faults_class=_StrandsLeaders) in {"stale-read", "not-linearizable"}
+    monkeypatch.setattr(Leadership, "_confirm_reads", confirm_at_once)
+    assert _rule_broken(faults_class=_StrandsLeaders) in expects("stale-read", "not-linearizable")

@@ -12,7 +12,6 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
@@ -31,9 +30,9 @@ from tests.simulation.operators import Operator
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
-from tests.simulation.world import Unreachable, Violation, violation_of
+from tests.simulation.world import Outcome, Unreachable, Violation, violation_of
 
-__all__ = ["ENTRIES_MIN", "Outcome", "Whole", "run_whole"]
+__all__ = ["ENTRIES_MIN", "Whole", "run_whole"]
 
 # Entries that a seed must have chosen, to count.
 ENTRIES_MIN = 200
@@ -45,17 +44,6 @@ _HEALING_MS_MAX = 120_000.0
 _STEPS_MAX = 3_000_000
 # Entries of the first phase: what is missing to ENTRIES_MIN comes after healing.
 _ENTRIES_WANTED = 150
-
-
-@dataclass
-class Outcome:
-    """How a seed went."""
-
-    seed: int
-    violation: Violation | None
-    steps: int
-    virtual_ms: float
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 class WholeChecker(Checker):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from tasksprint.settings import Settings
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
 
-__all__ = ["SimProcess", "Unreachable", "Violation", "World", "violation_of"]
+__all__ = ["Outcome", "SimProcess", "Unreachable", "Violation", "World", "violation_of"]
 
 
 class Unreachable(Exception):
@@ -54,6 +55,17 @@ def violation_of(where: str, error: BaseException) -> Violation:
     )
     violation.__cause__ = error
     return violation
+
+
+@dataclass
+class Outcome:
+    """How a seed went."""
+
+    seed: int
+    violation: Violation | None
+    steps: int
+    virtual_ms: float
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 class SimProcess(Protocol):
