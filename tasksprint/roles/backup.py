@@ -64,11 +64,11 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
         # Of a link, a pipe or a device (/dev/null) this would make a file, for everybody.
         raise UsageError(f"{options.file!r} is no ordinary file", hint="name another one")
     if path.exists() and not options.force:
-        raise UsageError(f"{options.file!r} exists already", hint="--force overwrites it")
+        raise _exists_already(path)
     sources = _sources(cluster, parse_addresses(options.coordinators))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        told = _make_from_any(cluster, sources, path, settings)
+        told = _make_from_any(cluster, sources, path, settings, may_replace=options.force)
     finally:
         signal.signal(signal.SIGTERM, previous)
     if options.json:
@@ -82,6 +82,10 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
             f"tick was {ago(told['wall_ms'])}"
         )
     return EXIT_OK
+
+
+def _exists_already(path: Path) -> UsageError:
+    return UsageError(f"{str(path)!r} exists already", hint="--force overwrites it")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -105,13 +109,18 @@ class _NotGiven(PeerUnreachable):
 
 
 def _make_from_any(
-    cluster: Cluster, sources: Iterator[_Source], path: Path, settings: Settings
+    cluster: Cluster,
+    sources: Iterator[_Source],
+    path: Path,
+    settings: Settings,
+    *,
+    may_replace: bool,
 ) -> dict[str, Any]:
     """Make the backup from the first that gives one, and return what is said of it."""
     failures: list[str] = []
     for source in sources:
         try:
-            return _Backup(cluster, source, path, settings).make()
+            return _Backup(cluster, source, path, settings).make(may_replace=may_replace)
         except _NotGiven as error:
             failures.append(f"{source.address}: {error.args[0]}")
     raise PeerUnreachable(
@@ -188,7 +197,7 @@ class _Backup:
         self._archives = 0
         self._told_s = time.monotonic()
 
-    def make(self) -> dict[str, Any]:
+    def make(self, *, may_replace: bool) -> dict[str, Any]:
         """Make it, and return what is said of it."""
         partial = self._path.with_name(f"{self._path.name}.partial-{secrets.token_hex(4)}")
         try:
@@ -201,7 +210,7 @@ class _Backup:
                     hint="check the disk",
                 )
             with _errors_about(self._path):
-                os.replace(partial, self._path)
+                _give_name(partial, self._path, may_replace=may_replace)
                 sync_directory(self._path.parent)
             return {**told, "bytes": checked.size}
         finally:
@@ -308,6 +317,25 @@ class _Backup:
                 f"{writer.size / 1e6:.1f} MB",
                 file=sys.stderr,
             )
+
+
+def _give_name(partial: Path, path: Path, *, may_replace: bool) -> None:
+    """Give a whole backup its name.
+
+    Raises:
+        UsageError: Another one got it meanwhile.
+    """
+    if not may_replace:
+        try:
+            os.link(partial, path)
+            return
+        except FileExistsError:
+            raise _exists_already(path) from None
+        except OSError:
+            # A file system without links, where two at once can't be told apart.
+            if path.exists():
+                raise _exists_already(path) from None
+    os.replace(partial, path)
 
 
 @contextlib.contextmanager

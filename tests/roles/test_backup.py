@@ -123,7 +123,7 @@ class Giver:
 def back_up(giver: Giver, path: Path) -> dict[str, Any]:
     source = _Source("h:2", 2, "c", 7, is_leader=False, members=())
     settings = Settings(mirror_session_idle_ms=1)
-    return _Backup(cast(Cluster, giver), source, path, settings).make()
+    return _Backup(cast(Cluster, giver), source, path, settings).make(may_replace=False)
 
 
 def test_backup_is_made_of_all_pieces_and_the_copy_is_closed(tmp_path: Path) -> None:
@@ -220,4 +220,30 @@ def test_backup_goes_on_to_the_next_that_gives_one(tmp_path: Path) -> None:
     away.remove("h:3")
     run_backup(cast(Cluster, Three()), options, settings)
     assert check_backup(path).head["replica"] == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_second_backup_to_one_name_fails_also_if_both_began_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    path = tmp_path / "backup"
+
+    class Slow(Giver):
+        """Gives its last piece only after another backup was made."""
+
+        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+            if path == "/v1/mirror/s/2":
+                back_up(Giver(), tmp_path / "backup")
+            return super().direct(address, method, path)
+
+    if not has_links:
+
+        def refuse(source: Path, target: Path) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UsageError, match="backup' exists already; --force overwrites it"):
+        back_up(Slow(), path)
+    assert check_backup(path).problems == []
     assert list(tmp_path.iterdir()) == [path]
