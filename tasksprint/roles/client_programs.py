@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,13 @@ from tasksprint.process.command_line import child_environment, explain_start_err
 from tasksprint.process.job_directory import unpack
 from tasksprint.process.program import DRAIN_S, die_with_parent
 from tasksprint.roles.clock import monotonic_ms
-from tasksprint.roles.last_use import LastUse, folders_in, take_away
+from tasksprint.roles.last_use import (
+    LastUse,
+    delete_folders,
+    folders_in,
+    leftovers_in,
+    take_away,
+)
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -34,16 +39,13 @@ _SETUP_TAIL_BYTES = 4_000
 _READ_BYTES = 64 * 1024
 
 
-def _delete(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class ClientPrograms:
     """The programs of one client."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._root = client.options.data_dir / "programs"
+        self._gone = leftovers_in(self._root)  # what is to be deleted
         self._uses = LastUse(client.settings.program_unused_max_ms)
 
     async def sweep(self) -> None:
@@ -53,8 +55,10 @@ class ClientPrograms:
                 self._uses.use(digest, monotonic_ms())
                 continue
             with contextlib.suppress(OSError):  # The next sweep tries again.
-                gone = take_away(self._root, digest)
-                await asyncio.get_running_loop().run_in_executor(None, _delete, gone)
+                self._gone.append(take_away(self._root, digest))
+        gone_now, self._gone = self._gone, []
+        if gone_now:
+            await asyncio.get_running_loop().run_in_executor(None, delete_folders, gone_now)
 
     def directory(self, digest: str) -> Path:
         """Return the folder of a program that was prepared."""

@@ -7,11 +7,12 @@ long it lay there before a restart isn't known.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Container, Iterable
 from pathlib import Path
 
-__all__ = ["LastUse", "folders_in", "take_away"]
+__all__ = ["LastUse", "delete_folders", "folders_in", "leftovers_in", "take_away"]
 
 
 class LastUse:
@@ -45,6 +46,22 @@ def folders_in(root: Path) -> list[str]:
     return sorted(
         entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[:1] != "."
     )
+
+
+def leftovers_in(root: Path) -> list[Path]:
+    """Return what a process left that was killed while it unpacked or deleted a program.
+
+    For who has the data directory to itself, and before it unpacks anything.
+    """
+    if not root.is_dir():
+        return []
+    return sorted(entry for entry in root.iterdir() if entry.name[:1] == ".")
+
+
+def delete_folders(folders: Iterable[Path]) -> None:
+    """Delete folders, as far as that can be done; on a thread, as it may take long."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_away(root: Path, name: str) -> Path:

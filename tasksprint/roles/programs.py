@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,13 @@ from tasksprint.errors import (
     TaskSprintError,
 )
 from tasksprint.roles.disk_space import INSUFFICIENT_STORAGE
-from tasksprint.roles.last_use import LastUse, folders_in, take_away
+from tasksprint.roles.last_use import (
+    LastUse,
+    delete_folders,
+    folders_in,
+    leftovers_in,
+    take_away,
+)
 from tasksprint.roles.metrics import why_not_level
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -49,10 +54,6 @@ def _drop(store: ReplicaStore, digest: str) -> None:
     store.drop_blob(digest)
 
 
-def _delete(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class Programs:
     """The archives of one coordinator."""
 
@@ -62,6 +63,7 @@ class Programs:
         unused_max_ms = coordinator.settings.program_unused_max_ms
         self._archive_uses = LastUse(unused_max_ms)
         self._folder_uses = LastUse(unused_max_ms)
+        self._leftovers = leftovers_in(self._directory)
         self._sweeping: asyncio.Task[None] | None = None
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
         self._wanted: dict[str, int] = {}  # how many wait for each of `_unpacking`
@@ -77,6 +79,8 @@ class Programs:
             self._sweeping.cancel()
 
     async def _sweep_for_ever(self) -> None:
+        if self._leftovers:
+            await self._delete(self._leftovers)
         pause_s = self._coordinator.settings.program_unused_max_ms / 1000 / _SWEEPS
         while True:
             await asyncio.sleep(pause_s)
@@ -101,10 +105,13 @@ class Programs:
         for digest in self._folder_uses.expired(folders, of_running, now_ms):
             with contextlib.suppress(OSError):  # The next sweep tries again.
                 gone = take_away(self._directory, digest)
-                await asyncio.get_running_loop().run_in_executor(None, _delete, gone)
+                await self._delete([gone])
         for digest, drop in zip(expired, drops, strict=True):
             await drop
             _log.info("replica=%d dropped archive %s", coordinator.options.me, digest)
+
+    async def _delete(self, folders: list[Path]) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, delete_folders, folders)
 
     async def keep(self, archive: bytes) -> str:
         """Write an archive to this replica's store, and return its digest."""

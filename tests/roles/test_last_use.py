@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from tasksprint.roles.last_use import LastUse, folders_in, take_away
+from tasksprint.roles.last_use import (
+    LastUse,
+    delete_folders,
+    folders_in,
+    leftovers_in,
+    take_away,
+)
 
 
 def test_things_expire_so_long_after_their_last_use() -> None:
@@ -28,7 +33,7 @@ def test_what_is_in_use_never_expires_and_what_is_gone_is_forgotten() -> None:
 
 
 def test_deleted_program_takes_the_mark_of_its_setup_along(tmp_path: Path) -> None:
-    assert folders_in(tmp_path / "none") == []
+    assert folders_in(tmp_path / "none") == leftovers_in(tmp_path / "none") == []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "node.py").write_text("")
@@ -36,5 +41,7 @@ def test_deleted_program_takes_the_mark_of_its_setup_along(tmp_path: Path) -> No
     gone = take_away(tmp_path, "one")
     assert [path.name for path in gone.iterdir()] == ["node.py"]
     assert folders_in(tmp_path) == ["two"]
-    shutil.rmtree(gone)
+    # As if the process were killed here.
+    assert leftovers_in(tmp_path) == [gone]
+    delete_folders(leftovers_in(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two", "two.setup"]

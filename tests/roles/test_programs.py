@@ -71,6 +71,23 @@ def test_archives_and_folders_that_no_job_uses_go_after_a_while(tmp_path: Path) 
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+def test_what_a_killed_process_left_is_deleted_at_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "replica-1" / "programs"
+    for name in (".gone.abc", ".0123456789abcdef.xyz", "whole"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "node.py").write_text("")
+    left = [Path("whole"), Path("whole.setup")]
+    (folder / "whole.setup").touch()
+
+    async def work() -> None:
+        async with members(1, tmp_path):
+            while sorted(path.relative_to(folder) for path in folder.iterdir()) != left:
+                await asyncio.sleep(0.002)
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    assert (folder / "whole" / "node.py").is_file()
+
+
 @pytest.mark.slow
 def test_archive_stays_while_its_replica_hears_no_leader(tmp_path: Path) -> None:
     """1. An archive is kept on 1 and 2, and 2 is cut off. 2. The job that names it is chosen by
