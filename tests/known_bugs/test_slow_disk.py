@@ -64,8 +64,6 @@ class Watch:
     def stopped(self, node: ReplicaNode, text: str) -> None:
         raise AssertionError(text)
 
-    def turned(self, node: ReplicaNode) -> None: ...
-
 
 class World:
     """Three replicas on a network that loses nothing."""

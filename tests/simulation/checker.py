@@ -315,9 +315,6 @@ class Checker:
         elif self._identities.get(node.me) == node.disk.state.incarnation:
             raise Violation("core", f"replica {node.me} stopped without cause: {text}")
 
-    def turned(self, node: CheckedNode) -> None:
-        """A turn of a loop ended."""
-
     def at_end(self, nodes: Sequence[CheckedNode]) -> None:
         """Check what was promised to clients against the log, after healing."""
         for command, slot in self.acknowledged.items():

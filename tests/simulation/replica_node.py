@@ -108,8 +108,6 @@ class Observer(Protocol):
 
     def stopped(self, node: ReplicaNode, text: str) -> None: ...
 
-    def turned(self, node: ReplicaNode) -> None: ...
-
 
 class ReplicaNode:
     """One machine: a disk, a clock, and a process that is up or down."""
@@ -280,7 +278,6 @@ class ReplicaNode:
             self._carry_out(ready)
         if self.replica is replica:
             replica.check()
-            self._observer.turned(self)
             self._set_alarm(replica.deadline_ms)
 
     def _carry_out(self, ready: Ready) -> None:
