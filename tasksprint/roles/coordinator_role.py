@@ -113,7 +113,7 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
             options.me,
             address,
             options.data_dir,
-            ", ".join(f"{peer}={where}" for peer, where in sorted(options.peers.items())),
+            ", ".join(f"{who}={where}" for who, where in coordinator.members.addresses().items()),
         )
         coordinator.start()
         coordinator.background(coordinator.disk_space.watch())

@@ -91,6 +91,8 @@ def survived(make_cluster: MakeCluster, run: Run) -> Survived:
     wait_until(lambda: status_of(cluster, private.addresses[2]).get("leader") == 3, "it leads")
     now = status_of(cluster, private.addresses[2])["cluster"]
     assert now != former
+    started = [line for line in log_of(private, name).splitlines() if " listens on " in line]
+    assert started[-1].endswith(f", members 3={private.addresses[2]}")  # whatever --peers says
     assert result_of(cluster, job) == expected
     assert f"cluster {former} went on as cluster {now}" in log_of(private, "client-1")
     return Survived(private, cluster, expected, former, now)
