@@ -632,6 +632,15 @@ def test_stdout_that_is_full(what: str, arguments: list[str], served: Served) ->
     check(what, done.returncode, done.stderr)
 
 
+@row("backup while all give two copies")
+def test_backup_from_who_gives_two_copies(what: str, served: Served, tmp_path: Path) -> None:
+    ask = functools.partial(served.cluster.request, "POST")
+    sessions = [ask("/v1/mirror").json()["session"] for _ in range(2)]
+    served.commands.fails(what, "backup", str(tmp_path / "backup"))
+    for session in sessions:
+        ask(f"/v1/mirror/{session}/close")
+
+
 @row("address that is none")
 def test_address_without_a_port(what: str, served: Served) -> None:
     served.commands.fails(what, "status", "--coordinators", "localhost")
