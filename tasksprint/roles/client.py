@@ -31,6 +31,7 @@ from tasksprint.coordination.view import decode_view
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import (
     LocalProtocolError,
+    RemoteProtocolError,
     SettingsError,
     TaskSprintError,
 )
@@ -270,14 +271,16 @@ class Client:
         reply = response.checked().json_object()
         if "error" in reply:
             raise SettingsError(f"the cluster refuses this client: {reply['error']}")
-        cluster, former = reply["cluster"], self.leader.cluster
+        cluster, number, former = reply.get("cluster"), reply.get("cid"), self.leader.cluster
+        if not isinstance(cluster, str) or type(number) is not int:
+            raise RemoteProtocolError(f"what answers as the leader says {reply!r:.80} to a join")
         if cluster != former:
             # Ours has gone on under this name: others of it aren't listened to any more.
             if former is not None:
                 _log.warning("cluster %s went on as cluster %s", former, cluster)
             self.leader.cluster = cluster
             await self.writer.run(lambda store: store.set_fact("cluster", cluster))
-        cid = ClientId(reply["cid"])
+        cid = ClientId(number)
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
         self.attached_changed()

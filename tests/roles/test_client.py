@@ -17,16 +17,17 @@ import pytest
 from tasksprint.coordination.commands import encode_command
 from tasksprint.coordination.view import ClientAddress, JobEntry, Stop, View
 from tasksprint.encoding import encode_json, result_digest, value_digest
-from tasksprint.errors import DiskFull, SettingsError, StoreError
+from tasksprint.errors import DiskFull, RemoteProtocolError, SettingsError, StoreError
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.router import Request, Response, Router
+from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.attach import socket_path
 from tasksprint.roles import client as client_module
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.roles.client_world import (
+    Coordinator,
     World,
     assignment,
     consumed,
@@ -365,6 +366,26 @@ def test_data_directory_of_another_client_is_refused(tmp_path: Path) -> None:
             with pytest.raises(SettingsError, match="in use by process"):
                 async with world(tmp_path):
                     pass
+
+    run(main)
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"cluster": "c"}, {"cluster": 1, "cid": 1}])
+def test_client_ends_with_a_sentence_where_no_coordinator_answers(
+    tmp_path: Path, answer: Any
+) -> None:
+    class Other(Coordinator):
+        def _command(self, request: Request) -> Response:
+            super()._command(request)
+            return json_response(answer)
+
+    async def main() -> None:
+        other = Other()
+        other.address = await other.server.listen("127.0.0.1:0")
+        with pytest.raises(RemoteProtocolError, match="answer"):
+            async with world(tmp_path, coordinator=other) as here:
+                await until(here.client.stopped.done)
+        await other.server.close(grace_ms=0)
 
     run(main)
 
