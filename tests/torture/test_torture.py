@@ -1,4 +1,4 @@
-"""The parts of the torture that need no processes; the whole is `python -m tests.torture`."""
+"""The parts of the torture, most without processes; the whole is `python -m tests.torture`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any, cast
 import pytest
 
 from tasksprint.ids import TaskId, task_seed
+from tests.torture import __main__ as torture
+from tests.torture import findings
 from tests.torture.audit import Audit
 from tests.torture.faults import plan
 from tests.torture.findings import check_files
@@ -190,3 +192,24 @@ def test_what_a_mirror_has_dropped_by_now_still_counts(tmp_path: Path) -> None:
     assert not audit.try_look("coordinator-2", tmp_path / "none")
     assert (audit.looks, audit.events) == (2, 3)
     assert audit.wrong == ["task 0 of job 1 was told to be done twice"]
+
+
+# --- the whole ---
+
+
+@pytest.mark.long
+def test_client_that_dies_while_all_settles_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def settle(machines: Machines, *arguments: Any, **options: Any) -> list[str]:
+        machines.processes["client-1"].kill()
+        machines.processes["client-1"].wait()
+        return findings.settle(machines, *arguments, **options)
+
+    monkeypatch.setattr(torture, "settle", settle)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    options = ["--minutes", "0.05", "--seed", "3", "--coordinators", "3", "--no-network"]
+    monkeypatch.setattr("sys.argv", ["torture", *options])
+    assert torture.main() == 1
+    assert "WRONG: client-1 ended with exit code -9" in capsys.readouterr().out
