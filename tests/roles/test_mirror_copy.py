@@ -86,8 +86,6 @@ SETTINGS = Settings(
     log_tail_slots=4,
     mirror_piece_rows=1,
     heartbeat_interval_ms=20,
-    election_timeout_min_ms=100,
-    election_timeout_max_ms=200,
     resend_interval_ms=30,
 )
 
