@@ -432,10 +432,13 @@ class Checker:
         """Whether the disk backs an acceptance: it, a later one, or the chosen value.
 
         The last for an entry proposed again in a slot that the acceptor knows to be
-        chosen: it isn't written again.
+        chosen: it isn't written again. What was truncated meanwhile was once there, or is
+        chosen.
         """
         state = node.disk.state
         entry = state.accepted.get(slot)
-        if entry is None:  # What is truncated is in the state.
-            return slot < state.log_start and self.chosen.get(slot) == self._values[slot, ballot]
+        if entry is None:
+            was_there = node.me in self._votes.get((slot, ballot), ())
+            is_chosen = self.chosen.get(slot) == self._values[slot, ballot]
+            return slot < state.log_start and (was_there or is_chosen)
         return entry.ballot >= ballot or self.chosen.get(slot) == entry.value
