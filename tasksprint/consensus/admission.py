@@ -70,8 +70,12 @@ class Admission:
         self.addresses: dict[ReplicaId, str] = {}  # of the same, without this one
         self._sent_home_by: set[ReplicaId] = set()  # who said that this replica was removed
         outbox.peers = foundation.peers
-        if founding is None:
+        if outbox.numbers.is_lost:
+            seen, found = outbox.numbers.seen(incarnation), outbox.numbers.last.start
+            outbox.fatal = older_disk(self._me, found, "another one", seen)
+        elif founding is None:
             self.try_found()
+        if founding is None:
             return
         self.founding = decode_founding(founding)
         self.refresh()
@@ -93,7 +97,9 @@ class Admission:
         return self._memberships.governing(self._learner.chosen_end)
 
     def greet_all(self) -> None:
-        """Say hello to every peer."""
+        """Say hello to every peer, unless this replica is to stop."""
+        if self._outbox.fatal is not None:
+            return
         cluster = None if self.founding is None else self.founding.cluster
         for peer in self._outbox.peers:
             self._outbox.send(peer, self._foundation.hello(peer, cluster))
@@ -143,7 +149,8 @@ class Admission:
     def _hear_older(self, source: ReplicaId, life: int, seen: int) -> None:
         mine = self._outbox.numbers.last
         if life == mine.life:  # Else: said about a former life.
-            self._outbox.fatal = older_disk(self._me, mine.start, source, seen)
+            text = older_disk(self._me, mine.start, f"replica {source}", seen)
+            self._outbox.stop_as_lost(text, seen)
 
     # --- who comes ---
 

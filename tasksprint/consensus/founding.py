@@ -125,10 +125,10 @@ def lost_disk(
     )
 
 
-def older_disk(me: ReplicaId, found: int, source: ReplicaId, seen: int) -> str:
+def older_disk(me: ReplicaId, found: int, who: str, seen: int) -> str:
     """Return the sentence with which a replica stops whose disk went back in time."""
     return (
-        f"replica {me} returned with an older disk (durable number {found}, replica {source} has "
+        f"replica {me} returned with an older disk (durable number {found}, {who} has "
         f"seen {seen}): it counts as lost; start a new one with a new --id and --join, then "
         f"tasksprint member replace {me} ID=HOST:PORT"
     )

@@ -18,6 +18,10 @@ A late message of A, said when its number was 12, proves nothing: it is less tha
 Nobody can vouch for a number that nobody heard. So that not only the leader hears, it tells
 the others what it knows (`Marks`), and everybody writes it down with its next write.
 
+A replica that hears of its older disk writes that down before it stops. Else it could return
+with what it wrote after 17 (in B, that is, until it was told): a life that begins at 45 looks
+like one that goes on with A.
+
 Knows numbers, and nothing of what is written.
 """
 
@@ -133,6 +137,15 @@ class DurableNumbers:
                 self._note(source, Mark(life, start, number))
         return None
 
+    def lose(self, seen: int) -> None:
+        """Remember that this very replica's disk is older than what was heard of it."""
+        self._note(self._incarnation, Mark(_LOST_LIFE, seen, 0))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this replica's disk remembers that it is an older one."""
+        return self._incarnation in self._known
+
     def seen(self, source: Incarnation) -> int:
         """Return the highest number that was heard of a replica, in whatever life."""
         known = self._known.get(source, NO_MARK)
@@ -144,7 +157,7 @@ class DurableNumbers:
 
     def keep(self, sources: Iterable[Incarnation]) -> None:
         """Forget everybody else: they aren't members any more. Tell the rest again."""
-        wanted = set(sources)
+        wanted = {self._incarnation, *sources}
         for source in [source for source in self._known if source not in wanted]:
             del self._known[source]
         self._is_told = not self._known

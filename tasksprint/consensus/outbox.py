@@ -76,6 +76,8 @@ class Outbox:
         self.fatal: str | None = None
         self.is_removed = False  # the reason of `fatal`
         self._is_fatal_told = False
+        self._is_loss_new = False  # This replica is lost, and the disk is to remember it.
+        self._loss_sequence: int | None = None  # of the write that remembers it
         self._writes: deque[Write] = deque()
         self.unwritten_bytes = 0
 
@@ -137,6 +139,17 @@ class Outbox:
         """Make durable who votes, before the entries that say so can be truncated."""
         self._memberships = memberships
 
+    def stop_as_lost(self, text: str, seen: int) -> None:
+        """Stop, once the disk remembers that it is an older one."""
+        self.numbers.lose(seen)
+        self.fatal, self._is_loss_new = text, True
+
+    @property
+    def _has_fatal_news(self) -> bool:
+        if self._is_fatal_told or self._is_loss_new or self._loss_sequence is not None:
+            return False
+        return self.fatal is not None
+
     def note(self, text: str) -> None:
         """Tell the operator."""
         self._notes.append(f"replica={self.me} {text}")
@@ -164,7 +177,8 @@ class Outbox:
             or self.failed_reads
             or self.read_log
             or self._notes
-            or (self.fatal is not None and not self._is_fatal_told)
+            or self._is_loss_new
+            or self._has_fatal_news
         )
 
     def take(self, now_ms: int) -> Ready | None:
@@ -188,10 +202,10 @@ class Outbox:
             tuple(self.failed_reads),
             tuple(self.read_log),
             tuple(self._notes),
-            self.fatal,
+            self.fatal if self._has_fatal_news else None,
             self.is_removed,
         )
-        self._is_fatal_told = self.fatal is not None
+        self._is_fatal_told |= self._has_fatal_news
         self._send_now.clear()
         self.confirmed_reads.clear()
         self.failed_reads.clear()
@@ -212,7 +226,7 @@ class Outbox:
         founding, memberships = self._founding, self._memberships
         is_unchanged = (
             promised is None and not entries and founding is None and memberships is None
-        )
+        ) and not self._is_loss_new
         if is_unchanged and not (self._send_after and self._writes):
             # Nothing new, and nothing said that rests on a write under way. The mark of
             # the chosen prefix alone isn't worth a write: it travels with the next one.
@@ -225,6 +239,8 @@ class Outbox:
         self._founding = None
         self._memberships = None
         self._sequence += 1
+        if self._is_loss_new:
+            self._is_loss_new, self._loss_sequence = False, self._sequence
         size = 0
         for entry in entries:
             size += len(entry.value)
@@ -273,6 +289,8 @@ class Outbox:
     def persisted(self, sequence: int) -> Iterable[Write]:
         """Return the writes that are durable now."""
         assert sequence <= self._sequence, f"Ready {sequence} was never given out"
+        if self._loss_sequence is not None and self._loss_sequence <= sequence:
+            self._loss_sequence = None
         done: list[Write] = []
         while self._writes and self._writes[0].sequence <= sequence:
             write = self._writes.popleft()

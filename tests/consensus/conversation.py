@@ -392,7 +392,7 @@ def describe_persist(persist: Persist) -> str:
         parts.append(f"accepted {_entries(persist.accepted)}")
     if persist.chosen_end is not None:
         parts.append(f"chosen below {persist.chosen_end}")
-    return ", ".join(parts) or "nothing new"
+    return ", ".join(parts) or ("nothing new" if persist.marks is None else "durable numbers")
 
 
 def describe(envelope: Envelope) -> str:

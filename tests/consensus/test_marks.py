@@ -26,7 +26,17 @@ from tasksprint.consensus import (
 )
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
-from tests.consensus.helpers import ballot, drain, entry, from_peer, leader, make, sent, value
+from tests.consensus.helpers import (
+    ballot,
+    drain,
+    entry,
+    from_peer,
+    leader,
+    make,
+    sent,
+    start,
+    value,
+)
 
 ME, PEER = Incarnation("me"), Incarnation("peer")
 LOST = -1
@@ -182,7 +192,7 @@ def test_replica_stops_that_hears_that_its_disk_is_older() -> None:
     replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica) + 1, 45, 17)), 0)
     assert drain(replica) == []  # That was said about a former life.
     replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica), 45, 17)), 0)
-    (ready,) = drain(replica)
+    ready = drain(replica)[-1]
     assert ready.fatal == (
         "replica 2 returned with an older disk (durable number 17, replica 1 has seen 45): it "
         "counts as lost; start a new one with a new --id and --join, then tasksprint member "
@@ -190,12 +200,34 @@ def test_replica_stops_that_hears_that_its_disk_is_older() -> None:
     )
 
 
+def test_replica_with_an_older_disk_stops_again_whatever_it_wrote_since() -> None:
+    """It wrote as much as it had lost before it was told: its next life looks like a good one."""
+    known = numbers(Mark(7, 17, 18))
+    assert not known.hear(PEER, Mark(8, 17, 17))
+    assert known.hear(PEER, Mark(9, 18, 18))  # (If what it said in between got lost.)
+    replica = make(2, 3, durable=17)
+    replica.receive(from_peer(1, 2, Prepare(ballot(5, 1), Slot(1))), 0)
+    promise = replica.ready()
+    assert promise is not None and promise.persist is not None
+    replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica), 18, 17)), 0)
+    loss = replica.ready()
+    assert loss is not None and loss.persist is not None and loss.fatal is None
+    assert replica.ready() is None  # It stops when the disk remembers why.
+    replica.persisted(loss.sequence, 0)
+    (stop,) = drain(replica)
+    assert stop.fatal is not None and "(durable number 17, replica 1 has seen 18)" in stop.fatal
+    again = start(2, 3, durable=loss.persist.durable, marks=loss.persist.marks)
+    (ready,) = drain(again)
+    assert sent([ready]) == [] and ready.persist is None
+    assert ready.fatal is not None and "older disk (durable number 19, another one" in ready.fatal
+
+
 def test_older_disk_is_told_by_members_that_it_does_not_know() -> None:
     """All whom it knows may have been replaced while it was away."""
     replica = make(2, 3, durable=17)
     stale = Stale("c0ffee", own_life(replica), 45, 17)
     replica.receive(from_peer(9, 2, stale), 0)
-    (ready,) = drain(replica)
+    ready = drain(replica)[-1]
     assert ready.fatal is not None and "replica 9 has seen 45)" in ready.fatal
 
 
@@ -203,7 +235,7 @@ def test_replica_stops_that_finds_itself_among_what_the_leader_knows() -> None:
     replica = make(2, 3, durable=17)
     known: tuple[KnownMark, ...] = ((Incarnation("inc2"), 6, 3, 45),)
     replica.receive(from_peer(1, 2, Marks(known)), 0)
-    (ready,) = drain(replica)
+    ready = drain(replica)[-1]
     assert ready.fatal is not None and "(durable number 17, replica 1 has seen 45)" in ready.fatal
 
 
@@ -217,7 +249,7 @@ def test_replica_that_forgot_its_founding_is_found_out_all_the_same() -> None:
     assert sent(drain(peer)) == [(2, Stale("c0ffee", 8, 45, 0))]
     replica = make(2, 2, founding=None)
     replica.receive(from_peer(1, 2, Stale("c0ffee", own_life(replica), 45, 0)), 0)
-    (ready,) = drain(replica)
+    ready = drain(replica)[-1]
     assert ready.fatal is not None and "older disk (durable number 0," in ready.fatal
 
 
