@@ -18,6 +18,7 @@ FOUND = {
     11: "a replica whose memory was full of later entries refused the first open slot",
     136: "a founder canvassed before its founding entry was durable",
     259: "a cluster of one with a slow disk gave up its candidacy, and asked nobody",
+    900158: "a replica with an older disk was believed after another start",
     5399: "the first open slot was repeated more and more rarely, and all waited for it",
 }
 FRESH = 20
