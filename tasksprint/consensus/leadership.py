@@ -54,7 +54,16 @@ _NEVER = Slot(1 << 62)
 class _Proposal:
     """One slot under way."""
 
-    __slots__ = ("commands", "is_chosen", "members", "resend_wait_ms", "sent_ms", "value", "votes")
+    __slots__ = (
+        "commands",
+        "has_spares",
+        "is_chosen",
+        "members",
+        "resend_wait_ms",
+        "sent_ms",
+        "value",
+        "votes",
+    )
 
     def __init__(
         self,
@@ -69,6 +78,7 @@ class _Proposal:
         self.members = members
         self.votes: set[ReplicaId] = set()
         self.is_chosen = False
+        self.has_spares = False  # Not all were asked at once.
         self.sent_ms = sent_ms
         self.resend_wait_ms = resend_wait_ms
 
@@ -111,8 +121,8 @@ class Leadership:
         self._announced_end = Slot(0)  # chosen prefix that all peers were told of
         self._notice_ms: int | None = None  # when they are told of more, at the latest
         self._since_ms = now_ms
-        # Peers that made the last quorum: they get entries at once, the others (spares) a
-        # little later, several at a time. Nobody: all of them do.
+        # Peers that made a quorum: they get entries at once, the others (spares) a little
+        # later, several at a time. Nobody: all of them do.
         self._quick: frozenset[ReplicaId] = frozenset()
         self._held: list[Accept] = []  # what the spares haven't got
         self._held_until_ms = now_ms
@@ -256,28 +266,45 @@ class Leadership:
         self._acceptor.accept(slot, self.ballot, value)
         self._outbox.accept_own(self.ballot, slot)
         self._announced_end = self._learner.chosen_end
-        self._send_accept(Accept(self.ballot, slot, value, self._announced_end), now_ms)
+        accept = Accept(self.ballot, slot, value, self._announced_end)
+        self._open[slot].has_spares = self._send_accept(accept, now_ms)
 
     # --- spares ---
 
-    def _send_accept(self, accept: Accept, now_ms: int) -> None:
+    def _send_accept(self, accept: Accept, now_ms: int) -> bool:
         """Ask for votes: first those who were needed for the last quorum.
 
         The others are asked soon after, whether they are needed or not: what they write
         at once is then not half of an entry's costs. Who is asked when is a question of
         pace only. Source: Moraru et al., "There Is More Consensus in Egalitarian
         Parliaments" (SOSP 2013), "thrifty".
+
+        Returns:
+            Whether somebody is asked later.
         """
         outbox, quick = self._outbox, self._quick
         if not quick or not self._settings.spare_delay_ms:
             outbox.send_all(accept)
-            return
+            return False
         for peer in outbox.peers:
             if peer in quick:
                 outbox.send(peer, accept)
         if not self._held:
             self._held_until_ms = now_ms + self._settings.spare_delay_ms
         self._held.append(accept)
+        return True
+
+    def _choose_quick(self, proposal: _Proposal, last: ReplicaId) -> None:
+        """Note who made a quorum, and whose vote was the last.
+
+        Where all were asked at once, the own vote may merely have been late by a little, as
+        all of them write at the same time: one peer less will do. Where the spares had to be
+        asked, the own disk is slow, and all peers of this quorum are needed.
+        """
+        peers = proposal.votes - {self._me}
+        if not proposal.has_spares and self._me not in proposal.votes:
+            peers.discard(last)
+        self._set_quick(peers)
 
     def _set_quick(self, quick: AbstractSet[ReplicaId]) -> None:
         if quick != self._quick:
@@ -384,7 +411,7 @@ class Leadership:
                 proposal.votes.add(voter)
                 if proposal.members.is_quorum(proposal.votes):
                     proposal.is_chosen = True
-                    self._set_quick(proposal.votes - {self._me})
+                    self._choose_quick(proposal, voter)
         self._advance()
 
     def _advance(self) -> None:
@@ -454,6 +481,7 @@ class Leadership:
         if known := self._outbox.numbers.take_untold():
             self._outbox.send_all(Marks(known))
         self._start_beat()
+        self._set_quick(frozenset())  # Who is quick now, the next entry shows.
 
     # --- reads ---
 
