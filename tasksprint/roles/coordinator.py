@@ -151,8 +151,8 @@ class Coordinator:
         self.copies = MirrorPaths(self)
         self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
-        # Log time at which each client was last heard; only the leader's counts.
-        self._last_heard: dict[ClientId, int] = {}
+        # Log time at which each client's process was last heard; only the leader's counts.
+        self._last_heard: dict[tuple[ClientId, str], int] = {}
         self._outputs: dict[JobId, str] = {}
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
@@ -349,9 +349,9 @@ class Coordinator:
         await future
         return self.require_schedule()
 
-    def heard(self, cid: ClientId) -> None:
+    def heard(self, cid: ClientId, incarnation: str) -> None:
         """Note that a client was heard from, for the next tick."""
-        self._last_heard[cid] = self.log_time_ms
+        self._last_heard[cid, incarnation] = self.log_time_ms
 
     async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
         """Wait until the view of a client changed, or so long."""
@@ -765,10 +765,10 @@ class Coordinator:
         log_time_ms = schedule.log_time_ms
         silent: list[SilentClient] = []
         before, self._last_heard = self._last_heard, {}  # without those that are gone
-        for cid, incarnation, request in schedule.living_clients():
-            heard_ms = self._last_heard[cid] = before.get(cid, log_time_ms)
+        for cid, life, request in schedule.living_clients():
+            heard_ms = self._last_heard[cid, life] = before.get((cid, life), log_time_ms)
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
-                silent.append(SilentClient(cid, incarnation, request))
+                silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
         now, claim = self.surroundings.wall_ms(), self.agreement.claim
         command = encode_command(Tick(elapsed_ms, now, tuple(silent), claim))

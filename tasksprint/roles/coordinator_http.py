@@ -114,7 +114,7 @@ class CoordinatorPaths:
         command = decode_command(request.body)
         match command:
             case Report():
-                self._coordinator.heard(command.cid)
+                self._coordinator.heard(command.cid, command.incarnation)
             case JoinClient() | LeaveClient() | NodesAttached():
                 pass
             case _:
@@ -160,7 +160,7 @@ class CoordinatorPaths:
                 return not_leader_response(error)
             if view is None:
                 return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
-            coordinator.heard(cid)
+            coordinator.heard(cid, incarnation)
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
                 return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})

@@ -28,10 +28,15 @@ FOUND = {
     "chosen (tests/consensus/test_replica.py)",
     406: "all who held the archive of a running job were replaced before a new member had it "
     "(tests/roles/test_programs.py)",
+    244: "a client that came back after a silence was declared dead by the next tick, for "
+    "the silence of its former process",
     10075: "a leader with a hanging disk that could not hand over spun, and was not heard "
     "(tests/consensus/test_pace.py)",
     1208: "the last member asked those of --peers for a quorum of archives, and took no job "
     "any more (tests/roles/test_programs.py)",
+    20660: "a client that was closing answered a request for a value with a trace",
+    20753: "a client that joined was not told what to drop, as the replica that it asked had "
+    "been restarted since (tests/coordination/test_clients.py)",
 }
 SEEDS = 14
 FRESH = 4
