@@ -67,14 +67,15 @@ def view(state: State, client: Client, since: Slot) -> View:
         tasks.reverse()
     drop_jobs = [drop_job for slot, drop_job in changes.drop_jobs if slot > since]
     if whole:
-        # Those from before a restart of this replica are not in the list.
+        # Those from before a restart of this replica are not in the list. Who has just
+        # joined, and has seen no view, wasn't told of older ones that it said it held.
         told = {drop_job.job for drop_job in drop_jobs}
         drop_jobs += [
             DropJob(job.job, job.keep)
             for job in state.jobs.values()
             if not job.is_running
             and job.job not in told
-            and (job.ended_ms or 0) >= client.joined_ms
+            and (since == 0 or (job.ended_ms or 0) >= client.joined_ms)
         ]
     jobs: dict[JobId, JobEntry] = {}
     addresses: dict[ClientId, ClientAddress] = {}

@@ -282,6 +282,20 @@ def test_after_a_restart_of_the_replica_older_versions_get_the_whole_view() -> N
     assert view.is_empty, "it had named the newest version"
 
 
+def test_what_a_join_has_to_drop_is_told_after_a_restart_of_the_replica_too() -> None:
+    world = World()
+    world.join("a")
+    ended = world.submit()
+    world.answer(ended, FailJob("x"))
+    world.tick()
+    held = (Held(ended, 0, "x"),)  # type: ignore[arg-type]
+    world.apply(JoinClient("a", "new", "a:1", "a", 1, held))
+    world.restart()
+    view = world.schedule.view(1, "new", 0)  # type: ignore[arg-type]
+    assert view is not None
+    assert view.drop_jobs == (DropJob(ended, ()),)
+
+
 def test_a_client_without_an_address_is_named_all_the_same() -> None:
     world = World()
     job = world.submit()
