@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tasksprint.coordination.commands import (
     Completion,
@@ -31,6 +31,7 @@ from tasksprint.coordination.view import decode_view
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import (
     LocalProtocolError,
+    Refused,
     RemoteProtocolError,
     SettingsError,
     TaskSprintError,
@@ -71,6 +72,8 @@ from tasksprint.store.writer import WriterThread
 __all__ = ["Client", "ClientOptions", "held_manifest"]
 
 _log = logging.getLogger("tasksprint.client")
+
+ResultT = TypeVar("ResultT")
 
 _SWEEP_S = 5.0  # between two looks for unused programs
 _ATTACHED_GRACE_S = 1.0
@@ -160,6 +163,7 @@ class Client:
         self._unstored_bytes = 0  # of values in memory that no transaction has kept yet
         self._is_holding = False  # nodes aren't read: too much waits for the disk
         self._write_waiters: Waiters[None] = Waiters()
+        self._is_over = False  # The writer takes nothing more.
 
     @property
     def is_joined(self) -> bool:
@@ -172,6 +176,18 @@ class Client:
         return self.now_ms() - self.started_ms
 
     # --- starting and stopping ---
+
+    def read(
+        self, function: Callable[..., ResultT], *arguments: Any
+    ) -> asyncio.Future[ResultT]:
+        """Call `function(store, *arguments)` for somebody else, on the writer's thread.
+
+        Raises:
+            Refused: This client stops.
+        """
+        if self._is_over:
+            raise Refused(f"client {self.workbench.cid} stops", status=503)
+        return self.writer.run(function, *arguments)
 
     async def start(self) -> None:
         """Begin: join as soon as a coordinator leads, then poll and report."""
@@ -219,6 +235,7 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
         await self.http.close()
+        self._is_over = True
         await self.writer.close()
 
     def stop(self) -> None:

@@ -76,7 +76,7 @@ class ClientPaths:
     async def _held_manifest(self, job: JobId, tid: TaskId, digest: str | None) -> Any:
         """Return the manifest of a result that is held, or None."""
         client = self._client
-        manifest = await client.writer.run(held_manifest, job, tid, digest)
+        manifest = await client.read(held_manifest, job, tid, digest)
         if manifest is None and digest is not None:
             client.workbench.result_missing(job, tid)
             client.turn()
@@ -119,7 +119,7 @@ class ClientPaths:
     ) -> AsyncIterator[bytes]:
         while first < end:
             length = min(_PIECE_BYTES, end - first)
-            piece = await self._client.writer.run(_read_piece, job, tid, key, first, length)
+            piece = await self._client.read(_read_piece, job, tid, key, first, length)
             if not piece:
                 raise Refused(f"task {tid} of job {job} was dropped meanwhile", status=404)
             yield piece
@@ -131,7 +131,7 @@ class ClientPaths:
         for shell in list(self._client.nodes.values()):
             shell.keep_output()
         await asyncio.sleep(0)
-        logs = await self._client.writer.run(_read_logs, job, tid)
+        logs = await self._client.read(_read_logs, job, tid)
         return json_response(
             [
                 {"tid": one.tid, "attempt": one.attempt, "text": one.text.decode(errors="replace")}
