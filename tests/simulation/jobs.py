@@ -340,7 +340,7 @@ class HiddenDice(Dice):
     """
 
     is_told = False
-    look_ms = 1_000
+    look_ms = 300
 
 
 class Many(Plan):
