@@ -30,7 +30,7 @@ Departures from them, each explained where it is made:
 - A leader sends `Accept` while its own acceptance is still being written, and counts
   itself only after that; its ballot was durable before, and is never used after a
   restart.
-- Entries go first to those who made the last quorum, and to the others a few milliseconds
+- Entries go first to those who made a quorum lately, and to the others a few milliseconds
   later, as "thrifty" in Moraru et al., "There Is More Consensus in Egalitarian Parliaments".
 - A leader whose ballot a minority refuses goes on, and raises it later if the refusal
   lasts, where "Paxos Made Moderately Complex" preempts it at once.

@@ -272,7 +272,7 @@ class Leadership:
     # --- spares ---
 
     def _send_accept(self, accept: Accept, now_ms: int) -> bool:
-        """Ask for votes: first those who were needed for the last quorum.
+        """Ask for votes: first those who were needed for a quorum since the last heartbeat.
 
         The others are asked soon after, whether they are needed or not: what they write
         at once is then not half of an entry's costs. Who is asked when is a question of
@@ -295,11 +295,14 @@ class Leadership:
         return True
 
     def _choose_quick(self, proposal: _Proposal, last: ReplicaId) -> None:
-        """Note who made a quorum, and whose vote was the last.
+        """Note who made a quorum: they are asked first from now on.
 
         Where all were asked at once, the own vote may merely have been late by a little, as
         all of them write at the same time: one peer less will do. Where the spares had to be
         asked, the own disk is slow, and all peers of this quorum are needed.
+
+        Args:
+            last: Whose vote completed it.
         """
         peers = proposal.votes - {self._me}
         if not proposal.has_spares and self._me not in proposal.votes:
