@@ -386,7 +386,7 @@ class Coordinator:
             self._waiting.tell()
             self.copying.turn()
             if now_ms >= self._tick_due_ms:
-                self._tick_log(now_ms)
+                self.tick_now()
             self._turn_runners(now_ms)
             if self.replica.has_work:
                 self._carry_out_all()
@@ -750,16 +750,21 @@ class Coordinator:
         return due_ms
 
     def tick_now(self) -> None:
-        """Bring log time up to date, so that what is proposed next has the right time.
+        """Propose a tick, unless the one before hasn't been applied.
 
-        Else a job that takes less than a tick would have taken no time.
+        It gives what is proposed next the right time: a job may take less than a tick.
         """
-        self._tick_log(self.monotonic_ms())
-
-    def _tick_log(self, now_ms: int) -> None:
-        """Propose a tick, unless the one before hasn't been applied."""
         if not self.is_current or self._tick_waits:
             return
+        now_ms = self.monotonic_ms()
+        command = self._make_tick(now_ms)
+        if self.replica.propose(command, now_ms):
+            self._last_tick_ms = now_ms
+            self._tick_waits = True
+            self._waiting.wait(command, self._tick_applied)
+
+    def _make_tick(self, now_ms: int) -> bytes:
+        """Say how much time has passed, and which clients have been silent for too long."""
         schedule = self.schedule
         assert schedule is not None
         log_time_ms = schedule.log_time_ms
@@ -770,13 +775,8 @@ class Coordinator:
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
-        now, claim = self.surroundings.wall_ms(), self.agreement.claim
-        command = encode_command(Tick(elapsed_ms, now, tuple(silent), claim))
-        if not self.replica.propose(command, now_ms):
-            return
-        self._last_tick_ms = now_ms
-        self._tick_waits = True
-        self._waiting.wait(command, self._tick_applied)
+        wall_ms = self.surroundings.wall_ms()
+        return encode_command(Tick(elapsed_ms, wall_ms, tuple(silent), self.agreement.claim))
 
     def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False

@@ -158,6 +158,11 @@ class Clients:
         except Violation as violation:
             self.world.violate(violation.rule, violation.text)
 
+    def tick_proposed(self, command: bytes) -> None:
+        """Take that a leader judges who is silent."""
+        for rule in self._rules:
+            rule.tick_proposed(command)
+
     def scheduler_got(self, replica: ReplicaId, run: object, line: bytes) -> None:
         """Take that a scheduler's process got a line."""
         try:

@@ -208,6 +208,11 @@ class SimCoordinator(Coordinator):
         self.node.on_applied(self.node.me, self.schedule, chosen.slot, chosen.commands, applied)
         super()._applied(chosen, applied)
 
+    def _make_tick(self, now_ms: int) -> bytes:
+        command = super()._make_tick(now_ms)
+        self.node.on_tick(command)
+        return command
+
     def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
         node = self.node
 
@@ -345,8 +350,9 @@ class CoordinatorNode:
         self.is_lost = False  # … or what nobody else has.
         self.restart_soon: Callable[[CoordinatorNode], None] = lambda node: None
         self._iterations = 0
-        # For the rules of end_to_end.py: entries as they are applied, and lines that the
-        # process of a scheduler gets.
+        # For the rules of end_to_end.py: ticks as they are proposed, entries as they are
+        # applied, and lines that the process of a scheduler gets.
+        self.on_tick: Callable[[bytes], None] = _ignore
         self.on_applied: Callable[..., None] = _ignore
         self.on_line: Callable[[ReplicaId, object, bytes], None] = _ignore
 

@@ -8,6 +8,7 @@ people were told. A rule that is broken is a `Violation` with the rule's name.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ class Rule:
     def broken(self, text: str) -> Violation:
         """Return the violation to raise."""
         return Violation(self.name, text)
+
+    def tick_proposed(self, command: bytes) -> None:
+        """Take that a leader proposes a tick."""
 
     def applied(self, entry: Entry) -> None:
         """Take that a replica applied an entry."""
@@ -333,9 +337,10 @@ class FairJudge(Rule):
     """A client that was heard lately isn't declared dead, however long its judge stood still.
 
     Silence is counted in ticks of the log, of which each counts a second at most. So between
-    the last answer to a request of the client and the tick that declares it dead, some
-    coordinator that may be the judge was awake for most of the span. (What a leader that was
-    stopped counts by its clock when it goes on is no silence.)
+    the last answer to a request of the client and the proposal of the tick that declares it
+    dead, some coordinator that may be the judge was awake for most of the span. (What a leader
+    that was stopped counts by its clock when it goes on is no silence. A client that comes
+    back while the tick is on its way was silent for too long all the same.)
     """
 
     name = "unfair-judge"
@@ -350,6 +355,9 @@ class FairJudge(Rule):
         self._awake: dict[str, float] = {}  # milliseconds that each coordinator was awake for
         # By incarnation: the state of these clocks when the client was last answered.
         self._heard: dict[str, dict[str, float]] = {}
+        # By tick and incarnation: milliseconds that some coordinator was awake for since then,
+        # when the tick was proposed.
+        self._silence: dict[bytes, dict[str, float]] = {}
 
     def looks(self) -> None:
         for address in self.scene.world.addresses.values():
@@ -362,29 +370,42 @@ class FairJudge(Rule):
         """Take that a client got an answer from a leader."""
         self._heard[incarnation] = dict(self._awake)
 
+    def tick_proposed(self, command: bytes) -> None:
+        if not _QUIET_TICK.match(command):
+            silent = _decode_tick(command).silent
+            self._silence[command] = {
+                each.incarnation: self._awake_since_heard(each.incarnation) for each in silent
+            }
+
+    def _awake_since_heard(self, incarnation: str) -> float:
+        heard = self._heard.get(incarnation)
+        if heard is None:
+            return math.inf  # Its join was never answered.
+        return max(now - heard.get(address, 0.0) for address, now in self._awake.items())
+
     def applied(self, entry: Entry) -> None:
         if not entry.is_first:
             return
         for data in entry.commands:
             if not data.startswith(b'["tick"') or _QUIET_TICK.match(data):
                 continue
-            command = decode_command(data)
-            assert isinstance(command, Tick)
-            for silent in command.silent:
-                if f"cid={silent.cid} dead: silent" in " ".join(entry.applied.notes):
-                    self._judge(silent.cid, silent.incarnation)
+            for each in _decode_tick(data).silent:
+                if f"cid={each.cid} dead: silent" in " ".join(entry.applied.notes):
+                    self._judge(each.cid, self._silence[data][each.incarnation])
 
-    def _judge(self, cid: ClientId, incarnation: str) -> None:
+    def _judge(self, cid: ClientId, awake_ms: float) -> None:
         self.scene.world.count("clients declared dead")
-        heard = self._heard.get(incarnation)
-        if heard is None:
-            return  # Its join was never answered.
-        awake = max(now - heard.get(address, 0.0) for address, now in self._awake.items())
-        if awake < self.awake_min_ms:
+        if awake_ms < self.awake_min_ms:
             raise self.broken(
                 f"client {cid} was declared dead after an answer since which no coordinator "
-                f"was awake for more than {awake:.0f} ms"
+                f"was awake for more than {awake_ms:.0f} ms"
             )
+
+
+def _decode_tick(data: bytes) -> Tick:
+    command = decode_command(data)
+    assert isinstance(command, Tick)
+    return command
 
 
 class Histories(Rule):

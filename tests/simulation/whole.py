@@ -219,6 +219,7 @@ class Whole:
             spawn=lambda: self.spawn(name),
         )
         node.disk.latency = self.random.choice(((0.1, 1.0), (0.1, 1.0), (0.5, 5.0), (2.0, 30.0)))
+        node.on_tick = lambda command: self.clients.tick_proposed(command)
         node.on_applied = lambda *entry: self.clients.applied(*entry)
         node.on_line = lambda *line: self.clients.scheduler_got(*line)
         node.restart_soon = lambda node: self.after(
