@@ -1,11 +1,9 @@
-"""Seeds of the consensus core alone: those that once found something, and a fresh batch.
+"""Seeds of the consensus core alone: those that once found something, and the first ones.
 
 `python -m tests.simulation --only consensus --trace --seed N` shows what happens in one.
 """
 
 from __future__ import annotations
-
-import random
 
 import pytest
 
@@ -21,23 +19,14 @@ FOUND = {
     900158: "a replica with an older disk was believed after another start",
     5399: "the first open slot was repeated more and more rarely, and all waited for it",
 }
-FRESH = 20
+SEEDS = 50
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", sorted({*range(30), *FOUND}))
+@pytest.mark.parametrize("seed", sorted({*range(SEEDS), *FOUND}))
 def test_fixed_seed_is_clean(seed: int) -> None:
     outcome = run_seed(seed)
     assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
-
-
-@pytest.mark.slow
-def test_fresh_seeds_are_clean() -> None:
-    """New seeds each time, so that CI looks a little further with every run."""
-    first = random.SystemRandom().randrange(1_000_000, 1_000_000_000)
-    for seed in range(first, first + FRESH):
-        outcome = run_seed(seed)
-        assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
 
 
 def test_seed_replays_exactly() -> None:
