@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, urlsplit
 
+from tasksprint.coordination.commands import JoinClient, Report, decode_command
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles.client import Client, ClientOptions
@@ -66,17 +68,22 @@ class _Programs:
 
 
 class _Http(SimHttp):
-    """Notes when a leader has answered."""
+    """Notes when a leader answers: it has heard the client by then."""
 
     def __init__(self, machine: ClientMachine, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._machine = machine
 
-    async def request(self, *arguments: Any, **options: Any) -> HttpResponse:
-        response = await super().request(*arguments, **options)
-        if response.status == _OK and arguments[2] in ("/v1/view", "/v1/commands"):
-            self._machine.on_answer(self._machine)
-        return response
+    def answered(self, target: str, body: bytes, answer: HttpResponse) -> None:
+        url = urlsplit(target)
+        if answer.status != _OK:
+            return
+        if url.path == "/v1/view":
+            self._machine.on_answer(parse_qs(url.query)["incarnation"][0])
+        elif url.path == "/v1/commands":
+            command = decode_command(body)
+            if isinstance(command, JoinClient | Report):
+                self._machine.on_answer(command.incarnation)
 
 
 class ClientMachine:
@@ -84,15 +91,13 @@ class ClientMachine:
 
     Args:
         name: Of the machine, and of the client's data directory.
-        on_answer: Called when a leader has answered the client.
+        on_answer: Called with the incarnation when a leader answers a client here.
     """
 
     client_class: type[Client] = Client
     writer_class: type[SimWriter] = SimWriter
 
-    def __init__(
-        self, world: World, name: str, on_answer: Callable[[ClientMachine], None]
-    ) -> None:
+    def __init__(self, world: World, name: str, on_answer: Callable[[str], None]) -> None:
         random = world.random
         self.name = name
         self.on_answer = on_answer

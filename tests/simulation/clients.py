@@ -178,11 +178,9 @@ class Clients:
             rule.looks()
         self.world.after(FairJudge.look_ms, self._look)
 
-    def _answered(self, machine: ClientMachine) -> None:
-        client = machine.client
+    def _answered(self, incarnation: str) -> None:
         for rule in self._rules:
-            if isinstance(rule, FairJudge) and client is not None:
-                rule.answered(client.workbench.incarnation)
+            rule.client_answered(incarnation)
 
     # --- faults ---
 

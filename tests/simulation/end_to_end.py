@@ -83,6 +83,9 @@ class Rule:
     def tick_proposed(self, command: bytes) -> None:
         """Take that a leader proposes a tick."""
 
+    def client_answered(self, incarnation: str) -> None:
+        """Take that a leader answers a client, which may never hear of it."""
+
     def applied(self, entry: Entry) -> None:
         """Take that a replica applied an entry."""
 
@@ -366,8 +369,7 @@ class FairJudge(Rule):
             if process is not None and process.is_alive and not process.is_frozen:
                 self._awake[address] = self._awake.get(address, 0.0) + self.look_ms
 
-    def answered(self, incarnation: str) -> None:
-        """Take that a client got an answer from a leader."""
+    def client_answered(self, incarnation: str) -> None:
         self._heard[incarnation] = dict(self._awake)
 
     def tick_proposed(self, command: bytes) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 from tasksprint.errors import PeerUnreachable
@@ -35,10 +36,17 @@ class _Broken(PeerUnreachable):
 class _Call:
     """One request on its way, seen from both ends."""
 
-    def __init__(self, wire: Wire, source: Process, target: Machine) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        source: Process,
+        target: Machine,
+        on_answer: Callable[[HttpResponse], None],
+    ) -> None:
         self.wire = wire
         self.source = source
         self.target = target
+        self.on_answer = on_answer
         self.answered: asyncio.Future[HttpResponse] = source.loop.create_future()
         self.is_given_up = False
         self.server: Process | None = None
@@ -114,6 +122,7 @@ class _Call:
         for name, value in (response.headers or {}).items():
             headers[name.lower()] = value
         answer = HttpResponse(response.status, headers, body)
+        self.on_answer(answer)
         self.wire.carry(
             process.machine, self.source.machine, lambda: self._tell(answer), lambda: None
         )
@@ -237,7 +246,7 @@ class SimHttp:
         machine = wire.machines.get(address)
         if machine is None:
             raise PeerUnreachable(f"cannot reach {address}: no such machine")
-        call = _Call(wire, process, machine)
+        call = _Call(wire, process, machine, partial(self.answered, target, body))
         self._open[call] = None
         is_there = False
 
@@ -283,6 +292,9 @@ class SimHttp:
             self._open.pop(call, None)
             if not call.answered.done() or call.answered.cancelled() or _failed(call.answered):
                 call.give_up()
+
+    def answered(self, target: str, body: bytes, answer: HttpResponse) -> None:
+        """Take what a request is answered, when it is; the answer may still be lost."""
 
     @contextlib.asynccontextmanager
     async def stream(

@@ -181,6 +181,13 @@ class _StalledJudges(Clients):
 # --- broken builds: coordinators ------------------------------------------------------------
 
 
+class _DeafJudge(SimCoordinator):
+    """Doesn't note that a client is there."""
+
+    def heard(self, cid: ClientId, incarnation: str) -> None:
+        pass
+
+
 class _AnswersBeforeChosen(SimCoordinator):
     """Acknowledges a job as soon as it is proposed, with the id that it will likely get."""
 
@@ -361,6 +368,10 @@ BUILDS: dict[str, tuple[Callable[[], str | None], frozenset[str]]] = {
     "acknowledged before it is chosen": (
         partial(_rule_broken, 10, _AnswersBeforeChosen),
         expects("lost-job", "job-twice", "not-linearizable"),
+    ),
+    "clients that ask aren't heard": (
+        partial(_rule_broken, 5, _DeafJudge),
+        expects("unfair-judge"),
     ),
     "a request that is repeated counts again": (
         partial(_rule_broken, 10, _with_schedule(_ForgetfulSchedule)),
