@@ -34,7 +34,7 @@ from tasksprint.coordination.commands import Command, SilentClient, Tick, encode
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
 from tasksprint.errors import Refused, RemoteProtocolError, StoreDamaged, TaskSprintError
-from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
+from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles import replica_codec
 from tasksprint.roles.agreement import Agreement
@@ -152,7 +152,7 @@ class Coordinator:
         self.copying = MirrorFetcher(self)
         self.runners: dict[JobId, SchedulerRunner] = {}
         # Log time at which each client's process was last heard; only the leader's counts.
-        self._last_heard: dict[tuple[ClientId, str], int] = {}
+        self._last_heard: dict[Incarnation, int] = {}
         self._outputs: dict[JobId, str] = {}
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
@@ -349,9 +349,9 @@ class Coordinator:
         await future
         return self.require_schedule()
 
-    def heard(self, cid: ClientId, incarnation: str) -> None:
+    def heard(self, incarnation: Incarnation) -> None:
         """Note that a client was heard from, for the next tick."""
-        self._last_heard[cid, incarnation] = self.log_time_ms
+        self._last_heard[incarnation] = self.log_time_ms
 
     async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
         """Wait until the view of a client changed, or so long."""
@@ -771,7 +771,7 @@ class Coordinator:
         silent: list[SilentClient] = []
         before, self._last_heard = self._last_heard, {}  # without those that are gone
         for cid, life, request in schedule.living_clients():
-            heard_ms = self._last_heard[cid, life] = before.get((cid, life), log_time_ms)
+            heard_ms = self._last_heard[life] = before.get(life, log_time_ms)
             if log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)

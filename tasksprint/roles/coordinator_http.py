@@ -113,9 +113,10 @@ class CoordinatorPaths:
         """Have a client's command decided: join, report, leave."""
         command = decode_command(request.body)
         match command:
-            case Report():
-                self._coordinator.heard(command.cid, command.incarnation)
-            case JoinClient() | LeaveClient() | NodesAttached():
+            case JoinClient() | Report():
+                # A client may be joining again and again, as no answer reaches it.
+                self._coordinator.heard(command.incarnation)
+            case LeaveClient() | NodesAttached():
                 pass
             case _:
                 raise Refused(f"a {type(command).__name__} has a path of its own", status=400)
@@ -160,7 +161,7 @@ class CoordinatorPaths:
                 return not_leader_response(error)
             if view is None:
                 return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
-            coordinator.heard(cid, incarnation)
+            coordinator.heard(incarnation)
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
                 return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})

@@ -567,6 +567,24 @@ def test_clients_that_were_never_there_leave_no_trace(tmp_path: Path) -> None:
     run(main)
 
 
+def test_client_that_joins_again_and_again_is_not_silent(tmp_path: Path) -> None:
+    """Its first join counts, but no answer may have reached it."""
+    body = b'["join","aa","bb","127.0.0.1:1","host",1,[]]'
+
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(tick_interval_ms=1)) as of:
+            leader = await of.leader()
+            coordinator = leader.coordinator
+            (await leader.ask("POST", "/v1/commands", body=body)).checked()
+            began_ms = coordinator.log_time_ms
+            await until(lambda: coordinator.log_time_ms > began_ms + 20, "it is silent")
+            since_ms = coordinator.log_time_ms
+            (await leader.ask("POST", "/v1/commands", body=body)).checked()
+            assert coordinator._last_heard[Incarnation("bb")] >= since_ms
+
+    run(main)
+
+
 def mirror_of(member: Member) -> tuple[AppliedPoint, Any]:
     """Return what a disk's mirror holds now, to be put back later."""
     content = member.directory._content

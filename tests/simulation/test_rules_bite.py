@@ -184,7 +184,7 @@ class _StalledJudges(Clients):
 class _DeafJudge(SimCoordinator):
     """Doesn't note that a client is there."""
 
-    def heard(self, cid: ClientId, incarnation: str) -> None:
+    def heard(self, incarnation: Incarnation) -> None:
         pass
 
 
