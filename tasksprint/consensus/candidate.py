@@ -210,7 +210,8 @@ class Candidate:
         campaign = self.campaign
         if campaign is None or not campaign.has_quorum(self._learner.chosen_end):
             return None
-        if self._learner.chosen_end < campaign.first_slot:
+        chosen_end = self._learner.chosen_end
+        if chosen_end < campaign.first_slot and not campaign.do_without(chosen_end):
             assert campaign.helper is not None
             self._catch_up.want(campaign.helper, campaign.first_slot, now_ms)
             return None

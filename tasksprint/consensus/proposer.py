@@ -34,6 +34,7 @@ class Campaign:
         self.first_slot = Slot(1)
         self.helper: ReplicaId | None = None  # who does
         self._highest: dict[Slot, LogEntry] = {}
+        self._first_slots: dict[ReplicaId, Slot] = {}  # from which each promise speaks
 
     def add_own_promise(self, me: ReplicaId) -> None:
         """Count this replica's own promise, now that it is durable."""
@@ -49,6 +50,7 @@ class Campaign:
         if source in self.promised_by:
             return
         self.promised_by.add(source)
+        self._first_slots[source] = promise.first_slot
         self._take(promise.entries)
         if promise.first_slot > self.first_slot:
             self.first_slot = promise.first_slot
@@ -57,6 +59,16 @@ class Campaign:
     def has_quorum(self, chosen_end: Slot) -> bool:
         """Whether a quorum of every membership that governs an open slot has promised."""
         return self._memberships.is_quorum(self.promised_by, chosen_end)
+
+    def do_without(self, chosen_end: Slot) -> bool:
+        """Go on with those alone whose promises speak for all open slots, if they will do."""
+        speaking = {
+            who for who in self.promised_by if self._first_slots.get(who, chosen_end) <= chosen_end
+        }
+        if not self._memberships.is_quorum(speaking, chosen_end):
+            return False
+        self.promised_by, self.first_slot = speaking, chosen_end
+        return True
 
     def may_propose(self, slot: Slot) -> bool:
         """Whether a quorum of those who vote in this slot has promised."""
