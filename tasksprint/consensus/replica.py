@@ -463,7 +463,8 @@ class Replica:
         below that the shell has not applied are not to be.
         """
         self._now_ms = now_ms
-        assert self._leadership is None, "a leader has all that is chosen"
+        # The log may have come meanwhile, from somebody who was away, and an election.
+        self._step_down("takes over a copy of the state")
         self._learner.skip_to(applied_end, self._acceptor)
         self._catch_up.progressed()
         self._catch_up.stop()
@@ -634,7 +635,9 @@ class Replica:
                 self._acceptor.raise_promise(ballot)
                 self._outbox.acknowledge(ballot, slot)
         elif (
-            self._acceptor.has_room(slot, self._learner.chosen_end)
+            # What is chosen and was lost here is fetched; a former leader may not know it.
+            slot >= self._learner.known_end
+            and self._acceptor.has_room(slot, self._learner.chosen_end)
             and self._outbox.unwritten_bytes < self._settings.log_window_bytes_max
         ):
             self._acceptor.accept(slot, ballot, message.value)

@@ -7,8 +7,11 @@ import pytest
 from tasksprint.consensus import (
     Accept,
     Accepted,
+    Canvass,
+    CanvassReply,
     CatchUpReply,
     CatchUpRequest,
+    Chosen,
     DurableNumbers,
     Envelope,
     Heartbeat,
@@ -302,6 +305,51 @@ def test_what_lies_behind_the_gap_is_taken_from_the_own_disk() -> None:
     reply = CatchUpReply(Slot(2), entries[1:2], Slot(5), Slot(1))
     replica.receive(from_peer(1, 2, reply), 0)
     assert replica.chosen_end == 4  # Slot 4 is here, but nobody knew that it was chosen.
+
+
+def test_former_leader_cannot_fill_a_gap_of_what_is_chosen() -> None:
+    """1. Slots 2 and 3 were chosen under a ballot that isn't promised here, and are lost here.
+    2. A leader before that one asks for a vote in slot 3. 3. Somebody who knows no more than
+    slot 2 sends it: slot 3 must stay open until its own value comes."""
+    replica = make(3, 5, accepted=_entries()[:1], chosen_end=Slot(2), known_end=Slot(4))
+    drain(replica)
+    accept = Accept(ballot(1, 1), Slot(3), value("of a former leader"), Slot(2))
+    replica.receive(from_peer(1, 3, accept), 0)
+    assert not sent(drain(replica), Accepted)
+    reply = CatchUpReply(Slot(2), (entry(2, 2, 2, "c2"),), Slot(3), Slot(1))
+    replica.receive(from_peer(5, 3, reply), 0)
+    drain(replica)
+    assert replica.chosen_end == 3
+    reply = CatchUpReply(Slot(3), (entry(3, 2, 2, "c3"),), Slot(4), Slot(1))
+    replica.receive(from_peer(4, 3, reply), 0)
+    (ready,) = drain(replica)
+    assert ready.chosen == (Chosen(Slot(3), (b"c3",)),)
+
+
+@pytest.mark.parametrize("order", [(2, 3), (3, 2)])
+def test_promise_that_cannot_speak_for_open_slots_keeps_nobody_from_leading(
+    order: tuple[int, int],
+) -> None:
+    """1. Slots 3 and 4 are chosen; 1 and 2 have them, and only 3 knew so, which has lost them.
+    2. Replica 1 stands. Whoever answers first: the promises of 1 and 2 speak for all slots."""
+    replica = make(1, 3, accepted=_entries(), chosen_end=Slot(3))
+    drain(replica)
+    now_ms = replica.deadline_ms
+    replica.tick(now_ms)
+    ((_, canvass), _) = sent(drain(replica, now_ms), Canvass)
+    for peer, chosen_end in ((2, 3), (3, 3)):
+        reply = CanvassReply(canvass.number, is_welcome=True, round=1, chosen_end=Slot(chosen_end))
+        replica.receive(from_peer(peer, 1, reply), now_ms)
+    ((_, prepare), _) = sent(drain(replica, now_ms), Prepare)
+    promises = {
+        2: Promise(prepare.ballot, Slot(3), _entries()[2:]),
+        3: Promise(prepare.ballot, Slot(5), ()),
+    }
+    for peer in order:
+        replica.receive(from_peer(peer, 1, promises[peer]), now_ms)
+        drain(replica, now_ms)
+    assert replica.is_leader
+    assert replica.check() is None
 
 
 def _entries() -> tuple[LogEntry, ...]:

@@ -154,6 +154,17 @@ def test_promise_and_later_acceptances_outlast_a_copy() -> None:
     )
 
 
+def test_leader_elected_while_a_copy_was_put_in_place_resigns() -> None:
+    """1. A copy is being put in place. 2. Somebody who has the log comes back, and this
+    replica is elected. 3. The copy is durable, and the state is the copy's from now on."""
+    replica, now_ms = leader()
+    drain(replica, now_ms)
+    replica.state_copied(Slot(1), now_ms)
+    assert not replica.is_leader
+    replica.check()
+    assert "takes over a copy" in " ".join(drain(replica, now_ms)[0].notes)
+
+
 def test_copy_below_what_is_known_meanwhile_changes_only_the_start() -> None:
     log = tuple(entry(slot, 1, 1, f"c{slot}") for slot in (1, 2, 3, 4))
     replica = start(2, 3, accepted=log, chosen_end=Slot(5), applied_end=Slot(1))
