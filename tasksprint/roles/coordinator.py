@@ -351,7 +351,8 @@ class Coordinator:
 
     def heard(self, incarnation: Incarnation) -> None:
         """Note that a client was heard from, for the next tick."""
-        self._last_heard[incarnation] = self.log_time_ms
+        if self.is_current:  # Else log time here is an older one.
+            self._last_heard[incarnation] = self.log_time_ms
 
     async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
         """Wait until the view of a client changed, or so long."""
@@ -595,11 +596,11 @@ class Coordinator:
         dropped: the copy has it. Promises and acceptances go on, as always.
         """
         assert not self._is_installing
+        # Before: a write of ours must not put an older one in its place.
+        told = self.replica.members_copied(memberships)
         self._is_installing = True
         self._rows.clear()
         self._mirror_waiters.wake_all()
-        # Before: a write of ours must not put an older one in its place.
-        told = self.replica.members_copied(memberships)
         await self.writer.run(lambda store: store.install_copy(applied, told))
         snapshot = await self.writer.run(lambda store: store.open_snapshot())
         try:
@@ -745,8 +746,7 @@ class Coordinator:
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
         assert self.schedule is not None
         if (timer_ms := self.schedule.next_timer_ms) is not None:
-            left_ms = max(timer_ms - self.log_time_ms, 1)
-            due_ms = min(due_ms, self._last_tick_ms + left_ms)
+            due_ms = min(due_ms, self._last_tick_ms + max(timer_ms - self.log_time_ms, 1))
         return due_ms
 
     def tick_now(self) -> None:

@@ -567,6 +567,20 @@ def test_clients_that_were_never_there_leave_no_trace(tmp_path: Path) -> None:
     run(main)
 
 
+def test_who_does_not_lead_or_has_to_apply_hears_nobody(tmp_path: Path) -> None:
+    """Log time there is an older one: by it a client would have been silent for long."""
+
+    async def main() -> None:
+        async with members(3, tmp_path) as of:
+            leader = await of.leader()
+            for member in of.all:
+                member.coordinator.heard(Incarnation("bb"))
+                is_noted = Incarnation("bb") in member.coordinator._last_heard
+                assert is_noted == (member is leader)
+
+    run(main)
+
+
 def test_client_that_joins_again_and_again_is_not_silent(tmp_path: Path) -> None:
     """Its first join counts, but no answer may have reached it."""
     body = b'["join","aa","bb","127.0.0.1:1","host",1,[]]'

@@ -292,3 +292,24 @@ def test_copy_is_given_to_nobody_who_means_another_cluster(tmp_path: Path) -> No
             assert "not to 'another'" in refused.json()["error"]
 
     run(work)
+
+
+def test_copy_whose_memberships_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            away = await behind(of)
+            await away.start()
+            coordinator, asked = away.coordinator, []
+            take = coordinator.replica.members_copied
+
+            def refuse(told: bytes | None) -> bytes | None:
+                asked.append(told)
+                if len(asked) < 3:
+                    raise RemoteProtocolError("a membership has version 2, expected 1")
+                return take(told)
+
+            coordinator.replica.members_copied = refuse  # type: ignore[method-assign]
+            await until(lambda: level(of))
+            assert len(asked) == 3
+
+    run(main)
