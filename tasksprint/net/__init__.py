@@ -3,7 +3,8 @@
     addresses        "host:port" and back; options of sockets
     deadlines        waiting at most so long
     http_messages    what both sides of HTTP share: heads, queries, answers, ranges
-    keys             the key file; signing requests; tokens for people
+    keys             the key file; signing requests
+    tokens           what lets people's browsers and curl in, without the key
     gate             who may come in: signatures, replays, Host and Origin
     router           which handler answers which path
     http_server      the server: an address, and the life of its connections

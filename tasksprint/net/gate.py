@@ -18,7 +18,8 @@ from enum import Enum
 
 from tasksprint.errors import Refused
 from tasksprint.net.addresses import host_of
-from tasksprint.net.keys import ClusterKey, token_expiry
+from tasksprint.net.keys import ClusterKey
+from tasksprint.net.tokens import Scope, Token, cookie_token, read_token
 from tasksprint.settings import Settings
 
 __all__ = ["Access", "Claim", "CountedWarnings", "Gate", "Identity"]
@@ -41,7 +42,9 @@ class Access(Enum):
     """Who may use a route."""
 
     KEY = "key"  # only who proves the cluster key
-    TOKEN = "token"  # the same, and for GET and HEAD who bears a token
+    READ = "read"  # the same, and who bears a token of this scope, or of one that covers it
+    SUBMIT = "submit"
+    OPERATE = "operate"
     OPEN = "open"  # everybody
 
 
@@ -49,7 +52,7 @@ class Identity(Enum):
     """What a request proved."""
 
     CLUSTER = "cluster"  # it was signed with the cluster key
-    READER = "reader"  # it bears a valid token
+    BEARER = "bearer"  # it bears a valid token of a scope that is enough
     ANYONE = "anyone"  # nothing was asked
 
 
@@ -147,7 +150,7 @@ class Gate:
                 )
             time_text, sender, count, mac = match.groups()
             return Claim(method, target, host, int(time_text), sender, count, mac)
-        return self._admit_token(method, authorization, query, access)
+        return self._admit_token(method, headers, query, access)
 
     def verify(self, claim: Claim, body_digest: str) -> Identity:
         """Judge a claim by the digest of its request's body.
@@ -212,46 +215,84 @@ class Gate:
             )
 
     def _admit_token(
-        self, method: str, authorization: str | None, query: Mapping[str, str], access: Access
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        access: Access,
     ) -> Identity:
-        if authorization is not None and authorization.startswith("Bearer "):
-            token = authorization[7:].strip()
-        elif authorization is not None:
+        token = self._judge_token(_token_text(method, headers, query))
+        needed = _SCOPES.get(access)
+        if needed is None:
             raise Refused(
-                f"unknown kind of Authorization {authorization.partition(' ')[0][:20]!r}, "
-                "expected 'TaskSprint' or 'Bearer'",
-                status=401,
+                f"a token is not enough for {method} on this path",
+                status=403,
+                hint="it is for processes of the cluster, which sign with its key",
             )
-        elif "token" in query:
-            token = query["token"]
-        else:
+        if not token.scope.covers(needed):
             raise Refused(
-                "no Authorization",
-                status=401,
-                hint="sign the request with the cluster key, or show a token "
-                "(`tasksprint token`) where reading is enough",
+                f"this token is not enough for {method} on this path: {token.describe()}",
+                status=403,
+                hint=f"make one with `tasksprint token --scope {needed.value}`",
             )
-        expiry_s = token_expiry(self._key, token)
-        if expiry_s is None:
+        return Identity.BEARER
+
+    def _judge_token(self, text: str) -> Token:
+        token = read_token(self._key, text)
+        if token is None:
             raise Refused(
                 "wrong token: it was not made with this cluster's key",
                 status=401,
                 hint="make one with `tasksprint token`",
             )
-        late_s = self._wall_ms() // 1000 - expiry_s
+        late_s = self._wall_ms() // 1000 - token.expiry_s
         if late_s >= 0:
             raise Refused(
                 f"the token ended {late_s} s ago",
                 status=401,
                 hint="make another one with `tasksprint token`",
             )
-        if access is not Access.TOKEN or method not in ("GET", "HEAD"):
+        return token
+
+
+_SCOPES = {Access.READ: Scope.READ, Access.SUBMIT: Scope.SUBMIT, Access.OPERATE: Scope.OPERATE}
+
+
+def _token_text(method: str, headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+    """Return the token that a request shows: in a header, a cookie, or (to read) its query.
+
+    Raises:
+        Refused: It shows none, or in a way in which somebody else could have it shown.
+    """
+    authorization = headers.get("authorization")
+    if authorization is not None:
+        if not authorization.startswith("Bearer "):
             raise Refused(
-                f"a token is not enough for {method} on this path",
-                status=403,
-                hint="a token only reads; sign the request with the cluster key",
+                f"unknown kind of Authorization {authorization.partition(' ')[0][:20]!r}, "
+                "expected 'TaskSprint' or 'Bearer'",
+                status=401,
             )
-        return Identity.READER
+        return authorization[7:].strip()
+    is_reading = method in ("GET", "HEAD")
+    if "token" in query and is_reading:
+        return query["token"]
+    cookie = cookie_token(headers.get("cookie", ""))
+    if cookie is None:
+        raise Refused(
+            "no Authorization",
+            status=401,
+            hint="sign the request with the cluster key, or show a token (`tasksprint token`) "
+            "where one is enough",
+        )
+    # A browser sends a cookie whoever made it send the request; the page's origin, which no
+    # page can choose, says who did. (That a given Origin is ours was seen before.)
+    if not is_reading and "origin" not in headers:
+        raise Refused(
+            f"a cookie is not enough for {method} without an Origin",
+            status=403,
+            hint="send the token as 'Authorization: Bearer …'",
+        )
+    return cookie
 
 
 class CountedWarnings:

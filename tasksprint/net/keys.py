@@ -1,4 +1,4 @@
-"""The cluster key: its file, the signatures made with it, and tokens for people.
+"""The cluster key: its file, and the signatures made with it.
 
 Every request between processes carries
 
@@ -19,16 +19,12 @@ each sender, not one entry for each request.
 
 This proves who wrote a request and that nobody changed it. It hides nothing:
 bodies are readable on the wire.
-
-A token is `<expiry in seconds>.<hex of HMAC-SHA256 over "tasksprint-token\\n<expiry>">`;
-it lets its bearer read, until then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import itertools
 import os
 import re
@@ -49,9 +45,7 @@ __all__ = [
     "create_key",
     "find_key_file",
     "load_key",
-    "make_token",
     "open_key",
-    "token_expiry",
 ]
 
 EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
@@ -135,30 +129,13 @@ class ClusterKey:
         )
         return f"TaskSprint time={time_ms},nonce={nonce},mac={mac}"
 
-    def token_mac(self, expiry_s: int) -> str:
-        """Return the hex digits that prove a token."""
-        return self._digest(f"tasksprint-token\n{expiry_s}".encode()).hex()
+    def token_mac(self, scope: str, expiry_s: int) -> str:
+        """Return the hex digits that prove a token (see `tokens`)."""
+        return self._digest(f"tasksprint-token\n{scope}\n{expiry_s}".encode()).hex()
 
     def derive(self, purpose: str) -> Mac:
         """Return a MAC for one purpose, such as one connection between replicas."""
         return Mac(self._digest(f"tasksprint-derive\n{purpose}".encode()))
-
-
-def make_token(key: ClusterKey, valid_s: int, *, now_s: int | None = None) -> str:
-    """Return a token with which its bearer may read for `valid_s` seconds."""
-    expiry_s = (int(time.time()) if now_s is None else now_s) + valid_s
-    return f"{expiry_s}.{key.token_mac(expiry_s)}"
-
-
-def token_expiry(key: ClusterKey, token: str) -> int | None:
-    """Return the second at which a token ends; None: it was not made with this key."""
-    expiry_text, _, mac = token.partition(".")
-    if not (expiry_text.isascii() and expiry_text.isdigit() and len(expiry_text) < 16):
-        return None
-    expiry_s = int(expiry_text)
-    if not hmac.compare_digest(key.token_mac(expiry_s), mac.encode("ascii", "replace").decode()):
-        return None
-    return expiry_s
 
 
 def find_key_file(

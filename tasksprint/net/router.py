@@ -188,8 +188,8 @@ class Router:
     ) -> None:
         """Add a route; each (method, pattern) once."""
         assert pattern.startswith("/")
-        if access is Access.TOKEN and method not in ("GET", "HEAD"):
-            raise LocalProtocolError(f"{method} {pattern} can't be allowed to tokens")
+        if access is Access.READ and method not in ("GET", "HEAD"):
+            raise LocalProtocolError(f"{method} {pattern} can't be allowed to who only reads")
         route = Route(method, pattern, handler, access, body_bytes_max, streams_body, upgrade)
         if "{" not in pattern:
             routes = self._exact.setdefault(pattern, {})

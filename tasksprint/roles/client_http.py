@@ -34,17 +34,17 @@ class ClientPaths:
         self._client = client
         self.router = Router()
         add = self.router.add
-        token = Access.TOKEN
+        read = Access.READ
         add("GET", "/healthz", lambda request: json_response({"ok": True}), access=Access.OPEN)
         add("GET", "/readyz", lambda request: client_readiness(client), access=Access.OPEN)
-        add("GET", "/metrics", lambda request: client_metrics(client), access=token)
+        add("GET", "/metrics", lambda request: client_metrics(client), access=read)
         add("POST", "/v1/values", self._values)
-        add("GET", "/v1/values/{job}/{tid}", self._manifest, access=token)
-        add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=token)
-        add("GET", "/v1/logs/{job}", self._logs, access=token)
-        add("GET", "/v1/logs/{job}/{tid}", self._logs, access=token)
-        add("GET", "/v1/status", self._status, access=token)
-        add("POST", "/v1/stop", self._stop)
+        add("GET", "/v1/values/{job}/{tid}", self._manifest, access=read)
+        add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=read)
+        add("GET", "/v1/logs/{job}", self._logs, access=read)
+        add("GET", "/v1/logs/{job}/{tid}", self._logs, access=read)
+        add("GET", "/v1/status", self._status, access=read)
+        add("POST", "/v1/stop", self._stop, access=Access.OPERATE)
 
     async def _values(self, request: Request) -> Response:
         """Answer a batch: see client_fetch.py for its form."""

@@ -25,7 +25,8 @@ from tasksprint.errors import (
     UsageError,
 )
 from tasksprint.ids import JobId
-from tasksprint.net.keys import make_token, open_key
+from tasksprint.net.keys import open_key
+from tasksprint.net.tokens import Scope, make_token
 from tasksprint.process.directories import state_directory
 from tasksprint.roles.cluster import (
     Cluster,
@@ -58,7 +59,7 @@ def run_command(options: argparse.Namespace) -> int:
     if options.command == "token":
         if options.minutes < 1:
             raise UsageError(f"--minutes {options.minutes} is not at least 1")
-        print(make_token(key, options.minutes * 60))
+        print(make_token(key, Scope(options.scope), options.minutes * 60))
         return EXIT_OK
     addresses = parse_addresses(options.coordinators)
     cluster = Cluster(addresses, key, settings, name=options.cluster)

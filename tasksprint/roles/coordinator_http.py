@@ -50,30 +50,36 @@ class CoordinatorPaths:
         self._settings = coordinator.settings
         self.router = Router()
         add = self._add
-        token = Access.TOKEN
+        read = Access.READ
         archive_max = coordinator.settings.archive_bytes_max
         add("GET", "/healthz", self._healthz, access=Access.OPEN)
         add("GET", "/readyz", self._readyz, access=Access.OPEN)
-        add("GET", "/metrics", self._metrics, access=token)
+        add("GET", "/metrics", self._metrics, access=read)
         add("POST", "/v1/commands", self._command)
         add("GET", "/v1/view", self._view)
         add("POST", "/v1/archives", self._keep_archive, body_bytes_max=archive_max)
         add("POST", "/v1/archives/lacking", self._lacking)
         add("GET", "/v1/archives/{digest:text}", self._archive)
-        add("POST", "/v1/programs", self._program, body_bytes_max=archive_max)
-        add("POST", "/v1/jobs", self._submit)
-        add("GET", "/v1/jobs", self._jobs, access=token)
-        add("GET", "/v1/jobs/{job}", self._job, access=token)
-        add("GET", "/v1/jobs/{job}/tasks/{tid}", self._task, access=token)
-        add("GET", "/v1/jobs/{job}/log", self._job_log, access=token)
-        add("POST", "/v1/jobs/{job}/cancel", self._cancel)
-        add("POST", "/v1/jobs/{job}/forget", self._forget)
-        add("GET", "/v1/clients", self._clients, access=token)
-        add("GET", "/v1/members", self._members, access=token)
-        add("POST", "/v1/members", self._change_members)
+        add(
+            "POST",
+            "/v1/programs",
+            self._program,
+            access=Access.SUBMIT,
+            body_bytes_max=archive_max,
+        )
+        add("POST", "/v1/jobs", self._submit, access=Access.SUBMIT)
+        add("GET", "/v1/jobs", self._jobs, access=read)
+        add("GET", "/v1/jobs/{job}", self._job, access=read)
+        add("GET", "/v1/jobs/{job}/tasks/{tid}", self._task, access=read)
+        add("GET", "/v1/jobs/{job}/log", self._job_log, access=read)
+        add("POST", "/v1/jobs/{job}/cancel", self._cancel, access=Access.SUBMIT)
+        add("POST", "/v1/jobs/{job}/forget", self._forget, access=Access.SUBMIT)
+        add("GET", "/v1/clients", self._clients, access=read)
+        add("GET", "/v1/members", self._members, access=read)
+        add("POST", "/v1/members", self._change_members, access=Access.OPERATE)
         add("GET", "/v1/identity", self._identity)
-        add("GET", "/v1/status", self._status, access=token)
-        add("POST", "/v1/stop", self._stop)
+        add("GET", "/v1/status", self._status, access=read)
+        add("POST", "/v1/stop", self._stop, access=Access.OPERATE)
         coordinator.copies.add_to(add)
         coordinator.agreement.add_to(self.router)
 

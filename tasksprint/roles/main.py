@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
+from tasksprint.net.tokens import Scope
 
 if TYPE_CHECKING:
     import argparse
@@ -546,11 +547,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(
         "token",
-        "print a short-lived read-only token for curl and browsers",
-        "token --minutes 60",
+        "print a short-lived token for curl and browsers",
+        "token --scope submit --minutes 60",
         common(),
     )
     sub.add_argument(
         "--minutes", type=int, default=60, help="how long it is good for (default 60)"
+    )
+    sub.add_argument(
+        "--scope",
+        choices=[scope.value for scope in Scope],
+        default=Scope.READ.value,
+        help="what its bearer may do: look; hand in, cancel and forget jobs too; or also change "
+        "the members and stop processes (default read)",
     )
     return parser

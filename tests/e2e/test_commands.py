@@ -380,10 +380,12 @@ def test_cancelling_what_has_finished_changes_nothing(shared: Shared, finished: 
 # --- token ---
 
 
-def http_status(url: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
+def http_status(
+    url: str, *, method: str = "GET", body: bytes = b"{}", **headers: str
+) -> tuple[int, str]:
     request = urllib.request.Request(url, method=method, headers=headers)
     if method == "POST":
-        request.data = b"{}"
+        request.data = body
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.read().decode()
@@ -409,6 +411,21 @@ def test_token_reads_and_does_nothing_else(shared: Shared, finished: int) -> Non
     wrong = token[:-1] + ("0" if token[-1] != "0" else "1")
     assert http_status(base + "/v1/jobs", Authorization=f"Bearer {wrong}")[0] == 401
     assert shared.commands("token", "--minutes", "0", code=64).stderr
+
+
+def test_token_of_a_wider_scope_cancels_jobs_and_stops_nothing(
+    shared: Shared, finished: int
+) -> None:
+    token = shared.commands.text("token", "--scope", "submit").strip()
+    base = f"http://{shared.private.addresses[0]}"
+    bearer = {"Authorization": f"Bearer {token}"}
+    status, text = http_status(base + "/v1/stop", method="POST", **bearer)
+    assert status == 403 and "tasksprint token --scope operate" in text
+    body = b'{"sender": "curl", "request": 1, "reason": "no longer needed"}'
+    status, text = http_status(
+        f"{base}/v1/jobs/{finished}/cancel", method="POST", body=body, **bearer
+    )
+    assert (status, json.loads(text)) == (200, {"job": finished, "state": "finished"})
 
 
 def test_what_is_not_signed_or_foreign_is_refused(shared: Shared) -> None:

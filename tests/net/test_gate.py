@@ -9,7 +9,8 @@ import pytest
 
 from tasksprint.errors import Refused
 from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity, _Nonces
-from tasksprint.net.keys import EMPTY_DIGEST, ClusterKey, make_token
+from tasksprint.net.keys import EMPTY_DIGEST, ClusterKey
+from tasksprint.net.tokens import Scope, make_token
 from tests.net.support import KEY, OTHER_KEY, SETTINGS
 
 NOW_MS = 1_700_000_000_000
@@ -86,7 +87,7 @@ def test_request_without_authorization_is_told_how_to_get_one() -> None:
     assert caught.value.status == 401
     assert str(caught.value) == (
         "no Authorization; sign the request with the cluster key, or show a token "
-        "(`tasksprint token`) where reading is enough"
+        "(`tasksprint token`) where one is enough"
     )
 
 
@@ -216,40 +217,89 @@ def test_too_many_senders_forget_nobody_whose_request_could_come_again() -> None
 # --- tokens ---
 
 
+def _token(scope: Scope = Scope.READ, valid_s: int = 60, key: ClusterKey = KEY) -> str:
+    return make_token(key, scope, valid_s, now_s=NOW_MS // 1000)
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_token_reads_where_tokens_are_allowed(method: str) -> None:
-    token = make_token(KEY, 60, now_s=NOW_MS // 1000)
-    by_header = {"authorization": f"Bearer {token}"}
-    assert _admit(_gate(), by_header, method=method, access=Access.TOKEN) is Identity.READER
-    by_query = {"token": token}
-    found = _admit(_gate(), {}, method=method, query=by_query, access=Access.TOKEN)
-    assert found is Identity.READER
+    for headers, query in (
+        ({"authorization": f"Bearer {_token()}"}, {}),
+        ({"cookie": f"theme=dark; tasksprint_token={_token()}"}, {}),
+        ({}, {"token": _token()}),
+    ):
+        found = _admit(_gate(), headers, method=method, query=query, access=Access.READ)
+        assert found is Identity.BEARER
 
 
-def _token_refusal(token: str, *, method: str = "GET", access: Access = Access.TOKEN) -> Refused:
+def test_token_does_what_its_scope_says() -> None:
+    accesses = (Access.READ, Access.SUBMIT, Access.OPERATE)
+    for reach, scope in enumerate(Scope):
+        bearer = {"authorization": f"Bearer {_token(scope)}"}
+        for access in accesses[: reach + 1]:
+            assert _admit(_gate(), bearer, method="POST", access=access) is Identity.BEARER
+        for access in accesses[reach + 1 :]:
+            assert _token_refusal(_token(scope), access=access).status == 403
+
+
+def _token_refusal(token: str, *, access: Access = Access.READ) -> Refused:
     with pytest.raises(Refused) as caught:
-        _admit(_gate(), {"authorization": f"Bearer {token}"}, method=method, access=access)
+        _admit(_gate(), {"authorization": f"Bearer {token}"}, method="POST", access=access)
     return caught.value
 
 
-def test_token_is_not_enough_to_write_or_where_none_is_allowed() -> None:
-    token = make_token(KEY, 60, now_s=NOW_MS // 1000)
-    for refusal in (
-        _token_refusal(token, method="POST"),
-        _token_refusal(token, access=Access.KEY),
-    ):
-        assert refusal.status == 403
-        assert "a token is not enough for" in str(refusal)
-        assert refusal.hint == "a token only reads; sign the request with the cluster key"
+def _cookie_refusal(headers: dict[str, str]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        _admit(_gate(), headers, method="POST", access=Access.OPERATE)
+    return caught.value
+
+
+def test_token_that_is_not_enough_says_what_it_may_do() -> None:
+    reading = _token_refusal(_token(), access=Access.SUBMIT)
+    assert str(reading) == (
+        "this token is not enough for POST on this path: it may only read; "
+        "make one with `tasksprint token --scope submit`"
+    )
+    submitting = _token_refusal(_token(Scope.SUBMIT), access=Access.OPERATE)
+    assert "it may read, and hand in, cancel and forget jobs" in str(submitting)
+    internal = _token_refusal(_token(Scope.OPERATE), access=Access.KEY)
+    assert (internal.status, str(internal)) == (
+        403,
+        "a token is not enough for POST on this path; it is for processes of the cluster, "
+        "which sign with its key",
+    )
+
+
+def test_cookie_changes_something_only_for_pages_of_this_process() -> None:
+    """A browser sends cookies for any page that asks it to; the origin tells which one did."""
+    cookie = {"cookie": f"tasksprint_token={_token(Scope.OPERATE)}"}
+    unknown = _cookie_refusal(cookie)
+    assert (unknown.status, str(unknown)) == (
+        403,
+        "a cookie is not enough for POST without an Origin; "
+        "send the token as 'Authorization: Bearer …'",
+    )
+    foreign = _cookie_refusal({**cookie, "origin": "http://evil.example"})
+    assert foreign.status == 403 and "evil.example" in str(foreign)
+    other_port = _cookie_refusal({**cookie, "origin": "http://127.0.0.1:1"})
+    assert other_port.status == 403
+    ours = {**cookie, "origin": f"http://{HOST}"}
+    assert _admit(_gate(), ours, method="POST", access=Access.OPERATE) is Identity.BEARER
+
+
+def test_token_in_the_path_only_reads() -> None:
+    with pytest.raises(Refused, match="no Authorization"):
+        query = {"token": _token(Scope.OPERATE)}
+        _admit(_gate(), {}, method="POST", query=query, access=Access.OPERATE)
 
 
 def test_token_that_ended_or_is_foreign_is_refused() -> None:
-    ended = _token_refusal(make_token(KEY, 60, now_s=NOW_MS // 1000 - 90))
+    ended = _token_refusal(_token(valid_s=-30))
     assert (ended.status, str(ended)) == (
         401,
         "the token ended 30 s ago; make another one with `tasksprint token`",
     )
-    foreign = _token_refusal(make_token(OTHER_KEY, 60, now_s=NOW_MS // 1000))
+    foreign = _token_refusal(_token(key=OTHER_KEY))
     assert (foreign.status, str(foreign)) == (
         401,
         "wrong token: it was not made with this cluster's key; make one with `tasksprint token`",

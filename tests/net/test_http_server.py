@@ -21,8 +21,9 @@ from tasksprint.errors import (
 )
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST, make_token
+from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST
 from tasksprint.net.router import Later, Request, Response, Router, json_response
+from tasksprint.net.tokens import Scope, make_token
 from tests.net.support import (
     KEY,
     OTHER_KEY,
@@ -653,7 +654,7 @@ def _gated_router() -> Router:
     router = Router()
     router.add("POST", "/x", echo)
     router.add("PUT", "/stream", _read_stream, streams_body=True)
-    router.add("GET", "/read", lambda q: json_response(q.identity.value), access=Access.TOKEN)
+    router.add("GET", "/read", lambda q: json_response(q.identity.value), access=Access.READ)
     router.add("GET", "/healthz", lambda q: json_response(q.identity.value), access=Access.OPEN)
     return router
 
@@ -688,13 +689,13 @@ def test_gate_stands_before_handlers() -> None:
             status, body = await ask(repeated)
             assert status == 401 and b"received before" in body
             assert await ask(_signed("GET", "/read", address)) == (200, b'"cluster"')
-            token = make_token(KEY, 60)
+            token = make_token(KEY, Scope.READ, 60)
             by_query = f"GET /read?token={token} HTTP/1.1\r\nHost: {address}\r\n\r\n"
-            assert await ask(by_query.encode()) == (200, b'"reader"')
+            assert await ask(by_query.encode()) == (200, b'"bearer"')
             by_header = f"GET /read HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}"
-            assert await ask(by_header.encode() + b"\r\n\r\n") == (200, b'"reader"')
+            assert await ask(by_header.encode() + b"\r\n\r\n") == (200, b'"bearer"')
             on_post = f"POST /x?token={token} HTTP/1.1\r\nHost: {address}\r\n\r\n"
-            assert (await ask(on_post.encode()))[0] == 403
+            assert (await ask(on_post.encode()))[0] == 401
             healthz = f"GET /healthz HTTP/1.1\r\nHost: {address}\r\n\r\n".encode()
             assert await ask(healthz) == (200, b'"anyone"')
             for header in (b"Host: evil.example", b"Origin: http://evil.example"):

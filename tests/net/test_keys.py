@@ -1,4 +1,4 @@
-"""The key's file, signatures and tokens."""
+"""The key's file and signatures."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from tasksprint.net.keys import (
     create_key,
     find_key_file,
     load_key,
-    make_token,
     open_key,
-    token_expiry,
 )
-from tests.net.support import KEY, OTHER_KEY
+from tests.net.support import KEY
 
 SECRET = bytes(range(32))
 
 
 def _same(one: ClusterKey, other: ClusterKey) -> bool:
-    return one.token_mac(0) == other.token_mac(0)
+    return one.token_mac("read", 0) == other.token_mac("read", 0)
 
 
 def test_mac_is_hmac_sha256() -> None:
@@ -61,22 +59,6 @@ def test_key_does_not_show_itself() -> None:
     assert repr(KEY) == "ClusterKey(…)"
 
 
-def test_token_tells_its_end_to_who_made_it() -> None:
-    token = make_token(KEY, 60, now_s=1000)
-    assert token_expiry(KEY, token) == 1060
-    assert token_expiry(OTHER_KEY, token) is None
-
-
-@pytest.mark.parametrize("token", ["", ".", "1060", "1060.", "x.y", "9" * 30 + ".a", "1060.é"])
-def test_token_that_is_none(token: str) -> None:
-    assert token_expiry(KEY, token) is None
-
-
-def test_token_with_a_later_end_is_none() -> None:
-    _, _, mac = make_token(KEY, 60, now_s=1000).partition(".")
-    assert token_expiry(KEY, f"9999.{mac}") is None
-
-
 # --- the file ---
 
 
@@ -101,7 +83,7 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
         "import sys, pathlib\n"
         "from tasksprint.net.keys import create_key\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(create_key(pathlib.Path(sys.argv[1])).token_mac(0))\n"
+        "print(create_key(pathlib.Path(sys.argv[1])).token_mac('read', 0))\n"
     )
     processes = [
         subprocess.Popen(
@@ -120,7 +102,7 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     answers = {process.communicate(timeout=30)[0] for process in processes}
-    assert answers == {load_key(path).token_mac(0) + "\n"}
+    assert answers == {load_key(path).token_mac("read", 0) + "\n"}
     assert os.listdir(path.parent) == ["key"]
 
 

@@ -79,9 +79,9 @@ def test_two_handlers_of_one_path_are_our_bug() -> None:
         router.add("GET", "/v1/jobs/{job}", _named("again"))
 
 
-def test_tokens_can_only_be_allowed_to_read() -> None:
-    with pytest.raises(LocalProtocolError, match="can't be allowed to tokens"):
-        Router().add("POST", "/x", _named("x"), access=Access.TOKEN)
+def test_who_only_reads_can_only_be_allowed_to_read() -> None:
+    with pytest.raises(LocalProtocolError, match="can't be allowed to who only reads"):
+        Router().add("POST", "/x", _named("x"), access=Access.READ)
 
 
 def _request(query: dict[str, str]) -> Request:

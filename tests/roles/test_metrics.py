@@ -20,7 +20,7 @@ import pytest
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
-from tasksprint.net.keys import make_token
+from tasksprint.net.tokens import Scope, make_token
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.roles.client import Client
 from tasksprint.roles.metrics import (
@@ -207,7 +207,7 @@ def test_a_token_is_enough_to_scrape_and_nothing_is_not(tmp_path: Path) -> None:
             unsigned = HttpClient(None, Settings())
             address = cluster.all[0].address
             try:
-                token = f"Bearer {make_token(KEY, 60)}"
+                token = f"Bearer {make_token(KEY, Scope.READ, 60)}"
                 found = await unsigned.request(
                     address, "GET", "/metrics", headers={"Authorization": token}
                 )
