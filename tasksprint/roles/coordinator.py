@@ -582,7 +582,7 @@ class Coordinator:
     async def mirror_handed_over(self) -> None:
         """Wait until the writer has all rows of what is applied now: then it reads them."""
         if self._rows:
-            self._rows_since_ms = 0
+            self._rows_since_ms = -_MIRROR_IDLE_MS  # Due, however young the clock is.
             self.wake()
             await self._mirror_waiters.wait(None)
 
