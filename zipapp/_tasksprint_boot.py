@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     __loader__: zipimporter
 
-__all__ = ["archive", "content", "key", "sdk_directory", "start", "this_key"]
+__all__ = ["archive", "content", "fill_streams", "key", "sdk_directory", "start", "this_key"]
 
 # What this process runs from; set by `start`.
 archive = ""  # the absolute path of the .pyz, whatever the working directory becomes
@@ -87,6 +87,7 @@ def _c_library() -> str:
 def start() -> None:
     """Make everything importable, or say why not and exit."""
     global archive, key, content, _root
+    fill_streams()
     archive = os.path.abspath(__loader__.archive)
     key = this_key()
     try:
@@ -111,6 +112,21 @@ def start() -> None:
     # that this program was tested with. The archive itself has done its part.
     rest = [entry for entry in sys.path if os.path.abspath(entry) != archive]
     sys.path[:] = [os.path.join(_root, content, part) for part in ("sdk", "lib")] + rest
+
+
+def fill_streams() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is missing.
+
+    First: else a file that is held from here on gets its number.
+    """
+    descriptor = -1
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor <= 2:
+            os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def sdk_directory() -> str:

@@ -102,4 +102,4 @@ def private_directory(path: Path) -> Path:
 
 def _temporary_path(environ: Mapping[str, str]) -> Path:
     base = environ.get("TMPDIR") or tempfile.gettempdir()
-    return Path(base) / f"tasksprint-{os.getuid()}"
+    return Path(os.path.abspath(base)) / f"tasksprint-{os.getuid()}"

@@ -14,13 +14,11 @@ import contextlib
 import hashlib
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from tasksprint.durable_files import sync_directory
@@ -34,6 +32,7 @@ from tasksprint.errors import (
     UsageError,
 )
 from tasksprint.net.http_messages import HttpResponse
+from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.roles.cluster import Cluster, status_of_coordinator
 from tasksprint.roles.leader import parse_addresses
@@ -66,11 +65,8 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
     if path.exists() and not options.force:
         raise _exists_already(path)
     sources = _sources(cluster, parse_addresses(options.coordinators))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with interrupted_by_signals():
         told = _make_from_any(cluster, sources, path, settings, may_replace=options.force)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if options.json:
         sys.stdout.buffer.write(encode_json(told) + b"\n")
         sys.stdout.buffer.flush()
@@ -86,10 +82,6 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
 
 def _exists_already(path: Path) -> UsageError:
     return UsageError(f"{str(path)!r} exists already", hint="--force overwrites it")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)

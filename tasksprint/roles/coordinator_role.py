@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import open_key
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
+from tasksprint.process.signals import ending_signals
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
@@ -188,14 +188,14 @@ def _listed(members: list[ReplicaId]) -> str:
 
 
 async def wait_for_end(stopped: asyncio.Future[None]) -> None:
-    """Wait until `stopped` is done, or SIGTERM or SIGINT arrives."""
+    """Wait until `stopped` is done, or a signal arrives that ends this process."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         if not stopped.done():
             stopped.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, stop)
     await stopped
 

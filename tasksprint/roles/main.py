@@ -6,23 +6,22 @@ answer at once, and a node that is attached starts in milliseconds.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
 from tasksprint.net.tokens import Scope
+from tasksprint.process.standard_streams import STDOUT_NAME, prepare_streams
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["main"]
+__all__ = ["main", "parse_command"]
 
 _EXIT_INTERRUPTED = 130  # as shells report SIGINT
 _EXIT_PIPE = 141  # as shells report SIGPIPE
-_STDOUT = "<stdout>"
 
 _EPILOG = """\
 examples:
@@ -41,16 +40,15 @@ broken protocol; 77 refused; 78 a setting, key, port or data directory must be c
 
 def main(arguments: list[str]) -> int:
     """Run the command that `arguments` name, and return its exit code."""
+    prepare_streams()
     if not __debug__:
         print(
             "tasksprint: python -O is refused: the checks are part of the design", file=sys.stderr
         )
         return UsageError.exit_code
-    _name_stdout()
     try:
         exit_code = _end_of(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # Here, and not behind us, where nobody says what failed.
+        sys.stdout.flush()  # Here, and not behind us, where nobody says what failed.
         return exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -59,7 +57,7 @@ def main(arguments: list[str]) -> int:
         if error.filename is None:
             raise  # Not about a file that somebody could put right: our bug.
         what = f"cannot use {os.fsdecode(error.filename)!r}"
-        if error.filename == _STDOUT:
+        if error.filename == STDOUT_NAME:
             what = "cannot write to stdout"
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What is still to be written.
         print(f"tasksprint: {what}: {error.strerror}", file=sys.stderr)
@@ -84,40 +82,11 @@ def _end_of(arguments: list[str]) -> int:
         return EXIT_OK
 
 
-class _Stdout(io.FileIO):
-    """Stdout, whose errors say that they are its."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, _STDOUT) from None
-
-
-def _name_stdout() -> None:
-    """Let what can't be printed be told from other errors."""
-    was = sys.stdout
-    try:
-        if was is None or was.fileno() != 1:
-            return  # Closed, or a test's.
-    except OSError:
-        return
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Stdout(1, "wb", closefd=False)),
-        encoding=was.encoding,
-        errors=was.errors,
-        line_buffering=was.isatty() or bool(os.environ.get("PYTHONUNBUFFERED")),
-    )
-
-
 def _run(arguments: list[str]) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse_command(arguments)
     command = options.command
     if command is None:
-        parser.print_help()
+        _parser().print_help()
         return UsageError.exit_code
     if command == "coordinator":
         from tasksprint.roles import coordinator_role
@@ -152,6 +121,15 @@ def _run(arguments: list[str]) -> int:
     return commands.run_command(options)
 
 
+def parse_command(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line; paths in them are absolute.
+
+    Raises:
+        UsageError: It isn't one.
+    """
+    return _parser().parse_args(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
@@ -164,13 +142,18 @@ def _parser() -> argparse.ArgumentParser:
     def directory(text: str) -> str:
         if not text:  # Else it would be the current one: a variable of a script was empty.
             raise argparse.ArgumentTypeError("it is empty, expected a directory")
-        return text
+        return path(text)
+
+    def path(text: str) -> str:
+        # Once, here: programs run in directories of their own.
+        return os.path.abspath(os.path.expanduser(text)) if text else text
 
     def common() -> argparse.ArgumentParser:
         shared = argparse.ArgumentParser(add_help=False)
         shared.add_argument(
             "--key-file",
             metavar="FILE",
+            type=path,
             help="the cluster's key (default: TASKSPRINT_KEY_FILE, else this user's own)",
         )
         return shared

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tasksprint.errors import PeerUnreachable, UsageError
@@ -26,6 +26,7 @@ from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
 from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
+from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
 from tasksprint.roles.commands import counted, end_of_job, seed_of
 from tasksprint.roles.environment import settings_from_environment
@@ -55,30 +56,25 @@ def run_job(options: argparse.Namespace) -> int:
         raise UsageError(f"--nodes {nodes} is not at least 1")
     if nodes is None:
         nodes = max(measure().nodes // options.clients, 1)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with PrivateCluster(
+    with (
+        interrupted_by_signals(),
+        PrivateCluster(
             coordinators=options.coordinators,
             clients=options.clients,
             nodes=nodes,
             keep=None if options.keep is None else Path(options.keep),
-        ) as private:
-            cluster = private.connect(settings)
-            seed = seed_of(options.seed, manifest.seed)
-            job = cluster.submit(directory, manifest, seed=seed, params=params)
-            print(
-                f"job {manifest.name!r} (seed {seed}) on "
-                f"{counted(options.coordinators, 'coordinator')} and "
-                f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
-                file=sys.stderr,
-            )
-            return end_of_job(cluster, job, as_json=options.json, check=private.check)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        ) as private,
+    ):
+        cluster = private.connect(settings)
+        seed = seed_of(options.seed, manifest.seed)
+        job = cluster.submit(directory, manifest, seed=seed, params=params)
+        print(
+            f"job {manifest.name!r} (seed {seed}) on "
+            f"{counted(options.coordinators, 'coordinator')} and "
+            f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
+            file=sys.stderr,
+        )
+        return end_of_job(cluster, job, as_json=options.json, check=private.check)
 
 
 class PrivateCluster:
@@ -112,7 +108,7 @@ class PrivateCluster:
 
     def __enter__(self) -> PrivateCluster:
         if self._keep is None:
-            self.directory = Path(tempfile.mkdtemp(prefix="tasksprint-run-"))
+            self.directory = Path(tempfile.mkdtemp(prefix="tasksprint-run-")).absolute()
         else:
             try:
                 self._keep.mkdir(parents=True, mode=0o700)

@@ -1,0 +1,94 @@
+"""Stdin, stdout and stderr of this process, however it was started.
+
+One that is missing (`>&-`, a daemon's parent that closed it) is /dev/null from the first
+moment on: else the next socket or database gets its number, and what is meant for a
+reader is written into it, or a child gets it as its stdin. What can't be printed on
+stdout is an error that says so; what can't be printed on stderr is lost, as there is
+nowhere to say it, and ends nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+__all__ = ["STDOUT_NAME", "prepare_streams"]
+
+# The file name in errors of stdout.
+STDOUT_NAME = "<stdout>"
+
+_STDERR = 2
+
+
+def prepare_streams() -> None:
+    """Make all three usable, and let errors of stdout be told from others. Call it first."""
+    _fill_descriptors()
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(_STDERR, "w", closefd=False, errors="backslashreplace")
+    if _is_own(sys.stdout, 1):
+        sys.stdout = _stream(
+            _Stdout(1, "wb", closefd=False),
+            sys.stdout,
+            line_buffering=sys.stdout.isatty() or bool(os.environ.get("PYTHONUNBUFFERED")),
+        )
+    if _is_own(sys.stderr, _STDERR):
+        stderr = _Stderr(_STDERR, "wb", closefd=False)
+        sys.stderr = _stream(stderr, sys.stderr, line_buffering=True)
+
+
+def _fill_descriptors() -> None:
+    """Open /dev/null for each of the three that is missing; children may inherit it."""
+    while True:
+        # The lowest number that is free, so those that are missing come first.
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > _STDERR:
+            os.close(descriptor)
+            return
+        os.set_inheritable(descriptor, True)
+
+
+def _is_own(stream: Any, descriptor: int) -> bool:
+    """Whether it is the process's stream, and not one that a test put in its place."""
+    try:
+        return isinstance(stream, io.TextIOWrapper) and stream.fileno() == descriptor
+    except OSError:
+        return False
+
+
+def _stream(raw: io.FileIO, was: Any, *, line_buffering: bool) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=was.encoding,
+        errors=was.errors,
+        line_buffering=line_buffering,
+    )
+
+
+class _Stdout(io.FileIO):
+    """Stdout, whose errors say that they are its."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT_NAME) from None
+
+
+class _Stderr(io.FileIO):
+    """Stderr, which loses what can't be printed: on a full disk, on a terminal that is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise  # As SIGPIPE would end it: whoever read it (`2>&1 | head`) wants no more.
+        except OSError:
+            return len(data)
