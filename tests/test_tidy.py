@@ -223,6 +223,21 @@ def test_imports_go_down_floor_by_floor() -> None:
     assert found == []
 
 
+def test_commands_print_in_one_place() -> None:
+    """Where text of users is kept from controlling the terminal; `main` prints errors so, too."""
+    may_print = {"tasksprint.roles.terminal", "tasksprint.roles.main"}
+    found = [
+        f"{place(path, node.lineno)} calls print(); call print_plain() of roles/terminal.py"
+        for path in modules()
+        if folder_of(name_of(path)) not in (*CORES, "sdk") and name_of(path) not in may_print
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    ]
+    assert found == []
+
+
 def test_sql_has_one_home() -> None:
     found = [
         f"{place(path, line)} imports {name}"

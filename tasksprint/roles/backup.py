@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasksprint.durable_files import sync_directory
-from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     EXIT_OK,
     PeerUnreachable,
@@ -38,6 +37,7 @@ from tasksprint.roles.cluster import Cluster, status_of_coordinator
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.mirror_copy import check_piece
 from tasksprint.roles.recover import ago
+from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.backup_file import VERSION, BackupWriter, Contents, check_backup
 
@@ -68,10 +68,9 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
     with interrupted_by_signals():
         told = _make_from_any(cluster, sources, path, settings, may_replace=options.force)
     if options.json:
-        sys.stdout.buffer.write(encode_json(told) + b"\n")
-        sys.stdout.buffer.flush()
+        print_json(told)
     else:
-        print(
+        print_plain(
             f"backed up cluster {told['cluster']} at slot {told['slot']} from replica "
             f"{told['replica']}: {told['jobs']} jobs ({told['jobs_running']} running), "
             f"{told['archives']} archives, {told['bytes']} bytes in {options.file!r}; its last "
@@ -304,7 +303,7 @@ class _Backup:
         now_s = time.monotonic()
         if now_s - self._told_s >= _PROGRESS_S:
             self._told_s = now_s
-            print(
+            print_plain(
                 f"{self._contents.rows} rows, {self._archives} archives, "
                 f"{writer.size / 1e6:.1f} MB",
                 file=sys.stderr,

@@ -27,6 +27,7 @@ from tasksprint.errors import (
 from tasksprint.ids import JobId
 from tasksprint.net.keys import open_key
 from tasksprint.net.tokens import Scope, make_token
+from tasksprint.plain_text import plain_line, plain_lines
 from tasksprint.process.directories import state_directory
 from tasksprint.roles.cluster import (
     Cluster,
@@ -38,6 +39,14 @@ from tasksprint.roles.cluster import (
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.member_commands import run_member_command
+from tasksprint.roles.terminal import (
+    print_as_is,
+    print_bytes,
+    print_json,
+    print_json_text,
+    print_plain,
+    print_table,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -59,7 +68,7 @@ def run_command(options: argparse.Namespace) -> int:
     if options.command == "token":
         if options.minutes < 1:
             raise UsageError(f"--minutes {options.minutes} is not at least 1")
-        print(make_token(key, Scope(options.scope), options.minutes * 60))
+        print_plain(make_token(key, Scope(options.scope), options.minutes * 60))
         return EXIT_OK
     addresses = parse_addresses(options.coordinators)
     cluster = Cluster(addresses, key, settings, name=options.cluster)
@@ -93,11 +102,11 @@ def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
     )
     if not options.wait:
         if options.json:
-            _print_json({"job": job, "state": "running"})
+            print_json({"job": job, "state": "running"})
         else:
-            print(f"submitted {manifest.name!r} as job {job}")
+            print_plain(f"submitted {manifest.name!r} as job {job}")
         return EXIT_OK
-    print(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
+    print_plain(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
     return end_of_job(cluster, job, as_json=options.json)
 
 
@@ -132,12 +141,12 @@ def end_of_job(
 def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
     """Print how a job ended, and return the exit code that says so."""
     if as_json:
-        _write(outcome.encode() + b"\n")
+        print_json_text(outcome.encode())
     elif outcome.state == "finished":
-        _write((outcome.values or "null").encode() + b"\n")
-        print(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
+        print_json_text((outcome.values or "null").encode())
+        print_plain(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
     elif outcome.state == "running":
-        print(f"job {outcome.job} is running: {_counts(outcome.tasks)}")
+        print_plain(f"job {outcome.job} is running: {_counts(outcome.tasks)}")
     if outcome.state in ("failed", "cancelled"):
         raise JobFailed(f"job {outcome.job} {outcome.state}: {outcome.error}")
     return EXIT_OK
@@ -157,7 +166,7 @@ class Progress:
         now_s = time.monotonic()
         text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
         if outcome.obstacle is not None:
-            text += f"; {outcome.obstacle}"
+            text += f"; {plain_line(outcome.obstacle)}"
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{text}")
         elif text == self._last_text or (
@@ -222,7 +231,7 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
             raise UsageError(
                 f"task {tid} returned no value under key {options.key!r}, but {found}"
             )
-        _write(cluster.task_value(info, job, tid, options.key))
+        print_bytes(cluster.task_value(info, job, tid, options.key))
         return EXIT_OK
     members: list[bytes] = []
     raw: dict[str, str] = {}
@@ -236,7 +245,7 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
     text = head[:-1] + b',"values":{' + b",".join(members) + b"}"
     if raw:
         text += b',"base64":' + encode_json(raw)
-    _write(text + b"}\n")
+    print_json_text(text + b"}")
     return EXIT_OK
 
 
@@ -255,11 +264,11 @@ def _cancel(cluster: Cluster, options: argparse.Namespace) -> int:
     # It may have ended by itself before.
     outcome, _ = cluster.job(JobId(options.job_id))
     if options.json:
-        _print_json({"job": options.job_id, "state": outcome.state})
+        print_json({"job": options.job_id, "state": outcome.state})
     elif outcome.state == "cancelled":
-        print(f"cancelled job {options.job_id}")
+        print_plain(f"cancelled job {options.job_id}")
     else:
-        print(f"job {options.job_id} had {outcome.state} before")
+        print_plain(f"job {options.job_id} had {outcome.state} before")
     return EXIT_OK
 
 
@@ -269,16 +278,16 @@ def _forget(cluster: Cluster, options: argparse.Namespace) -> int:
     if "error" in reply:
         raise Refused(reply["error"])
     if options.json:
-        _print_json({"job": options.job_id, "state": "forgotten"})
+        print_json({"job": options.job_id, "state": "forgotten"})
     else:
-        print(f"forgot job {options.job_id}")
+        print_plain(f"forgot job {options.job_id}")
     return EXIT_OK
 
 
 def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
     jobs = cluster.request("GET", "/v1/jobs").json()
     if options.json:
-        _print_json(jobs)
+        print_json(jobs)
         return EXIT_OK
     rows = [
         [
@@ -290,14 +299,14 @@ def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
         ]
         for job in jobs
     ]
-    _print_table(["JOB", "NAME", "STATE", "TIME", "TASKS"], rows)
+    print_table(["JOB", "NAME", "STATE", "TIME", "TASKS"], rows)
     return EXIT_OK
 
 
 def _clients(cluster: Cluster, options: argparse.Namespace) -> int:
     clients = cluster.request("GET", "/v1/clients").json()
     if options.json:
-        _print_json(clients)
+        print_json(clients)
         return EXIT_OK
     rows = [
         [
@@ -310,7 +319,7 @@ def _clients(cluster: Cluster, options: argparse.Namespace) -> int:
         ]
         for client in clients
     ]
-    _print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED"], rows)
+    print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED"], rows)
     return EXIT_OK
 
 
@@ -330,17 +339,18 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
         try:
             found = cluster.direct(client["address"], "GET", f"/v1/logs/{job}{suffix}").json()
         except (PeerUnreachable, Refused) as error:
-            print(f"tasksprint: no logs of client {client['cid']}: {error}", file=sys.stderr)
+            print_plain(f"tasksprint: no logs of client {client['cid']}: {error}", file=sys.stderr)
             continue
         for entry in found:
             source = f"task {entry['tid']} attempt {entry['attempt']} on client {client['cid']}"
             parts.append({"source": source, "text": entry["text"]})
     if options.json:
-        _print_json(parts)
+        print_json(parts)
         return EXIT_OK
     for part in parts:
-        for line in part["text"].splitlines():
-            print(f"{part['source']}: {line}")
+        text = part["text"] if options.raw else plain_lines(part["text"])
+        for line in text.removesuffix("\n").split("\n"):
+            print_as_is(f"{part['source']}: {line}")
     return EXIT_OK
 
 
@@ -354,21 +364,21 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
     clients = cluster.request("GET", "/v1/clients", give_up_ms=_GIVE_UP_MS).json()
     jobs = cluster.request("GET", "/v1/jobs", give_up_ms=_GIVE_UP_MS).json()
     if options.json:
-        _print_json({"coordinators": members, "clients": clients, "jobs": jobs})
+        print_json({"coordinators": members, "clients": clients, "jobs": jobs})
         return EXIT_OK
     alive = [client for client in clients if client["state"] == "alive"]
     nodes = sum(client["slots"] for client in alive)
     known = counted(len(clients), "client")
-    print(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
+    print_plain(f"{len(alive)} of {known} alive, with {counted(nodes, 'node')}")
     for member in members.values():
         for job, status in member.get("schedulers", {}).items():
-            print(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
+            print_plain(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
     running = [job for job in jobs if job["state"] == "running"]
     for job in running:
-        print(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
+        print_plain(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
         if job["obstacle"]:
-            print(f"job {job['job']} waits: {job['obstacle']}")
-    print(f"{len(running)} of {counted(len(jobs), 'job')} running")
+            print_plain(f"job {job['job']} waits: {job['obstacle']}")
+    print_plain(f"{len(running)} of {counted(len(jobs), 'job')} running")
     return EXIT_OK
 
 
@@ -383,12 +393,12 @@ def _print_members(members: dict[str, dict[str, Any]]) -> None:
             rows.append([name, "-", "unreachable", *["-"] * (len(heads) - 4), member["error"]])
         else:
             rows.append([name, *_member_cells(member, chosen)])
-    _print_table(heads, rows)
+    print_table(heads, rows)
     for name, member in sorted(members.items()):
         space = member.get("free_space") or {"level": "plenty"}
         if space["level"] != "plenty":
             free = f"{space['free_bytes'] / 1e6:.0f} MB"
-            print(f"replica {name}: {space['level']} disk space, {free} are free")
+            print_plain(f"replica {name}: {space['level']} disk space, {free} are free")
     elections = [
         (election["wall_ms"], election)
         for member in here
@@ -399,7 +409,7 @@ def _print_members(members: dict[str, dict[str, Any]]) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_ms / 1000))
         ballot = "{}.{}".format(*election["ballot"])
         replica, cause = election["leader"], election["cause"]
-        print(f"{when} replica {replica} was elected with ballot {ballot}: it {cause}")
+        print_plain(f"{when} replica {replica} was elected with ballot {ballot}: it {cause}")
     sys.stdout.flush()
 
 
@@ -461,7 +471,7 @@ def _stop(cluster: Cluster, options: argparse.Namespace) -> int:
         time.sleep(0.05)
     stopped += _stop_each(cluster, coordinators)
     total = len(clients) + len(coordinators)
-    print(f"stopped {stopped} of {counted(total, 'process', 'processes')}")
+    print_plain(f"stopped {stopped} of {counted(total, 'process', 'processes')}")
     if found is None:
         raise PeerUnreachable(
             "no coordinator leads, so the clients aren't known; end those that still run by hand"
@@ -485,26 +495,5 @@ def _stop_each(cluster: Cluster, addresses: list[str]) -> int:
             cluster.direct(address, "POST", "/v1/stop")
             stopped += 1
         except (PeerUnreachable, Refused) as error:
-            print(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)
+            print_plain(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)
     return stopped
-
-
-# --- printing ---
-
-
-def _print_json(value: Any) -> None:
-    _write(encode_json(value) + b"\n")
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
-    for row in [heads, *rows]:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )

@@ -28,6 +28,7 @@ from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import check_replica_id, parse_addresses, parse_member
 from tasksprint.roles.restore import refuse_half_restored
 from tasksprint.roles.surroundings import REAL, Surroundings
+from tasksprint.roles.terminal import PlainFormatter
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -213,11 +214,9 @@ def configure_log() -> None:
         raise SettingsError(
             f"TASKSPRINT_LOG is {level!r}, expected one of {', '.join(_LOG_LEVELS)}"
         )
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level.upper())
 
 
 def default_data_directory(state: Path, name: str) -> Path:

@@ -5,7 +5,6 @@ Both read only, beside a coordinator that may have the file open.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import EXIT_OK, RemoteProtocolError, SettingsError, StoreError, UsageError
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import Settings
 from tasksprint.store.backup_file import check_backup
 from tasksprint.store.inventory import read_entries, take_inventory
@@ -44,11 +44,11 @@ def run_log_command(options: argparse.Namespace) -> int:
         path = _database_in(options.data_dir)
         checked, problems = _verify_store(path, settings)
     if options.json:
-        _print_json({"path": str(path), **checked, "problems": problems})
+        print_json({"path": str(path), **checked, "problems": problems})
     else:
         for problem in problems:
-            print(problem)
-        print(_describe(checked))
+            print_plain(problem)
+        print_plain(_describe(checked))
     if problems:
         counted = "1 problem was" if len(problems) == 1 else f"{len(problems)} problems were"
         raise StoreError(
@@ -123,11 +123,11 @@ def _show(options: argparse.Namespace, settings: Settings) -> int:
     first, end = _range_of(options.slot)
     entries = read_entries(path, first, end, settings)
     if options.json:
-        _print_json([_as_json(slot, entry) for slot, entry in entries])
+        print_json([_as_json(slot, entry) for slot, entry in entries])
         return EXIT_OK
     for slot, entry in entries:
         for line in _lines(slot, entry):
-            print(line)
+            print_plain(line)
     return EXIT_OK
 
 
@@ -186,8 +186,3 @@ def _lines(slot: int, entry: LogEntry | None) -> Iterator[str]:
             text = encode_json(command).decode()
             more = "" if len(text) <= _SHOWN_CHARACTERS else "…"
             yield f"{head} {text[:_SHOWN_CHARACTERS]}{more}"
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(encode_json(value) + b"\n")
-    sys.stdout.buffer.flush()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
 from tasksprint.net.tokens import Scope
+from tasksprint.plain_text import plain_lines
 from tasksprint.process.standard_streams import STDOUT_NAME, prepare_streams
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _end_of(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except TaskSprintError as error:
-        print(f"tasksprint: {error}", file=sys.stderr)
+        # It may quote what a user's program wrote.
+        print(f"tasksprint: {plain_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tasksprint: interrupted", file=sys.stderr)
@@ -368,6 +370,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("job_id", type=int, metavar="JOB_ID")
     sub.add_argument(
         "task", type=int, nargs="?", metavar="TID", help="only the attempts at this task"
+    )
+    sub.add_argument(
+        "--raw",
+        action="store_true",
+        help="print control characters too: a terminal obeys them",
     )
 
     sub = add("cancel", "end a job without a result", "cancel 1", common(), reaching(), reading())

@@ -11,6 +11,7 @@ from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.leader import check_replica_id, parse_member
+from tasksprint.roles.terminal import print_json, print_plain, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -104,7 +105,7 @@ def _change(
     while not (is_done(listing := _listing(cluster)) and listing["is_settled"]):
         state = _progress(listing)
         if state != told:
-            print(state, file=sys.stderr)
+            print_plain(state, file=sys.stderr)
             told = state
         if time.monotonic() >= deadline_s:
             raise PeerUnreachable(
@@ -114,7 +115,7 @@ def _change(
         time.sleep(_POLL_S)
     if options.json:
         return _show(listing, options)
-    print(what)
+    print_plain(what)
     return EXIT_OK
 
 
@@ -145,8 +146,7 @@ def _progress(listing: dict[str, Any]) -> str:
 
 def _show(listing: dict[str, Any], options: argparse.Namespace) -> int:
     if options.json:
-        sys.stdout.buffer.write(encode_json(listing) + b"\n")
-        sys.stdout.buffer.flush()
+        print_json(listing)
         return EXIT_OK
     heads = ["REPLICA", "ADDRESS", "ROLE", "CHOSEN", "HEARD"]
     rows = []
@@ -166,12 +166,9 @@ def _show(listing: dict[str, Any], options: argparse.Namespace) -> int:
                 "never" if heard_ms is None else f"{heard_ms / 1000:.1f} s ago",
             ]
         )
-    widths = [max(len(row[index]) for row in [heads, *rows]) for index in range(len(heads))]
-    for row in [heads, *rows]:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print_table(heads, rows)
     if listing["retired"]:
-        print(f"removed: {', '.join(map(str, listing['retired']))}")
+        print_plain(f"removed: {', '.join(map(str, listing['retired']))}")
     if not listing["is_settled"]:
-        print("a change is under way")
+        print_plain("a change is under way")
     return EXIT_OK

@@ -33,7 +33,6 @@ from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership, decode_membership_value
 from tasksprint.coordination.rows import Key, Row
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     EXIT_OK,
     SettingsError,
@@ -46,6 +45,7 @@ from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import RULES
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -232,10 +232,9 @@ def run_recover(options: argparse.Namespace) -> int:
         survivor = _look(store)
         findings = survivor.findings
         if options.json:
-            sys.stdout.buffer.write(encode_json(asdict(findings)) + b"\n")
-            sys.stdout.buffer.flush()
+            print_json(asdict(findings))
         else:
-            print("\n".join(_describe(findings)))
+            print_plain("\n".join(_describe(findings)))
         if options.dry_run:
             return EXIT_OK
         _confirm(findings, options.yes_lose)
@@ -245,7 +244,7 @@ def run_recover(options: argparse.Namespace) -> int:
             survivor.recover(cluster, new_incarnation(), address)
     finally:
         store.close()
-    print(
+    print_plain(
         f"replica {findings.replica} is the only member of the new cluster {cluster} now, at "
         f"{address}; start it as before. Delete the data directories of the former members "
         f"({_listed(findings.shut_out)}), start new ones with new ids, empty directories and "
@@ -342,7 +341,9 @@ def _confirm(findings: Findings, given: str | None) -> None:
                 "recovery needs to be confirmed, and nobody is at a terminal",
                 hint=f"nothing was changed; --yes-lose {findings.cluster} confirms it",
             )
-        print(f"type the cluster's name ({findings.cluster}) to go on: ", end="", file=sys.stderr)
+        print_plain(
+            f"type the cluster's name ({findings.cluster}) to go on: ", end="", file=sys.stderr
+        )
         sys.stderr.flush()
         given = sys.stdin.readline().strip()
     if given != findings.cluster:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.durable_files import sync_directory
-from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, DiskFull, SettingsError, StoreError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.addresses import parse_address
@@ -29,6 +27,7 @@ from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import check_replica_id
 from tasksprint.roles.recover import ago, new_cluster, new_incarnation
+from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.backup_file import BackupReader, check_backup
 from tasksprint.store.database import DirectoryLock
@@ -98,11 +97,10 @@ def run_restore(options: argparse.Namespace) -> int:
         "archives": len(checked.archives),
     }
     if options.json:
-        sys.stdout.buffer.write(encode_json(told) + b"\n")
-        sys.stdout.buffer.flush()
+        print_json(told)
         return EXIT_OK
     then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(contents.wall_ms / 1000))
-    print(
+    print_plain(
         f"restored cluster {head['cluster']} as of slot {head['slot']} ({then}, "
         f"{ago(contents.wall_ms)}) as the new cluster {made.cluster} of replica {options.id} "
         f"alone: {made.jobs} jobs ({made.running} running), {len(checked.archives)} archives\n"

@@ -30,6 +30,7 @@ from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
 from tasksprint.roles.commands import counted, end_of_job, seed_of
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.terminal import print_plain
 from tasksprint.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run_job(options: argparse.Namespace) -> int:
         cluster = private.connect(settings)
         seed = seed_of(options.seed, manifest.seed)
         job = cluster.submit(directory, manifest, seed=seed, params=params)
-        print(
+        print_plain(
             f"job {manifest.name!r} (seed {seed}) on "
             f"{counted(options.coordinators, 'coordinator')} and "
             f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
