@@ -1,11 +1,13 @@
 """How a user's program is run: its argv and its environment.
 
-Knows file names, #! lines and PATH. It doesn't start anything.
+Knows file names, #! lines and PATH, and what of this machine must not reach a program, lest
+its results differ from those of another machine. It doesn't start anything.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -14,7 +16,13 @@ from pathlib import Path
 
 from tasksprint.errors import NodeFailed, SchedulerFailed
 
-__all__ = ["child_environment", "command_line", "explain_start_error"]
+__all__ = [
+    "UMASK",
+    "child_environment",
+    "command_line",
+    "explain_start_error",
+    "hash_seed_of",
+]
 
 Failure = type[NodeFailed | SchedulerFailed]
 
@@ -22,8 +30,19 @@ Failure = type[NodeFailed | SchedulerFailed]
 # lost on the way (a download, a FAT stick), and #!/usr/bin/python is often Python 2 or
 # not there at all.
 _INTERPRETED = {".sh": ("/bin/sh",), ".awk": ("awk", "-f")}
-# Environment that must not reach users' programs: whoever has it controls the cluster.
-_SECRETS = ("TASKSPRINT_KEY", "TASKSPRINT_TOKEN", "TASKSPRINT_SECRET")
+# Our own variables say where the key lies and whom to ask: none of it is a program's business.
+_OWN_PREFIX = "TASKSPRINT_"
+# What belongs to the terminal or the shell that started this process, or changes how Python
+# reads text, counts or checks: with it, a program would give other bytes than elsewhere.
+_LEFT_OUT = frozenset(
+    {
+        "COLUMNS", "LANGUAGE", "LINES", "OLDPWD", "PYTHONINSPECT", "PYTHONINTMAXSTRDIGITS",
+        "PYTHONIOENCODING", "PYTHONOPTIMIZE", "PYTHONUTF8", "PYTHONWARNINGS", "SHLVL", "_",
+    }
+)  # fmt: skip
+_HASH_SEED_END = 2**32  # the range that Python accepts
+# Of files that programs make, whatever that of this process is: theirs alone.
+UMASK = 0o077
 
 
 def command_line(
@@ -69,34 +88,45 @@ def command_line(
 def child_environment(
     *,
     sdk_directory: Path | None,
-    hash_seed: int | None = None,
+    hash_seed: int,
+    directory: Path,
     extra: Mapping[str, str] | None = None,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the environment of a user's program.
+    """Return the environment of a user's program: alike wherever the program runs.
 
     Args:
         sdk_directory: Comes first in PYTHONPATH, so that `import TaskSprintNode` works.
-        hash_seed: The job's seed, for schedulers: every replica's must iterate over a set
-            of strings in the same order, tell the same local time and sort alike. None
-            leaves all that to the machine.
+        hash_seed: By it Python orders sets of strings; the same for all processes that must
+            give the same bytes: a job's schedulers (`hash_seed_of` its seed), the nodes of
+            one archive (its digest), nodes that are attached under one name.
+        directory: Where the program will be started.
         extra: Set on top of the rest.
-        base: What it starts from; by default this process's environment, without secrets.
+        base: What it starts from; by default this process's environment.
     """
     base = os.environ if base is None else base
-    result = {name: value for name, value in base.items() if not name.startswith(_SECRETS)}
+    result = {
+        name: value
+        for name, value in base.items()
+        if name not in _LEFT_OUT and not name.startswith((_OWN_PREFIX, "LC_"))
+    }
     if sdk_directory is not None:
         before = result.get("PYTHONPATH")
         result["PYTHONPATH"] = (
             f"{sdk_directory}{os.pathsep}{before}" if before else str(sdk_directory)
         )
-    if hash_seed is not None:
-        result["PYTHONHASHSEED"] = str(hash_seed % 2**32)  # the range that Python accepts
-        result["TZ"] = "UTC"
-        result["LC_ALL"] = "C.UTF-8"
+    result["PYTHONHASHSEED"] = str(hash_seed % _HASH_SEED_END)
+    result["TZ"] = "UTC"
+    result["LANG"] = result["LC_ALL"] = "C.UTF-8"
+    result["PWD"] = str(directory)
     if extra:
         result.update(extra)
     return result
+
+
+def hash_seed_of(text: str) -> int:
+    """Return the hash seed of the nodes that `text` names: an archive's digest, or a name."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
 def explain_start_error(

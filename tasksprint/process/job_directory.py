@@ -80,6 +80,8 @@ class Manifest:
     setup: tuple[str, ...] = ()  # run once in the unpacked directory, before the first node
     retries: int | None = None  # of tasks whose start_task names none
     timeout_ms: int | None = None  # the same
+    # Variables of its programs, on top of those that are alike everywhere.
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def attached(self) -> str | None:
@@ -99,6 +101,8 @@ class Manifest:
                 fields[name] = getattr(self, name)
         if self.setup:
             fields["setup"] = list(self.setup)
+        if self.environment:
+            fields["environment"] = dict(self.environment)
         head = json.dumps(fields, ensure_ascii=False)
         return head if self.params == "{}" else f'{head[:-1]}, "params": {self.params}}}'
 
@@ -168,6 +172,7 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
         setup=_words("setup", setup) if setup else (),
         retries=fields.get("retries"),
         timeout_ms=fields.get("timeout_ms"),
+        environment=_environment(fields.get("environment", {})),
     )
 
 
@@ -184,6 +189,7 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "setup": ((str, list), "a shell command, or a list of a program and its arguments"),
     "retries": _INTEGER,
     "timeout_ms": _INTEGER,
+    "environment": ((dict,), "an object of names of variables and texts"),
 }
 
 
@@ -283,10 +289,25 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     return words
 
 
+def _environment(variables: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name:
+            raise _wrong("environment", "names without '=' and NUL", variables)
+        if not isinstance(value, str) or "\0" in value:
+            raise UsageError(
+                f"{MANIFEST_NAME} has 'environment' with {name!r}: {_shown(value)}, "
+                "expected a text"
+            )
+    return tuple(variables.items())
+
+
 def _wrong(name: str, expected: str, value: Any) -> UsageError:
+    return UsageError(f"{MANIFEST_NAME} has {name!r}: {_shown(value)}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
     shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return UsageError(f"{MANIFEST_NAME} has {name!r}: {shown}, expected {expected}")
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def _json_kind(value: Any) -> str:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO
 
 from tasksprint.errors import LocalProtocolError, NodeFailed, SchedulerFailed
-from tasksprint.process.command_line import explain_start_error
+from tasksprint.process.command_line import UMASK, explain_start_error
 
 __all__ = ["Connection", "ExitReason", "Program", "die_with_parent", "start_program"]
 
@@ -240,6 +240,7 @@ async def start_program(
                 env=None if env is None else dict(env),
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
+                umask=UMASK,
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
             if isinstance(error, ValueError):

@@ -11,14 +11,19 @@ import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
 from tasksprint.installation import sdk_directory
-from tasksprint.process.command_line import child_environment, explain_start_error
+from tasksprint.process.command_line import (
+    UMASK,
+    child_environment,
+    explain_start_error,
+    hash_seed_of,
+)
 from tasksprint.process.job_directory import unpack
 from tasksprint.process.program import DRAIN_S, die_with_parent
 from tasksprint.roles.clock import monotonic_ms
@@ -83,10 +88,13 @@ class ClientPrograms:
             archive = response.checked().body
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, lambda: unpack(archive, digest, self._root))
-        if setup := decode_json(command.encode()).get("setup"):
-            await self._set_up(digest, setup)
+        start = decode_json(command.encode())
+        if setup := start.get("setup"):
+            await self._set_up(digest, setup, start.get("environment", {}))
 
-    async def _set_up(self, digest: str, setup: Sequence[str]) -> None:
+    async def _set_up(
+        self, digest: str, setup: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         directory = self.directory(digest)
         done = self._root / f"{digest}.setup"
         text = shlex.join(setup)
@@ -96,12 +104,18 @@ class ClientPrograms:
             process = await asyncio.create_subprocess_exec(
                 *setup,
                 cwd=directory,
-                env=child_environment(sdk_directory=Path(sdk_directory())),
+                env=child_environment(
+                    sdk_directory=Path(sdk_directory()),
+                    hash_seed=hash_seed_of(digest),
+                    directory=directory,
+                    extra=environment,
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
+                umask=UMASK,
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
             raise explain_start_error(

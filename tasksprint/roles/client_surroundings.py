@@ -21,7 +21,7 @@ from tasksprint.installation import sdk_directory
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachServer
-from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.command_line import child_environment, command_line, hash_seed_of
 from tasksprint.process.free_space import measure
 from tasksprint.process.program import ExitReason, Program, start_program
 from tasksprint.roles.client_programs import ClientPrograms
@@ -45,6 +45,7 @@ async def start_node(
     """Start a node's program, in the folder of its archive.
 
     Args:
+        directory: Named after the archive's digest.
         command: The manifest's "node", as views carry it.
 
     Raises:
@@ -61,7 +62,12 @@ async def start_node(
     return await start_program(
         argv,
         cwd=directory,
-        env=child_environment(sdk_directory=Path(sdk_directory())),
+        env=child_environment(
+            sdk_directory=Path(sdk_directory()),
+            hash_seed=hash_seed_of(directory.name),
+            directory=directory,
+            extra=start.get("environment"),
+        ),
         what="node",
         failure=NodeFailed,
         on_data=on_data,

@@ -430,11 +430,17 @@ def _for_clients(manifest: Any) -> dict[str, Any]:
             raise Refused(f"the manifest's {name!r} is empty", status=400)
     if not isinstance(manifest.get("interpreter", ""), str):
         raise Refused("the manifest's 'interpreter' is not a string", status=400)
+    environment = manifest.get("environment", {})
+    if not isinstance(environment, dict) or not all(
+        isinstance(value, str) and name and "=" not in name and "\0" not in name + value
+        for name, value in environment.items()
+    ):
+        raise Refused("the manifest's 'environment' is not an object of texts", status=400)
     node = manifest["node"]
     if node[0].startswith("attached:"):
         return {**manifest, "node": node[0]}
     start = {"node": node}
-    for name in ("interpreter", "setup"):
+    for name in ("interpreter", "setup", "environment"):
         if name in manifest:
             start[name] = manifest[name]
     return {**manifest, "node": encode_json(start).decode()}

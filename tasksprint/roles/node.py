@@ -10,7 +10,7 @@ from tasksprint import __version__
 from tasksprint.errors import NodeFailed, UsageError
 from tasksprint.installation import sdk_directory
 from tasksprint.process.attach import attach_and_exec, find_client
-from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.command_line import UMASK, child_environment, command_line, hash_seed_of
 from tasksprint.process.directories import state_directory
 
 if TYPE_CHECKING:
@@ -39,11 +39,17 @@ def _attach(program: Path, options: argparse.Namespace) -> NoReturn:
         failure=NodeFailed,
     )
     client = find_client(state_directory(), options.client)
+    name = options.name or program.stem
+    os.umask(UMASK)
     attach_and_exec(
         argv,
-        name=options.name or program.stem,
+        name=name,
         version=__version__,
         socket_file=client.socket,
-        env=child_environment(sdk_directory=Path(sdk_directory())),
+        env=child_environment(
+            sdk_directory=Path(sdk_directory()),
+            hash_seed=hash_seed_of(name),
+            directory=Path.cwd(),
+        ),
         program=options.program,
     )

@@ -69,7 +69,12 @@ async def start_scheduler(
     return await start_program(
         argv,
         cwd=directory,
-        env=child_environment(sdk_directory=Path(sdk_directory()), hash_seed=seed),
+        env=child_environment(
+            sdk_directory=Path(sdk_directory()),
+            hash_seed=seed,
+            directory=directory,
+            extra=_environment(manifest),
+        ),
         what="scheduler",
         failure=SchedulerFailed,
         on_data=on_data,
@@ -77,6 +82,13 @@ async def start_scheduler(
         on_stderr=on_stderr,
         name=words[0],
     )
+
+
+def _environment(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return what the manifest adds; replicas' schedulers keep their common hash seed."""
+    extra: dict[str, str] = dict(manifest.get("environment", {}))
+    extra.pop("PYTHONHASHSEED", None)
+    return extra
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasksprint.errors import NodeFailed, SchedulerFailed
-from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.command_line import child_environment, command_line, hash_seed_of
 
 
 def make(directory: Path, name: str, *, mode: int = 0o644) -> str:
@@ -88,7 +88,10 @@ def test_absolute_programs_are_taken_as_they_are(tmp_path: Path) -> None:
     assert node(path, Path("/")) == (sys.executable, path)
 
 
-def test_environment_has_the_sdk_first_and_no_secrets() -> None:
+ALIKE = {"TZ": "UTC", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PWD": "/job"}
+
+
+def test_environment_has_the_sdk_first_and_nothing_of_ours() -> None:
     base = {
         "PATH": "/bin",
         "PYTHONPATH": "/mine",
@@ -96,17 +99,40 @@ def test_environment_has_the_sdk_first_and_no_secrets() -> None:
         "TASKSPRINT_KEY_FILE": "/key",
         "TASKSPRINT_TOKEN": "t",
         "TASKSPRINT_COORDINATORS": "a:1",
+        "TASKSPRINT_SETTINGS": "{}",
     }
-    assert child_environment(sdk_directory=Path("/sdk"), base=base, extra={"X": "1"}) == {
+    found = child_environment(
+        sdk_directory=Path("/sdk"), hash_seed=7, directory=Path("/job"), base=base
+    )
+    assert found == {
         "PATH": "/bin",
         "PYTHONPATH": f"/sdk{os.pathsep}/mine",
-        "TASKSPRINT_COORDINATORS": "a:1",
-        "X": "1",
+        "PYTHONHASHSEED": "7",
+        **ALIKE,
     }
-    assert child_environment(sdk_directory=None, base={}) == {}
-    assert child_environment(sdk_directory=Path("/sdk"), base={}) == {"PYTHONPATH": "/sdk"}
 
 
-def test_schedulers_get_equal_surroundings() -> None:
-    found = child_environment(sdk_directory=None, hash_seed=2**63 - 1, base={"TZ": "Asia/Tokyo"})
-    assert found == {"PYTHONHASHSEED": "4294967295", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+def test_environment_is_that_of_any_other_machine() -> None:
+    """What a shell, a terminal or a country leave in it, and what would change Python."""
+    base = {
+        **{"LANG": "de_DE", "LANGUAGE": "de", "LC_NUMERIC": "de_DE", "TZ": "Asia/Tokyo"},
+        **{"PYTHONHASHSEED": "random", "PYTHONOPTIMIZE": "2", "PYTHONUTF8": "0"},
+        **{"COLUMNS": "80", "LINES": "24", "SHLVL": "2", "OLDPWD": "/o", "PWD": "/p", "_": "x"},
+    }
+    found = child_environment(
+        sdk_directory=None, hash_seed=2**63 - 1, directory=Path("/job"), base=base
+    )
+    assert found == {"PYTHONHASHSEED": "4294967295", **ALIKE}
+
+
+def test_environment_of_the_manifest_comes_last() -> None:
+    extra = {"TZ": "Europe/Berlin", "PYTHONHASHSEED": "random", "OMP_NUM_THREADS": "1"}
+    found = child_environment(
+        sdk_directory=None, hash_seed=1, directory=Path("/job"), extra=extra, base={}
+    )
+    assert found == {**ALIKE, **extra}
+
+
+def test_hash_seeds_go_by_names() -> None:
+    assert hash_seed_of("") == 0xE3B0C442  # SHA-256 begins so
+    assert hash_seed_of("a") != hash_seed_of("b")

@@ -132,7 +132,7 @@ def test_job_with_two_schedulers(job: Path) -> None:
         (
             {"zzz": 1},
             "tasksprint.json has an unknown field 'zzz'; its fields are name, scheduler, node, "
-            "params, seed, interpreter, setup, retries, timeout_ms",
+            "params, seed, interpreter, setup, retries, timeout_ms, environment",
         ),
         (
             {"seed": "5"},
@@ -187,6 +187,15 @@ def test_job_with_two_schedulers(job: Path) -> None:
         (
             '{"params":{"x":1e999}}',
             "tasksprint.json has the number 1e999, which is too large",
+        ),
+        (
+            {"environment": {"TZ": 1}},
+            "tasksprint.json has 'environment' with 'TZ': 1, expected a text",
+        ),
+        (
+            {"environment": {"A=B": ""}},
+            "tasksprint.json has 'environment': {\"A=B\": \"\"}, "
+            "expected names without '=' and NUL",
         ),
         ('{"seed":1,"seed":2}', "tasksprint.json has 'seed' twice in one object"),
         (
