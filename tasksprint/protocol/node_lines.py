@@ -25,6 +25,7 @@ from tasksprint.protocol.spans import (
     TRACEBACK_CHARACTERS_MAX,
     Member,
     NotFiniteError,
+    NotJsonError,
     cut_object,
     decode_line,
     excerpt,
@@ -262,8 +263,8 @@ class NodeReader:
             members, end = cut_object(text, 0, who=who, opened="values")
         except NotFiniteError as error:
             return self._refuse_not_finite(text, error)
-        except RemoteProtocolError as error:
-            error.hint = error.hint or _STDERR
+        except NotJsonError as error:
+            error.hint = _STDERR
             raise
         if skip_space(text, end) != len(text):
             raise RemoteProtocolError(

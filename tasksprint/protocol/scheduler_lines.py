@@ -24,6 +24,7 @@ from tasksprint.protocol.spans import (
     ERROR_CHARACTERS_MAX,
     Member,
     NotFiniteError,
+    NotJsonError,
     cut_object,
     decode_line,
     excerpt,
@@ -183,8 +184,8 @@ class SchedulerReader:
             members, end = cut_object(text, 0, who=who, carried=_CARRIED)
         except NotFiniteError as error:
             raise self._where_not_finite(text, error) from None
-        except RemoteProtocolError as error:
-            error.hint = error.hint or _STDERR
+        except NotJsonError as error:
+            error.hint = _STDERR
             raise
         if skip_space(text, end) != len(text):
             raise RemoteProtocolError(

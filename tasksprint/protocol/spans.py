@@ -23,6 +23,7 @@ __all__ = [
     "TRACEBACK_CHARACTERS_MAX",
     "Member",
     "NotFiniteError",
+    "NotJsonError",
     "cut_object",
     "decode_line",
     "excerpt",
@@ -52,6 +53,10 @@ _OPEN = re.compile(r"[ \t\r\n]*\{[ \t\r\n]*")
 _PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _NEXT = re.compile(r"[ \t\r\n]*([,}])[ \t\r\n]*")
+
+
+class NotJsonError(RemoteProtocolError):
+    """What stands there is no JSON object at all; something else was printed, most likely."""
 
 
 class NotFiniteError(RemoteProtocolError):
@@ -219,7 +224,7 @@ def _cut(
 ) -> tuple[dict[str, Member], int]:
     match = _OPEN.match(text, index)
     if match is None:
-        raise RemoteProtocolError(f"line from {who} isn't a JSON object: {excerpt(text[index:])}")
+        raise NotJsonError(f"line from {who} isn't a JSON object: {excerpt(text[index:])}")
     members: dict[str, Member] = {}
     index = match.end()
     if text.startswith("}", index):
@@ -282,7 +287,10 @@ def _scan_key(text: str, index: int, who: str) -> tuple[str, int]:
         raise _not_json(text, index, who, "expected a key in double quotes")
     key, index = _scan_string(text, index + 1, True)
     if not is_text(key):
-        raise RemoteProtocolError(f"line from {who} has key {key!r}, which isn't Unicode text")
+        raise RemoteProtocolError(
+            f"line from {who} has key {key!r}, which isn't Unicode text",
+            hint="it holds half of a surrogate pair; use another key",
+        )
     match = _COLON.match(text, index)
     if match is None:
         raise _not_json(text, index, who, "expected ':'")
@@ -293,10 +301,10 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _not_json(text: str, index: int | None, who: str, reason: str) -> RemoteProtocolError:
+def _not_json(text: str, index: int | None, who: str, reason: str) -> NotJsonError:
     """Return the error for text that stops being JSON at `index`."""
     at = min(len(text), 0 if index is None else index)
-    return RemoteProtocolError(
+    return NotJsonError(
         f"line from {who} isn't JSON: {reason} at character {at + 1} of {len(text)}, "
         f"found {excerpt(text[at:])}"
     )

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["UnencodableError", "decode", "encode", "quote", "why_not_encoded"]
+__all__ = [
+    "KeyCollisionError",
+    "UnencodableError",
+    "decode",
+    "decode_leniently",
+    "encode",
+    "is_unicode",
+    "quote",
+    "why_not_encoded",
+]
 
 
 class UnencodableError(TypeError):
@@ -21,6 +30,16 @@ class UnencodableError(TypeError):
     def __init__(self, type_name: str) -> None:
         super().__init__(f"JSON can't carry a {type_name}")
         self.type_name = type_name
+
+
+class KeyCollisionError(ValueError):
+    """Two keys of a dictionary would be the same one in JSON."""
+
+    def __init__(self, first: Any, second: Any, text: str) -> None:
+        super().__init__(
+            f"holds a dictionary with the keys {first!r} and {second!r}, which are both "
+            f'"{text}" in JSON; use strings that differ'
+        )
 
 
 def _refuse(value: Any) -> Any:
@@ -96,11 +115,33 @@ def decode(text: str) -> Any:
     return _scan(text, 0)[0]
 
 
-def encode(value: Any) -> str:
+class TooLong(str):
+    """Stands for an integer that has more digits than this Python converts."""
+
+
+def decode_leniently(text: str) -> Any:
+    """Return what `decode` would, but `TooLong` in place of each integer that it refuses."""
+    from json import JSONDecoder
+
+    def read(digits: str) -> Any:
+        try:
+            return int(digits)
+        except ValueError:
+            return TooLong(digits)
+
+    return JSONDecoder(parse_int=read).decode(text)
+
+
+def encode(value: Any, *, first_key: int = 0) -> str:
     """Return compact JSON that UTF-8 can carry.
+
+    Args:
+        first_key: Where in the text keys begin that may be other than strings: 1 if those of
+            the value itself are known to be strings.
 
     Raises:
         UnencodableError: An object inside has a type that JSON doesn't know.
+        KeyCollisionError: Of two keys, such as 1 and "1", one would be lost.
         ValueError: NaN, Infinity, or a structure that contains itself.
         RecursionError: It is nested too deeply.
     """
@@ -111,7 +152,50 @@ def encode(value: Any) -> str:
         # The encoder keeps track of what it is inside of, and an error leaves that behind.
         _encoder = _make(False)
         raise
-    return text if text.isascii() or _is_unicode(text) else "".join(_make(True)(value, 0))
+    # Few values hold dictionaries at all, and only those are looked through.
+    if text.find("{", first_key) >= 0:
+        _check_keys(value)
+    return text if text.isascii() or is_unicode(text) else "".join(_make(True)(value, 0))
+
+
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
+def _check_keys(value: Any) -> None:
+    """Refuse a dictionary, at any depth, of which JSON would lose a key."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            for key in found:
+                if type(key) is not str and not isinstance(key, str):
+                    _check_dictionary(found)
+                    break
+            waiting.extend([each for each in found.values() if type(each) not in _PLAIN])
+        elif isinstance(found, (list, tuple)):
+            waiting.extend([each for each in found if type(each) not in _PLAIN])
+
+
+def _check_dictionary(found: dict[Any, Any]) -> None:
+    keys: dict[str, Any] = {}
+    for key in found:
+        text = _text_of_key(key)
+        if text in keys:
+            raise KeyCollisionError(keys[text], key, text)
+        keys[text] = key
+
+
+def _text_of_key(key: Any) -> str:
+    """Return a key as the encoder writes it."""
+    if isinstance(key, str):
+        return key
+    if key is True:
+        return "true"
+    if key is False:
+        return "false"
+    if key is None:
+        return "null"
+    return float.__repr__(key) if isinstance(key, float) else int.__repr__(key)
 
 
 def quote(text: str) -> str:
@@ -120,13 +204,16 @@ def quote(text: str) -> str:
     Raises:
         ValueError: It holds half of a surrogate pair; for names and keys.
     """
-    if not text.isascii() and not _is_unicode(text):
+    if not is_unicode(text):
         raise ValueError(f"{text!r} isn't Unicode text")
     quoted: str = _quote(text)
     return quoted
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    r"""Return whether UTF-8 can carry a text: it holds no half of a surrogate pair (`\ud800`)."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -148,6 +235,8 @@ def why_not_encoded(value: Any) -> str | None:
             f"holds a {error.type_name}, which JSON can't carry; make it of "
             "str, int, float, bool, None, list and dict, or return bytes"
         )
+    except KeyCollisionError as error:
+        return str(error)
     except ValueError as error:
         if str(error).startswith("Out of range float"):
             return "holds NaN or Infinity, which JSON doesn't have; use None or a string"

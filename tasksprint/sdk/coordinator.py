@@ -25,7 +25,15 @@ import sys
 
 from tasksprint.sdk import channel as channels
 from tasksprint.sdk.chance import seed_generators, watch_imports
-from tasksprint.sdk.codec import decode, encode, quote, why_not_encoded
+from tasksprint.sdk.codec import (
+    TooLong,
+    decode,
+    decode_leniently,
+    encode,
+    is_unicode,
+    quote,
+    why_not_encoded,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +49,12 @@ __all__ = ["TaskSprintCoordinator"]
 # replica must cut at the same places.
 _COMMANDS_PER_PART = 1_000
 _CHARACTERS_PER_PART = 512 * 1024
+# What lists of arguments are by default; one look tells them from what was given.
+_NOTHING: tuple[()] = ()
+# Of the names of tasks and of keys: they stand in every coordinator's memory.
+_NAME_BYTES_MAX = 1024
+# How often a task may be tried again at most; far beyond what makes sense, and exact everywhere.
+_RETRIES_END = 2**53
 
 channels.take_over_early()
 
@@ -137,7 +151,12 @@ class TaskSprintCoordinator:
             ValueError: A task isn't known, or JSON can't carry a value.
         """
         session = self.__current("finish")
-        tids = list(taskids)
+        if isinstance(taskids, dict):
+            raise ValueError(
+                "finish: taskids is a dict, expected a list of tids; name the result, as in "
+                "finish(values={…})"
+            )
+        tids = _listed("finish", "taskids", taskids)
         _check_tids("finish", tids, session.next_tid)
         result = {} if values is None else values
         try:
@@ -166,7 +185,7 @@ class TaskSprintCoordinator:
     def release(self, tids: Iterable[int]) -> None:
         """Forget tasks that are done, and their values, before the job ends."""
         session = self.__current("release")
-        tids = list(tids)
+        tids = _listed("release", "tids", tids)
         _check_tids("release", tids, session.next_tid)
         session.add(f'{{"release":{encode(tids)}}}')
 
@@ -216,7 +235,9 @@ class _Session:
             line = channel.next_line()
             if line is None:
                 return
-            event = decode(line.decode())
+            event = self._decode(line.decode())
+            if event is None:
+                continue
             if "control" in event:
                 self._control(event)
                 continue
@@ -225,6 +246,24 @@ class _Session:
                 channel.printed = False
                 channel.flush_prints()
             channel.flush_old()
+
+    def _decode(self, line: str) -> dict[str, Any] | None:
+        """Return an event; fail the job and return None if this Python can't hold it."""
+        try:
+            event: dict[str, Any] = decode(line)
+            return event
+        except (ValueError, RecursionError) as error:
+            # Lines are valid JSON in a known form. What may be wrong is an integer with more
+            # digits than Python converts, or nesting deeper than its stack.
+            self._event, self._part = int(line[len('{"event":') : line.index(",")]), 0
+            what = f"event {self._event} holds what is nested too deeply"
+            if isinstance(error, ValueError):
+                event = decode_leniently(line)
+                what = f"{_name_of(event)} has an integer{_place_of(event)} that is too long"
+            text = f"{what} for this scheduler's Python: {error}; let it come as a string"
+            self._commands.append(f'{{"fail":{encode(text)}}}')
+            self._send_part(last=True)
+            return None
 
     def add(self, command: str) -> None:
         """Add a command to the answer; send a part once it is clear that it isn't the last."""
@@ -275,16 +314,11 @@ class _Session:
         import traceback
 
         self._channel.flush()
-        where = event["kind"]
-        if "tid" in event:
-            where += f"({event['tid']})"
-        elif "cid" in event:
-            where += f"({event['cid']})"
         # The first frames are this module's.
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
             frames = frames.tb_next
-        print(f"scheduler failed in event {event['event']} {where}:", file=sys.stderr)
+        print(f"scheduler failed in {_name_of(event)}:", file=sys.stderr)
         traceback.print_exception(type(error), error, frames or error.__traceback__)
         self._channel.flush_prints()
         raise SystemExit(1) from None
@@ -360,6 +394,36 @@ def _parameter_count(method: Any, count_max: int) -> int:
     return min(count_max, max(0, taken))
 
 
+def _name_of(event: dict[str, Any]) -> str:
+    """Return e.g. "event 17 task_done(4)"."""
+    name = f"event {event['event']} {event['kind']}"
+    for member in ("tid", "cid"):
+        if member in event:
+            return f"{name}({event[member]})"
+    return name
+
+
+def _holds_too_long(value: Any) -> bool:
+    """Return whether an integer inside a value is one that this Python doesn't read."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, TooLong):
+            return True
+        if isinstance(each, (dict, list)):
+            waiting.extend(each.values() if isinstance(each, dict) else each)
+    return False
+
+
+def _place_of(event: dict[str, Any]) -> str:
+    """Return under which of its keys an event has such an integer."""
+    for member in ("values", "params"):
+        for key, value in event.get(member, {}).items():
+            if _holds_too_long(value):
+                return f" under key {key!r} of {member}"
+    return ""
+
+
 # --- commands ---
 
 
@@ -377,14 +441,17 @@ def _encode_start(
     """Return the command that starts a task; every argument is checked first."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"start_task: name is {name!r}, expected the name of a node's method")
+    if len(name) * 4 > _NAME_BYTES_MAX:
+        _check_length("start_task: name", name)
     try:
         command = f'{{"start":{quote(name)}'
     except ValueError as error:
         raise ValueError(f"start_task: name {error}") from None
-    if base:
+    if base is not _NOTHING and base is not None:
         command += f',"base":{_encode_base(name, base)}'
-    if pretasks or prekeys:
-        tids, names = list(pretasks), _list_of(name, "prekeys", prekeys)
+    if pretasks is not _NOTHING or prekeys is not _NOTHING:
+        tids = _listed(f"start_task {name!r}", "pretasks", pretasks)
+        names = _list_of(name, "prekeys", prekeys)
         if len(tids) != len(names):
             raise ValueError(
                 f"start_task {name!r}: {len(tids)} pretasks and {len(names)} prekeys, "
@@ -392,14 +459,18 @@ def _encode_start(
             )
         _check_tids(f"start_task {name!r}: pretasks", tids, tid)
         command += f',"pretasks":{encode(tids)},"prekeys":{encode(names)}'
-    if keys:
+    if keys is not _NOTHING:
         command += f',"keys":{encode(_list_of(name, "keys", keys))}'
     command += f',"tid":{tid}'
     if retries is not None:
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        if (
+            isinstance(retries, bool)
+            or not isinstance(retries, int)
+            or not 0 <= retries < _RETRIES_END
+        ):
             raise ValueError(
-                f"start_task {name!r}: retries is {retries!r}, "
-                "expected how often it may be tried again, 0 or more"
+                f"start_task {name!r}: retries is {_shown(retries)}, "
+                "expected how often it may be tried again, an integer from 0 to 2**53 - 1"
             )
         command += f',"retries":{retries}'
     if timeout is not None:
@@ -413,12 +484,17 @@ def _encode_start(
 
 
 def _encode_base(name: str, base: Any) -> str:
-    if isinstance(base, (str, bytes, dict)):
+    arguments = None
+    if not isinstance(base, (str, bytes, bytearray, memoryview, dict)):
+        try:
+            arguments = list(base)
+        except TypeError:
+            pass  # A single argument, most likely.
+    if arguments is None:
         raise ValueError(
             f"start_task {name!r}: base is {type(base).__name__}, "
             "expected a list of arguments; put a single one in [ ]"
         )
-    arguments = list(base)
     try:
         return encode(arguments)
     except Exception:
@@ -433,18 +509,56 @@ def _encode_base(name: str, base: Any) -> str:
         raise
 
 
+def _listed(where: str, what: str, items: Any) -> list[Any]:
+    """Return an argument as a list; None is an empty one."""
+    if items is None:
+        return []
+    try:
+        return list(items)
+    except TypeError:
+        raise ValueError(f"{where}: {what} is {_shown(items)}, expected a list of tids") from None
+
+
+def _shown(value: Any) -> str:
+    """Return how Python writes a value, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python writes
+        return f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_length(what: str, text: str) -> None:
+    size = len(text.encode(errors="replace"))
+    if size > _NAME_BYTES_MAX:
+        raise ValueError(
+            f"{what} {text[:40] + '…'!r} has {size} bytes, expected at most {_NAME_BYTES_MAX}"
+        )
+
+
 def _list_of(name: str, what: str, texts: Any) -> list[str]:
+    if texts is None:
+        return []
     if isinstance(texts, str):
         raise ValueError(
             f"start_task {name!r}: {what} is the string {texts!r}, expected a list of strings"
         )
-    listed = list(texts)
+    try:
+        listed = list(texts)
+    except TypeError:
+        raise ValueError(
+            f"start_task {name!r}: {what} is {_shown(texts)}, expected a list of strings"
+        ) from None
     for text in listed:
         if not isinstance(text, str):
             raise ValueError(
                 f"start_task {name!r}: {what} holds {text!r} of type {type(text).__name__}, "
                 "expected strings"
             )
+        if len(text) * 4 > _NAME_BYTES_MAX:
+            _check_length(f"start_task {name!r}: {what} holds", text)
+        if not is_unicode(text):
+            raise ValueError(f"start_task {name!r}: {what} holds {text!r}, no Unicode text")
     return listed
 
 
@@ -454,12 +568,12 @@ def _check_tids(what: str, tids: Sequence[Any], end_tid: int) -> None:
         return
     for tid in tids:
         if isinstance(tid, bool) or not isinstance(tid, int):
-            raise ValueError(f"{what}: {tid!r} is no tid, expected what start_task returned")
+            raise ValueError(f"{what}: {_shown(tid)} is no tid, expected what start_task returned")
         if not 0 <= tid < end_tid:
             known = (
                 f"expected a tid from 0 to {end_tid - 1}" if end_tid else "none was started yet"
             )
-            raise ValueError(f"{what}: task {tid} isn't known, {known}")
+            raise ValueError(f"{what}: task {_shown(tid)} isn't known, {known}")
 
 
 def _milliseconds(what: str, amount: Any, factor: int) -> int:
@@ -468,7 +582,7 @@ def _milliseconds(what: str, amount: Any, factor: int) -> int:
         or not isinstance(amount, (int, float))
         or not 0 < amount * factor < 2**53
     ):
-        raise ValueError(f"{what} is {amount!r}, expected a number above 0")
+        raise ValueError(f"{what} is {_shown(amount)}, expected a number above 0")
     return max(1, int(amount * factor))
 
 

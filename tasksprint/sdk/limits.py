@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
-__all__ = ["forget_limits", "hold_alarms", "timeout"]
+__all__ = ["forget_limits", "hold_alarms", "timeout", "without_limit"]
 
 # How soon an alarm that came at a bad moment rings again.
 _AGAIN_SECONDS = 0.001
@@ -99,6 +99,14 @@ def forget_limits() -> None:
         _set_alarm()
 
 
+def without_limit(function: Any) -> Any:
+    """Return what `@timeout` was put on, or `function` itself if it wasn't."""
+    # By identity: decorators copy a function's attributes to what they put around it.
+    while getattr(function, "_limited", None) is function:
+        function = function.__wrapped__  # type: ignore[union-attr]
+    return function
+
+
 def timeout(seconds: float) -> Callable[[Function], Function]:
     """Return a decorator: the method gets a `TimeoutError` once it has run for so long.
 
@@ -155,6 +163,7 @@ def timeout(seconds: float) -> Callable[[Function], Function]:
         limited.__doc__ = function.__doc__
         limited.__module__ = getattr(function, "__module__", __name__)
         limited.__wrapped__ = function  # type: ignore[attr-defined]
+        limited._limited = limited  # type: ignore[attr-defined]
         return limited  # type: ignore[return-value]
 
     return decorate

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from tasksprint.sdk import channel as channels
 from tasksprint.sdk.chance import seed_generators, watch_imports
-from tasksprint.sdk.codec import decode, encode, quote, why_not_encoded
-from tasksprint.sdk.limits import forget_limits
+from tasksprint.sdk.codec import decode, encode, is_unicode, quote, why_not_encoded
+from tasksprint.sdk.limits import forget_limits, without_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class _Runner:
     def __init__(self, node: TaskSprintNode, channel: Channel) -> None:
         self._node = node
         self._channel = channel
-        self._methods: dict[str, Callable[..., Any]] = {}  # those that were asked for
+        # Those that were asked for: (method, fewest arguments, most arguments).
+        self._methods: dict[str, tuple[Callable[..., Any], int, float]] = {}
         self._has_own_task = any("task" in vars(cls) for cls in _user_classes(type(node)))
 
     def run(self) -> None:
@@ -157,9 +158,12 @@ class _Runner:
         name = task["name"]
         answer: tuple[Any, ...]
         try:
-            method = self._methods.get(name)
-            if method is None:
-                method = self._find_method(name)
+            found = self._methods.get(name)
+            if found is None:
+                found = self._find_method(name)
+            method, fewest, most = found
+            if not fewest <= len(args) <= most:
+                raise _Error(_wrong_count(name, method, len(args)))
             seed = task["seed"]
             seed_generators(seed)
             if not self._has_own_task:
@@ -175,13 +179,13 @@ class _Runner:
         forget_limits()
         self._channel.put(*answer)
 
-    def _find_method(self, name: str) -> Callable[..., Any]:
+    def _find_method(self, name: str) -> tuple[Callable[..., Any], int, float]:
         for cls in _user_classes(type(self._node)):
             if name in vars(cls) and not name.startswith("_"):
                 method = getattr(self._node, name)
                 if callable(method):
-                    self._methods[name] = method
-                    return method  # type: ignore[no-any-return]
+                    found = self._methods[name] = (method, *_argument_counts(method))
+                    return found
                 break
         names = sorted(
             {
@@ -195,6 +199,51 @@ class _Runner:
             f"node {type(self._node).__name__} has no method {name!r}, "
             f"expected one of {', '.join(map(repr, names)) or '(it has none)'}"
         )
+
+
+def _argument_counts(method: Any) -> tuple[int, float]:
+    """Return with how few and with how many arguments a method can be called.
+
+    What can't be told beforehand (a decorator's `*args`, something that isn't written in
+    Python) is left to the call: nothing is refused that would have worked.
+    """
+    code, bound = _code_of(method)
+    if code is None:
+        return 0, float("inf")
+    function = without_limit(getattr(method, "__func__", method))
+    if _needed_keywords(function):
+        return 1, 0  # No call can be right.
+    fewest = max(0, code.co_argcount - bound - len(function.__defaults__ or ()))
+    return fewest, float("inf") if code.co_flags & 0x04 else max(0, code.co_argcount - bound)
+
+
+def _needed_keywords(function: Any) -> list[str]:
+    """Return the parameters that can only be given by name, and must be."""
+    code = function.__code__
+    names = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    return [name for name in names if name not in (function.__kwdefaults__ or {})]
+
+
+def _code_of(method: Any) -> tuple[Any, int]:
+    """Return a method's code, and how many of its parameters are given already (`self`)."""
+    function = getattr(method, "__func__", method)
+    bound = 0 if function is method else 1
+    code = getattr(without_limit(function), "__code__", None)
+    return code, bound
+
+
+def _wrong_count(name: str, method: Any, given: int) -> str:
+    code, bound = _code_of(method)
+    taken = list(code.co_varnames[bound : code.co_argcount])
+    needed = _needed_keywords(without_limit(getattr(method, "__func__", method)))
+    if code.co_flags & 0x04 or needed:
+        taken.append("*")
+    signature = f"{name}({', '.join(taken + needed)})"
+    counted = "1 argument" if given == 1 else f"{given} arguments"
+    return (
+        f"task {name!r} was given {counted}, and the method is {signature}; "
+        "its arguments are the base and then one for each pretask"
+    )
 
 
 def _user_classes(cls: type) -> list[type]:
@@ -223,15 +272,20 @@ def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
             raise _Error(
                 f"{name} returned key {key!r} of type {type(key).__name__}, expected strings"
             )
+        if not key.isascii() and not is_unicode(key):
+            raise _Error(
+                f"{name} returned key {key!r}, which isn't Unicode text: it holds half of a "
+                "surrogate pair"
+            )
         if isinstance(value, _BYTES):
             frames = frames or {}
             frames[key] = _as_buffer(value)
     try:
         if frames is None:
-            return (f'{{"id":{number},"values":{encode(result)}}}\n'.encode(),)
+            return (f'{{"id":{number},"values":{encode(result, first_key=1)}}}\n'.encode(),)
         values = {key: value for key, value in result.items() if key not in frames}
         places = ",".join([f"[{quote(key)},{len(raw)}]" for key, raw in frames.items()])
-        head = f'{{"id":{number},"values":{encode(values)},"frames":[{places}]}}\n'
+        head = f'{{"id":{number},"values":{encode(values, first_key=1)},"frames":[{places}]}}\n'
         return (head.encode(), *frames.values())
     except Exception:
         for key, value in result.items():

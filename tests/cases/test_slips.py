@@ -6,13 +6,19 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tasksprint.errors import JobFailed
+from tasksprint.errors import JobFailed, RemoteProtocolError
 from tasksprint.plain_text import plain_json, plain_line, plain_lines
+from tasksprint.protocol.node_lines import NodeReader
+from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import main, terminal
+from tasksprint.sdk.codec import encode
+from tasksprint.tasks import FailJob, StartTask, WriteLog
+from tests.sdk.programs import NodeDriver, Program, SchedulerDriver, write_program
 
 # A terminal's title, a wiped screen, C1's one-character CSI, DEL, and text that is read
 # from right to left.
@@ -111,3 +117,313 @@ def test_a_message_of_the_log_stays_one_line() -> None:
 
 def _record(message: str, exc_info: Any = None) -> logging.LogRecord:
     return logging.LogRecord("x", logging.WARNING, __file__, 1, "%s", (message,), exc_info)
+
+
+# --- calls of the SDK ----------------------------------------------------------------
+
+SCHEDULER = """
+    from TaskSprintCoordinator import *
+
+    class Calls(TaskSprintCoordinator):
+        def init(self, seed):
+            self.start_task("noop")
+        def task_done(self, tid, values):
+            try:
+                exec(values["code"], {"self": self})
+            except ValueError as error:
+                self.log(str(error))
+    Calls().start()
+"""
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchedulerDriver]:
+    folder = tmp_path_factory.mktemp("scheduler")
+    argv = write_program(folder / "scheduler.py", SCHEDULER)
+    with Program(argv, stderr=folder / "stderr") as program:
+        driver = SchedulerDriver(program)
+        driver.init()
+        yield driver
+
+
+def called(scheduler: SchedulerDriver, code: str) -> Any:
+    (command,) = scheduler.event("task_done", tid=0, values={"code": f"self.{code}"})
+    return command
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *[
+            (
+                f"start_task('a', base={given})",
+                f"start_task 'a': base is {kind}, expected a list of arguments; put a single one "
+                "in [ ]",
+            )
+            for given, kind in [
+                ("0", "int"),
+                ("False", "bool"),
+                ("0.0", "float"),
+                ("''", "str"),
+                ("7", "int"),
+                ("bytearray(b'x')", "bytearray"),
+            ]
+        ],
+        ("start_task('a', keys=0)", "start_task 'a': keys is 0, expected a list of strings"),
+        (
+            "start_task('a', pretasks=0, prekeys=['r'])",
+            "start_task 'a': pretasks is 0, expected a list of tids",
+        ),
+        (
+            "start_task('a', pretasks=[0], prekeys=0)",
+            "start_task 'a': prekeys is 0, expected a list of strings",
+        ),
+        (
+            "start_task('a', keys=['\\ud800'])",
+            "start_task 'a': keys holds '\\ud800', no Unicode text",
+        ),
+        (
+            "start_task('n' * 1025)",
+            f"start_task: name '{'n' * 40}…' has 1025 bytes, expected at most 1024",
+        ),
+        (
+            "start_task('a', keys=['é' * 513])",
+            f"start_task 'a': keys holds '{'é' * 40}…' has 1026 bytes, expected at most 1024",
+        ),
+        (
+            "start_task('a', retries=2**70)",
+            "start_task 'a': retries is 1180591620717411303424, expected how often it may be "
+            "tried again, an integer from 0 to 2**53 - 1",
+        ),
+        (
+            "start_task('a', retries=10**5000)",
+            "start_task 'a': retries is a int that is too long to be shown, expected how often "
+            "it may be tried again, an integer from 0 to 2**53 - 1",
+        ),
+        ("finish(5)", "finish: taskids is 5, expected a list of tids"),
+        (
+            "finish({'total': 1})",
+            "finish: taskids is a dict, expected a list of tids; name the result, as in "
+            "finish(values={…})",
+        ),
+        ("release(0)", "release: tids is 0, expected a list of tids"),
+        (
+            "finish(values={1: 'one', '1': 'uno'})",
+            "finish: values holds a dictionary with the keys 1 and '1', which are both \"1\" in "
+            "JSON; use strings that differ",
+        ),
+        (
+            "start_task('a', base=[0, [{None: 3, 'null': 4}]])",
+            "start_task 'a': argument 1 of base holds a dictionary with the keys None and 'null', "
+            'which are both "null" in JSON; use strings that differ',
+        ),
+    ],
+)
+def test_a_wrong_argument_is_a_value_error(
+    scheduler: SchedulerDriver, call: str, message: str
+) -> None:
+    assert called(scheduler, call) == WriteLog(message)
+
+
+def test_no_arguments_are_none_or_an_empty_list(scheduler: SchedulerDriver) -> None:
+    tid = scheduler.reader.next_tid
+    for base in ("()", "[]", "None", "iter([])"):
+        command = called(
+            scheduler, f"start_task('a', base={base}, pretasks=None, prekeys=[], keys=None)"
+        )
+        assert command == StartTask("a")
+    assert scheduler.reader.next_tid == tid + 4
+
+
+LONG = "1" * 5_000
+
+
+@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="it reads any integer")
+def test_an_integer_that_python_cannot_read_fails_the_job_and_says_where(
+    scheduler: SchedulerDriver,
+) -> None:
+    scheduler.program.send(
+        b'{"event":%d,"kind":"task_done","time_ms":5,"tid":3,"values":{"a":1,"n":[%s]}}\n'
+        % (scheduler.next_event, LONG.encode())
+    )
+    event, scheduler.next_event = scheduler.next_event, scheduler.next_event + 1
+    (failed,) = scheduler.next().commands
+    assert isinstance(failed, FailJob)
+    assert failed.error.startswith(
+        f"event {event} task_done(3) has an integer under key 'n' of values that is too long "
+        "for this scheduler's Python: Exceeds the limit"
+    )
+    assert failed.error.endswith("let it come as a string")
+    assert called(scheduler, "start_task('after')") == StartTask("after")
+
+
+def test_nesting_that_python_cannot_read_fails_the_job(scheduler: SchedulerDriver) -> None:
+    scheduler.program.send(
+        b'{"event":%d,"kind":"task_done","time_ms":5,"tid":3,"values":{"a":%s}}\n'
+        % (scheduler.next_event, b"[" * 200_000 + b"]" * 200_000)
+    )
+    event, scheduler.next_event = scheduler.next_event, scheduler.next_event + 1
+    (failed,) = scheduler.next().commands
+    assert isinstance(failed, FailJob)
+    assert failed.error.startswith(f"event {event} holds what is nested too deeply for this sch")
+
+
+NODE = """
+    import functools
+    from TaskSprintNode import *
+
+    def twice(method):
+        @functools.wraps(method)
+        def call(self, x):
+            return method(self, x, x)
+        return call
+
+    def anything(method):
+        @functools.wraps(method)
+        def call(self, *args, **more):
+            return method(self, 1, 2)
+        return call
+
+    class Node(TaskSprintNode):
+        def none(self): return {}
+        def one(self, x): return {}
+        def optional(self, x, y=1): return {}
+        def many(self, x, *rest): return {}
+        def named(self, x, *, scale): return {}
+        def fails_inside(self, x): return self.one(1, 2)
+        @timeout(60)
+        def limited(self, x): return {}
+        @twice
+        @timeout(60)
+        def doubled(self, x, y): return {}
+        @anything
+        def open(self, x, y): return {}
+        @staticmethod
+        def static(x): return {}
+        @classmethod
+        def of_class(cls, x): return {}
+        builtin = len
+
+        def collide(self): return {"r": [{"inner": ({1: "one", "1": "uno"},)}]}
+        def numbers(self): return {"r": {1: 2, 3.5: 4, None: 5, True: 6}}
+        def surrogate(self): return {"\\ud800": 1}
+        def raw_surrogate(self): return {"\\udfff": b""}
+    Node().start()
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeDriver]:
+    folder = tmp_path_factory.mktemp("node")
+    with Program(write_program(folder / "node.py", NODE), stderr=folder / "stderr") as program:
+        yield NodeDriver(program)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("none", 1, "1 argument, and the method is none()"),
+        ("one", 0, "0 arguments, and the method is one(x)"),
+        ("one", 3, "3 arguments, and the method is one(x)"),
+        ("optional", 3, "3 arguments, and the method is optional(x, y)"),
+        ("many", 0, "0 arguments, and the method is many(x, *)"),
+        ("named", 1, "1 argument, and the method is named(x, *, scale)"),
+        ("limited", 2, "2 arguments, and the method is limited(x)"),
+        ("doubled", 2, "2 arguments, and the method is doubled(x)"),
+        ("static", 2, "2 arguments, and the method is static(x)"),
+        ("of_class", 2, "2 arguments, and the method is of_class(x)"),
+    ],
+)
+def test_a_wrong_number_of_arguments_fails_at_once(
+    node: NodeDriver, name: str, given: int, message: str
+) -> None:
+    failure = node.failure(name, *range(given))
+    assert failure.error == (
+        f"task {name!r} was given {message}; its arguments are the base and then one for each "
+        "pretask"
+    )
+    assert failure.retry is False
+
+
+def test_what_can_be_called_is_called(node: NodeDriver) -> None:
+    for name, given in [("optional", 1), ("optional", 2), ("many", 5), ("limited", 1)]:
+        assert node.values(name, *range(given)) == {}
+    assert node.values("doubled", 1) == node.values("open", 1, 2, 3) == {}
+    assert node.values("static", 1) == node.values("of_class", 1) == {}
+
+
+def test_an_error_of_a_call_inside_is_no_wrong_call(node: NodeDriver) -> None:
+    failure = node.failure("fails_inside", 1)
+    assert "one() takes 2 positional arguments but 3 were given" in failure.error
+    assert failure.retry is True
+    assert node.failure("builtin").retry is True
+
+
+def test_keys_that_would_be_one_in_json_are_named(node: NodeDriver) -> None:
+    failure = node.failure("collide")
+    assert failure.error == (
+        "value under key 'r' of collide holds a dictionary with the keys 1 and '1', which are "
+        'both "1" in JSON; use strings that differ'
+    )
+    assert failure.retry is False
+    assert node.values("numbers") == {"r": b'{"1":6,"3.5":4,"null":5}'}
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "second"),
+    [
+        ({1: "one", "1": "uno"}, "1", "'1'"),
+        ({"true": 2, True: 1}, "'true'", "True"),
+        ({False: 1, "false": 2}, "False", "'false'"),
+        ({None: 3, "null": 4}, "None", "'null'"),
+        ({1.5: 1, "1.5": 2}, "1.5", "'1.5'"),
+        ({"1e+16": 1, 1e16: 2}, "'1e+16'", "1e+16"),
+        ([[{"a": {-1: 0, "-1": 0}}]], "-1", "'-1'"),
+    ],
+)
+def test_every_collision_of_keys_is_found(value: object, first: str, second: str) -> None:
+    with pytest.raises(ValueError, match="which are both") as caught:
+        encode(value)
+    assert f"the keys {first} and {second}," in str(caught.value)
+
+
+def test_a_key_that_is_no_text_is_told_as_such(node: NodeDriver) -> None:
+    for name, key in (("surrogate", "'\\ud800'"), ("raw_surrogate", "'\\udfff'")):
+        failure = node.failure(name)
+        assert failure.error == (
+            f"{name} returned key {key}, which isn't Unicode text: it holds half of a surrogate "
+            "pair"
+        )
+        assert failure.retry is False
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            b'{"\\ud800":1}',
+            "line from it has key '\\ud800', which isn't Unicode text; it holds half of a "
+            "surrogate pair; use another key",
+        ),
+        (b'{"id":1,"id":2}', "line from it names key 'id' twice"),
+        (
+            b'{"event":0,"commands":[],"event":0}',
+            "line from it names key 'event' twice",
+        ),
+        (
+            b"hello",
+            "line from it isn't a JSON object: 'hello'; print to stderr, stdout carries the "
+            "protocol",
+        ),
+    ],
+)
+def test_a_line_that_is_json_is_not_taken_for_a_print(line: bytes, sentence: str) -> None:
+    readers: list[Any] = [
+        NodeReader(who="it", line_bytes_max=1000, value_bytes_max=1000),
+        SchedulerReader(who="it", line_bytes_max=1000),
+    ]
+    for reader in readers:
+        reader.feed(b'{"ready":{}}\n')
+        with pytest.raises(RemoteProtocolError) as caught:
+            reader.feed(line + b"\n")
+        assert str(caught.value) == sentence
