@@ -1,9 +1,9 @@
 """A job as its user has it: a directory with a scheduler, a node and a manifest.
 
 Knows the manifest `tasksprint.json`, how a job is found without one, and how the
-directory travels: `pack` makes one archive of it, named by its digest, and
-`unpack` makes a directory of that again on another machine. What the cluster does
-with the archive in between is not known here.
+directory travels: `pack` makes one archive of it, named by its digest (archive.py makes a
+directory of that again on another machine). What the cluster does with the archive in
+between is not known here.
 
 The archive is a gzipped tar with everything left out that differs between two
 copies of the same files (owner, times, order), so packing twice gives the
@@ -21,15 +21,12 @@ import os
 import shutil
 import stat
 import tarfile
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasksprint.durable_files import sync_directory
 from tasksprint.errors import RemoteProtocolError, UsageError
+from tasksprint.process.archive import KEEP_DATA_OUT, LIMITS, Names
 
 __all__ = [
     "ATTACHED_PREFIX",
@@ -39,15 +36,13 @@ __all__ = [
     "pack_programs",
     "parse_manifest",
     "read_job",
-    "unpack",
 ]
 
 MANIFEST_NAME = "tasksprint.json"
 ATTACHED_PREFIX = "attached:"
-# What an archive may hold once unpacked: a small archive can be made that fills any disk.
-UNPACKED_BYTES_MAX = 4 * 1024 * 1024 * 1024
-MEMBERS_MAX = 100_000
 MIB = 1024 * 1024
+# What the tar of a job has for each member, beside its bytes: headers, a long name, padding.
+_MEMBER_BYTES = 4 * 512
 
 # What tools leave behind in a directory; it is in no program's way if it is missing.
 _SKIPPED_NAMES = frozenset(
@@ -357,40 +352,9 @@ def pack_programs(
     return archive, digest, manifest
 
 
-def unpack(archive: bytes, digest: str, root: Path) -> Path:
-    """Return the directory `root/digest` with the archive's files, made if it isn't there.
-
-    It comes to be whole or not at all: everything is unpacked beside its place,
-    synced and renamed. Several processes may do so at once.
-
-    Raises:
-        RemoteProtocolError: The archive isn't the one that `digest` names, or holds what
-            no archive of ours does (a path out of it, a link, a device).
-    """
-    target = root / digest
-    if target.is_dir():
-        return target
-    found = hashlib.sha256(archive).hexdigest()
-    if found != digest:
-        raise RemoteProtocolError(
-            f"the archive of {len(archive)} bytes has SHA-256 {found}, expected {digest}"
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{digest[:16]}.", dir=root))
-    try:
-        _extract(archive, beside)
-        os.rename(beside, target)
-        sync_directory(root)
-    except OSError:
-        if not target.is_dir():  # Else another process was first, with the same files.
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return target
-
-
 def _walk(directory: Path) -> _Tree:
     tree = _Tree(directory)
+    names = Names()
     inside = directory.resolve()
     waiting = [(directory, "")]
     while waiting:
@@ -403,6 +367,11 @@ def _walk(directory: Path) -> _Tree:
                 name.encode()
             except UnicodeEncodeError:
                 raise UsageError(f"the file name {name!r} isn't UTF-8") from None
+            try:
+                # What no machine would unpack needn't be packed.
+                names.add(name, is_directory=entry.is_dir(follow_symlinks=False))
+            except RemoteProtocolError as error:
+                raise UsageError(f"can't pack {str(directory)!r}: {error}") from error
             if entry.is_symlink():
                 resolved = path.resolve()
                 if not resolved.is_file() or inside not in resolved.parents:
@@ -427,6 +396,11 @@ def _walk(directory: Path) -> _Tree:
 
 def _pack(tree: _Tree, archive_bytes_max: int) -> tuple[bytes, str]:
     sizes = {name: path.stat().st_size for name, path in tree.files.items()}
+    members = len(tree.files) + len(tree.directories)
+    if sum(sizes.values()) + _MEMBER_BYTES * members > LIMITS.unpacked_bytes_max:
+        raise _too_large(
+            tree, sizes, f"more than {LIMITS.unpacked_bytes_max} bytes, which no job may unpack to"
+        )
     target = _Bounded(archive_bytes_max)
     try:
         with (
@@ -435,18 +409,24 @@ def _pack(tree: _Tree, archive_bytes_max: int) -> tuple[bytes, str]:
         ):
             for name in sorted([*tree.directories, *tree.files]):
                 _add(tar, name, tree.files.get(name))
+                tar.members.clear()  # type: ignore[attr-defined]  # It keeps each for nothing.
     except _TooLarge:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise UsageError(
-            f"the job in {str(tree.directory)!r} has {sum(sizes.values()) / MIB:.1f} MiB, "
-            f"which don't pack into {archive_bytes_max} bytes (archive_bytes_max); the "
-            f"largest file is {largest!r} with {sizes[largest] / MIB:.1f} MiB",
-            hint="keep data out of the job directory: let nodes read it from where it is",
+        raise _too_large(
+            tree, sizes, f"which don't pack into {archive_bytes_max} bytes (archive_bytes_max)"
         ) from None
     except OSError as error:
         raise UsageError(f"can't pack {str(tree.directory)!r}: {error}") from error
     archive = target.getvalue()
     return archive, hashlib.sha256(archive).hexdigest()
+
+
+def _too_large(tree: _Tree, sizes: dict[str, int], why: str) -> UsageError:
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    return UsageError(
+        f"the job in {str(tree.directory)!r} has {sum(sizes.values()) / MIB:.1f} MiB, {why}; the "
+        f"largest file is {largest!r} with {sizes.get(largest, 0) / MIB:.1f} MiB",
+        hint=KEEP_DATA_OUT,
+    )
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
@@ -480,54 +460,3 @@ class _Bounded(io.BytesIO):
             self._bytes_max, over = 1 << 62, self._bytes_max
             raise _TooLarge(over)
         return super().write(data)
-
-
-def _extract(archive: bytes, target: Path) -> None:
-    written = 0
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            for member in _counted(tar):
-                path = target / _safe(member.name)
-                if member.isdir():
-                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    continue
-                if not member.isreg():
-                    raise RemoteProtocolError(
-                        f"archive member {member.name!r} is neither a file nor a directory"
-                    )
-                written += member.size
-                if written > UNPACKED_BYTES_MAX:
-                    raise RemoteProtocolError(
-                        f"the archive unpacks to more than {UNPACKED_BYTES_MAX} bytes"
-                    )
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                source = tar.extractfile(member)
-                assert source is not None  # It is a regular file.
-                # "x": no member may replace another one.
-                with source, path.open("xb") as file:
-                    shutil.copyfileobj(source, file, MIB)
-                    os.fchmod(file.fileno(), 0o600 | (member.mode & stat.S_IXUSR))
-                    file.flush()
-                    os.fsync(file.fileno())
-    except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise RemoteProtocolError(f"the archive is damaged: {error}") from error
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise RemoteProtocolError(
-            f"archive member {error.filename!r} stands in the archive twice"
-        ) from error
-    for folder, _, _ in os.walk(target):
-        sync_directory(Path(folder))
-
-
-def _counted(members: Iterable[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
-    for count, member in enumerate(members):
-        if count >= MEMBERS_MAX:
-            raise RemoteProtocolError(f"the archive has more than {MEMBERS_MAX} members")
-        yield member
-
-
-def _safe(name: str) -> str:
-    parts = name.split("/")
-    if not name or "\0" in name or ".." in parts or "" in parts or "." in parts:
-        raise RemoteProtocolError(f"archive member {name!r} would leave the job directory")
-    return name

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
 from tasksprint.installation import sdk_directory
+from tasksprint.process.archive import unpack
 from tasksprint.process.command_line import (
     UMASK,
     child_environment,
     explain_start_error,
     hash_seed_of,
 )
-from tasksprint.process.job_directory import unpack
 from tasksprint.process.program import DRAIN_S, die_with_parent
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.last_use import (

@@ -207,7 +207,7 @@ class CoordinatorPaths:
         coordinator = self._coordinator
         if coordinator.replica.is_leader:
             coordinator.disk_space.require()
-        kept = coordinator.programs.keep_on_quorum(request.body)
+        kept = coordinator.programs.take(request.body)
         try:
             return json_response({"digest": await coordinator.members.while_leading(kept)})
         except NotLeader as error:
@@ -235,7 +235,7 @@ class CoordinatorPaths:
                 return Response(200, reply)
             self._coordinator.disk_space.require()
         self._coordinator.tick_now()
-        archive = self._coordinator.programs.obtain(command.program)
+        archive = self._coordinator.programs.obtain_sound(command.program)
         try:
             found = await self._coordinator.members.while_leading(archive)
         except NotLeader as error:

@@ -43,6 +43,7 @@ _log = logging.getLogger("tasksprint.coordinator")
 
 _NOT_FOUND = 404
 _RETRY_S = 0.2
+_SOUND_MAX = 10_000  # digests of archives that were checked
 _SWEEPS = 4  # within the time after which something counts as unused
 
 
@@ -63,6 +64,7 @@ class Programs:
         unused_max_ms = coordinator.settings.program_unused_max_ms
         self._archive_uses = LastUse(unused_max_ms)
         self._folder_uses = LastUse(unused_max_ms)
+        self._sound: set[bytes] = set()  # digests of archives that can be unpacked
         self._leftovers = leftovers_in(self._directory)
         self._sweeping: asyncio.Task[None] | None = None
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
@@ -119,6 +121,46 @@ class Programs:
         self._archive_uses.use(digest, self._coordinator.monotonic_ms())
         await self._coordinator.writer.run(_keep, digest, archive)
         return digest
+
+    async def require_sound(self, archive: bytes) -> None:
+        """Refuse an archive that no machine would unpack.
+
+        Before anything names it in the log: there it would only fail its job.
+
+        Raises:
+            RemoteProtocolError: It can't be unpacked, and why.
+        """
+        # Not on the loop: a large one takes seconds.
+        await asyncio.get_running_loop().run_in_executor(None, self._check, archive)
+
+    def _check(self, archive: bytes) -> None:
+        digest = hashlib.sha256(archive).digest()
+        if digest not in self._sound:
+            self._coordinator.surroundings.check_archive(archive)
+            if len(self._sound) >= _SOUND_MAX:
+                self._sound.clear()
+            self._sound.add(digest)
+
+    async def take(self, archive: bytes) -> str:
+        """Check an archive, and write it here and on enough other members to be a quorum.
+
+        Raises:
+            RemoteProtocolError: It can't be unpacked.
+            PeerUnreachable, Refused: As for `keep_on_quorum`.
+        """
+        await self.require_sound(archive)
+        return await self.keep_on_quorum(archive)
+
+    async def obtain_sound(self, digest: str) -> bytes | None:
+        """Return an archive as `obtain` does, if it can be unpacked.
+
+        Raises:
+            RemoteProtocolError: It can't.
+        """
+        archive = await self.obtain(digest)
+        if archive is not None:
+            await self.require_sound(archive)
+        return archive
 
     async def keep_on_quorum(self, archive: bytes) -> str:
         """Write an archive here and on enough other members to be a quorum.

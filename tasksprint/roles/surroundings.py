@@ -18,8 +18,8 @@ from tasksprint.installation import sdk_directory
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.streams import PeerStreams
+from tasksprint.process.archive import check_archive, unpack
 from tasksprint.process.command_line import child_environment, command_line
-from tasksprint.process.job_directory import unpack
 from tasksprint.process.program import ExitReason, start_program
 from tasksprint.roles.clock import monotonic_ms, wall_ms
 from tasksprint.settings import Settings
@@ -101,6 +101,7 @@ class Surroundings:
     new_http: Callable[[ClusterKey, Settings], HttpClient] = HttpClient
     new_streams: Callable[..., PeerStreams] = PeerStreams
     new_writer: Callable[..., WriterThread[Any, Any]] = WriterThread
+    check_archive: Callable[[bytes], None] = check_archive
     unpack: Callable[[bytes, str, Path], Path] = unpack
     start_scheduler: Callable[..., Awaitable[SchedulerProgram]] = start_scheduler
 

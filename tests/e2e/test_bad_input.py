@@ -455,6 +455,12 @@ def test_job_that_is_too_large(what: str, served: Served, job: Path) -> None:
     served.commands.fails(what, "submit", str(job), TASKSPRINT_SETTINGS=settings)
 
 
+@row("names that differ only in case")
+def test_names_that_differ_only_in_case(what: str, served: Served, job: Path) -> None:
+    (job / "Node.py").write_text("")
+    served.commands.fails(what, "submit", str(job))
+
+
 @row("`--param` without `=`")
 def test_param_without_a_value(what: str, served: Served, job: Path) -> None:
     served.commands.fails(what, "submit", str(job), "--param", "seconds")

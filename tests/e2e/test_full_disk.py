@@ -17,6 +17,7 @@ import pytest
 
 from tasksprint.encoding import encode_json
 from tasksprint.errors import DiskFull, PeerUnreachable, Refused
+from tests.archives import packed
 from tests.e2e.conftest import wait_until
 from tests.torture.machines import Machines
 
@@ -70,7 +71,7 @@ class People:
     def submit(self, *, padding: int = 100, give_up_ms: int = 10_000) -> None:
         """Submit a job, which never ends, and note that it was acknowledged."""
         cluster = self._machines.connect()
-        post = cluster.request("POST", "/v1/programs", body=b"a program", give_up_ms=give_up_ms)
+        post = cluster.request("POST", "/v1/programs", body=packed(), give_up_ms=give_up_ms)
         self._requests += 1
         manifest = {"scheduler": ["scheduler.sh"], "node": ["attached:nobody"]}
         body = {

@@ -23,6 +23,7 @@ import pytest
 from tasksprint.consensus import Chosen, Envelope, Persist
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.settings import Settings
+from tests.archives import packed
 from tests.e2e.conftest import wait_until
 from tests.known_bugs.test_power_loss import decides
 from tests.simulation.disk import Disk
@@ -290,7 +291,7 @@ def test_real_leader_whose_disk_becomes_slow_hands_over(
 
         def keep(number: int) -> float:
             before_s = time.monotonic()
-            body = b"an archive %d" % number
+            body = packed(b"%d" % number)
             machines.connect().request("POST", "/v1/programs", body=body).checked()
             return time.monotonic() - before_s
 

@@ -35,6 +35,7 @@ from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint
 from tasksprint.tasks import WriteLog
+from tests.archives import packed
 from tests.roles.members import Member, members
 
 JOIN = JoinClient("aa", Incarnation("bb"), None, "host", 2)
@@ -810,7 +811,7 @@ def test_archive_counts_as_kept_by_a_quorum_though_one_member_answers_nonsense(
                 return await request(address, method, path, **options)
 
             monkeypatch.setattr(leader.coordinator.http, "request", asked)
-            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            answer = await leader.ask("POST", "/v1/programs", body=packed())
             assert answer.status == 200, answer.body
 
     run(main)
@@ -823,7 +824,7 @@ def test_archive_that_reaches_no_quorum_is_refused(tmp_path: Path) -> None:
             for member in of.all:
                 if member is not leader:
                     await member.stop()
-            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            answer = await leader.ask("POST", "/v1/programs", body=packed())
             assert answer.status == 503
             assert "reached 1 of 3 coordinators, expected 2" in answer.json()["error"]
             for member in of.all:

@@ -14,6 +14,7 @@ from tasksprint.errors import DiskFull
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles import disk_space
 from tasksprint.settings import GIB, MIB
+from tests.archives import packed
 from tests.roles.members import Member, members
 from tests.roles.test_coordinator import QUIET, archive_of, run, until
 
@@ -71,7 +72,7 @@ def test_leader_that_is_short_takes_no_new_jobs_and_goes_on_with_those_it_has(
             }
             for answer in (
                 await submit(leader, program, 3),
-                await leader.ask("POST", "/v1/programs", body=b"more"),
+                await leader.ask("POST", "/v1/programs", body=packed()),
                 await leader.ask("POST", "/v1/archives", body=b"more"),
             ):
                 assert (answer.status, answer.json()) == (507, sentence)
@@ -153,7 +154,7 @@ def test_leader_stays_if_all_are_short(disks: Disks, tmp_path: Path) -> None:
             space = leader.coordinator.disk_space
             await until(lambda: space._asking is None, "it has asked the others")
             assert leader.coordinator.replica.is_leader
-            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            answer = await leader.ask("POST", "/v1/programs", body=packed())
             assert answer.status == 507
 
     run(main)
@@ -188,7 +189,7 @@ def test_archive_that_too_few_have_space_for_is_refused(disks: Disks, tmp_path: 
             for member in of.all:
                 if member is not leader:
                     await disks.fill(member, 200 * MIB)
-            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            answer = await leader.ask("POST", "/v1/programs", body=packed())
             assert answer.status == 507
             assert "reached 1 of 3 coordinators, expected 2: " in answer.json()["error"]
             assert "takes no new jobs: 200.0 MiB are free" in answer.json()["error"]
@@ -237,7 +238,7 @@ def test_member_that_is_short_keeps_nobody_from_submitting(
                 return await request(address, *arguments, **options)
 
             monkeypatch.setattr(leader.coordinator.http, "request", late)
-            answer = await leader.ask("POST", "/v1/programs", body=b"archive")
+            answer = await leader.ask("POST", "/v1/programs", body=packed())
             assert answer.status == 200
             answered.set()
             await until(lambda: all(task is None or task.done() for task in asking), "it refuses")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import packed
 from tests.roles.members import members
 from tests.roles.test_coordinator import QUIET, archive_of, run, until
 from tests.roles.test_disk_space import submit
@@ -26,7 +27,7 @@ def test_who_waits_for_a_hung_disk_is_sent_to_the_next_leader(tmp_path: Path) ->
                 began_s = asyncio.get_running_loop().time()
                 waiting = (
                     asyncio.ensure_future(submit(hung, program, 1)),
-                    asyncio.ensure_future(hung.ask("POST", "/v1/programs", body=b"another")),
+                    asyncio.ensure_future(hung.ask("POST", "/v1/programs", body=packed())),
                 )
                 answers = await asyncio.gather(*waiting)
                 assert asyncio.get_running_loop().time() - began_s < 5

@@ -12,6 +12,7 @@ Knows neither clients nor coordinators, nor time: how long a task takes is its f
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -431,7 +432,10 @@ def manifest(kind: str) -> dict[str, Any]:
 def archive(kind: str) -> bytes:
     """Return what `POST /v1/programs` takes: a real archive, of files that say their kind."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for name in ("node", "scheduler"):
             content = f"{kind}\n".encode()
             entry = tarfile.TarInfo(name)
