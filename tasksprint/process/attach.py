@@ -9,16 +9,21 @@ started the program itself: no process and no copy stands between.
 
     node -> client: {"attach":"NAME","pid":4711,"version":"1.0"}
     client -> node: {"attached":3}            or {"error":"text"}
+
+With its hello the node hands over its stderr (SCM_RIGHTS). Who started the program looks
+there, and only there; so there the client says why it ended the program.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -36,6 +41,7 @@ from tasksprint.errors import (
     SettingsError,
     UsageError,
 )
+from tasksprint.plain_text import plain_line
 from tasksprint.process.command_line import explain_start_error
 from tasksprint.process.directories import private_directory, temporary_directory
 from tasksprint.process.program import Connection, ExitReason
@@ -58,6 +64,9 @@ HELLO_BYTES_MAX = 4 * 1024
 # A node says hello before anything else; who doesn't isn't one.
 HELLO_TIMEOUT_S = 5.0
 NAME_BYTES_MAX = 200
+# Of what a client says on a node's stderr: few enough to be written at once.
+_TOLD_BYTES_MAX = 2_000
+_DESCRIPTOR_BYTES = array.array("i").itemsize
 
 
 # --- where the socket is ---
@@ -207,9 +216,12 @@ class AttachedProgram(Connection):
     """A program that attached itself; made by `AttachServer`.
 
     It has the same methods as `program.Program`. It isn't our child, so how it ended isn't
-    known, and neither is its stderr: that goes to the terminal it was started from. What
-    it started in turn is only reached if it leads a process group (as started by a shell
-    that a person types into).
+    known, and neither is what it writes to stderr: that goes to the terminal it was started
+    from. What it started in turn is only reached if it leads a process group (as started by a
+    shell that a person types into).
+
+    Args:
+        stderr: A descriptor of its stderr, which belongs to this object; None: it has given none.
     """
 
     def __init__(
@@ -221,9 +233,11 @@ class AttachedProgram(Connection):
         on_data: Callable[[bytes], None],
         on_exit: Callable[[ExitReason], None],
         on_writable: Callable[[], None] | None,
+        stderr: int | None = None,
     ) -> None:
         super().__init__(sock, on_data=on_data, on_writable=on_writable)
         self.hello = hello
+        self._stderr = stderr
         self.number = number
         self._on_exit = on_exit
         self._why = ""
@@ -256,10 +270,23 @@ class AttachedProgram(Connection):
         """Wait until the connection is closed and `on_exit` has been called."""
         return await asyncio.shield(self._exited)
 
+    def tell(self, text: str) -> None:
+        """Say something where the program was started, if nothing holds that up."""
+        if self._stderr is None:
+            return
+        line = f"tasksprint: node {self.hello.name!r} {plain_line(text)}"
+        data = line.encode(errors="replace")[:_TOLD_BYTES_MAX] + b"\n"
+        poll = select.poll()
+        poll.register(self._stderr, select.POLLOUT)
+        with contextlib.suppress(OSError):  # Its terminal is gone: nobody waits for this.
+            if poll.poll(0):
+                os.write(self._stderr, data)
+
     async def stop(
         self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
     ) -> ExitReason:
         """End the program: ask, wait, terminate, wait, kill."""
+        self.tell(f"is ended: {why}")
         self._why = self._why or why
         self.write_eof()
         for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
@@ -273,6 +300,8 @@ class AttachedProgram(Connection):
 
     def kill(self, why: str = "killed") -> None:
         """Kill the program now, and close its connection; `on_exit` follows."""
+        if not self._why:
+            self.tell(f"is killed: {why}")
         self._why = self._why or why
         self._signal(signal.SIGKILL)
         self.close()
@@ -300,7 +329,10 @@ class AttachedProgram(Connection):
             code=None, signal=None, out_of_memory=None, stderr_tail="", why=self._why
         )
         self._exited.set_result(reason)
-        self._on_exit(reason)
+        self._on_exit(reason)  # It may have something to tell.
+        if self._stderr is not None:
+            os.close(self._stderr)
+            self._stderr = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,9 +420,10 @@ class AttachServer:
     async def _greet(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         handed_over = False
+        descriptors: list[int] = []
         try:
             sock.setblocking(False)
-            line = await asyncio.wait_for(_read_line(loop, sock), HELLO_TIMEOUT_S)
+            line = await asyncio.wait_for(_read_line(loop, sock, descriptors), HELLO_TIMEOUT_S)
             if not line:
                 return  # Somebody looked whether we live (`live_clients`).
             try:
@@ -411,6 +444,7 @@ class AttachServer:
                 on_data=answer.on_data,
                 on_exit=answer.on_exit,
                 on_writable=answer.on_writable,
+                stderr=descriptors.pop() if descriptors else None,
             )
             await loop.create_unix_connection(lambda: program, sock=sock)
             handed_over = True
@@ -419,18 +453,49 @@ class AttachServer:
         except (OSError, asyncio.TimeoutError):  # two classes in Python 3.10
             pass  # It left, or said nothing: it has attached to nothing yet.
         finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
             if not handed_over:
                 sock.close()
 
 
-async def _read_line(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
+async def _read_line(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, descriptors: list[int]
+) -> bytes:
+    """Return the first line, or what there is of it; descriptors that come with it are added."""
     line = b""
     while not line.endswith(b"\n") and len(line) <= HELLO_BYTES_MAX:
-        data = await loop.sock_recv(sock, HELLO_BYTES_MAX + 1 - len(line))
+        try:
+            data, ancillary, _, _ = sock.recvmsg(
+                HELLO_BYTES_MAX + 1 - len(line), socket.CMSG_SPACE(_DESCRIPTOR_BYTES)
+            )
+        except BlockingIOError:
+            await _readable(loop, sock)
+            continue
+        for level, kind, received in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(received) - len(received) % _DESCRIPTOR_BYTES
+                for descriptor in array.array("i", received[:whole]):
+                    os.set_inheritable(descriptor, False)
+                    descriptors.append(descriptor)
         if not data:
             break
         line += data
     return line
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    loop.add_reader(sock, wake)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(sock)
 
 
 def _decode_hello(line: bytes) -> Hello:
@@ -525,12 +590,21 @@ def attach_and_exec(
         ) from error
 
 
+def _with_descriptor(descriptor: int) -> tuple[int, int, bytes]:
+    """Return the part of a message that hands a descriptor over."""
+    rights = array.array("i", [descriptor]).tobytes()
+    return (socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)
+
+
 def _attach(socket_file: str, name: str, version: str, timeout_s: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout_s)
     try:
         sock.connect(socket_file)
-        sock.sendall(_encode({"attach": name, "pid": os.getpid(), "version": version}))
+        hello = _encode({"attach": name, "pid": os.getpid(), "version": version})
+        sent = sock.sendmsg([hello], [_with_descriptor(2)])
+        if sent < len(hello):
+            sock.sendall(hello[sent:])
         # Byte by byte: what follows the line is the first task, for the program to read.
         line = b""
         while not line.endswith(b"\n") and len(line) < HELLO_BYTES_MAX:

@@ -72,10 +72,15 @@ class ExitReason:
             text += ", out of memory"
         return f"{text} ({self.why})" if self.why else text
 
-    def describe_with_stderr(self) -> str:
-        """Return `describe()` and, where there is any, the tail of stderr on further lines."""
+    def describe_with_stderr(self, more: str = "") -> str:
+        """Return `describe()` and, where there is any, the tail of stderr on further lines.
+
+        Args:
+            more: Goes on with what `describe()` says.
+        """
+        text = f"{self.describe()} {more}" if more else self.describe()
         tail = self.stderr_tail.rstrip()
-        return f"{self.describe()}; its stderr ended with:\n{tail}" if tail else self.describe()
+        return f"{text}; its stderr ended with:\n{tail}" if tail else text
 
 
 class Connection(asyncio.BufferedProtocol):

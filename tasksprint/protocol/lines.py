@@ -42,6 +42,10 @@ class LineBuffer:
         """How many bytes wait for the rest of their line or frame."""
         return self._piece_bytes + len(self._chunk) - self._at
 
+    def pending_head(self, count: int) -> bytes:
+        """Return the first bytes, at most `count`, of what waits."""
+        return (self._pieces[0] if self._pieces else self._chunk[self._at :])[:count]
+
     def feed(self, data: bytes) -> None:
         """Add what arrived."""
         if self._at < len(self._chunk):

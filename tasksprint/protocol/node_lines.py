@@ -22,6 +22,7 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
     ERROR_CHARACTERS_MAX,
+    EXCERPT_CHARACTERS,
     TRACEBACK_CHARACTERS_MAX,
     Member,
     NotFiniteError,
@@ -35,6 +36,7 @@ from tasksprint.protocol.spans import (
     scan_carried,
     show,
     skip_space,
+    why_not_ready,
 )
 
 __all__ = [
@@ -199,6 +201,10 @@ class NodeReader:
     def is_inside_message(self) -> bool:
         """Whether the node stopped in the middle of a message, if it stopped now."""
         return self._frames is not None or self._buffer.pending_bytes > 0
+
+    def why_not_ready(self) -> str:
+        """Return what is missing of a node that ended before its first line, in words."""
+        return why_not_ready("node", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[NodeMessage]:
         """Return the messages that are complete with this chunk.

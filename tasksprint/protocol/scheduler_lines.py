@@ -22,6 +22,7 @@ from tasksprint.ids import TaskId
 from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
     ERROR_CHARACTERS_MAX,
+    EXCERPT_CHARACTERS,
     Member,
     NotFiniteError,
     NotJsonError,
@@ -32,6 +33,7 @@ from tasksprint.protocol.spans import (
     is_text,
     show,
     skip_space,
+    why_not_ready,
 )
 from tasksprint.tasks import (
     FailJob,
@@ -148,6 +150,10 @@ class SchedulerReader:
     def is_inside_message(self) -> bool:
         """Whether the scheduler stopped in the middle of a line, if it stopped now."""
         return self._buffer.pending_bytes > 0
+
+    def why_not_ready(self) -> str:
+        """Return what is missing of a scheduler that ended before its first line, in words."""
+        return why_not_ready("scheduler", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[SchedulerMessage]:
         """Return the messages that are complete with this chunk.

@@ -33,6 +33,7 @@ __all__ = [
     "scan_carried",
     "show",
     "skip_space",
+    "why_not_ready",
 ]
 
 # How much of somebody else's line an error message quotes.
@@ -113,6 +114,20 @@ def excerpt(line: str | bytes) -> str:
     if len(line) > EXCERPT_CHARACTERS:
         return repr(line[: EXCERPT_CHARACTERS - 1] + "…")
     return repr(line)
+
+
+def why_not_ready(what: str, said: bytes) -> str:
+    """Return what is missing of a program that ended before it said that it is ready.
+
+    Args:
+        what: "node" or "scheduler".
+        said: How the line began that it didn't end, if it did.
+    """
+    after = f" but {excerpt(said)}" if said else ""
+    return (
+        f'without its first line {{"ready":{{}}}}{after}; '
+        f"a Python {what} calls .start() at its end"
+    )
 
 
 def show(value: object) -> str:

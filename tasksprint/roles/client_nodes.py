@@ -248,6 +248,12 @@ class NodeShell:
             "stderr": reason.stderr_tail,
         }
         text = self._garbage or reason.describe_with_stderr()
+        if self._reader.ready is None and not self._garbage:
+            if isinstance(self.program, AttachedProgram):
+                if not reason.why:  # It wasn't we who ended it.
+                    self.program.tell(f"ended {self._reader.why_not_ready()}")
+            elif reason.code == 0:
+                text = reason.describe_with_stderr(self._reader.why_not_ready())
         workbench = self._client.workbench
         if self._attached is None:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())

@@ -252,7 +252,10 @@ class SchedulerRunner:
 
     def _on_exit(self, reason: ExitReason) -> None:
         self._program = None
-        self._host.exited(reason.describe(), reason.stderr_tail, self._monotonic_ms())
+        text = reason.describe()
+        if self._reader.ready is None and reason.code == 0:
+            text += f" {self._reader.why_not_ready()}"
+        self._host.exited(text, reason.stderr_tail, self._monotonic_ms())
         self._coordinator.wake()
 
     def status(self) -> dict[str, Any]:

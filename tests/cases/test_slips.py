@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasksprint.coordination.view import JobEntry
 from tasksprint.errors import JobFailed, RemoteProtocolError
+from tasksprint.ids import JobId
 from tasksprint.plain_text import plain_json, plain_line, plain_lines
+from tasksprint.process.attach import socket_path
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import main, terminal
 from tasksprint.sdk.codec import encode
 from tasksprint.tasks import FailJob, StartTask, WriteLog
+from tests.roles.client_world import assignment, run, until, view, world
 from tests.sdk.programs import NodeDriver, Program, SchedulerDriver, write_program
 
 # A terminal's title, a wiped screen, C1's one-character CSI, DEL, and text that is read
@@ -427,3 +435,79 @@ def test_a_line_that_is_json_is_not_taken_for_a_print(line: bytes, sentence: str
         with pytest.raises(RemoteProtocolError) as caught:
             reader.feed(line + b"\n")
         assert str(caught.value) == sentence
+
+
+# --- programs that never speak -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        ("true", 'without its first line {"ready":{}}; a Python node calls .start() at its end'),
+        (
+            "printf hello",
+            "without its first line {\"ready\":{}} but 'hello'; a Python node calls .start() at "
+            "its end",
+        ),
+    ],
+)
+def test_a_node_that_ends_without_a_word_is_told_what_was_expected(
+    tmp_path: Path, printed: str, words: str
+) -> None:
+    async def main() -> None:
+        async with world(
+            tmp_path, node_start_tries_max=1, node_restart_pause_min_ms=0
+        ) as here:
+            here.program(f"#!/bin/sh\n{printed}\necho bye >&2\n")
+            here.coordinator.give(view(whole=True, run=(assignment(0),)))
+            await until(lambda: here.coordinator.failures)
+            assert here.coordinator.failures[0].error == (
+                f"no node of 'node.sh' got ready in 1 start: exit code 0 {words}; "
+                "its stderr ended with:\nbye"
+            )
+
+    run(main)
+
+
+ATTACH = """
+import sys
+from tasksprint.process.attach import attach_and_exec
+attach_and_exec(["/bin/sh", "-c", sys.argv[2]], name="mine", version="1", socket_file=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "code"),
+    [
+        (
+            "echo hi; sleep 60",
+            "is killed: it broke the protocol: node 1 began with 'hi', expected "
+            '{"ready":{}} as its first line; print to stderr, stdout carries the protocol',
+            -signal.SIGKILL,
+        ),
+        (
+            "exit 3",
+            'ended without its first line {"ready":{}}; a Python node calls .start() at its end',
+            3,
+        ),
+    ],
+)
+def test_an_attached_program_that_is_no_node_is_told_so_where_it_was_started(
+    tmp_path: Path, script: str, words: str, code: int
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            jobs = (JobEntry(JobId(1), "", "attached:mine"),)
+            here.coordinator.give(view(whole=True, jobs=jobs))
+            node = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", ATTACH, str(socket_path(tmp_path)), script),
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                cwd=Path(__file__).parents[2],
+            )
+            _, told = await node.communicate()
+            assert told.decode() == f"tasksprint: node 'mine' {words}\n"
+            assert node.returncode == code
+
+    run(main)

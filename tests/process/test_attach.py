@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -95,10 +96,15 @@ attach_and_exec(
 """
 
 
-def start_node(path: Path, script: str) -> subprocess.Popen[bytes]:
+def start_node(
+    path: Path, script: str, stderr: int | None = None
+) -> subprocess.Popen[bytes]:
     # In a group of its own, as an interactive shell starts it.
     return subprocess.Popen(
-        [sys.executable, "-c", NODE_CODE, str(path), script], cwd=ROOT, start_new_session=True
+        [sys.executable, "-c", NODE_CODE, str(path), script],
+        cwd=ROOT,
+        stderr=stderr,
+        start_new_session=True,
     )
 
 
@@ -135,15 +141,51 @@ def test_attached_program_can_be_killed(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = Client(tmp_path / "s")
         await client.server.start()
-        node = start_node(tmp_path / "s", "trap '' TERM; sleep 60 & echo $!; wait")
+        script = "trap '' TERM; sleep 60 & echo $!; wait"
+        node = start_node(tmp_path / "s", script, stderr=subprocess.PIPE)
         await client.until(lambda: client.data.endswith(b"\n"))
-        client.programs[0].kill("timeout")
+        client.programs[0].kill("timeout\x1b[2J")
         await client.until(lambda: client.exits != [])
-        assert client.exits[0].describe() == "closed its connection (timeout)"
+        assert client.exits[0].describe() == "closed its connection (timeout\x1b[2J)"
+        # Whoever started it is told there, and only once.
+        assert node.stderr is not None
+        told = await asyncio.to_thread(node.stderr.read)
+        assert told == b"tasksprint: node 'gpu' is killed: timeout\\x1b[2J\n"
         assert await asyncio.to_thread(node.wait, 10) == -signal.SIGKILL
         wait_gone(int(client.data))  # and what it had started
         client.programs[0].kill("again")
         await client.server.close()
+
+    run(scenario)
+
+
+def test_who_does_not_read_holds_nothing_up(tmp_path: Path) -> None:
+    """A terminal that was stopped, or a pipe that is full, or whose reader has left."""
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(65_536))
+        os.set_blocking(writing, True)
+        program = AttachedProgram(
+            ours,
+            Hello("gpu", 0, "1"),
+            1,
+            on_data=lambda data: None,
+            on_exit=lambda reason: None,
+            on_writable=None,
+            stderr=writing,
+        )
+        program.tell("is killed: it is")
+        os.close(reading)
+        program.tell("is killed: it is")
+        os.close(writing)
+        program.tell("is killed: it is")
+        for sock in (ours, theirs):
+            sock.close()
 
     run(scenario)
 
