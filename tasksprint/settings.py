@@ -213,12 +213,19 @@ class Settings:
     find_leader_timeout_ms: int = 15_000
     # One head (first line and headers) of a request or an answer. Ours need 400 bytes;
     # browsers send some KiB.
-    head_bytes_max: int = 32 * KIB
+    head_bytes_max: int = 16 * KIB
     # A request body of more than this must name its digest in its head, so that a peer
-    # without the key can't fill our memory.
-    unproven_body_bytes_max: int = 1 * MIB
-    # Connections that a server keeps at once; must stay below the limit of open files.
+    # without the key can't fill our memory. Our own clients name it from half of this on.
+    unproven_body_bytes_max: int = 8 * KIB
+    # Connections that a server keeps at once; fewer if the limit of open files is low.
     connections_max: int = 4_000
+    # And of those on which nothing has proved the key: when another one comes, the oldest goes.
+    # Too small: a crowd of strangers drops a client between its connection and its first
+    # request. Too large: strangers take memory (some 20 KiB each, 40 at most) and descriptors.
+    unproven_connections_max: int = 1_000
+    # From connecting (or the last answer) to a whole request of such a peer. Too small:
+    # slow networks are cut off. Too large: strangers keep their places for longer.
+    unproven_deadline_ms: int = 10_000
     # A server closes a connection on which nothing moved for so long (a running handler
     # counts as moving, a reader that doesn't read does not).
     connection_idle_ms: int = 75_000

@@ -410,7 +410,10 @@ class _Connection(BufferedReader):
         except httptools.HttpParserUpgrade:
             self._fail(RemoteProtocolError(f"{self.address} upgrades unasked"))
         except httptools.HttpParserCallbackError as error:
-            self._fail(cast(Exception, error.__context__ or error))
+            cause = error.__context__ or error
+            self._fail(
+                RemoteProtocolError(f"{self.address} answered what can't be taken: {cause!r}")
+            )
         except httptools.HttpParserError as error:
             self._fail(
                 RemoteProtocolError(f"{self.address} answered what is not HTTP/1.1: {error}")

@@ -12,45 +12,33 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import httptools
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused
 from tasksprint.net.addresses import format_address, tune_socket
+from tasksprint.net.connections import Connections
+from tasksprint.net.gate import Identity
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange, Service
 from tasksprint.net.http_messages import response_head
-from tasksprint.net.reading import BufferedReader, new_read_buffer
+from tasksprint.net.reading import BufferedReader
 from tasksprint.net.router import Later, Response, Upgrade, error_response
 
-__all__ = ["Connection", "Connections"]
+__all__ = ["Connection"]
 
 # Bigger bodies are written in slices, so that they aren't copied into the transport.
 _SLICE_BYTES = 256 * 1024
 # After a refusal whose request is still arriving: read on for so long, unseen, so that
 # the answer isn't destroyed by a reset (RFC 9112, section 9.6).
 _LINGER_S = 2.0
+# More than browsers send; each costs more memory than it has bytes.
+_HEADERS_MAX = 100
+# Bytes that wait for a stranger who doesn't read.
+_STRANGER_WRITE_BYTES = 4 * 1024
 _CHUNKED = {"Transfer-Encoding": "chunked"}
-
-
-class Connections:
-    """The connections of one server."""
-
-    def __init__(self) -> None:
-        self.open: set[Connection] = set()
-        self.read_buffer = new_read_buffer()
-        self.upgraded: set[asyncio.Transport] = set()  # left HTTP; closed with the server
-
-    def tasks(self) -> list[asyncio.Task[None]]:
-        """Return the tasks of the answers under way."""
-        return [connection.task for connection in self.open if connection.task]
-
-    def keep_upgraded(self, transport: asyncio.Transport) -> None:
-        """Remember a connection that left HTTP."""
-        self.upgraded = {known for known in self.upgraded if not known.is_closing()}
-        self.upgraded.add(transport)
 
 
 class Connection(BufferedReader):
@@ -64,14 +52,16 @@ class Connection(BufferedReader):
         "_feeding",
         "_head_bytes",
         "_head_is_split",
+        "_header_count",
         "_headers",
         "_in_head",
         "_is_discarding",
         "_is_lost",
+        "_is_stranger",
+        "_linger",
         "_loop",
         "_out",
         "_parser",
-        "_peer",
         "_reading_paused",
         "_receiving",
         "_service",
@@ -80,18 +70,23 @@ class Connection(BufferedReader):
         "_url",
         "_waiting",
         "moved_at",
+        "peer",
+        "stranger_since",
         "task",
     )
 
     def __init__(self, service: Service, connections: Connections) -> None:
-        super().__init__(connections.read_buffer)
+        super().__init__(connections.stranger_read_buffer)
         self._service = service
         self._connections = connections
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)  # None: the connection is lost
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
-        self._peer = ""
+        self.peer = ""
         self.moved_at = self._loop.time()
+        # Whether it has proved nothing, and since when it has got no answer.
+        self._is_stranger = True
+        self.stranger_since = self.moved_at
         self.task: asyncio.Task[None] | None = None  # of the exchange that is answered
         # The request that is being received:
         self._receiving: Exchange | None = None
@@ -100,6 +95,7 @@ class Connection(BufferedReader):
         self._in_head = False
         self._head_is_split = False
         self._head_bytes = 0  # of feeds that a head took, after its first
+        self._header_count = 0
         self._feed_bytes = 0
         # What is answered, and what waits for its turn:
         self._current: Exchange | None = None
@@ -111,11 +107,18 @@ class Connection(BufferedReader):
         self._reading_paused = False
         self._drained: asyncio.Future[None] | None = None  # set while the peer doesn't read
         self._upgrade: Upgrade | None = None
+        self._linger: asyncio.TimerHandle | None = None  # set while it waits for its end
 
     # --- asyncio's events ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        try:
+            self._begin(transport)
+        except Exception as error:
+            self._give_up("beginning with", error)
+
+    def _begin(self, transport: asyncio.BaseTransport) -> None:
         settings = self._service.settings
         connection = transport.get_extra_info("socket")
         if connection is not None:
@@ -125,27 +128,33 @@ class Connection(BufferedReader):
                     connection, unacknowledged_timeout_ms=settings.unacknowledged_timeout_ms
                 )
         name = transport.get_extra_info("peername")
-        self._peer = format_address(name[0], name[1]) if isinstance(name, tuple) else "local"
-        self._transport.set_write_buffer_limits(high=settings.write_buffer_bytes_max)
-        self._connections.open.add(self)
-        if self._service.is_closing or len(self._connections.open) > settings.connections_max:
+        self.peer = format_address(name[0], name[1]) if isinstance(name, tuple) else "local"
+        self._transport.set_write_buffer_limits(high=_STRANGER_WRITE_BYTES)
+        has_room = self._connections.try_add(self)
+        if self._service.is_closing or not has_room:
             self._is_discarding = True
-            self._service.warnings.warn("full", f"peer={self._peer} refused: too many connections")
-            exchange = Exchange(self._service, self._peer, version="1.1", keep_alive=False)
+            exchange = Exchange(self._service, self.peer, version="1.1", keep_alive=False)
             response = error_response(503, "too many connections", hint="try again later")
             self._write_bytes(exchange, response, cast(bytes, response.body))
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.open.discard(self)
+        self._connections.remove(self)
         self._is_lost = True
         self._is_discarding = True
         self._waiting.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         if self._receiving is not None and self._receiving.feeder is not None:
-            self._receiving.feeder.fail(PeerUnreachable(f"{self._peer} closed the connection"))
+            self._receiving.feeder.fail(PeerUnreachable(f"{self.peer} closed the connection"))
         self._cancel()
+        # The parser holds this object by its methods: without this they would keep each
+        # other, and all that was received, until the collector comes by.
+        self._receiving = None
+        self._headers = {}
+        self._parser = None
+        if self._linger is not None:
+            self._linger.cancel()
 
     def eof_received(self) -> bool:
         return False  # Close: who asks and hangs up wants no answer.
@@ -178,11 +187,12 @@ class Connection(BufferedReader):
         except httptools.HttpParserUpgrade as error:
             self._leave_http(data[error.args[0] :])
         except httptools.HttpParserCallbackError as error:
-            self._service.tell_bug(f"reading from {self._peer}", error.__context__ or error)
-            self.abort()
+            self._give_up("reading from", error.__context__ or error)
         except httptools.HttpParserError as error:
             if not self._is_discarding:
                 self._refuse_rest(error_response(400, f"this is not HTTP/1.1: {error}"))
+        except Exception as error:
+            self._give_up("reading from", error)
         if self._in_head and self._head_is_split:
             self._head_bytes += len(data)
             if self._head_bytes > self._service.settings.head_bytes_max:
@@ -202,11 +212,20 @@ class Connection(BufferedReader):
         self._in_head = True
         self._head_is_split = False
         self._head_bytes = 0
+        self._header_count = 0
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_discarding:
+            return
+        self._header_count += 1
+        if self._header_count > _HEADERS_MAX:
+            self._refuse_rest(
+                error_response(431, f"the request has more than {_HEADERS_MAX} headers")
+            )
+            return
         key = name.decode("latin-1").lower()
         if key in self._headers:
             # Repeated headers are one list (RFC 9110, section 5.2); a repeated Host or
@@ -223,7 +242,7 @@ class Connection(BufferedReader):
         wants_upgrade = parser.should_upgrade()
         self._receiving = exchange = Exchange(
             self._service,
-            self._peer,
+            self.peer,
             version=parser.get_http_version(),
             keep_alive=parser.should_keep_alive() and not wants_upgrade,
         )
@@ -235,6 +254,8 @@ class Connection(BufferedReader):
             or self._feed_bytes > self._service.settings.head_bytes_max,
             bound_host=self._bound_host,
         )
+        if self._is_stranger:
+            self._look_who_it_is(exchange)
         has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         if wants_upgrade and exchange.refusal is None:
             self._judge_upgrade(exchange, has_body=has_body)
@@ -291,7 +312,7 @@ class Connection(BufferedReader):
     def _refuse_rest(self, response: Response) -> None:
         """Answer what is being received with a refusal, and look at nothing after it."""
         exchange = self._receiving or Exchange(
-            self._service, self._peer, version="1.1", keep_alive=False
+            self._service, self.peer, version="1.1", keep_alive=False
         )
         self._receiving = None
         self._is_discarding = True
@@ -302,6 +323,16 @@ class Connection(BufferedReader):
         else:
             exchange.refusal = response
             self._enqueue(exchange)
+
+    def _look_who_it_is(self, exchange: Exchange) -> None:
+        """Give a connection its full share once a request on it has proved something."""
+        request = exchange.request
+        if request is not None and request.identity is not Identity.ANYONE:
+            self._is_stranger = False
+            self._connections.proved(self)
+            self._read_buffer = self._connections.read_buffer
+            high = self._service.settings.write_buffer_bytes_max
+            self._transport.set_write_buffer_limits(high=high)
 
     def _enqueue(self, exchange: Exchange) -> None:
         if self._current is None and not self._waiting:
@@ -324,6 +355,8 @@ class Connection(BufferedReader):
         """Answer one exchange; at once if its handler can."""
         self._current = exchange
         answer = exchange.ask(may_upgrade=self._parser.should_upgrade())
+        if self._is_stranger:
+            self._look_who_it_is(exchange)
         if type(answer) is Response and type(answer.body) is bytes:
             if len(answer.body) <= _SLICE_BYTES:
                 self._write_bytes(exchange, answer, answer.body)
@@ -344,13 +377,16 @@ class Connection(BufferedReader):
         """Write an answer that was not there when it was asked for."""
         if self._transport.is_closing():
             return
-        self._feeding = True  # First all is put together, then it is written.
-        self._answer(exchange, response)
-        self._feeding = False
-        if self._waiting:
-            self._next()
-        else:
-            self._flush()
+        try:
+            self._feeding = True  # First all is put together, then it is written.
+            self._answer(exchange, response)
+            self._feeding = False
+            if self._waiting:
+                self._next()
+            else:
+                self._flush()
+        except Exception as error:  # No affair of the one who had the answer.
+            self._give_up("answering", error)
 
     def _answer(self, exchange: Exchange, response: Response) -> None:
         assert isinstance(response.body, bytes), "a later answer is bytes"
@@ -386,16 +422,19 @@ class Connection(BufferedReader):
             raise
         except Exception as error:
             # Part of the answer may be out: only the end of the connection says so.
-            self._service.tell_bug(f"answering {self._peer}", error)
             self.task = None
-            self.abort()
+            self._give_up("answering", error)
         self.task = None
         if not self._transport.is_closing():
-            self._finish(exchange)
+            try:
+                self._finish(exchange)
+            except Exception as error:
+                self._give_up("answering", error)
 
     def _finish(self, exchange: Exchange) -> None:
         """Close after an answer, or go on with the next request that waits."""
         self._current = None
+        self.stranger_since = self.moved_at
         if not self._keeps(exchange):
             self._close_gently()
         elif self._waiting and not self._feeding:
@@ -517,7 +556,7 @@ class Connection(BufferedReader):
                 connection="Upgrade",
             )
         )
-        self._connections.open.discard(self)
+        self._connections.remove(self)
         self._connections.keep_upgraded(self._transport)
         self._is_discarding = True
         protocol = upgrade.make_protocol()
@@ -531,16 +570,23 @@ class Connection(BufferedReader):
         self._waiting.clear()
         self._is_discarding = True
         self._flush()
-        if is_sending and self._transport.can_write_eof():
+        if is_sending:
             # The peer is still sending: let it read the answer before the end.
-            self._transport.write_eof()
+            if not self._transport.get_write_buffer_size():
+                try:
+                    self._transport.write_eof()
+                except OSError:  # It has reset the connection: there is nobody to read.
+                    self.abort()
+                    return
             self._resume_reading()
-            self._loop.call_later(_LINGER_S, self.abort)
+            self._linger = self._loop.call_later(_LINGER_S, self.abort)
         else:
             self._transport.close()
 
-    def is_stuck(self) -> bool:
-        """Whether it is the peer that must move."""
+    def is_stuck(self, now: float) -> bool:
+        """Whether it is the peer that must move, and didn't for too long."""
+        if now - self.moved_at <= self._service.settings.connection_idle_ms / 1000:
+            return False
         if self._current is None or self._drained is not None:
             return True
         return self._receiving is not None and not self._reading_paused
@@ -555,6 +601,14 @@ class Connection(BufferedReader):
         self._cancel()
         if not self._is_lost:  # (A lost transport of asyncio can't be aborted again.)
             self._transport.abort()
+
+    def _give_up(self, what: str, error: BaseException) -> None:
+        """End this connection, and nothing else, by a bug that was met in it."""
+        self._service.bugs.tell(f"{what} {self.peer}", error)
+        self._is_discarding = True
+        self._in_head = self._feeding = False
+        self._out.clear()
+        self.abort()
 
     def _cancel(self) -> None:
         if self.task is not None:

@@ -20,6 +20,7 @@ from tasksprint.errors import (
     TaskSprintError,
     UsageError,
 )
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_messages import BODY_DIGEST_HEADER, parse_query
@@ -39,6 +40,8 @@ __all__ = ["Exchange", "Service"]
 
 log = logging.getLogger(__name__)
 
+_LENGTH_DIGITS_MAX = 18
+
 
 class Service:
     """What all exchanges of one server share."""
@@ -48,20 +51,14 @@ class Service:
         router: Router,
         gate: Gate | None,
         settings: Settings,
-        on_bug: Callable[[BaseException], None] | None,
+        bugs: Bugs,
     ) -> None:
         self.router = router
         self.gate = gate
         self.settings = settings
-        self.on_bug = on_bug
+        self.bugs = bugs
         self.warnings = CountedWarnings(log)
         self.is_closing = False  # Connections end after the answer that they owe.
-
-    def tell_bug(self, what: str, error: BaseException) -> None:
-        """Log an exception that should never have been raised, and tell the role."""
-        log.error("%s failed", what, exc_info=error)
-        if self.on_bug is not None:
-            self.on_bug(error)
 
     def head_too_big(self) -> Response:
         """Return the answer to a head that never seems to end."""
@@ -149,8 +146,8 @@ class Exchange:
         try:
             self.route = route = self._find_route(request, target, bound_host)
             self._judge_body(route, request)
-        except Refused as refusal:
-            self.refusal = self.answer_to(refusal)
+        except Exception as error:
+            self.refusal = self.answer_to(error)
 
     def open_stream(self, feeder: BodyFeeder) -> None:
         """Let the body stream in by a feeder."""
@@ -217,7 +214,7 @@ class Exchange:
         service, request = self._service, self.request
         method, path = (request.method, request.path) if request else ("?", "?")
         if not isinstance(error, TaskSprintError) or isinstance(error, LocalProtocolError):
-            service.tell_bug(f"{method} {path!r} of {self._peer}", error)
+            service.bugs.tell(f"{method} {path!r} of {self._peer}", error)
             return error_response(
                 500,
                 f"a bug in this process: {type(error).__name__}",
@@ -278,11 +275,13 @@ class Exchange:
         headers = request.headers
         limit = route.body_bytes_max
         self._body_bytes_max = settings.body_bytes_max if limit is None else limit
-        length_text = headers.get("content-length")
+        length = _length_of(headers)
         is_chunked = "transfer-encoding" in headers
-        if length_text is not None and int(length_text) > self._body_bytes_max:
-            raise self._body_too_big(request)
         claim = self._claim
+        if claim is None and request.identity is Identity.ANYONE:
+            self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
+        if length > self._body_bytes_max:
+            raise self._body_too_big(request)
         if claim is None:
             return
         if route.streams_body:
@@ -294,9 +293,9 @@ class Exchange:
             self._declared_digest = declared
         elif is_chunked:
             self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
-        elif int(length_text or 0) > settings.unproven_body_bytes_max:
+        elif length > settings.unproven_body_bytes_max:
             raise Refused(
-                f"a body of {length_text} bytes must name its digest in its head",
+                f"a body of {length} bytes must name its digest in its head",
                 status=401,
                 hint=f"send the header {BODY_DIGEST_HEADER}: <SHA-256 in hex> with bodies of "
                 f"more than {settings.unproven_body_bytes_max} bytes",
@@ -317,3 +316,11 @@ class Exchange:
         if self._hash is not None:
             return cast(str, self._hash.hexdigest())
         return hashlib.sha256(request.body).hexdigest() if request.body else EMPTY_DIGEST
+
+
+def _length_of(headers: dict[str, str]) -> int:
+    """Return what `Content-Length` says; 0: there is none."""
+    text = headers.get("content-length", "0")
+    if not (text.isascii() and text.isdigit()) or len(text) > _LENGTH_DIGITS_MAX:
+        raise Refused(f"Content-Length is {text[:40]!r}, expected a number of bytes", status=400)
+    return int(text)

@@ -33,8 +33,8 @@ JSON_TYPE = "application/json"
 # Names the SHA-256 of a request's body in its head, so that the signature can be
 # checked before the body is read.
 BODY_DIGEST_HEADER = "body-sha256"
-# Our clients name the digest of bodies of more than this; far below what servers demand.
-DIGEST_NAMED_BYTES = 64 * 1024
+# Our clients name the digest of bodies of more than this; below what servers demand.
+DIGEST_NAMED_BYTES = 4 * 1024
 
 _STATUS_LINES = {
     int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus

@@ -7,7 +7,7 @@ its request arrived; no task is made for it.
 
 What bounds a peer: the size of heads and bodies, the number of connections, an idle
 time, a body that must be proven before it is read once it is big, and a reader that
-must read before more is produced for it.
+must read before more is produced for it. Who has proved nothing gets less of all (`connections`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from functools import partial
 
 from tasksprint.errors import SettingsError
 from tasksprint.net.addresses import format_address, parse_address
+from tasksprint.net.bugs import Bugs
+from tasksprint.net.connections import Connections
 from tasksprint.net.gate import Gate
-from tasksprint.net.http_connection import Connection, Connections
+from tasksprint.net.http_connection import Connection
 from tasksprint.net.http_exchange import Service
+from tasksprint.net.listener import BACKLOG, Listener
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
 
@@ -36,8 +39,7 @@ class HttpServer:
 
     Args:
         gate: Who may come in; None lets everybody in (tests).
-        on_bug: Told about each exception that a handler should never raise; a role
-            that must not go on in a state it can't explain stops there.
+        bugs: Told about each exception that should never have been raised; None: its own.
     """
 
     def __init__(
@@ -46,13 +48,13 @@ class HttpServer:
         gate: Gate | None,
         settings: Settings,
         *,
-        on_bug: Callable[[BaseException], None] | None = None,
+        bugs: Bugs | None = None,
     ) -> None:
         self.settings = settings
         self.address = ""  # with the real port, once it listens
-        self._service = Service(router, gate, settings, on_bug)
-        self._connections = Connections()
-        self._servers: list[asyncio.AbstractServer] = []
+        self._service = Service(router, gate, settings, bugs or Bugs())
+        self._connections = Connections(settings, self._service.warnings)
+        self._listeners: list[Listener] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
@@ -70,17 +72,23 @@ class HttpServer:
             SettingsError: The address can't be listened on.
         """
         host, port = parse_address(address)
-        loop = asyncio.get_running_loop()
+        connections = self._connections
         if inherited is not None:
-            inherited.setblocking(False)
             sockets = [inherited]
         else:
             sockets = await self._bind(host, port, address)
         for listener in sockets:
-            server = await loop.create_server(
-                lambda: Connection(self._service, self._connections), sock=listener, backlog=1024
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            self._listeners.append(
+                Listener(
+                    listener,
+                    lambda: Connection(self._service, self._connections),
+                    make_room=partial(connections.try_drop_stranger, "no descriptor is left"),
+                    warnings=self._service.warnings,
+                    bugs=self._service.bugs,
+                )
             )
-            self._servers.append(server)
         self.address = format_address(host, sockets[0].getsockname()[1])
         if self._service.gate is not None:
             self._service.gate.allow_hosts([self.address])
@@ -93,8 +101,8 @@ class HttpServer:
         self._service.is_closing = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(connections.open):
             connection.close_when_idle()
         tasks = connections.tasks()
@@ -131,8 +139,7 @@ class HttpServer:
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listener.bind((where[0], port, *where[2:]))
-                listener.listen(1024)
-                listener.setblocking(False)
+                listener.listen(BACKLOG)
             except OSError as error:
                 listener.close()
                 # "localhost" may name an IPv6 address that the machine hasn't got.
@@ -148,13 +155,11 @@ class HttpServer:
         return listeners
 
     def _sweep(self) -> None:
-        idle_s = self.settings.connection_idle_ms / 1000
+        settings = self.settings
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in list(self._connections.open):
-            if now - connection.moved_at > idle_s and connection.is_stuck():
-                connection.abort()
-        self._sweeper = loop.call_later(max(idle_s / 8, 0.01), self._sweep)
+        self._connections.sweep(loop.time(), self._service.bugs.tell)
+        shortest_ms = min(settings.connection_idle_ms, settings.unproven_deadline_ms)
+        self._sweeper = loop.call_later(max(shortest_ms / 8_000, 0.01), self._sweep)
 
 
 def _cannot_listen(address: str, error: OSError) -> SettingsError:

@@ -82,8 +82,8 @@ class PeerStreams:
         peers: Address of each other replica.
         address: Where this replica itself can be called back.
         on_frame: Takes (source, frame) in the turn of the loop in which it arrived.
-            `RemoteProtocolError` from it ends that connection; any other exception is a bug and
-            goes to the loop's exception handler.
+            `RemoteProtocolError` from it ends that connection; any other exception is a bug,
+            ends it too, and goes to the loop's exception handler.
         on_frames_end: Told when all frames were handed over that arrived at once.
         on_connected: A peer takes frames now.
         on_disconnected: A connection with a peer broke, the one to it or the one from it:
@@ -302,7 +302,7 @@ class _Opener:
         self._wakeup: asyncio.Event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.task = self._loop.create_task(self._run())
-        self.task.add_done_callback(self._tell_bug)
+        self.task.add_done_callback(self._ended)
 
     def hurry(self) -> None:
         """End the present pause before the next try."""
@@ -332,6 +332,8 @@ class _Opener:
                 self._warn(cause_of(error))
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 self._warn(str(error))
+            except Exception as error:  # A bug ends this try, not the stream for good.
+                self._tell_bug(error)
             else:
                 self.sender = sender
                 log.info("replica=%d peer=%d connected", self._streams.me, self.peer)
@@ -348,15 +350,13 @@ class _Opener:
             await wait_at_most(self._wakeup, pause_ms * jitter / 1000)
             pause_ms = min(2 * pause_ms, settings.reconnect_pause_max_ms)
 
-    def _tell_bug(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._loop.call_exception_handler(
-                {
-                    "message": f"the stream to replica {self.peer} ended by a bug",
-                    "exception": task.exception(),
-                    "task": task,
-                }
-            )
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._tell_bug(error)
+
+    def _tell_bug(self, error: BaseException) -> None:
+        what = f"the stream to replica {self.peer}"
+        self._loop.call_exception_handler({"message": what, "exception": error})
 
     def _warn(self, cause: str) -> None:
         self._streams.warnings.warn(
@@ -376,7 +376,7 @@ class _Sender(BufferedReader):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
         self._buffer_bytes_max = streams.settings.stream_buffer_bytes_max
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._status = 0
+        self._answer_bytes = 0
         self._headers: dict[str, str] = {}
         self._body = b""
         self._answer: asyncio.Future[HttpResponse] = self._loop.create_future()
@@ -401,6 +401,10 @@ class _Sender(BufferedReader):
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
             self._lose("it sent what nobody asked for")
+            return
+        self._answer_bytes += len(data)
+        if self._answer_bytes > 2 * self._streams.settings.head_bytes_max:
+            self._lose("its answer doesn't end")
             return
         try:
             self._parser.feed_data(data)
@@ -597,7 +601,7 @@ class _Receiver(BufferedReader):
                 on_frame(self.source, frame)
                 if self._transport.is_closing():
                     return end
-        except RemoteProtocolError as error:
+        except (PeerUnreachable, RemoteProtocolError) as error:
             self._cause = str(error)
             self._streams.warnings.warn(
                 (self.source, "frame"),

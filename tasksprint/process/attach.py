@@ -409,9 +409,8 @@ class AttachServer:
             try:
                 sock, _ = await loop.sock_accept(self._listener)
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                    raise
-                await asyncio.sleep(0.5)  # Until something else is closed.
+                if error.errno != errno.ECONNABORTED:
+                    await asyncio.sleep(0.5)  # Until something else is closed.
                 continue
             task = loop.create_task(self._greet(sock))
             self._greetings.add(task)
@@ -452,6 +451,8 @@ class AttachServer:
             program.deliver_early()
         except (OSError, asyncio.TimeoutError):  # two classes in Python 3.10
             pass  # It left, or said nothing: it has attached to nothing yet.
+        except Exception as error:
+            loop.call_exception_handler({"message": "attaching a node", "exception": error})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -511,18 +512,19 @@ def _decode_hello(line: bytes) -> Hello:
         raise RemoteProtocolError(
             f'the hello line is {line[:80]!r}, expected {{"attach":NAME,"pid":PID,"version":TEXT}}'
         ) from error
-    if not (isinstance(name, str) and isinstance(pid, int) and isinstance(version, str)):
+    is_pid = type(pid) is int and 0 <= pid < 2**31
+    if not (isinstance(name, str) and is_pid and isinstance(version, str)):
         raise RemoteProtocolError(
-            f"the hello line is {line[:80]!r}, expected two texts and an integer"
+            f"the hello line is {line[:80]!r}, expected two texts and a process id"
         )
     _check_name(name)
     return Hello(name, pid, version)
 
 
 def _check_name(name: str) -> None:
-    if not name or len(name.encode(errors="replace")) > NAME_BYTES_MAX or "\n" in name:
+    if not name.isprintable() or not 1 <= len(name.encode()) <= NAME_BYTES_MAX:
         raise RemoteProtocolError(
-            f"node name {name[:80]!r}, expected 1 to {NAME_BYTES_MAX} bytes on one line"
+            f"node name {name[:80]!r}, expected 1 to {NAME_BYTES_MAX} printable bytes"
         )
 
 

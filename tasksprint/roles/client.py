@@ -55,6 +55,7 @@ from tasksprint.execution.effects import (
 )
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachedProgram, socket_path
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
@@ -63,6 +64,7 @@ from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
 from tasksprint.roles.leader import MEMBERS_HEADER, Leader
+from tasksprint.roles.steps import Step
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
@@ -136,6 +138,8 @@ class Client:
             now_ms=self.started_ms,
             held=held,
         )
+        self.bugs = Bugs()
+        self.step = Step(self.fail)
         self.values = ValueCache.of(settings, self._load_value)
         self.programs = surroundings.new_programs(self)
         self.fetcher = Fetcher(self)

@@ -78,7 +78,7 @@ class ClientPaths:
         client = self._client
         manifest = await client.read(held_manifest, job, tid, digest)
         if manifest is None and digest is not None:
-            client.workbench.result_missing(job, tid)
+            client.step(client.workbench.result_missing, job, tid)
             client.turn()
         return manifest
 

@@ -85,7 +85,8 @@ async def _serve(
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
-    server = HttpServer(ClientPaths(client).router, gate, settings, on_bug=client.fail)
+    client.loop.set_exception_handler(client.bugs.handle)
+    server = HttpServer(ClientPaths(client).router, gate, settings, bugs=client.bugs)
     registered = register_client(state, data_dir, socket_path(data_dir))
     try:
         address = await server.listen(listen)

@@ -33,8 +33,9 @@ from tasksprint.consensus import (
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
-from tasksprint.errors import Refused, RemoteProtocolError, StoreDamaged, TaskSprintError
+from tasksprint.errors import Refused, StoreDamaged, TaskSprintError
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles import replica_codec
 from tasksprint.roles.agreement import Agreement
@@ -45,6 +46,7 @@ from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
+from tasksprint.roles.steps import Step
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import RULES, Settings
@@ -157,6 +159,8 @@ class Coordinator:
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
         self.disk_space = DiskSpace(self)
+        self.bugs = Bugs()
+        self.step = Step(self.fail)
         self._was_leader = False
         self._leader_seen: ReplicaId | None = None
         # For people and for `/metrics`:
@@ -317,7 +321,7 @@ class Coordinator:
                 f"a command of {len(command)} bytes, at most {limit} (command_bytes_max)",
                 status=413,
             )
-        if not self.replica.propose(command, self.monotonic_ms()):
+        if not self.step(self.replica.propose, command, self.monotonic_ms()):
             if not self.replica.is_leader:
                 raise self.not_leader()
             raise Refused(
@@ -341,7 +345,7 @@ class Coordinator:
         """Return the state machine once it holds every command acknowledged before this call."""
         self._last_read += 1
         read_id = self._last_read
-        if not self.replica.read(read_id, self.monotonic_ms()):
+        if not self.step(self.replica.read, read_id, self.monotonic_ms()):
             raise self.not_leader()
         future: asyncio.Future[None] = self.loop.create_future()
         self._reads[read_id] = future
@@ -472,12 +476,7 @@ class Coordinator:
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
         envelope = replica_codec.decode(frame, source=source, target=self.options.me)
         if not self._is_over:
-            try:
-                self.replica.receive(envelope, self.monotonic_ms())
-            except RemoteProtocolError:
-                raise
-            except Exception as error:  # its state can't be explained any more
-                self.fail(error)
+            self.step(self.replica.receive, envelope, self.monotonic_ms())
             # The last acceptances of an entry change nothing: a third of a leader's turns.
             if not self.replica.is_leader or self.replica.has_work:
                 self._has_heard = True
@@ -490,11 +489,11 @@ class Coordinator:
                 self._turn()
 
     def _peer_connected(self, peer: ReplicaId) -> None:
-        self.replica.connected(peer, self.monotonic_ms())
+        self.step(self.replica.connected, peer, self.monotonic_ms())
         self.wake()
 
     def _peer_disconnected(self, peer: ReplicaId) -> None:
-        self.replica.disconnected(peer, self.monotonic_ms())
+        self.step(self.replica.disconnected, peer, self.monotonic_ms())
         self.wake()
 
     def _read_log(self, request: ReadLog) -> None:
@@ -758,7 +757,7 @@ class Coordinator:
             return
         now_ms = self.monotonic_ms()
         command = self._make_tick(now_ms)
-        if self.replica.propose(command, now_ms):
+        if self.step(self.replica.propose, command, now_ms):
             self._last_tick_ms = now_ms
             self._tick_waits = True
             self._waiting.wait(command, self._tick_applied)

@@ -104,7 +104,8 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     paths = CoordinatorPaths(coordinator)
     coordinator.streams.add_to(paths.router)
     gate = Gate(options.key, settings, hosts=[options.advertise])
-    server = HttpServer(paths.router, gate, settings, on_bug=coordinator.fail)
+    coordinator.loop.set_exception_handler(coordinator.bugs.handle)
+    server = HttpServer(paths.router, gate, settings, bugs=coordinator.bugs)
     try:
         _check_members(coordinator)
         inherited = None if listen_fd is None else socket.socket(fileno=listen_fd)

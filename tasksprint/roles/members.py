@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.consensus import Chosen, Member, Membership, Ready
@@ -246,7 +247,8 @@ class MemberChanges:
         member = await self._identify(replica, address)
         self._require_leader()
         now_ms = coordinator.monotonic_ms()
-        self._check(coordinator.replica.add_member(member, now_ms, replaces=replaces))
+        add = partial(coordinator.replica.add_member, replaces=replaces)
+        self._check(coordinator.step(add, member, now_ms))
         while not self._is_member(member):
             await self._wait()
 
@@ -269,7 +271,11 @@ class MemberChanges:
             except (PeerUnreachable, RemoteProtocolError) as error:
                 raise Refused(str(error), status=_CONFLICT) from error
             self._require_leader()
-        self._check(coordinator.replica.remove_member(replica, coordinator.monotonic_ms()))
+        self._check(
+            coordinator.step(
+                coordinator.replica.remove_member, replica, coordinator.monotonic_ms()
+            )
+        )
         while not self._is_retired(replica):
             await self._wait()
 

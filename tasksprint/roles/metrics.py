@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.router import Response, error_response, json_response
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.store.writer import WriteTimes
@@ -127,7 +128,7 @@ def coordinator_metrics(coordinator: Coordinator) -> Response:
     out = Exposition()
     gauge, counter = out.gauge, out.counter
     gauge("tasksprint_replica_info", "This replica: always 1.", ({"replica": me}, 1))
-    _process(out, coordinator.uptime_ms)
+    _process(out, coordinator.uptime_ms, coordinator.bugs)
 
     gauge("tasksprint_leader", "Whether this replica leads.", ({}, status.role == "leader"))
     gauge(
@@ -268,7 +269,7 @@ def client_metrics(client: Client) -> Response:
 
     summary = client.workbench.summary()
     out = Exposition()
-    _process(out, client.uptime_ms)
+    _process(out, client.uptime_ms, client.bugs)
     out.gauge("tasksprint_joined", "Whether the client is in a cluster.", ({}, client.is_joined))
     tasks = summary["tasks"]
     out.gauge(
@@ -311,7 +312,7 @@ def _not_ready(reason: str) -> Response:
     return error_response(503, reason)
 
 
-def _process(out: Exposition, uptime_ms: int) -> None:
+def _process(out: Exposition, uptime_ms: int, bugs: Bugs) -> None:
     out.gauge(
         "tasksprint_uptime_seconds",
         "Time since the process started, suspension included.",
@@ -321,6 +322,11 @@ def _process(out: Exposition, uptime_ms: int) -> None:
         "tasksprint_process_cpu_seconds_total",
         "Processor time of the process.",
         ({}, time.process_time()),
+    )
+    out.counter(
+        "tasksprint_bugs_total",
+        "Exceptions that nobody expected, each of which ended one connection or callback.",
+        ({}, bugs.count),
     )
 
 

@@ -22,7 +22,8 @@ from random import Random
 from unittest import mock
 
 from tasksprint.net.addresses import parse_address
-from tasksprint.net.keys import create_key, make_token
+from tasksprint.net.keys import create_key
+from tasksprint.net.tokens import Scope, make_token
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.fuzz.outcome import Outcome, input_random
@@ -112,7 +113,7 @@ def run(seconds: float, seed: int) -> Outcome:
             command=copy_of_checkout(folder / "code"),
         )
         targets = _targets(stack.enter_context(private))
-        token = make_token(create_key(folder / "cluster" / "key"), 24 * 3600)
+        token = make_token(create_key(folder / "cluster" / "key"), Scope.READ, 24 * 3600)
         held: deque[socket.socket] = deque()
         stack.callback(lambda: [each.close() for each in held])
         ends_s = time.monotonic() + seconds

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_server import HttpServer
@@ -56,7 +57,7 @@ async def serving(
     on_bug: Callable[[BaseException], None] | None = None,
 ) -> AsyncIterator[HttpServer]:
     """Serve on a free port while in the context."""
-    server = HttpServer(router, gate, settings, on_bug=on_bug)
+    server = HttpServer(router, gate, settings, bugs=Bugs(on_bug))
     await server.listen("127.0.0.1:0")
     try:
         yield server

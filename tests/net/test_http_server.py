@@ -594,7 +594,7 @@ def test_head_that_is_too_big_is_refused(step: int) -> None:
                 await asyncio.sleep(0)
             status, _, body = await raw.answer()
             assert status == 431
-            assert b"the head of the request has more than 32768 bytes" in body
+            assert b"the head of the request has more than 16384 bytes" in body
             assert await raw.rest() == b""
 
     run(main)

@@ -225,11 +225,11 @@ async def converse(path: Path, sent: bytes) -> bytes:
         (
             b'{"attach":"x","pid":"1","version":"1"}\n',
             'the hello line is b\'{"attach":"x","pid":"1","version":"1"}\\n\', '
-            "expected two texts and an integer",
+            "expected two texts and a process id",
         ),
         (
             b'{"attach":"","pid":1,"version":"1"}\n',
-            "node name '', expected 1 to 200 bytes on one line",
+            "node name '', expected 1 to 200 printable bytes",
         ),
         (
             b"x" * 5_000,
@@ -414,7 +414,7 @@ def test_client_that_is_none(tmp_path: Path, answer: bytes) -> None:
 
 def test_node_with_an_impossible_name(tmp_path: Path) -> None:
     assert attach(tmp_path / "s", name="a\nb") == (
-        "RemoteProtocolError: node name 'a\\nb', expected 1 to 200 bytes on one line"
+        "RemoteProtocolError: node name 'a\\nb', expected 1 to 200 printable bytes"
     )
 
 

@@ -208,7 +208,7 @@ async def world(
     store = ResultStore.open(data_dir, now_ms=0, settings=settings)
     client = Client(ClientOptions([coordinator.address], data_dir, KEY, slots), settings, store)
     server = HttpServer(
-        ClientPaths(client).router, Gate(KEY, settings), settings, on_bug=client.fail
+        ClientPaths(client).router, Gate(KEY, settings), settings, bugs=client.bugs
     )
     client.address = await server.listen("127.0.0.1:0")
     joined = len(coordinator.joins)
@@ -218,6 +218,7 @@ async def world(
         yield World(coordinator, client, data_dir)
         if client.stopped.done():
             client.stopped.result()  # Raises what stopped it.
+        assert client.bugs.count == 0
     finally:
         await server.close(grace_ms=0)
         await client.close()

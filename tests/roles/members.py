@@ -33,6 +33,7 @@ class Member:
         self.number = ReplicaId(number)
         self.directory = MemoryDirectory(f"replica {number}")
         self.join: tuple[str, ...] = ()
+        self.bugs_expected = 0
         self._of = of
         self._listener = _listen(0)
         host, port = self._listener.getsockname()
@@ -58,7 +59,7 @@ class Member:
         self.coordinator.streams.add_to(paths.router)
         gate = Gate(KEY, of.settings, hosts=[self.address])
         self._server = HttpServer(
-            paths.router, gate, of.settings, on_bug=self.coordinator.fail
+            paths.router, gate, of.settings, bugs=self.coordinator.bugs
         )
         if self._listener.fileno() < 0:
             self._listener = _listen(int(self.address.rpartition(":")[2]))
@@ -74,6 +75,7 @@ class Member:
         self.coordinator.release_waiting()
         await self._server.close(grace_ms=50)
         await self.coordinator.close()
+        assert self.coordinator.bugs.count == self.bugs_expected
 
     async def ask(self, method: str, path: str, **options: Any) -> HttpResponse:
         """Send it a signed request."""

@@ -23,7 +23,7 @@ from tasksprint.coordination.commands import (
     encode_command,
 )
 from tasksprint.encoding import encode_json
-from tasksprint.errors import DiskFull, Refused, RemoteProtocolError, StoreError
+from tasksprint.errors import DiskFull, PeerUnreachable, Refused, RemoteProtocolError, StoreError
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
@@ -248,10 +248,35 @@ def test_bug_of_the_core_stops_the_replica(
             monkeypatch.setattr(coordinator.replica, "receive", receive)
             accept = Accept(Ballot(1, ReplicaId(2)), Slot(1), b"", Slot(1))
             envelope = Envelope(ReplicaId(2), Incarnation("aa"), ReplicaId(1), accept)
-            coordinator._frame_arrived(ReplicaId(2), replica_codec.encode(envelope))
+            with pytest.raises(PeerUnreachable, match="a bug in its core"):
+                coordinator._frame_arrived(ReplicaId(2), replica_codec.encode(envelope))
             assert isinstance(leader.failure, AssertionError)
             with pytest.raises(NotLeader, match="replica 1 stops"):
                 await decide(leader, JOIN)
+
+    run(main)
+
+
+def test_bug_of_a_handler_ends_one_answer_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+
+            def scheduler_output(job: JobId) -> str:
+                raise ValueError("a bug in what is only read")
+
+            monkeypatch.setattr(leader.coordinator, "scheduler_output", scheduler_output)
+            leader.bugs_expected = 1
+            await decide(leader, submission(1))
+            answer = await leader.ask("GET", "/v1/jobs/1/log")
+            assert answer.status == 500
+            assert answer.json()["error"] == "a bug in this process: ValueError"
+            metrics = (await leader.ask("GET", "/metrics")).body.decode()
+            assert "\ntasksprint_bugs_total 1\n" in metrics
+            assert leader.failure is None
+            assert (await leader.ask("GET", "/v1/jobs")).status == 200
 
     run(main)
 

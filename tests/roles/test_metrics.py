@@ -282,6 +282,7 @@ def _client(path: Path, *, is_joined: bool) -> Client:
         writer=SimpleNamespace(write_times=lambda: WriteTimes(2, 0.5, 0.2, 0.3)),
         database_path=path,
         free_space=FreeSpace(Settings(), path.parent),
+        bugs=SimpleNamespace(count=3),
     )
     parts.free_space.found(3_000_000_000, 1 << 40)
     return cast(Client, parts)
@@ -294,6 +295,7 @@ def test_a_client_says_what_it_does(tmp_path: Path) -> None:
     assert isinstance(response.body, bytes)
     families = parse(response.body.decode())
     assert families["tasksprint_uptime_seconds"].samples["tasksprint_uptime_seconds", ""] == 1.5
+    assert families["tasksprint_bugs_total"].samples["tasksprint_bugs_total", ""] == 3
     sizes = families["tasksprint_database_bytes"].samples
     assert sizes["tasksprint_database_bytes", 'file="main"'] == 1000
     assert sizes["tasksprint_database_bytes", 'file="wal"'] == 0

@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from tasksprint.net.bugs import Bugs
 from tasksprint.net.http_exchange import Service
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
@@ -130,7 +131,7 @@ class Process:
             if on_bug is not None:
                 on_bug(error)
 
-        self.service = Service(router, None, self._settings, bug)
+        self.service = Service(router, None, self._settings, Bugs(bug))
 
     def kill(self) -> None:
         """End it as kill -9 does."""
