@@ -106,7 +106,7 @@ def wait_until(
     condition: Callable[[], bool],
     what: str,
     *,
-    limit_s: float = 30,
+    limit_s: float = 100,
     found: Callable[[], object] = str,
 ) -> None:
     """Wait for a condition, or fail and say which, and what is found instead."""

@@ -61,7 +61,7 @@ QUESTIONS = (
     *("backup", "restore", "log", "recover"),
 )
 # Nobody waits for so long unless something hangs.
-DEADLINE_S = 40.0
+DEADLINE_S = 120.0
 
 tested: set[str] = set()
 

@@ -18,7 +18,7 @@ from tasksprint.settings import Settings
 KEY = ClusterKey(bytes(range(32)))
 OTHER_KEY = ClusterKey(bytes(32))
 SETTINGS = Settings()
-DEADLINE_S = 20.0
+DEADLINE_S = 100.0
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

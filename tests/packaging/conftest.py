@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import glob
 import json
@@ -45,11 +46,17 @@ def find_python(version: str) -> str | None:
 
 
 def need_wheels(*arguments: str) -> Path:
-    """Return the folder with the wheels for these options of the build, or skip."""
+    """Return the folder with the wheels for these options of the build, or skip.
+
+    They are fetched once: of tests that run side by side, the others wait for the first.
+    """
     command = [sys.executable, str(CHECKOUT / "build_zipapp.py"), "--fetch-only", *arguments]
-    done = subprocess.run(
-        [*command, "--wheels", str(WHEELS)], capture_output=True, text=True, timeout=300
-    )
+    WHEELS.mkdir(exist_ok=True)
+    with (WHEELS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [*command, "--wheels", str(WHEELS)], capture_output=True, text=True, timeout=300
+        )
     if done.returncode != 0:
         assert done.returncode == build_zipapp.EX_UNAVAILABLE, done.stderr
         if os.environ.get("CI") == "true":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -54,12 +55,12 @@ class Seen:
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), 10)
+            await asyncio.wait_for(self._changed.wait(), 60)
 
 
 def run(scenario: Callable[[], Awaitable[T]]) -> T:
     async def bounded() -> T:
-        return await asyncio.wait_for(scenario(), 20)
+        return await asyncio.wait_for(scenario(), 100)
 
     return asyncio.run(bounded())
 
@@ -98,7 +99,7 @@ def exists(pid: int) -> bool:
 
 
 def wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while exists(pid):
         assert time.monotonic() < deadline, f"process {pid} still lives"
         time.sleep(0.005)
@@ -174,7 +175,7 @@ def test_last_answer_of_a_child_that_leaves_is_heard_though_writing_to_it_fails(
         seen = Seen()
         program = await shell(seen, "read x; echo done")
         program.write(b"1\n")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         # Without giving the loop a chance to read, until the child is gone.
         while exists(program.pid) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -277,7 +278,7 @@ def test_kill_by_the_kernel_is_told_from_a_kill_by_others(
 
 def test_stop_terminates_a_child_that_ignores_the_end_of_its_input() -> None:
     async def scenario() -> ExitReason:
-        program = await shell(Seen(), "sleep 60")
+        program = await shell(Seen(), "sleep 999")
         return await program.stop(grace_s=0.02)
 
     assert run(scenario).signal == signal.SIGTERM
@@ -286,7 +287,7 @@ def test_stop_terminates_a_child_that_ignores_the_end_of_its_input() -> None:
 def test_stop_kills_a_child_that_ignores_sigterm() -> None:
     async def scenario() -> ExitReason:
         seen = Seen()
-        program = await shell(seen, "trap '' TERM; echo; while :; do sleep 60; done")
+        program = await shell(seen, "trap '' TERM; echo; while :; do sleep 999; done")
         await seen.until(lambda: seen.data != b"")
         return await program.stop(grace_s=0.02, terminate_s=0.02, why="job ended")
 
@@ -299,7 +300,7 @@ def test_stop_kills_a_child_that_ignores_sigterm() -> None:
 def test_kill_reaches_grandchildren() -> None:
     async def scenario() -> int:
         seen = Seen()
-        program = await shell(seen, "(sleep 60 & echo $!; wait) & wait")
+        program = await shell(seen, "(sleep 999 & echo $!; wait) & wait")
         await seen.until(lambda: seen.data.endswith(b"\n"))
         grandchild = int(seen.data)
         assert exists(grandchild)
@@ -314,7 +315,7 @@ def test_kill_reaches_grandchildren() -> None:
 def test_grandchildren_of_a_child_that_exits_are_killed() -> None:
     async def scenario() -> int:
         seen = Seen()
-        program = await shell(seen, "sleep 60 & echo $!; exit 0")
+        program = await shell(seen, "sleep 999 & echo $!; exit 0")
         assert (await program.wait()).code == 0
         return int(seen.data)
 
@@ -325,7 +326,7 @@ def test_grandchildren_of_a_child_that_exits_are_killed() -> None:
 def test_descendant_that_fled_with_the_socket_delays_the_exit_only_a_little() -> None:
     async def scenario() -> int:
         seen = Seen()
-        code = "import os,time; os.setsid(); os.write(1, b'%d' % os.getpid()); time.sleep(60)"
+        code = "import os,time; os.setsid(); os.write(1, b'%d' % os.getpid()); time.sleep(999)"
         program = await shell(seen, f'{sys.executable} -S -c "{code}" & sleep 0.3; exit 5')
         assert (await program.wait()).code == 5
         return int(seen.data)
@@ -340,7 +341,7 @@ def test_child_that_closes_its_connection_but_stays_is_killed(
     monkeypatch.setattr(program_module, "LINGER_S", 0.02)
 
     async def scenario() -> ExitReason:
-        program = await shell(Seen(), "exec 0<&- 1>&-; exec sleep 60")
+        program = await shell(Seen(), "exec 0<&- 1>&-; exec sleep 999")
         return await program.wait()
 
     assert run(scenario).describe() == (
@@ -371,7 +372,7 @@ def test_programs_can_be_started_from_another_thread() -> None:
 
     thread = threading.Thread(target=lambda: found.append(run(scenario)))
     thread.start()
-    thread.join(10)
+    thread.join(100)
     assert found[0].code == 6
 
 
@@ -382,6 +383,7 @@ def refused(*argv: str, cwd: Path | None = None, name: str | None = None) -> str
     async def scenario() -> None:
         await start(Seen(), *argv, cwd=cwd, name=name)
 
+    gc.collect()  # What other tests left must not be closed while this one counts.
     descriptors = len(os.listdir("/dev/fd"))
     with pytest.raises(NodeFailed) as caught:
         run(scenario)

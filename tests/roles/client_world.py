@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 KEY = ClusterKey(bytes(range(32)))
-DEADLINE_S = 20.0
+DEADLINE_S = 100.0
 PROGRAM = "p" * 64
 
 
@@ -67,7 +67,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
     """Wait until a condition holds."""
 
     async def wait() -> None:

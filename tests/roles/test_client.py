@@ -394,7 +394,7 @@ def test_client_ends_with_a_sentence_where_no_coordinator_answers(
 
 
 def test_client_that_was_declared_dead_offers_what_it_holds(tmp_path: Path) -> None:
-    body = "case $line in *slow*) sleep 30;; esac\n" + GOOD
+    body = "case $line in *slow*) sleep 999;; esac\n" + GOOD
 
     async def main() -> None:
         async with world(tmp_path, slots=2) as here:
@@ -445,11 +445,11 @@ def test_end_of_the_client_leaves_no_process(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with world(tmp_path / "1", slots=2) as here:
-            here.program(shell_node(f"sleep 33 & echo $! >>{tmp_path}/pids; wait"))
+            here.program(shell_node(f"sleep 999 & echo $! >>{tmp_path}/pids; wait"))
             here.coordinator.give(view(whole=True, run=(assignment(0), assignment(1))))
             await until(lambda: count_lines(tmp_path / "pids") == 2)
             async with world(tmp_path / "2", coordinator=here.coordinator) as two:
-                two.program(f"sleep 33 & echo $! >{tmp_path}/pid; wait", name="setup.sh")
+                two.program(f"sleep 999 & echo $! >{tmp_path}/pid; wait", name="setup.sh")
                 here.coordinator.give(view(whole=True, run=(assignment(0),), node=setup), cid=2)
                 await until(lambda: count_lines(tmp_path / "pid") == 1)
         files = (tmp_path / "pids", tmp_path / "pid")
@@ -491,7 +491,7 @@ def test_setup_that_writes_without_end_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_stopped_task_takes_its_children_along_and_leaves_the_next_alone(tmp_path: Path) -> None:
-    body = f"case $line in *slow*) sleep 33 & echo $! >{tmp_path}/pid; wait;; esac\n" + GOOD
+    body = f"case $line in *slow*) sleep 999 & echo $! >{tmp_path}/pid; wait;; esac\n" + GOOD
 
     async def main() -> None:
         async with world(tmp_path) as here:

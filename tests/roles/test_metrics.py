@@ -33,7 +33,7 @@ from tasksprint.settings import Settings
 from tasksprint.store.writer import WriteTimes
 from tests.roles.members import KEY, Members, members
 
-_DEADLINE_S = 20.0
+_DEADLINE_S = 100.0
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
 _SAMPLE = re.compile(rf"({_NAME})(?:\{{({_LABEL}(?:,{_LABEL})*)\}})? (\S+)")
