@@ -32,6 +32,7 @@ from typing import IO
 
 from tasksprint.errors import LocalProtocolError, NodeFailed, SchedulerFailed
 from tasksprint.process.command_line import UMASK, explain_start_error
+from tasksprint.process.open_files import with_first_limit
 
 __all__ = ["Connection", "ExitReason", "Program", "die_with_parent", "start_program"]
 
@@ -244,7 +245,7 @@ async def start_program(
                 cwd=cwd,
                 env=None if env is None else dict(env),
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=with_first_limit(die_with_parent()),
                 umask=UMASK,
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument

@@ -25,6 +25,7 @@ from tasksprint.process.command_line import (
     explain_start_error,
     hash_seed_of,
 )
+from tasksprint.process.open_files import with_first_limit
 from tasksprint.process.program import DRAIN_S, die_with_parent
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.last_use import (
@@ -114,7 +115,7 @@ class ClientPrograms:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=with_first_limit(die_with_parent()),
                 umask=UMASK,
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument

@@ -15,6 +15,7 @@ from tasksprint.net.keys import ClusterKey, open_key
 from tasksprint.process.attach import register_client, socket_path
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
+from tasksprint.process.open_files import fit_client, raise_limit
 from tasksprint.process.resources import measure
 from tasksprint.roles.client import Client, ClientOptions
 from tasksprint.roles.client_http import ClientPaths
@@ -80,7 +81,9 @@ async def _serve(
     advertise: str | None,
     state: Path,
 ) -> int:
-    settings = settings_from_environment()
+    settings, lowered = fit_client(settings_from_environment(), raise_limit(), nodes=slots)
+    if lowered is not None:
+        _log.warning("%s", lowered)
     FreeSpace(settings, data_dir).require("client")
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])

@@ -20,6 +20,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import open_key
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
+from tasksprint.process.open_files import fit_coordinator, raise_limit
 from tasksprint.process.signals import ending_signals
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
@@ -89,7 +90,9 @@ def run_role(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
-    settings = settings_from_environment()
+    settings, lowered = fit_coordinator(settings_from_environment(), raise_limit())
+    if lowered is not None:
+        _log.warning("replica=%d %s", options.me, lowered)
     refuse_half_restored(options.data_dir)
     FreeSpace(settings, options.data_dir).require(f"replica {options.me}")
     coordinator = open_coordinator(

@@ -40,12 +40,16 @@ class LastUse:
 
 
 def folders_in(root: Path) -> list[str]:
-    """Return the names of the programs that are unpacked in a folder."""
-    if not root.is_dir():
+    """Return the names of the programs that are unpacked in a folder; none if it can't be read.
+
+    The next look may find them again: nothing is lost but time until they are deleted.
+    """
+    try:
+        return sorted(
+            entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[:1] != "."
+        )
+    except OSError:
         return []
-    return sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[:1] != "."
-    )
 
 
 def leftovers_in(root: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from tasksprint.errors import PeerUnreachable, UsageError
 from tasksprint.installation import own_command
 from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
+from tasksprint.process.open_files import fit_client, reachable_limit
 from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
 from tasksprint.process.signals import interrupted_by_signals
@@ -57,6 +58,7 @@ def run_job(options: argparse.Namespace) -> int:
         raise UsageError(f"--nodes {nodes} is not at least 1")
     if nodes is None:
         nodes = max(measure().nodes // options.clients, 1)
+    fit_client(settings, reachable_limit(), nodes=nodes)  # Before anything is started.
     with (
         interrupted_by_signals(),
         PrivateCluster(

@@ -33,6 +33,7 @@ def test_what_is_in_use_never_expires_and_what_is_gone_is_forgotten() -> None:
 
 
 def test_deleted_program_takes_the_mark_of_its_setup_along(tmp_path: Path) -> None:
+    assert folders_in(tmp_path / "file") == []
     assert folders_in(tmp_path / "none") == leftovers_in(tmp_path / "none") == []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
