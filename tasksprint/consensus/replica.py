@@ -36,6 +36,7 @@ from tasksprint.consensus.election import Election
 from tasksprint.consensus.founding import Foundation, Founding, Member, decode_founding
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.lives import Lives
 from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership
 from tasksprint.consensus.messages import (
@@ -134,7 +135,7 @@ class Replica:
             settings=settings,
             random=random,
         )
-        self._heard_ms: dict[ReplicaId, int] = {}
+        self.lives = Lives(settings, own=self._outbox.numbers.last.life)
         self._forwards: list[bytes] = []
         self._admission = Admission(
             incarnation=recovered.incarnation,
@@ -256,6 +257,7 @@ class Replica:
 
     def status(self) -> Status:
         """Return what an operator wants to know."""
+        known_end = self._catch_up.known_end
         return Status(
             role=self._role(),
             cluster=None if self.founding is None else self.founding.cluster,
@@ -272,10 +274,7 @@ class Replica:
             handovers=self._pace.handovers,
             write_ms=self._outbox.oldest_age_ms(self._now_ms),
             peers={
-                peer: PeerStatus(
-                    self._catch_up.known_end(peer),
-                    self._now_ms - self._heard_ms[peer] if peer in self._heard_ms else None,
-                )
+                peer: PeerStatus(known_end(peer), self.lives.age_ms(peer, self._now_ms))
                 for peer in self._outbox.peers
             },
         )
@@ -406,6 +405,7 @@ class Replica:
     def disconnected(self, peer: ReplicaId, now_ms: int) -> None:
         """Learn that the stream to a peer broke: if it led, its process probably died."""
         self._now_ms = now_ms
+        self.lives.end(peer)
         if self._leadership is not None or self._election.leader != peer:
             return
         self._lose_leader(f"lost its connection to the leader, replica {peer}")
@@ -522,10 +522,13 @@ class Replica:
             return
         if envelope.target != self.me or source == self.me:
             return
+        if self.lives.is_twin(source, envelope.mark.life, now_ms):
+            self._outbox.note_once(f"hears nothing of a second process as replica {source}")
+            return
         if not self._outbox.numbers.hear(envelope.source_incarnation, envelope.mark):
             self._admission.refuse_older(envelope)
             return
-        self._heard_ms[source] = now_ms
+        self.lives.hear(source, envelope.mark.life, now_ms)
         match message:
             case Accept():
                 self._on_accept(source, message)

@@ -3,7 +3,7 @@
 Each replica opens one connection to every peer and sends its frames on it; what it
 receives comes on the connections that its peers opened. A connection begins as
 
-    POST /v1/replica?source=1&target=2&nonce=<32 hex digits>
+    POST /v1/replica?source=1&target=2&nonce=<32 hex digits>&life=<number>
     Upgrade: tasksprint-replica, Connection: Upgrade, Authorization: …
 
 signed like any request. The answer is 101 with the header `Stream-Nonce`, the nonce of
@@ -21,7 +21,8 @@ unnoticed. One that doesn't fit ends the connection.
 Who isn't among the peers, but knows the key, may connect as well and names its address:
 it may be a new member of which this replica hasn't heard, or one that was removed. It is
 called back for as long as its connection lasts, so that it can be told. Who says that it
-belongs to another cluster is refused.
+belongs to another cluster is refused, and so (423) is a second process that says it is some
+replica, while the connection of the first lives: each names its life, a random number.
 
 Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
 again what matters. Order holds within a connection. Nothing here knows what a frame means.
@@ -71,6 +72,7 @@ _NUMBER = struct.Struct(">Q")
 _MAC_BYTES = 16
 # Replicas that aren't among the peers and may be connected at once.
 _VISITORS_MAX = 16
+_TWIN = 423  # the status of the refusal of a second process
 # Frames are joined to writes of about this size.
 _WRITE_BYTES = 256 * 1024
 
@@ -88,6 +90,10 @@ class PeerStreams:
         on_connected: A peer takes frames now.
         on_disconnected: A connection with a peer broke, the one to it or the one from it:
             told for each, so twice when the peer's process dies.
+        life: Of this process.
+        on_knock: Asked as (source, life, life on whose connection it is heard now, address)
+            before somebody is heard; returns why not.
+        on_twin: A peer refused this process in favour of another one, with these words.
     """
 
     def __init__(
@@ -103,6 +109,9 @@ class PeerStreams:
         on_connected: Callable[[ReplicaId], None],
         on_disconnected: Callable[[ReplicaId], None],
         address: str | None = None,
+        life: int = 0,
+        on_knock: Callable[[ReplicaId, int, int | None, str], str | None] | None = None,
+        on_twin: Callable[[ReplicaId, str], None] | None = None,
     ) -> None:
         self.me = me
         self.key = key
@@ -112,6 +121,9 @@ class PeerStreams:
         self.on_frames_end = on_frames_end
         self.on_connected = on_connected
         self.on_disconnected = on_disconnected
+        self.life = life
+        self._on_knock = on_knock
+        self.on_twin = on_twin
         self.warnings = CountedWarnings(log)
         self.read_buffer = new_read_buffer()
         self._openers: dict[ReplicaId, _Opener] = {}
@@ -279,6 +291,8 @@ class PeerStreams:
             )
         if len(nonce) != 32:
             raise Refused("a stream needs a nonce of 32 hex digits", status=400)
+        life = request.query_integer("life", 0)
+        self._refuse_twin(source, life, address or request.peer)
         if is_visitor and address is not None:
             self._visitors[source] = address
             self._open_all()
@@ -287,8 +301,21 @@ class PeerStreams:
         return Upgrade(
             PROTOCOL_NAME,
             {"Stream-Nonce": own_nonce, "Stream-Proof": mac.digest(b"accepted").hex()},
-            lambda: _Receiver(self, source, mac),
+            lambda: _Receiver(self, source, mac, life),
         )
+
+    def _refuse_twin(self, source: ReplicaId, life: int, address: str) -> None:
+        receiver = self._incoming.get(source)
+        connected = None if receiver is None else receiver.life
+        if self._on_knock is None:
+            return
+        if (reason := self._on_knock(source, life, connected, address)) is not None:
+            raise Refused(
+                reason,
+                status=_TWIN,
+                hint="end one of the two processes; if a data directory was copied, remove the "
+                "copy, or make it a new replica (a new --id, --join, an empty --data-dir)",
+            )
 
 
 class _Opener:
@@ -332,6 +359,9 @@ class _Opener:
                 self._warn(cause_of(error))
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 self._warn(str(error))
+                on_twin = self._streams.on_twin
+                if isinstance(error, Refused) and error.status == _TWIN and on_twin is not None:
+                    on_twin(self.peer, str(error))
             except Exception as error:  # A bug ends this try, not the stream for good.
                 self._tell_bug(error)
             else:
@@ -439,6 +469,7 @@ class _Sender(BufferedReader):
         me, peer, key = self._streams.me, self._peer, self._streams.key
         nonce = os.urandom(16).hex()
         query: dict[str, str | int] = {"source": me, "target": peer, "nonce": nonce}
+        query["life"] = self._streams.life
         if self._streams.address is not None:
             query["address"] = self._streams.address
         if self._streams.cluster is not None:
@@ -530,10 +561,11 @@ class _Sender(BufferedReader):
 class _Receiver(BufferedReader):
     """The connection on which a peer sends its frames."""
 
-    def __init__(self, streams: PeerStreams, source: ReplicaId, mac: Mac) -> None:
+    def __init__(self, streams: PeerStreams, source: ReplicaId, mac: Mac, life: int) -> None:
         super().__init__(streams.read_buffer)
         self._streams = streams
         self.source = source
+        self.life = life
         self._mac = mac
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
         self._frame_bytes_max = streams.settings.frame_bytes_max

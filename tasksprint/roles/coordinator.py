@@ -44,6 +44,7 @@ from tasksprint.roles.disk_space import DiskSpace
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
+from tasksprint.roles.peers import Peers
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.scheduler_runner import SchedulerRunner
 from tasksprint.roles.steps import Step
@@ -137,6 +138,7 @@ class Coordinator:
         self.writer: WriterThread[ReplicaStore, Commit] = surroundings.new_writer(
             store, on_failure=self.fail, name="log"
         )
+        self.peers = Peers(self)
         self.streams = surroundings.new_streams(
             options.me,
             {peer: address for peer, address in options.peers.items() if peer != options.me},
@@ -145,9 +147,12 @@ class Coordinator:
             self.random,
             on_frame=self._frame_arrived,
             on_frames_end=self._frames_ended,
-            on_connected=self._peer_connected,
-            on_disconnected=self._peer_disconnected,
+            on_connected=self.peers.connected,
+            on_disconnected=self.peers.disconnected,
             address=options.advertise,
+            life=self.replica.lives.own,
+            on_knock=self.peers.knocks,
+            on_twin=self.peers.refused,
         )
         self.programs = Programs(self)
         self.copies = MirrorPaths(self)
@@ -487,14 +492,6 @@ class Coordinator:
             self._has_heard = False
             if not self._turn_due:
                 self._turn()
-
-    def _peer_connected(self, peer: ReplicaId) -> None:
-        self.step(self.replica.connected, peer, self.monotonic_ms())
-        self.wake()
-
-    def _peer_disconnected(self, peer: ReplicaId) -> None:
-        self.step(self.replica.disconnected, peer, self.monotonic_ms())
-        self.wake()
 
     def _read_log(self, request: ReadLog) -> None:
         def done(future: asyncio.Future[tuple[LogEntry, ...]]) -> None:

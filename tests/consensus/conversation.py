@@ -237,7 +237,7 @@ class Conversation:
         me = ReplicaId(int(number))
         machine = self._machines[me]
         self._say(f"{len(machine.unwritten)} writes lost")
-        machine.replica = None
+        self._end(me)
         machine.unwritten.clear()
 
     def _do_restart(self, number: str) -> None:
@@ -246,7 +246,7 @@ class Conversation:
 
     def _do_wipe(self, number: str) -> None:
         machine = self._machines[ReplicaId(int(number))]
-        machine.replica = None
+        self._end(ReplicaId(int(number)))
         machine.unwritten.clear()
         machine.state = ReplicaState(Incarnation(f"new{number}"))
 
@@ -258,7 +258,7 @@ class Conversation:
     def _do_put_back(self, number: str) -> None:
         machine = self._machines[ReplicaId(int(number))]
         assert machine.kept is not None
-        machine.replica = None
+        self._end(ReplicaId(int(number)))
         machine.unwritten.clear()
         self._say(f"durable number {machine.kept.durable}, it was {machine.state.durable}")
         machine.state = deepcopy(machine.kept)
@@ -308,6 +308,13 @@ class Conversation:
             random=Random(1_000 * self._lives + me),
             now_ms=self._now_ms,
         )
+
+    def _end(self, me: ReplicaId) -> None:
+        """End a process, and with it its connections; who acts on that has its own command."""
+        self._machines[me].replica = None
+        for other in self._machines.values():
+            if other.replica is not None:
+                other.replica.lives.end(me)
 
     def _settle_greetings(self, me: ReplicaId) -> None:
         """Take a new replica's greetings as said: they are the same in every file."""

@@ -169,11 +169,14 @@ def test_votes_of_an_older_disk_do_not_count_and_it_is_told() -> None:
     replica.propose(b"a", now_ms)
     drain(replica, now_ms)
     beat = HeartbeatReply(ballot(1, 1), 1, Slot(2))
+    replica.lives.end(ReplicaId(2))
     replica.receive(said(2, 1, beat, Mark(7, 5, 45)), now_ms)
+    replica.lives.end(ReplicaId(2))
     replica.receive(said(2, 1, Accepted(ballot(1, 1), (Slot(2),)), Mark(8, 17, 18)), now_ms)
     taken = drain(replica, now_ms)
     assert sent(taken) == [(2, Stale("c0ffee", 8, 45, 17))]
     assert replica.chosen_end == 2
+    replica.lives.end(ReplicaId(3))
     replica.receive(said(3, 1, Accepted(ballot(1, 1), (Slot(2),)), Mark(9, 0, 3)), now_ms)
     assert replica.chosen_end == 3
 
@@ -182,6 +185,7 @@ def test_nobody_promises_to_a_candidate_with_an_older_disk() -> None:
     replica = make(3, 3)
     replica.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 5, 45)), 0)
     drain(replica)
+    replica.lives.end(ReplicaId(2))
     replica.receive(said(2, 3, Prepare(ballot(9, 2), Slot(1)), Mark(8, 17, 17)), 0)
     assert sent(drain(replica)) == [(2, Stale("c0ffee", 8, 45, 17))]
 
@@ -247,6 +251,7 @@ def test_replica_that_forgot_its_founding_is_found_out_all_the_same() -> None:
     peer = make(1, 2)
     peer.receive(said(2, 1, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 0, 45)), 0)
     drain(peer)
+    peer.lives.end(ReplicaId(2))
     hello = Hello("h2", None, None, (ReplicaId(1), ReplicaId(2)))
     peer.receive(said(2, 1, hello, Mark(8, 0, 0)), 0)
     assert sent(drain(peer)) == [(2, Stale("c0ffee", 8, 45, 0))]

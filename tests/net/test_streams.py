@@ -44,6 +44,8 @@ class Replica:
             self.frames.append((source, frame))
         )
         self.address = "127.0.0.1:0"
+        self.life = 0
+        self.refuse: Callable[[int, int | None], str | None] = lambda life, connected: None
 
     async def listen(self) -> None:
         router = Router()
@@ -57,6 +59,9 @@ class Replica:
             on_frames_end=lambda: self.batches.append(len(self.frames)),
             on_connected=lambda peer: self.events.append(("connected", peer)),
             on_disconnected=lambda peer: self.events.append(("disconnected", peer)),
+            life=self.life,
+            on_knock=lambda source, life, connected, address: self.refuse(life, connected),
+            on_twin=lambda peer, text: self.events.append(("twin", peer, text)),
         )
         self.streams.add_to(router)
         self.server = HttpServer(router, Gate(self.key, self.settings), self.settings)

@@ -40,6 +40,7 @@ class SimStreams(PeerStreams):
             "POST",
             STREAM_PATH,
             {"source": str(self.me), "target": str(peer), "nonce": "0" * 32}
+            | {"life": str(self.life)}
             | ({} if self.address is None else {"address": self.address}),
             {},
             b"",
@@ -109,7 +110,7 @@ class _SimSender:
         self.peer = peer
         self.lost: asyncio.Future[str] = streams.process.loop.create_future()
         self._frames: list[bytes] = []
-        self.receiver = _SimReceiver(target_streams, streams.me)
+        self.receiver = _SimReceiver(target_streams, streams.me, streams.life)
         self._connection = Connection(
             streams.wire,
             streams.process,
@@ -146,9 +147,10 @@ class _SimSender:
 class _SimReceiver:
     """As `_Receiver`: the side that gets frames."""
 
-    def __init__(self, streams: SimStreams, source: ReplicaId) -> None:
+    def __init__(self, streams: SimStreams, source: ReplicaId, life: int) -> None:
         self._streams = streams
         self.source = source
+        self.life = life
         self.connection: Connection | None = None
         self._is_open = True
 

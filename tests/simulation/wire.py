@@ -172,6 +172,7 @@ class Connection:
         elif wire.timeline.now - self._stuck_since > wire.give_up_ms:
             self._sent.clear()
             self._lose_source("no acknowledgement in time")
+            self._lose_target_later()
         else:
             if is_open and self._sent and self._target_open:
                 batch, self._sent = self._sent, []
@@ -219,17 +220,26 @@ class Connection:
         there = self._source.machine.name, self._target.machine.name
 
         def arrive() -> None:
-            if there not in wire.cut and not self._sent:
+            if there in wire.cut or self._sent:
+                self._lose_target_later()
+            else:
                 self._lose_target(cause)
 
         self._arrival = max(self._arrival, wire.timeline.now + wire.delay())
         wire.timeline.after(self._arrival - wire.timeline.now, arrive)
+
+    def _lose_target_later(self) -> None:
+        """Let the target find out by itself: its kernel asks whether the other end lives."""
+        wire = self._wire
+        wire.timeline.after(wire.give_up_ms, lambda: self._lose_target("no sign of life"))
 
     def _source_died(self) -> None:
         if self._source_open:
             self._source_open = False
             if self._source.machine.has_power:
                 self._tell_target("connection reset")
+            else:
+                self._lose_target_later()
 
     def _target_died(self) -> None:
         if self._target_open:

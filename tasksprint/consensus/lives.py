@@ -1,0 +1,77 @@
+"""Which process speaks for a replica: the first one, for as long as it lives.
+
+A copied data directory that is started beside its original gives two processes with one
+identity, and each would vote. Marks (marks.py) show that once both have written, which may
+be after both have voted; here the second is kept out before it is heard at all:
+
+1. Replica 2 runs, and its connection to replica 3 lives. A copy of its directory is started.
+2. The copy asks replica 3 to listen to it. It names another life than the one that is heard:
+   replica 3 refuses, and counts nothing that it might say.
+
+A process that ends closes its connections, so one that is started at once in its place is heard
+at once. If it couldn't (its machine lost power), its connection is found dead in seconds.
+
+If only one of two lives was heard by each member, marks tell when the members compare
+them, and both lives count as lost.
+"""
+
+from __future__ import annotations
+
+from tasksprint.ids import ReplicaId
+from tasksprint.settings import Settings
+
+__all__ = ["Lives"]
+
+
+class Lives:
+    """In which life each replica was heard last, and when.
+
+    Args:
+        own: This replica's own life.
+    """
+
+    def __init__(self, settings: Settings, *, own: int) -> None:
+        self.own = own
+        # A life that was heard so lately lives, unless its connection broke.
+        self._span_ms = settings.election_timeout_max_ms
+        self._life: dict[ReplicaId, int] = {}
+        self._heard_ms: dict[ReplicaId, int] = {}
+
+    def greet(
+        self, source: ReplicaId, life: int, now_ms: int, *, connected: int | None
+    ) -> str | None:
+        """Take that somebody wants to be heard as this replica, in this life.
+
+        Args:
+            connected: The life on whose connection this replica is heard now.
+
+        Returns:
+            Why it isn't to be heard; None: from now on this life counts, and no other.
+        """
+        if connected is not None and connected != life:
+            return "is connected"
+        if self.is_twin(source, life, now_ms):
+            return "was heard a moment ago"
+        self.hear(source, life, now_ms)
+        return None
+
+    def is_twin(self, source: ReplicaId, life: int, now_ms: int) -> bool:
+        """Whether another life of this replica lives."""
+        return (
+            self._life.get(source, life) != life
+            and now_ms - self._heard_ms[source] < self._span_ms
+        )
+
+    def hear(self, source: ReplicaId, life: int, now_ms: int) -> None:
+        """Note that a replica was heard in this life."""
+        self._life[source] = life
+        self._heard_ms[source] = now_ms
+
+    def end(self, source: ReplicaId) -> None:
+        """Note that a connection with a replica broke: its process may have ended."""
+        self._life.pop(source, None)
+
+    def age_ms(self, source: ReplicaId, now_ms: int) -> int | None:
+        """Return how long ago a replica was heard; None: never."""
+        heard_ms = self._heard_ms.get(source)
+        return None if heard_ms is None else now_ms - heard_ms

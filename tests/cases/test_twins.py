@@ -1,0 +1,183 @@
+"""Two processes that say they are one: of a replica whose directory was copied, of a client."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from tasksprint.consensus import Heartbeat, Mark, Prepare, Promise
+from tasksprint.consensus.lives import Lives
+from tasksprint.errors import SettingsError
+from tasksprint.ids import ReplicaId, Slot
+from tasksprint.roles.peers import Peers
+from tasksprint.settings import Settings
+from tests.consensus.helpers import ballot, drain, make, sent
+from tests.consensus.test_marks import said
+from tests.net.support import run, until
+from tests.net.test_streams import Replica, replicas
+
+TWO = ReplicaId(2)
+SETTINGS = Settings()
+SPAN_MS = SETTINGS.election_timeout_max_ms
+FIRST, SECOND = 7, 8  # lives
+
+# --- who may be heard ---
+
+
+def heard_at(now_ms: int) -> Lives:
+    lives = Lives(SETTINGS, own=1)
+    assert lives.greet(TWO, FIRST, now_ms, connected=None) is None
+    return lives
+
+
+def test_second_life_waits_while_the_first_is_connected() -> None:
+    """A follower hears nothing of another follower for long; its connection tells of it."""
+    lives = heard_at(0)
+    late = 100 * SPAN_MS
+    assert lives.greet(TWO, SECOND, late, connected=FIRST) == "is connected"
+    assert lives.greet(TWO, SECOND, late, connected=None) is None
+
+
+def test_second_life_waits_an_election_span_for_the_first() -> None:
+    lives = heard_at(10)
+    why = "was heard a moment ago"
+    assert lives.greet(TWO, SECOND, 10 + SPAN_MS - 1, connected=None) == why
+    assert lives.greet(TWO, SECOND, 10 + SPAN_MS, connected=None) is None
+    # And now the first is the second.
+    assert lives.greet(TWO, FIRST, 11 + SPAN_MS, connected=None) == why
+
+
+def test_life_whose_connection_broke_makes_room_at_once() -> None:
+    """A process that was killed and started again, within milliseconds."""
+    lives = heard_at(10)
+    lives.end(TWO)
+    assert lives.greet(TWO, SECOND, 11, connected=None) is None
+
+
+def test_life_that_connects_again_is_no_second_one() -> None:
+    lives = heard_at(10)
+    assert lives.greet(TWO, FIRST, 11, connected=FIRST) is None
+
+
+def test_vote_of_a_second_life_does_not_count() -> None:
+    """Not even if nothing told of its connection, and nothing shows that it is a copy."""
+    replica = make(3, 3)
+    replica.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(FIRST, 5, 5)), 0)
+    drain(replica)
+    copy = said(2, 3, Prepare(ballot(9, 2), Slot(1)), Mark(SECOND, 5, 6))
+    replica.receive(copy, SPAN_MS - 1)
+    ready = drain(replica)
+    assert sent(ready) == []
+    assert [note for one in ready for note in one.notes] == [
+        "replica=3 hears nothing of a second process as replica 2"
+    ]
+    replica.receive(copy, 2 * SPAN_MS)
+    assert [message for _, message in sent(drain(replica))] == [
+        Promise(ballot(9, 2), Slot(1), ())
+    ]
+
+
+def test_former_life_that_was_only_cut_off_is_told_from_its_copy_by_marks() -> None:
+    """Both were heard, one after the other, and both wrote: neither counts any more."""
+    replica = make(3, 3)
+    replica.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(FIRST, 5, 6)), 0)
+    replica.disconnected(TWO, 1)
+    replica.receive(said(2, 3, Prepare(ballot(9, 2), Slot(1)), Mark(SECOND, 5, 6)), 2)
+    replica.disconnected(TWO, 3)
+    drain(replica, 3)
+    replica.receive(said(2, 3, Prepare(ballot(10, 2), Slot(1)), Mark(FIRST, 5, 9)), 4)
+    assert [type(message).__name__ for _, message in sent(drain(replica, 4))] == ["Stale"]
+
+
+def test_second_process_gets_no_stream_until_the_first_is_gone() -> None:
+    async def scenario() -> None:
+        member, first, second = Replica(ReplicaId(1)), Replica(TWO), Replica(TWO)
+        first.life, second.life = FIRST, SECOND
+        member.refuse = lambda life, connected: None if connected in (None, life) else "no"
+        async with replicas(member, first):
+            await until(lambda: first.streams.is_connected(ReplicaId(1)))
+            await second.listen()
+            second.connect({ReplicaId(1): member.address})
+            await until(lambda: len(second.events) > 1)  # Also when it tries again.
+            assert {event[:2] for event in second.events} == {("twin", 1)}
+            assert second.events[0][2] == (
+                "no; end one of the two processes; if a data directory was copied, remove the "
+                "copy, or make it a new replica (a new --id, --join, an empty --data-dir)"
+            )
+            first.send(ReplicaId(1), b"still heard")
+            await until(lambda: member.frames == [(TWO, b"still heard")])
+            await first.close()
+            await until(lambda: second.streams.is_connected(ReplicaId(1)))
+            await second.close()
+
+    run(scenario)
+
+
+# --- what is said ---
+
+
+class Shell:
+    """What `Peers` needs of a coordinator."""
+
+    def __init__(self) -> None:
+        self.settings = SETTINGS
+        self.now_ms = 1_000
+        self.replica = make(3, 3)
+        self.streams = self
+        self.warnings = self
+        self.said: list[str] = []
+        self.failed: BaseException | None = None
+        self.options = cast(Any, self)
+        self.me = 3
+        self.data_dir = "/var/3"
+        self.peers = Peers(cast(Any, self))
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+    def address_of(self, replica: ReplicaId) -> str:
+        return f"10.0.0.{replica}:7070"
+
+    def warn(self, kind: object, message: str) -> None:
+        self.said.append(message)
+
+    def wake(self) -> None:
+        pass
+
+    def step(self, method: Any, *arguments: Any) -> Any:
+        return method(*arguments)
+
+    def fail(self, error: BaseException) -> None:
+        self.failed = error
+
+
+def test_member_says_who_is_not_heard() -> None:
+    shell = Shell()
+    assert shell.peers.knocks(TWO, FIRST, None, "10.0.0.2:7070") is None
+    text = shell.peers.knocks(TWO, SECOND, FIRST, "10.0.0.9:7070")
+    assert text == (
+        "replica 2 (at 10.0.0.2:7070) runs and is connected: another process that says it is "
+        "replica 2 (at 10.0.0.9:7070) isn't heard"
+    )
+    assert shell.said == [f"replica=3 peer=2 {text}"]
+    shell.peers.disconnected(TWO)
+    assert shell.peers.knocks(TWO, SECOND, None, "10.0.0.9:7070") is None
+
+
+def test_process_that_is_refused_for_long_ends() -> None:
+    """Not at once: its machine may have lost power, and its former connection looks alive."""
+    shell = Shell()
+    patience_ms = 2 * SETTINGS.unacknowledged_timeout_ms
+    shell.peers.refused(ReplicaId(1), "no")
+    shell.now_ms += patience_ms
+    shell.peers.refused(ReplicaId(1), "no")
+    shell.peers.connected(ReplicaId(1))
+    shell.now_ms += 1
+    shell.peers.refused(ReplicaId(1), "no")
+    assert shell.failed is None
+    shell.now_ms += patience_ms + 1
+    shell.peers.refused(ReplicaId(1), "replica 3 runs already")
+    assert isinstance(shell.failed, SettingsError)
+    assert str(shell.failed) == (
+        "data directory '/var/3' is that of a replica which runs elsewhere; replica 1 says: "
+        "replica 3 runs already"
+    )
