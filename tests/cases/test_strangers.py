@@ -23,6 +23,7 @@ from tasksprint.net.listener import Listener
 from tasksprint.net.router import Later, Request, Response, Router
 from tasksprint.net.tokens import Scope, make_token
 from tasksprint.roles.steps import Step
+from tests.cases import crowd
 from tests.net.support import (
     KEY,
     SETTINGS,
@@ -427,6 +428,12 @@ def test_stranger_who_never_reads_is_answered_little() -> None:
             peer.close()
 
     run(main)
+
+
+@pytest.mark.long
+def test_thousands_of_half_open_strangers_are_hardly_felt() -> None:
+    # On a machine that does more beside it; by hand it is a second.
+    assert crowd.main(["--more", "5"]) == 0
 
 
 # --- without descriptors ----------------------------------------------------------------
