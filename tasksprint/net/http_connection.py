@@ -179,6 +179,12 @@ class Connection(BufferedReader):
         if self._is_discarding:
             return
         self.moved_at = self._loop.time()
+        try:
+            self._take(data)
+        except Exception as error:
+            self._give_up("reading from", error)
+
+    def _take(self, data: bytes) -> None:
         self._feeding = True
         self._feed_bytes = len(data)
         self._head_is_split = self._in_head
@@ -191,9 +197,7 @@ class Connection(BufferedReader):
         except httptools.HttpParserError as error:
             if not self._is_discarding:
                 self._refuse_rest(error_response(400, f"this is not HTTP/1.1: {error}"))
-        except Exception as error:
-            self._give_up("reading from", error)
-        if self._in_head and self._head_is_split:
+        if self._in_head and self._head_is_split and not self._is_discarding:
             self._head_bytes += len(data)
             if self._head_bytes > self._service.settings.head_bytes_max:
                 self._in_head = False

@@ -121,6 +121,25 @@ def test_peer_that_hangs_up_before_its_answer_ends_only_its_connection(
     assert [each for each in caplog.records if each.levelno > logging.WARNING] == []
 
 
+def test_head_that_is_too_big_in_two_ways_at_once_is_refused_once() -> None:
+    async def main() -> None:
+        bugs: list[BaseException] = []
+        async with serving(_routes(), gate=Gate(KEY, SETTINGS), on_bug=bugs.append) as server:
+            asyncio.get_running_loop().set_exception_handler(
+                lambda loop, context: bugs.append(context["exception"])
+            )
+            with socket.create_connection(parse_address(server.address)) as peer:
+                # The 101st header ends where the head is too big, in one read of 4 KiB.
+                head = _head("/healthz", *(f"A{n:03}:{'x' * 203}" for n in range(150)))
+                peer.sendall(head)
+                peer.setblocking(False)
+                answer = await asyncio.get_running_loop().sock_recv(peer, 4096)
+                assert answer.startswith(b"HTTP/1.1 431 ")
+        assert bugs == []
+
+    run(main)
+
+
 def test_bug_is_told_once_with_its_place_and_then_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
