@@ -71,7 +71,7 @@ def tracked_files() -> tuple[Path, ...]:
 
 def text_files() -> list[Path]:
     """Return the files that people read."""
-    named = {"run", "LICENSE", ".gitignore"}
+    named = {"run", "nightly", "LICENSE", ".gitignore"}
     return [
         path for path in tracked_files() if path.suffix in TEXT_SUFFIXES or path.name in named
     ]
