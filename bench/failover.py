@@ -232,7 +232,8 @@ class _TaskSprint:
         if response.status == MISDIRECTED:
             hint = leader_hint(response)
             return addresses.index(hint) if hint in addresses else False
-        return response.status == 200
+        # What isn't there can't be cancelled: 404, once the log says so.
+        return response.status in (200, 404)
 
     def lose(self, member: int, way: str) -> None:
         name = f"coordinator-{member + 1}"

@@ -272,6 +272,9 @@ class Rules:
     inline_task_bytes_max: int = 1 * MIB
     # Arguments of one task.
     base_bytes_max: int = 1 * MIB
+    # The name of a job or a task, and each key that a task names: all of them are in the
+    # memory of every replica.
+    name_bytes_max: int = 1 * KIB
     # Commands in one part of an answer; the SDK cuts at 1,000.
     commands_per_part_max: int = 10_000
     # The record of an applied request is kept for this much log time, so that a

@@ -186,6 +186,9 @@ class Answers:
                     f"task {tid} {command.name!r} has {size} bytes of arguments, more than"
                     f" {base_max} (base_bytes_max); let a task return large values"
                 )
+        name = command.name
+        if len(name) * 4 > self._state.rules.name_bytes_max:
+            self._check_length(f"task {tid}", "name", name)
         tasks = job.tasks
         for pretid in pretasks:
             self._check_pretask(job, tid, pretid)
@@ -193,11 +196,11 @@ class Answers:
             job,
             tid,
             # The same few texts stand in all tasks of a job.
-            sys.intern(command.name),
+            sys.intern(name),
             sys.intern(base) if len(base) < 16 else base,
             pretasks,
-            job.share(command.prekeys),
-            job.share(command.keys),
+            self._share(job, tid, command.prekeys),
+            self._share(job, tid, command.keys),
             command.retries,
             command.timeout_ms if command.timeout_ms is not None else job.timeout_ms,
         )
@@ -232,6 +235,21 @@ class Answers:
                 self._placement.may_follow(pretask)
         if task.pending == 0:
             self._placement.make_ready(task)
+
+    def _share(self, job: Job, tid: TaskId, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Return an equal tuple of keys that other tasks have, if there is one."""
+        if keys not in job.shared:
+            for key in keys:
+                self._check_length(f"task {tid}", "key", key)
+        return job.share(keys)
+
+    def _check_length(self, of: str, what: str, text: str) -> None:
+        size, size_max = len(text.encode()), self._state.rules.name_bytes_max
+        if size > size_max:
+            raise _InvalidCommandError(
+                f"{of} has the {what} {text[:40] + '…'!r} of {size} bytes, more than {size_max}"
+                " (name_bytes_max)"
+            )
 
     @staticmethod
     def _check_pretask(job: Job, tid: TaskId, pretid: TaskId) -> None:

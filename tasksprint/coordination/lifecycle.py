@@ -65,9 +65,13 @@ class Lifecycle:
         """Start a job; return it, or the sentence that says why not."""
         state = self._state
         try:
-            decode_json(command.params.encode())
+            params = decode_json(command.params.encode())
         except RemoteProtocolError as error:
             return f"the job's parameters are {error}"
+        if not isinstance(params, dict):
+            return f"the job's parameters are {command.params!r:.50}, expected a JSON object"
+        if len(command.name.encode()) > state.rules.name_bytes_max:
+            return f"the job's name has more than {state.rules.name_bytes_max} bytes"
         try:
             decode_json(command.manifest.encode())
             job = Job(

@@ -30,6 +30,7 @@ from tasksprint.process.archive import KEEP_DATA_OUT, LIMITS, Names
 
 __all__ = [
     "ATTACHED_PREFIX",
+    "MANIFEST_MEMBERS",
     "MANIFEST_NAME",
     "Manifest",
     "pack",
@@ -152,13 +153,15 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
         kinds, expected = _FIELDS[name]
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise _wrong(name, expected, value)
-        if isinstance(value, int) and not 0 <= value < 2**63:
+        end = 2**53 if expected == _COUNT[1] else 2**63
+        if isinstance(value, int) and not 0 <= value < end:
             raise _wrong(name, expected, value)
     setup = fields.get("setup", ())
     scheduler = _program(fields, "scheduler", directory, checked=not setup)
     node = _program(fields, "node", directory, checked=not setup)
     return Manifest(
-        name=fields.get("name") or directory.resolve().name or "job",
+        name=fields.get("name") or os.fsencode(directory.resolve().name).decode(errors="replace")
+        or "job",
         scheduler=scheduler,
         node=node,
         params=json.dumps(fields.get("params", {}), ensure_ascii=False, allow_nan=False),
@@ -172,6 +175,7 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
 
 
 _INTEGER = (int,), "an integer from 0 to 2**63 - 1"
+_COUNT = (int,), "an integer from 0 to 2**53 - 1"
 _TEXT = (str,), "a text"
 _COMMAND = (str, list), "a file name, or a list of a file name and its arguments"
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -182,10 +186,11 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "seed": _INTEGER,
     "interpreter": _TEXT,
     "setup": ((str, list), "a shell command, or a list of a program and its arguments"),
-    "retries": _INTEGER,
-    "timeout_ms": _INTEGER,
+    "retries": _COUNT,
+    "timeout_ms": _COUNT,
     "environment": ((dict,), "an object of names of variables and texts"),
 }
+MANIFEST_MEMBERS = tuple(_FIELDS)
 
 
 def _load(text: str) -> dict[str, Any]:
@@ -215,6 +220,13 @@ def _load(text: str) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{MANIFEST_NAME} isn't JSON: {error}") from error
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{MANIFEST_NAME} has {error.object[error.start : error.end]!r}, half of a "
+            "surrogate pair, in a text"
+        ) from None
     if not isinstance(fields, dict):
         raise UsageError(
             f"{MANIFEST_NAME} holds {_json_kind(fields)}, expected an object such as "

@@ -5,6 +5,7 @@ The command line imports this and no asyncio: `status` should answer in a blink.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import time
@@ -275,24 +276,55 @@ def read_job_option(text: str) -> tuple[Path, Manifest]:
 def parse_params(manifest: Manifest, options: list[str]) -> str:
     """Return the job's parameters: the manifest's, and NAME=VALUE of the command line over them.
 
-    A value that is JSON stays the text that it is; any other is a string.
+    A value that is JSON stays the text that it is; any other is a string. Where the manifest
+    has parameters, it has all of them: another name is a slip.
+
+    Raises:
+        UsageError: An option is malformed, or names what there isn't, or what was named before.
     """
     if not options:
         return manifest.params
     members: dict[str, str] = {}
     for name, value in json.loads(manifest.params, parse_float=_Number, parse_int=_Number).items():
         members[name] = _dump(value)
+    declared = tuple(members)
+    given: set[str] = set()
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise UsageError(f"--param {option!r} is not NAME=VALUE")
+        if not _is_utf8(option):
+            raise UsageError(f"--param {option!r} isn't UTF-8")
+        if declared and name not in declared:
+            nearest = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+            raise UsageError(
+                f"--param {name!r} is none of the job's parameters",
+                hint=f"did you mean {nearest[0]!r}?"
+                if nearest
+                else f"{MANIFEST_NAME} has {', '.join(map(repr, declared))}",
+            )
+        if name in given:
+            raise UsageError(f"--param {name!r} is given twice")
+        given.add(name)
         try:
-            json.loads(value, parse_constant=_refuse_constant)
+            # As text: Python's own limit of digits says nothing about JSON.
+            json.loads(value, parse_constant=_refuse_constant, parse_int=_Number)
             members[name] = value.strip()
+        except RecursionError:
+            raise UsageError(f"--param {name!r} is nested too deeply") from None
         except ValueError:
             members[name] = json.dumps(value, ensure_ascii=False)
     pairs = (f"{json.dumps(name, ensure_ascii=False)}:{text}" for name, text in members.items())
     return "{" + ",".join(pairs) + "}"
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text of the command line has no bytes that aren't UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Number(str):

@@ -332,6 +332,8 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
         if answer["output"]:
             source = f"scheduler on replica {answer['replica']}"
             parts.append({"source": source, "text": answer["output"]})
+    else:
+        _require_task(cluster, JobId(job), options.task)
     suffix = "" if options.task is None else f"/{options.task}"
     for client in cluster.request("GET", "/v1/clients").json():
         if client["state"] != "alive" or client["address"] is None:
@@ -352,6 +354,14 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
         for line in text.removesuffix("\n").split("\n"):
             print_as_is(f"{part['source']}: {line}")
     return EXIT_OK
+
+
+def _require_task(cluster: Cluster, job: JobId, tid: int) -> None:
+    """Refuse a task that never was; of one that an ended job has forgotten output may be left."""
+    outcome, _ = cluster.job(job)
+    started = sum(outcome.tasks.values())
+    if not 0 <= tid < started:
+        raise Refused(f"job {job} has no task {tid}: it started {started}, numbered from 0")
 
 
 # --- the cluster ---

@@ -19,12 +19,11 @@ from tasksprint.coordination.commands import (
     LeaveClient,
     NodesAttached,
     Report,
-    SubmitJob,
     decode_command,
     encode_command,
 )
 from tasksprint.coordination.view import encode_view
-from tasksprint.encoding import decode_json, encode_json
+from tasksprint.encoding import decode_json
 from tasksprint.errors import Refused, RemoteProtocolError
 from tasksprint.ids import REPLICA_ID_MAX, ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.net.gate import Access
@@ -33,6 +32,7 @@ from tasksprint.roles.coordinator import Coordinator, NotLeader
 from tasksprint.roles.leader import MEMBERS_HEADER, MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
 from tasksprint.roles.status import coordinator_status
+from tasksprint.roles.submitting import read_submit
 from tasksprint.settings import RULES
 
 __all__ = ["CoordinatorPaths"]
@@ -214,17 +214,7 @@ class CoordinatorPaths:
             return not_leader_response(error)
 
     async def _submit(self, request: Request) -> Response:
-        body = _object(request)
-        manifest = decode_json(_text(body, "manifest").encode())
-        command = SubmitJob(
-            sender=_text(body, "sender"),
-            request=_integer(body, "request"),
-            name=_text(body, "name"),
-            seed=_integer(body, "seed"),
-            params=_text(body, "params"),
-            program=_text(body, "program"),
-            manifest=encode_json(_for_clients(manifest)).decode(),
-        )
+        command = read_submit(request.body)
         if self._coordinator.disk_space.is_short:
             try:
                 schedule = await self._coordinator.confirm_read()
@@ -232,7 +222,7 @@ class CoordinatorPaths:
                 return not_leader_response(error)
             # One that was taken before, and is only repeated, is answered again.
             if (reply := schedule.reply_to(command.sender, command.request)) is not None:
-                return Response(200, reply)
+                return _reply(reply, refused=400)
             self._coordinator.disk_space.require()
         self._coordinator.tick_now()
         archive = self._coordinator.programs.obtain_sound(command.program)
@@ -246,7 +236,7 @@ class CoordinatorPaths:
                 status=404,
                 hint="POST it to /v1/programs first",
             )
-        return await self._decide(encode_command(command))
+        return await self._decide(encode_command(command), refused=400)
 
     async def _cancel(self, request: Request) -> Response:
         body = _object(request)
@@ -257,7 +247,7 @@ class CoordinatorPaths:
             reason=_text(body, "reason"),
         )
         self._coordinator.tick_now()
-        return await self._decide(encode_command(command))
+        return await self._decide_about(command)
 
     async def _forget(self, request: Request) -> Response:
         body = _object(request)
@@ -266,7 +256,7 @@ class CoordinatorPaths:
             request=_integer(body, "request"),
             job=JobId(request.integer("job")),
         )
-        return await self._decide(encode_command(command))
+        return await self._decide_about(command)
 
     async def _jobs(self, request: Request) -> Response:
         return await self._read(lambda schedule: json_response(schedule.jobs()))
@@ -378,12 +368,21 @@ class CoordinatorPaths:
 
     # --- helpers ---
 
-    async def _decide(self, command: bytes) -> Response:
+    async def _decide_about(self, command: CancelJob | ForgetJob) -> Response:
+        response = await self._decide(encode_command(command), refused=409)
+        if response.status == 409:
+            summary = self._coordinator.require_schedule().job_summary(command.job)
+            if summary is None:
+                return Response(404, response.body)
+        return response
+
+    async def _decide(self, command: bytes, *, refused: int) -> Response:
+        """Answer with what the log says; with the status `refused` if that is no."""
         try:
             reply = await self._coordinator.decide(command)
         except NotLeader as error:
             return not_leader_response(error)
-        return Response(200, reply)
+        return _reply(reply, refused=refused)
 
     async def _read(self, answer: Any) -> Response:
         try:
@@ -392,6 +391,11 @@ class CoordinatorPaths:
             return not_leader_response(error)
         response: Response = answer(schedule)
         return response
+
+
+def _reply(reply: bytes, *, refused: int) -> Response:
+    """Return the answer to a person's command."""
+    return Response(refused if "error" in decode_json(reply) else 200, reply)
 
 
 def _no_task(schedule: Any, job: JobId, tid: TaskId) -> str:
@@ -411,39 +415,6 @@ def _no_task(schedule: Any, job: JobId, tid: TaskId) -> str:
 def not_leader_response(error: NotLeader) -> Response:
     """Say who leads, or that nobody is known to."""
     return json_response({"error": str(error), "leader": error.leader}, status=MISDIRECTED)
-
-
-def _for_clients(manifest: Any) -> dict[str, Any]:
-    """Return the manifest with "node" as the one string that views carry.
-
-    It is "attached:NAME", or the JSON of what it takes to start a node.
-    """
-    if not isinstance(manifest, dict):
-        raise Refused("the manifest is no JSON object", status=400)
-    # What every replica's scheduler and every client takes for granted must be so before
-    # it stands in the log.
-    for name in ("scheduler", "node", "setup"):
-        words = manifest.get(name, [] if name == "setup" else None)
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise Refused(f"the manifest's {name!r} is not a list of strings", status=400)
-        if not words and name != "setup":
-            raise Refused(f"the manifest's {name!r} is empty", status=400)
-    if not isinstance(manifest.get("interpreter", ""), str):
-        raise Refused("the manifest's 'interpreter' is not a string", status=400)
-    environment = manifest.get("environment", {})
-    if not isinstance(environment, dict) or not all(
-        isinstance(value, str) and name and "=" not in name and "\0" not in name + value
-        for name, value in environment.items()
-    ):
-        raise Refused("the manifest's 'environment' is not an object of texts", status=400)
-    node = manifest["node"]
-    if node[0].startswith("attached:"):
-        return {**manifest, "node": node[0]}
-    start = {"node": node}
-    for name in ("interpreter", "setup", "environment"):
-        if name in manifest:
-            start[name] = manifest[name]
-    return {**manifest, "node": encode_json(start).decode()}
 
 
 def _version(summary: dict[str, Any]) -> str:

@@ -16,16 +16,21 @@ from typing import Any
 import pytest
 
 from tasksprint.coordination.view import JobEntry
-from tasksprint.errors import JobFailed, RemoteProtocolError
+from tasksprint.errors import JobFailed, Refused, RemoteProtocolError, UsageError
 from tasksprint.ids import JobId
 from tasksprint.plain_text import plain_json, plain_line, plain_lines
 from tasksprint.process.attach import socket_path
+from tasksprint.process.job_directory import Manifest, parse_manifest
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import main, terminal
+from tasksprint.roles.cluster import parse_params
+from tasksprint.roles.submitting import read_submit
 from tasksprint.sdk.codec import encode
 from tasksprint.tasks import FailJob, StartTask, WriteLog
+from tests.coordination.world import World
 from tests.roles.client_world import assignment, run, until, view, world
+from tests.roles.members import members
 from tests.sdk.programs import NodeDriver, Program, SchedulerDriver, write_program
 
 # A terminal's title, a wiped screen, C1's one-character CSI, DEL, and text that is read
@@ -511,3 +516,192 @@ def test_an_attached_program_that_is_no_node_is_told_so_where_it_was_started(
             assert node.returncode == code
 
     run(main)
+
+
+# --- jobs that can't be meant so -----------------------------------------------------
+
+DECLARED = Manifest("job", ("s",), ("n",), params='{"samples": 5, "seed_block": 1}')
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ["sampels=100"],
+            "--param 'sampels' is none of the job's parameters; did you mean 'samples'?",
+        ),
+        (
+            ["x=1"],
+            "--param 'x' is none of the job's parameters; tasksprint.json has 'samples', "
+            "'seed_block'",
+        ),
+        (["samples=1", "samples=2"], "--param 'samples' is given twice"),
+        (["samples=" + "[" * 100_000], "--param 'samples' is nested too deeply"),
+        (["samples=\udcff"], "--param 'samples=\\udcff' isn't UTF-8"),
+        (["samples"], "--param 'samples' is not NAME=VALUE"),
+    ],
+)
+def test_a_parameter_that_cannot_be_meant_is_refused(options: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_params(DECLARED, options)
+    assert str(caught.value) == sentence
+
+
+def test_a_job_that_declares_no_parameters_takes_all() -> None:
+    free = Manifest("job", ("s",), ("n",))
+    assert parse_params(free, ["a=1", "b=x"]) == '{"a":1,"b":"x"}'
+    # A number stays one however long it is.
+    assert parse_params(free, [f"n={LONG}"]) == f'{{"n":{LONG}}}'
+    assert parse_params(DECLARED, ["samples=7"]) == '{"samples":7,"seed_block":1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            '{"retries": 1180591620717411303424}',
+            "tasksprint.json has 'retries': 1180591620717411303424, expected an integer from 0 "
+            "to 2**53 - 1",
+        ),
+        (
+            '{"name": "\\ud800"}',
+            "tasksprint.json has '\\ud800', half of a surrogate pair, in a text",
+        ),
+    ],
+)
+def test_a_manifest_is_read_exactly(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_manifest(text, directory=tmp_path)
+    assert str(caught.value) == sentence
+
+
+MANIFEST = {"scheduler": ["s.sh"], "node": ["attached:x"]}
+
+
+def submission(**changed: Any) -> dict[str, Any]:
+    """Return the members of a request that submits a job; None leaves one out."""
+    manifest = {**MANIFEST, **changed.pop("manifest", {})}
+    whole = {
+        **{"sender": "me", "request": 1, "name": "job", "seed": 5, "params": "{}"},
+        **{"program": "0" * 64, "manifest": json.dumps(manifest)},
+        **changed,
+    }
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seed": -1}, "'seed' is -1, expected an integer from 0 to 2**63 - 1"),
+        ({"seed": 2**63}, f"'seed' is {2**63}, expected an integer from 0 to 2**63 - 1"),
+        ({"seed": 2**70}, f"'seed' is {2**70}, expected an integer from 0 to 2**63 - 1"),
+        ({"seed": 1.0}, "'seed' is 1.0, expected an integer from 0 to 2**63 - 1"),
+        ({"seed": True}, "'seed' is true, expected an integer from 0 to 2**63 - 1"),
+        ({"seed": "5"}, "'seed' is \"5\", expected an integer from 0 to 2**63 - 1"),
+        ({"seed": None}, "'seed' is null, expected an integer from 0 to 2**63 - 1"),
+        ({"request": -1}, "'request' is -1, expected an integer from 0 to 2**63 - 1"),
+        ({"params": "[1]"}, "the job's parameters: found [1], expected a JSON object"),
+        ({"params": "5"}, "the job's parameters: found 5, expected a JSON object"),
+        ({"params": {}}, "'params' is {}, expected a string"),
+        ({"params": '{"a":1,"a":2}'}, "the job's parameters: 'a' stands twice in one object"),
+        (
+            {"params": f'{{"n":{LONG}}}'},
+            "the job's parameters: a number is too large; give numbers of more than 308 digits "
+            "as strings",
+        ),
+        ({"name": "n" * 1025}, "'name' has 1025 bytes, expected at most 1024"),
+        ({"name": 5}, "'name' is 5, expected a string"),
+        ({"sender": "é" * 513}, "'sender' has 1026 bytes, expected at most 1024"),
+        ({"colour": "red"}, "the body has an unknown member 'colour'"),
+        (
+            {"manifest": {"retries": 2**70}},
+            f"the manifest's 'retries' is {2**70}, expected an integer from 0 to 2**53 - 1",
+        ),
+        (
+            {"manifest": {"timeout_ms": 1.5}},
+            "the manifest's 'timeout_ms' is 1.5, expected an integer from 0 to 2**53 - 1",
+        ),
+        (
+            {"manifest": {"seed": 2**64}},
+            f"the manifest's 'seed' is {2**64}, expected an integer from 0 to 2**63 - 1",
+        ),
+        (
+            {"manifest": {"retires": 1}},
+            "the manifest has an unknown field 'retires'; did you mean 'retries'?",
+        ),
+        ({"manifest": {"interpreter": 5}}, "the manifest's 'interpreter' is not a string"),
+        ({"manifest": {"setup": "make"}}, "the manifest's 'setup' is not a list of strings"),
+        (
+            {"manifest": {"environment": {"A": 1}}},
+            "the manifest's 'environment' is not an object of texts",
+        ),
+    ],
+)
+def test_a_submission_that_cannot_be_meant_is_refused_exactly(
+    changed: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        read_submit(json.dumps(submission(**changed)).encode())
+    assert str(caught.value) == sentence
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b'{"sender":"\\ud800"}', b"[" * 100_000])
+def test_a_submission_that_is_no_json_is_refused(body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        read_submit(body)
+    assert caught.value.status == 400
+
+
+def test_numbers_of_a_job_stay_as_they_were_written() -> None:
+    params = '{"n": 1180591620717411303424, "x": 1.0e5}'
+    manifest = {"params": json.loads(params), "retries": 2**53 - 1}
+    fields = submission(params=params, manifest=manifest)
+    command = read_submit(json.dumps(fields).encode())
+    assert command.params == params
+    # Those of the manifest would say it a second time, and less exactly.
+    assert json.loads(command.manifest) == {
+        **{"scheduler": ["s.sh"], "node": "attached:x"},
+        "retries": 2**53 - 1,
+    }
+
+
+def test_what_is_refused_is_not_answered_with_200(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            asked = json.dumps({"sender": "me", "request": 1, "reason": ""}).encode()
+            for path, status, error in [
+                ("/v1/jobs/7/cancel", 404, "there is no job 7"),
+                ("/v1/jobs/7/forget", 404, "there is no job 7"),
+            ]:
+                answer = await leader.ask("POST", path, body=asked.replace(b"me", path.encode()))
+                assert (answer.status, answer.json()) == (status, {"error": error})
+            refused = json.dumps(submission(seed=-1)).encode()
+            answer = await leader.ask("POST", "/v1/jobs", body=refused)
+            assert answer.status == 400
+            assert answer.json() == {
+                "error": "'seed' is -1, expected an integer from 0 to 2**63 - 1"
+            }
+
+    run(main)
+
+
+def test_long_names_end_the_job_and_not_the_coordinators_memory() -> None:
+    for command, error in [
+        (StartTask("n" * 1025), "task 0 has the name '" + "n" * 40 + "…' of 1025 bytes, more "),
+        (StartTask("a", keys=("é" * 513,)), "task 0 has the key '" + "é" * 40 + "…' of 1026 byt"),
+        (
+            StartTask("a", keys=("k",) * 20 + ("k" * 1025,)),
+            "task 0 has the key '" + "k" * 40 + "…' of 1025 bytes, more than 1024 (name_",
+        ),
+    ]:
+        world = World()
+        job = world.submit()
+        world.answer(job, command)
+        summary = world.schedule.job_summary(job)
+        assert summary is not None
+        assert summary["state"] == "failed"
+        assert error in str(summary["error"])
+    long = World()
+    assert long.submit(name="n" * 1024) == 1

@@ -88,7 +88,8 @@ def test_backup_of_a_busy_cluster_goes_on_elsewhere(
         while not stop.is_set():
             number += 1
             body = json.dumps({"sender": f"s{number}", "request": 1, "reason": ""}).encode()
-            cluster.request("POST", "/v1/jobs/999/cancel", body=body)
+            with pytest.raises(Refused, match="there is no job 999"):
+                cluster.request("POST", "/v1/jobs/999/cancel", body=body)
 
     loader = threading.Thread(target=load)
     loader.start()

@@ -466,6 +466,12 @@ def test_param_without_a_value(what: str, served: Served, job: Path) -> None:
     served.commands.fails(what, "submit", str(job), "--param", "seconds")
 
 
+@row("`--param` that the manifest doesn't declare")
+def test_param_that_is_misspelled(what: str, served: Served, job: Path) -> None:
+    (job / "tasksprint.json").write_text('{"params": {"seconds": 5}}')
+    served.commands.fails(what, "submit", str(job), "--param", "secnods=1")
+
+
 @row("seed that no seed can be")
 def test_seed_below_zero(what: str, served: Served, job: Path) -> None:
     served.commands.fails(what, "submit", str(job), "--seed", "-1")
@@ -479,7 +485,7 @@ def test_kept_directory_that_exists(what: str, commands: Commands, job: Path) ->
 @pytest.mark.parametrize(
     ("manifest", "error"),
     [
-        ("[]", "the manifest is no JSON object"),
+        ("[]", "the manifest: found [], expected a JSON object"),
         ('{"node": ["node.py"]}', "the manifest's 'scheduler' is not a list of strings"),
         ('{"scheduler": ["s.py"], "node": [7]}', "the manifest's 'node' is not a list of strings"),
         ('{"scheduler": ["s.py"], "node": []}', "the manifest's 'node' is empty"),
@@ -523,6 +529,12 @@ def test_result_of_an_unknown_job(what: str, served: Served) -> None:
 def test_result_of_an_unknown_task(what: str, served: Served) -> None:
     job = served.jobs["value is NaN"]
     served.commands.fails(what, "result", str(job), "--task", "999")
+
+
+@row("logs of an unknown task")
+def test_logs_of_an_unknown_task(what: str, served: Served) -> None:
+    job = served.jobs["value is NaN"]
+    served.commands.fails(what, "logs", str(job), "999")
 
 
 @row("values of a task that isn't done")
@@ -986,9 +998,10 @@ def test_disk_is_full(what: str, tmp_path: Path, command: list[str]) -> None:
         with pytest.raises(PeerUnreachable):
             for request in range(1_000):
                 body = json.dumps({"sender": "x" * 1_000, "request": request, "reason": "x"})
-                machines.connect().request(
-                    "POST", "/v1/jobs/9/cancel", body=body.encode(), give_up_ms=500
-                )
+                with contextlib.suppress(Refused):  # There is no such job, says the log.
+                    machines.connect().request(
+                        "POST", "/v1/jobs/9/cancel", body=body.encode(), give_up_ms=500
+                    )
         check_stop(what, machines)
         file.unlink()
         machines.start("coordinator-1")

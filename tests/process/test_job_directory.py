@@ -141,7 +141,7 @@ def test_job_with_two_schedulers(job: Path) -> None:
         ),
         (
             {"retries": True},
-            "tasksprint.json has 'retries': true, expected an integer from 0 to 2**63 - 1",
+            "tasksprint.json has 'retries': true, expected an integer from 0 to 2**53 - 1",
         ),
         ({"params": [1]}, "tasksprint.json has 'params': [1], expected an object"),
         (

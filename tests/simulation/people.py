@@ -31,6 +31,8 @@ __all__ = ["JobRequest", "KeptResults", "People", "now_us"]
 
 _UNAVAILABLE = 503
 _NOT_FOUND = 404
+# Answers to commands that make no sense now: the log says so, and for good.
+_REFUSALS = (404, 409)
 _TRY_PAUSE_S = 0.1
 _TIMEOUT_MS = 3_000.0
 # A submit that nobody acknowledges for so long is left alone, until all is healed.
@@ -466,7 +468,7 @@ class _Person:
         reply: tuple[Hashable, ...] | None = None
         if answer is not None:
             status, content = answer
-            if status == 200:
+            if status == 200 or (status in _REFUSALS and call[0] in ("cancel", "forget")):
                 reply = read(json.loads(content))
             elif status == _NOT_FOUND and call[0] == "status":
                 reply = ABSENT

@@ -43,6 +43,8 @@ _PROBING = Settings(connect_timeout_ms=500, answer_timeout_ms=700)
 _TRY_PAUSE_S = 0.05
 _SUBMITTERS = 3
 _NOT_FOUND = 404
+# Answers to commands that make no sense now: the log says so, and for good.
+_REFUSALS = (404, 409)
 _REFUSED = 409
 
 
@@ -368,7 +370,11 @@ class Load:
         returned = now()
         reply: Hashable = None
         is_read = call[0] in ("status", "list", "members")
-        if response is not None and response.status == 200:
+        is_told = response is not None and (
+            response.status == 200
+            or (response.status in _REFUSALS and call[0] in ("cancel", "forget"))
+        )
+        if response is not None and is_told:
             self._leader = address
             try:
                 reply = read(json.loads(response.body))
