@@ -19,7 +19,11 @@ from tasksprint.coordination.view import Drop, DropJob, Stop
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 
-__all__ = ["Client", "ViewChanges", "client_row", "restore_client"]
+__all__ = ["FORMER", "Client", "ViewChanges", "client_row", "restore_client"]
+
+# In place of the incarnation of a client of a former cluster (Schedule.found_anew); those
+# that clients draw are hex digits.
+FORMER = Incarnation("former")
 
 
 class ViewChanges:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tasksprint.coordination.clients import Client, ViewChanges
+from tasksprint.coordination.clients import FORMER, Client, ViewChanges
 from tasksprint.coordination.commands import (
     Held,
     JoinClient,
@@ -165,6 +165,13 @@ class Liveness:
         """Return a living client in this incarnation; None: there is none."""
         client = self._state.clients.get(cid)
         if client is None or not client.is_alive or client.incarnation != incarnation:
+            return None
+        return client
+
+    def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
+        """Return a client that lives in another incarnation than this one; None: it doesn't."""
+        client = self._state.clients.get(cid)
+        if client is None or not client.is_alive or client.incarnation in (incarnation, FORMER):
             return None
         return client
 

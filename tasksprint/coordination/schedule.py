@@ -15,7 +15,7 @@ from tasksprint.coordination import reading
 from tasksprint.coordination.answers import Answers
 from tasksprint.coordination.applied import Applied, ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.check import check
-from tasksprint.coordination.clients import client_row
+from tasksprint.coordination.clients import FORMER, Client, client_row
 from tasksprint.coordination.commands import (
     Answer,
     CancelJob,
@@ -150,7 +150,7 @@ class Schedule:
             return ()
         for client in state.clients.values():
             if client.is_alive:
-                client.incarnation = Incarnation("former")  # They draw hex digits.
+                client.incarnation = FORMER
                 client.sender = f"{client.cid} {client.incarnation}"
                 changes.clients[client] = None
         for job in state.running.values():
@@ -309,6 +309,10 @@ class Schedule:
         """
         client = self._liveness.find(cid, incarnation)
         return None if client is None else reading.view(self._state, client, since)
+
+    def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
+        """Return the client in the life that took the place of this one; None: none did."""
+        return self._liveness.replacement(cid, incarnation)
 
     def reply_to(self, sender: str, request: int) -> bytes | None:
         """Return what a person's request was answered with; None: it wasn't applied yet."""

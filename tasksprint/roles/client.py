@@ -60,6 +60,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachedProgram, socket_path
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
 from tasksprint.roles.client_fetch import Fetcher
+from tasksprint.roles.client_lives import ClientLives
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
@@ -119,6 +120,7 @@ class Client:
         self.leader = Leader(
             options.coordinators, self.http, random, self.now_ms, refuse=self._other_cluster
         )
+        self._lives = ClientLives(options.data_dir, random)
         self.started_ms = self.now_ms()
         self.database_path = store.path
         self.free_space = FreeSpace(settings, options.data_dir)
@@ -272,7 +274,7 @@ class Client:
 
     async def _join(self) -> None:
         """Join, or join anew: under a new incarnation, with what the store holds."""
-        incarnation = Incarnation(self.surroundings.new_incarnation())
+        incarnation = self._lives.begin(Incarnation(self.surroundings.new_incarnation()))
         held = self.workbench.held_results()
         most = self.settings.command_bytes_max // _HELD_BYTES_MAX
         if len(held) > most:
@@ -304,6 +306,7 @@ class Client:
         cid = ClientId(number)
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
+        self._lives.joined(self.now_ms())
         self.attached_changed()
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
@@ -329,8 +332,10 @@ class Client:
             }
             response = await self.leader.request("GET", "/v1/view", query=query, wait_ms=wait_ms)
             if response.status == _CONFLICT:
-                _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
                 self._joined.clear()
+                self._lives.give_way(workbench.cid, response.json_object())
+                _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
+                await self._lives.pause(self.now_ms())
                 await self._join()
                 continue
             view = decode_view(response.checked().body)

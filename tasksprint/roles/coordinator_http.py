@@ -12,6 +12,7 @@ import logging
 from functools import partial
 from typing import Any
 
+from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import (
     CancelJob,
     ForgetJob,
@@ -166,7 +167,7 @@ class CoordinatorPaths:
             except NotLeader as error:
                 return not_leader_response(error)
             if view is None:
-                return json_response({"error": "unknown or dead", "rejoin": True}, status=409)
+                return _not_alive(schedule.replacement(cid, incarnation))
             coordinator.heard(incarnation)
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
@@ -422,6 +423,19 @@ def _version(summary: dict[str, Any]) -> str:
     counts = summary["tasks"]
     state = summary["state"] + (" waits" if summary["obstacle"] else "")
     return f"{state}:" + ",".join(str(counts[state]) for state in sorted(counts))
+
+
+def _not_alive(replacement: Client | None) -> Response:
+    """Send a client away whose incarnation doesn't live, and tell which one does instead."""
+    told: dict[str, Any] = {"error": "unknown or dead"}
+    if replacement is not None:
+        told = {
+            "error": "replaced",
+            "incarnation": replacement.incarnation,
+            "address": replacement.address,
+            "hostname": replacement.hostname,
+        }
+    return json_response(told, status=409)
 
 
 def _object(request: Request) -> dict[str, Any]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+from random import Random
 from typing import Any, cast
+
+import pytest
 
 from tasksprint.consensus import Heartbeat, Mark, Prepare, Promise
 from tasksprint.consensus.lives import Lives
+from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import SettingsError
-from tasksprint.ids import ReplicaId, Slot
+from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
+from tasksprint.roles import client_lives
+from tasksprint.roles.client_lives import ClientLives
 from tasksprint.roles.peers import Peers
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, make, sent
 from tests.consensus.test_marks import said
+from tests.coordination.world import World
 from tests.net.support import run, until
 from tests.net.test_streams import Replica, replicas
+from tests.roles import client_world
 
 TWO = ReplicaId(2)
 SETTINGS = Settings()
@@ -181,3 +191,81 @@ def test_process_that_is_refused_for_long_ends() -> None:
         "data directory '/var/3' is that of a replica which runs elsewhere; replica 1 says: "
         "replica 3 runs already"
     )
+
+
+# --- clients ---
+
+SUCCESSOR = {"incarnation": "b" * 16, "hostname": "elsewhere", "address": "10.0.0.9:7071"}
+
+
+def join(incarnation: str) -> JoinClient:
+    return JoinClient("aa", Incarnation(incarnation), "h:1", "host", 1)
+
+
+def test_state_tells_a_replaced_client_from_a_silent_one() -> None:
+    world = World()
+    one, two = Incarnation("1"), Incarnation("2")
+    cid = ClientId(1)
+    world.apply(join("1"))
+    schedule = world.schedule
+    assert schedule.replacement(cid, one) is None  # It lives.
+    world.apply(join("2"))
+    found = schedule.replacement(cid, one)
+    assert found is not None and (found.incarnation, found.address) == (two, "h:1")
+    assert schedule.replacement(cid, two) is None
+    schedule.found_anew("c0ffee", (ReplicaId(1),))
+    assert schedule.replacement(cid, one) is None  # Whoever lives joins the new cluster.
+
+
+def test_client_that_was_replaced_ends_and_says_by_whom(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with client_world.world(tmp_path) as here:
+            here.coordinator.replacement = SUCCESSOR
+            here.coordinator.declare_dead()
+            await client_world.until(here.client.stopped.done)
+        assert len(here.coordinator.joins) == 1 and here.coordinator.left == []
+
+    with pytest.raises(SettingsError) as caught:
+        client_world.run(scenario)
+    assert str(caught.value) == (
+        "client 1 was started once more (on elsewhere, at 10.0.0.9:7071): this process, on "
+        f"{socket.gethostname()} with data directory {str(tmp_path)!r}, gives way to it; if a "
+        "data directory was copied, give each client an empty --data-dir of its own"
+    )
+
+
+def test_client_whose_own_former_join_counts_late_joins_again(tmp_path: Path) -> None:
+    """A join that a leader kept for long may come into the log behind a later one."""
+
+    async def scenario() -> None:
+        async with client_world.world(tmp_path) as here:
+            (first,) = here.coordinator.joins
+            here.coordinator.replacement = {**SUCCESSOR, "incarnation": first.incarnation}
+            here.coordinator.declare_dead()
+            await client_world.until(lambda: len(here.coordinator.joins) == 2)
+
+    client_world.run(scenario)
+
+
+def test_short_lives_follow_each_other_more_and_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(duration_s: float) -> None:
+        pauses.append(duration_s)
+
+    monkeypatch.setattr(client_lives.asyncio, "sleep", sleep)
+
+    async def scenario() -> None:
+        lives = ClientLives(Path("d"), Random(1))
+        lives.joined(0)
+        for now_ms in range(0, 10_000, 1_000):
+            await lives.pause(now_ms)
+            lives.joined(now_ms)
+        assert 0.2 <= pauses[0] <= 0.3 and pauses[0] < pauses[1] < pauses[2]
+        assert all(5 <= pause <= 7.5 for pause in pauses[5:])
+        await lives.pause(30_000)  # That one was no short life.
+        assert len(pauses) == 10
+
+    run(scenario)

@@ -152,9 +152,8 @@ class Commands:
         with mock.patch.dict(os.environ, {**self.environment, **environment}, clear=True):
             return in_this_process(*arguments)
 
-    @contextlib.contextmanager
-    def running(self, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
-        """Start a role, wait until its log says `until`, and stop it at the end."""
+    def start(self, *arguments: str, until: str) -> subprocess.Popen[str]:
+        """Start a role, and wait until its log says `until`."""
         process = subprocess.Popen(
             [sys.executable, str(self.archive), *arguments],
             stdout=subprocess.DEVNULL,
@@ -163,13 +162,18 @@ class Commands:
             cwd=self.folder,
             env=self.environment,
         )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if until in line:
+                return process
+        process.wait()
+        raise AssertionError(f"{arguments} ended without saying {until!r}")
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a role, wait until its log says `until`, and stop it at the end."""
+        process = self.start(*arguments, until=until)
         try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if until in line:
-                    break
-            else:
-                raise AssertionError(f"{arguments} ended without saying {until!r}")
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
@@ -855,6 +859,46 @@ def test_data_directory_of_a_client_of_another_cluster(
     ):
         pass
     served.commands.fails(what, "client", "--data-dir", str(tmp_path / "client"))
+
+
+@pytest.mark.long
+@row("replica that is started twice, from a copied data directory")
+def test_replica_that_is_started_twice(what: str, commands: Commands, tmp_path: Path) -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    peers = ",".join(f"{number}={address}" for number, address in enumerate(addresses, 1))
+
+    def arguments(number: int, folder: str, address: str) -> list[str]:
+        started = ["coordinator", "--id", str(number), "--peers", peers, "--listen", address]
+        return [*started, "--data-dir", str(tmp_path / folder)]
+
+    with contextlib.ExitStack() as running:
+        for number, address in enumerate(addresses, 1):
+            role = arguments(number, f"c{number}", address)
+            said = "listens on" if number == 1 else "peer=1 connected"
+            running.enter_context(commands.running(*role, until=said))
+        shutil.copytree(tmp_path / "c2", tmp_path / "copy")
+        copy = arguments(2, "copy", f"127.0.0.1:{free_port()}")
+        soon = json.dumps({**SETTINGS, "unacknowledged_timeout_ms": 400})
+        done = commands(*copy, TASKSPRINT_SETTINGS=soon)
+        assert "isn't heard" in done.stderr
+        check(what, done.returncode, done.stderr)
+
+
+@pytest.mark.long
+@row("client that is started twice, from a copied data directory")
+def test_client_that_is_started_twice(what: str, served: Served, tmp_path: Path) -> None:
+    address = served.private.addresses[0]
+
+    def arguments(folder: str) -> list[str]:
+        return ["client", "--coordinators", address, "--data-dir", str(tmp_path / folder)]
+
+    commands = served.commands
+    first = commands.start(*arguments("k"), until="joined cluster")
+    shutil.copytree(tmp_path / "k", tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
+    with commands.running(*arguments("copy"), until="joined cluster") as second:
+        _, said = first.communicate(timeout=DEADLINE_S)
+        check(what, first.returncode, said)
+        assert second.poll() is None
 
 
 @row("data directory of a newer format")

@@ -89,6 +89,7 @@ class Coordinator:
         self.completions: list[Completion] = []
         self.failures: list[Failure] = []
         self.lost: list[Lost] = []
+        self.replacement: dict[str, str] = {}  # told to who isn't alive
         self.is_deaf = False  # True: reports are refused as those of a dead client
         self._views: dict[ClientId, list[View]] = {}
         self.version = 0  # of the last view that was given
@@ -142,7 +143,8 @@ class Coordinator:
         cid = ClientId(int(request.query["cid"]))
         for _ in range(2):
             if self._incarnations.get(cid) != request.query["incarnation"]:
-                return json_response({"error": "unknown or dead"}, status=409)
+                told = {"error": "unknown or dead", **self.replacement}
+                return json_response(told, status=409)
             if self._views.get(cid):
                 return Response(200, encode_view(self._views[cid].pop(0)))
             self._changed.clear()

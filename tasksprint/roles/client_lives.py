@@ -1,0 +1,73 @@
+"""The lives of one client: each time that it joins it is a new incarnation.
+
+It joins anew when it was declared dead, as it was silent for too long. But if a later one
+than its own has taken its place, another process has the same identity: a copied data
+directory, or the successor of this very process, which was stopped in its tracks and goes on
+now. Were both to join again and again, neither would finish anything; so the newest start
+stays, and the older one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tasksprint.errors import SettingsError
+from tasksprint.ids import ClientId, Incarnation
+
+__all__ = ["ClientLives"]
+
+# A life that was shorter than this was none: the next join waits, twice as long each time.
+_SHORT_LIFE_MS = 10_000
+_PAUSE_MIN_MS = 200
+_PAUSE_MAX_MS = 5_000
+# What is remembered of this process's own lives: a join may be counted late.
+_OWN_MAX = 100
+
+
+class ClientLives:
+    """What one client process knows of its incarnations."""
+
+    def __init__(self, data_dir: Path, random: Random) -> None:
+        self._data_dir = data_dir
+        self._random = random
+        self._own: deque[Incarnation] = deque(maxlen=_OWN_MAX)
+        self._joined_ms: int | None = None
+        self._pause_ms = 0
+
+    def begin(self, incarnation: Incarnation) -> Incarnation:
+        """Take a new incarnation, with which this process is going to join."""
+        self._own.append(incarnation)
+        return incarnation
+
+    def joined(self, now_ms: int) -> None:
+        """Note that this process has joined."""
+        self._joined_ms = now_ms
+
+    async def pause(self, now_ms: int) -> None:
+        """Wait before joining anew, unless the last life was a long one."""
+        if self._joined_ms is None or now_ms - self._joined_ms >= _SHORT_LIFE_MS:
+            self._pause_ms = 0
+            return
+        self._pause_ms = min(max(2 * self._pause_ms, _PAUSE_MIN_MS), _PAUSE_MAX_MS)
+        await asyncio.sleep(self._pause_ms * (1 + self._random.random() / 2) / 1000)
+
+    def give_way(self, cid: ClientId, told: dict[str, Any]) -> None:
+        """End this process if the coordinator names a successor; else it may join anew.
+
+        Raises:
+            SettingsError: It does.
+        """
+        successor = told.get("incarnation")
+        if not isinstance(successor, str) or successor in self._own:
+            return
+        where = f"on {told.get('hostname')!s:.80}, at {told.get('address')!s:.80}"
+        raise SettingsError(
+            f"client {cid} was started once more ({where}): this process, on "
+            f"{socket.gethostname()} with data directory {str(self._data_dir)!r}, gives way to it",
+            hint="if a data directory was copied, give each client an empty --data-dir of its own",
+        )
