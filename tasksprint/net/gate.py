@@ -31,6 +31,10 @@ _SIGNATURE = re.compile(
     r"TaskSprint time=([0-9]{1,15}),nonce=([0-9a-f]{16})([0-9a-f]{16}),mac=([0-9a-f]{64})"
 )
 
+# Kinds of warnings that are told within one interval, and what stands for the rest.
+_KINDS_MAX = 200
+_OTHERS = object()
+
 # Requests of one sender may overtake each other by so many (several connections).
 _WINDOW = 2_048
 # Senders remembered in one generation. Each start of a process is one; only holders of
@@ -198,7 +202,7 @@ class Gate:
         message = refusal.args[0]
         self._warnings.warn(
             (peer, refusal.status, message[:24]),
-            f"peer={peer} refused {method} {path!r} with {refusal.status}: {message}",
+            f"peer={peer} refused {method} {path[:200]!r} with {refusal.status}: {message:.400}",
         )
 
     def _check_host(self, host: str, bound_host: Callable[[], str]) -> None:
@@ -298,7 +302,8 @@ def _token_text(method: str, headers: Mapping[str, str], query: Mapping[str, str
 class CountedWarnings:
     """Logs the first warning of each kind, and later how often it came again.
 
-    Kinds are bounded: at a thousand of them the memory starts anew.
+    Kinds are bounded within an interval, and those that come after count as one: who
+    can make them up, as a peer with many addresses, fills neither memory nor log.
     """
 
     def __init__(
@@ -316,12 +321,18 @@ class CountedWarnings:
     def warn(self, kind: object, message: str) -> None:
         """Log the message, or count it if one of this kind was logged a short while ago."""
         now_ms = self._now_ms()
+        if kind not in self._kinds and len(self._kinds) >= _KINDS_MAX:
+            self._kinds = {
+                known: (last_ms, unsaid)
+                for known, (last_ms, unsaid) in self._kinds.items()
+                if now_ms - last_ms < self._interval_ms
+            }
+            if len(self._kinds) >= _KINDS_MAX:
+                kind = _OTHERS
         last_ms, unsaid = self._kinds.get(kind, (None, 0))
         if last_ms is not None and now_ms - last_ms < self._interval_ms:
             self._kinds[kind] = (last_ms, unsaid + 1)
             return
-        if len(self._kinds) >= 1_000:
-            self._kinds.clear()
         self._kinds[kind] = (now_ms, 0)
         if unsaid:
             message = f"{message} (and {unsaid} more like it before)"

@@ -214,7 +214,7 @@ class Exchange:
         service, request = self._service, self.request
         method, path = (request.method, request.path) if request else ("?", "?")
         if not isinstance(error, TaskSprintError) or isinstance(error, LocalProtocolError):
-            service.bugs.tell(f"{method} {path!r} of {self._peer}", error)
+            service.bugs.tell(f"{method} {path[:200]!r} of {self._peer}", error)
             return error_response(
                 500,
                 f"a bug in this process: {type(error).__name__}",

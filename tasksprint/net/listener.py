@@ -20,8 +20,9 @@ __all__ = ["BACKLOG", "Listener"]
 
 # Newcomers that the kernel keeps; it may allow fewer (net.core.somaxconn).
 BACKLOG = 4_096
-# Accepted in one turn of the loop: a crowd must not keep the others waiting.
-_ACCEPTS_MAX = 64
+# Accepted in one turn of the loop: a crowd must not keep the others waiting, nor take
+# descriptors faster than those of dropped strangers are closed.
+_ACCEPTS_MAX = 16
 # After a connection that couldn't be accepted: until the descriptor of the one that was
 # dropped is free; or, where none was, until somebody else closes one.
 _SHORT_PAUSE_S = 0.01

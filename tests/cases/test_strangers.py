@@ -256,6 +256,19 @@ def test_step_of_a_core_that_fails_by_a_bug_stops_the_role() -> None:
     assert [str(each) for each in failures] == ["a broken invariant"]
 
 
+def test_refusal_of_a_long_path_is_a_short_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with (
+            serving(_routes(), gate=Gate(KEY, SETTINGS)) as server,
+            raw_connection(server.address) as raw,
+        ):
+            raw.write(_head("/" + "x" * 10_000, f"Origin: {'y' * 3_000}"))
+            assert (await raw.answer())[0] == 403
+
+    run(main)
+    assert [len(each.getMessage()) < 1_000 for each in caplog.records] == [True]
+
+
 # --- bounded before proven --------------------------------------------------------------
 
 

@@ -383,3 +383,14 @@ def test_repeated_warning_says_how_often_it_came(caplog: pytest.LogCaptureFixtur
         "at 100 (and 2 more like it before)",
         "at 300 (and 1 more like it before)",
     ]
+
+
+def test_made_up_kinds_of_warnings_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0]
+    warnings = CountedWarnings(logging.getLogger("test"), interval_ms=100, now_ms=lambda: now[0])
+    for number in range(5_000):
+        warnings.warn(number, f"kind {number}")
+    assert caplog.messages == [f"kind {number}" for number in range(201)]
+    now[0] = 100
+    warnings.warn("kind", "afterwards")
+    assert caplog.messages[201:] == ["afterwards"]
