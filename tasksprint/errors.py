@@ -2,6 +2,7 @@
 
     TaskSprintError
     ├── LocalProtocolError        our bug: this process was about to break a protocol
+    │   └── CommandFailed         … or can't apply a command of the log
     ├── RemoteProtocolError       somebody else broke a protocol; the connection or attempt ends
     ├── NodeFailed                a node crashed, hung, or answered nonsense; the attempt ends
     ├── SchedulerFailed           a scheduler crashed, hung, or answered nonsense
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 __all__ = [
     "EXIT_OK",
+    "CommandFailed",
     "DiskFull",
     "JobFailed",
     "LocalProtocolError",
@@ -61,6 +63,47 @@ class TaskSprintError(Exception):
 
 class LocalProtocolError(TaskSprintError):
     """This process was about to break a protocol: our bug, so it stops."""
+
+
+class CommandFailed(LocalProtocolError):
+    """A chosen command can't be applied: our bug, the same on every replica.
+
+    Or, of little memory or a broken machine, the fault of this one only (`is_local`).
+    """
+
+    def __init__(
+        self, slot: int, command: int, digest: str, cause: BaseException | str, *, of: int
+    ) -> None:
+        """Say which command it is.
+
+        Args:
+            command: Its index in the entry; or that of the last one, if it isn't known
+                which of all of them it is (`is_exact`).
+            digest: SHA-256 of its bytes, hex.
+            cause: What was raised, or that in words.
+            of: How many there are in the entry.
+        """
+        self.slot, self.command, self.digest, self.of = slot, command, digest, of
+        self.is_exact = command < of
+        self.is_local = isinstance(cause, MemoryError | RecursionError | OSError)
+        words = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        self.why = words.rstrip(": ")
+        if self.is_local:
+            hint = (
+                "that is this machine's doing, and the others go on; see to its memory and its "
+                "disk, and start this replica again"
+            )
+        else:
+            hint = (
+                "this is a bug of TaskSprint that stops every replica here; to go on without "
+                "this command, stop all coordinators, and for each run: tasksprint log skip "
+                f"{slot} {min(command, of - 1)} {digest} --data-dir DIR"
+            )
+        super().__init__(
+            f"command {min(command, of - 1)} of slot {slot} (SHA-256 {digest}) can't be "
+            f"applied: {self.why}",
+            hint=hint,
+        )
 
 
 class RemoteProtocolError(TaskSprintError):

@@ -34,6 +34,7 @@ from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.membership import Membership, decode_membership, encode_membership
 from tasksprint.consensus.messages import Envelope, Found, Hello, Marks, Stale, Stranger
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.skips import describe_skips
 from tasksprint.ids import Incarnation, ReplicaId
 
 __all__ = ["Admission"]
@@ -52,6 +53,7 @@ class Admission:
         incarnation: Incarnation,
         foundation: Foundation,
         founding: bytes | None,
+        skips: bytes,
         memberships: Memberships,
         learner: Learner,
         outbox: Outbox,
@@ -60,6 +62,8 @@ class Admission:
         self._me = outbox.me
         self._incarnation = incarnation
         self._foundation = foundation
+        foundation.skips = skips
+        self._refused: set[ReplicaId] = set()  # members that don't apply what this one does
         self._memberships = memberships
         self._learner = learner
         self._outbox = outbox
@@ -67,6 +71,7 @@ class Admission:
         self.founding: Founding | None = None
         # Whose messages count: everybody who has or will have a part, in this very life.
         self.incarnations: Mapping[ReplicaId, Incarnation] = {}
+        self._known: Mapping[ReplicaId, Incarnation] = {}  # the same, and `_refused`
         self.addresses: dict[ReplicaId, str] = {}  # of the same, without this one
         self._sent_home_by: set[ReplicaId] = set()  # who said that this replica was removed
         outbox.peers = foundation.peers
@@ -82,6 +87,16 @@ class Admission:
         known = self.incarnations.get(self._me)
         if known is not None and known != incarnation:
             outbox.fatal = lost_disk(self._me, incarnation, known)
+
+    @property
+    def skips(self) -> bytes:
+        """The commands of the log that aren't applied here (skips.py)."""
+        return self._foundation.skips
+
+    def connected(self, peer: ReplicaId) -> None:
+        """Say what isn't applied here, before anything that rests on it."""
+        if self.skips and self.founding is not None and self._outbox.fatal is None:
+            self._outbox.send(peer, self._foundation.hello(peer, self.founding.cluster))
 
     @property
     def is_founder(self) -> bool:
@@ -124,12 +139,17 @@ class Admission:
     def refresh(self) -> None:
         """Take over who belongs to the cluster now."""
         roster = self._memberships.roster(self._learner.chosen_end)
-        self.incarnations = {replica: member.incarnation for replica, member in roster.items()}
+        self._known = {replica: member.incarnation for replica, member in roster.items()}
+        self.incarnations = {
+            replica: incarnation
+            for replica, incarnation in self._known.items()
+            if replica not in self._refused
+        }
         self.addresses = {
             replica: member.address for replica, member in roster.items() if replica != self._me
         }
         self._outbox.peers = tuple(self.addresses)
-        self._outbox.numbers.keep(self.incarnations.values())
+        self._outbox.numbers.keep(self._known.values())
 
     # --- disks that went back in time ---
 
@@ -173,6 +193,8 @@ class Admission:
                     self._hear_older(source, message.life, message.seen)
             case Marks() if self.incarnations.get(source) == envelope.source_incarnation:
                 self._hear_marks(source, message)
+            case _ if source in self._refused:
+                pass  # It has heard why.
             case _ if self.founding is not None:
                 self._refuse(source, envelope.source_incarnation, self.founding)
             case _:
@@ -192,7 +214,7 @@ class Admission:
             if hello.heard != self._incarnation:
                 self._outbox.send(source, self._foundation.hello(source, None))
             self.try_found()
-        elif self.incarnations.get(source) != incarnation:
+        elif self._known.get(source) != incarnation:
             self._refuse(source, incarnation, founding)
         elif hello.cluster is None:
             # Our own founding entry may be on its way to the disk still.
@@ -202,9 +224,30 @@ class Admission:
                 f"replica {source} belongs to cluster {hello.cluster!r}, this replica to "
                 f"{founding.cluster!r}; start them with the peers of their own cluster"
             )
+        else:
+            self._compare_skips(source, hello)
+
+    def _compare_skips(self, source: ReplicaId, hello: Hello) -> None:
+        """Hear a member only if it leaves out the same commands: else states would differ."""
+        is_refused = hello.skips != self.skips
+        if is_refused:
+            self._outbox.note_once(
+                f"refuses messages of replica {source}: it skips other commands of the log "
+                f"({describe_skips(hello.skips)}) than replica {self._me} "
+                f"({describe_skips(self.skips)}); stop both, and let 'tasksprint log skip' mark "
+                "the same ones in the data directories of all members"
+            )
+            if hello.heard != self._incarnation:
+                assert self.founding is not None
+                answer = self._foundation.hello(source, self.founding.cluster)
+                self._outbox.send(source, answer)
+        if is_refused != (source in self._refused):
+            self._refused ^= {source}
+            self.refresh()
 
     def _introduction(self, founding: Founding) -> Found:
-        return Found(encode_founding(founding), encode_membership(self._governing()))
+        membership = encode_membership(self._governing())
+        return Found(encode_founding(founding), membership, self.skips)
 
     def _hear_found(self, source: ReplicaId, message: Found) -> None:
         founding = decode_founding(message.founding)
@@ -224,9 +267,11 @@ class Admission:
         if member.incarnation != self._incarnation:
             self._outbox.fatal = lost_disk(self._me, self._incarnation, member.incarnation)
             return
+        self._foundation.skips = message.skips
         self._join(founding)
         self._introduce(membership)
         self._outbox.write_founding(message.founding)
+        self._outbox.write_skips(message.skips)
         self._outbox.note(f"joined cluster {founding.cluster}")
 
     def _introduce(self, membership: Membership) -> None:
@@ -276,7 +321,7 @@ class Admission:
         self._outbox.fatal = was_removed(self._me, cluster)
 
     def _refuse(self, source: ReplicaId, incarnation: Incarnation, founding: Founding) -> None:
-        expected = self.incarnations.get(source)
+        expected = self._known.get(source)
         governing = self._governing()
         self._outbox.send_after_persist(
             source,

@@ -62,6 +62,7 @@ class Persist(NamedTuple):
     # Who votes from which slot on, as far as it matters for open slots: what the entries
     # of the log said that may be truncated from now on.
     memberships: bytes | None = None
+    skips: bytes | None = None  # commands that aren't applied (skips.py)
     # This write's durable number, for which the replica is held to account (marks.py), and
     # what it knows of the others' numbers.
     durable: int | None = None
@@ -118,6 +119,7 @@ class Recovered:
     incarnation: Incarnation
     founding: bytes | None = None
     memberships: bytes | None = None  # None: the founding members
+    skips: bytes | None = None  # None: none
     promised: Ballot | None = None
     accepted: tuple[LogEntry, ...] = ()
     chosen_end: Slot = FIRST_SLOT

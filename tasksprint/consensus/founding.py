@@ -160,12 +160,13 @@ class Foundation:
         self._random = random
         self.members: tuple[ReplicaId, ...] = tuple(sorted({me, *members}))
         self.peers = tuple(member for member in self.members if member != me)
+        self.skips = b""  # commands that aren't applied here (skips.py)
         self._heard: dict[ReplicaId, Incarnation] = {}
         self._unfounded: dict[ReplicaId, Member] = {}
 
     def hello(self, target: ReplicaId, cluster: str | None) -> Hello:
         """Return what to say to `target`."""
-        return Hello(self._address, self._heard.get(target), cluster, self.members)
+        return Hello(self._address, self._heard.get(target), cluster, self.members, self.skips)
 
     def hear(self, source: ReplicaId, incarnation: Incarnation, hello: Hello) -> str | None:
         """Take note of a greeting.

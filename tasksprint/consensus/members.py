@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from tasksprint.consensus.founding import Founding, Member
+from tasksprint.consensus.founding import Founding, Member, decode_founding
 from tasksprint.consensus.membership import (
     ALPHA,
     Membership,
@@ -76,6 +76,16 @@ class Memberships:
         self._introduced: Membership | None = None
         self.has_news = False  # something was noted since `advance`
         self.next_slot = _NEVER  # when the next of the known memberships begins to govern
+
+    @classmethod
+    def remembered(cls, founding: bytes | None, memberships: bytes | None) -> Memberships:
+        """Return what a disk remembers: the founding entry, and what `encode` gave since."""
+        result = cls()
+        if founding is not None:
+            result.found(decode_founding(founding))
+        if memberships is not None:
+            result.restore(memberships)
+        return result
 
     # --- filling ---
 

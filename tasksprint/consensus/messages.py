@@ -54,6 +54,7 @@ class Hello:
     heard: Incarnation | None
     cluster: str | None  # None: unfounded
     members: tuple[ReplicaId, ...]  # founding members as its operator named them, sorted
+    skips: bytes = b""  # commands that it doesn't apply (skips.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Found:
 
     founding: bytes
     membership: bytes
+    skips: bytes = b""  # commands that members of the cluster don't apply (skips.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class Outbox:
         self._own_slots: list[Slot] = []
         self._founding: bytes | None = None
         self._memberships: bytes | None = None
+        self._skips: bytes | None = None
         self._written_end = learner.known_end
         self.confirmed_reads: list[int] = []
         self.failed_reads: list[int] = []
@@ -134,6 +135,10 @@ class Outbox:
     def write_founding(self, founding: bytes) -> None:
         """Make the founding entry durable."""
         self._founding = founding
+
+    def write_skips(self, skips: bytes) -> None:
+        """Make it durable which commands aren't applied; with the founding entry."""
+        self._skips = skips
 
     def write_memberships(self, memberships: bytes) -> None:
         """Make durable who votes, before the entries that say so can be truncated."""
@@ -238,6 +243,7 @@ class Outbox:
             chosen_end_write = self._written_end = chosen_end
         self._founding = None
         self._memberships = None
+        skips, self._skips = self._skips, None
         self._sequence += 1
         if self._is_loss_new:
             self._is_loss_new, self._loss_sequence = False, self._sequence
@@ -263,7 +269,7 @@ class Outbox:
             )
         )
         return Persist(
-            promised, entries, chosen_end_write, founding, memberships, durable, marks
+            promised, entries, chosen_end_write, founding, memberships, skips, durable, marks
         )
 
     @property

@@ -33,7 +33,7 @@ from tasksprint.consensus.effects import (
     Status,
 )
 from tasksprint.consensus.election import Election
-from tasksprint.consensus.founding import Foundation, Founding, Member, decode_founding
+from tasksprint.consensus.founding import Foundation, Founding, Member
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.lives import Lives
@@ -60,6 +60,7 @@ from tasksprint.consensus.messages import (
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.reconfiguration import Reconfiguration
+from tasksprint.consensus.skips import first_slots
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
@@ -95,11 +96,7 @@ class Replica:
         self._settings = settings
         self._now_ms = now_ms
         chosen_end = max(recovered.chosen_end, recovered.applied_end)
-        self._memberships = Memberships()
-        if recovered.founding is not None:
-            self._memberships.found(decode_founding(recovered.founding))
-        if recovered.memberships is not None:
-            self._memberships.restore(recovered.memberships)
+        self._memberships = Memberships.remembered(recovered.founding, recovered.memberships)
         self._learner = Learner(
             entries=recovered.accepted,
             chosen_end=chosen_end,
@@ -147,6 +144,7 @@ class Replica:
                 random=random,
             ),
             founding=recovered.founding,
+            skips=recovered.skips or b"",
             memberships=self._memberships,
             learner=self._learner,
             outbox=self._outbox,
@@ -222,6 +220,11 @@ class Replica:
         return self._admission.founding
 
     @property
+    def skips(self) -> dict[str, Slot]:
+        """Commands that aren't to be applied: digest of their bytes -> first slot (skips.py)."""
+        return first_slots(self._admission.skips)
+
+    @property
     def membership(self) -> Membership | None:
         """The newest membership that the log here knows chosen; None: unfounded."""
         return self._memberships.newest
@@ -245,15 +248,12 @@ class Replica:
         if self._admission.founding is None:
             return self._hello_ms
         if self._leadership is not None:
-            if not self._outbox.peers:
-                return _NEVER_MS
-            return self._leadership.deadline_ms
+            return self._leadership.deadline_ms if self._outbox.peers else _NEVER_MS
         deadline_ms = self._candidate.deadline_ms if self._may_stand else _NEVER_MS
         if self._is_leaving:
             deadline_ms = min(deadline_ms, self._hello_ms)
-        if self._catch_up.deadline_ms is not None:
-            deadline_ms = min(deadline_ms, self._catch_up.deadline_ms)
-        return deadline_ms
+        catch_up_ms = self._catch_up.deadline_ms
+        return deadline_ms if catch_up_ms is None else min(deadline_ms, catch_up_ms)
 
     def status(self) -> Status:
         """Return what an operator wants to know."""
@@ -400,6 +400,7 @@ class Replica:
 
     def connected(self, peer: ReplicaId, now_ms: int) -> None:
         """Learn that what is sent to a peer reaches it from now on."""
+        self._admission.connected(peer)
         self._candidate.reach(peer, now_ms)
 
     def disconnected(self, peer: ReplicaId, now_ms: int) -> None:
@@ -791,8 +792,7 @@ class Replica:
         self._learner.check()
         campaign = self._candidate.campaign
         assert self._leadership is None or campaign is None
-        if campaign is not None:
-            assert self._acceptor.promised == campaign.ballot
+        assert campaign is None or self._acceptor.promised == campaign.ballot
         if self._leadership is not None:
             self._leadership.check()
         if self._admission.founding is None:

@@ -9,7 +9,7 @@ are the state: `Schedule(rows=…)` is the same state again and goes on in the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from tasksprint.coordination import reading
 from tasksprint.coordination.answers import Answers
@@ -42,7 +42,7 @@ from tasksprint.coordination.state import Changes, State
 from tasksprint.coordination.tasks import task_row
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
-from tasksprint.errors import RemoteProtocolError
+from tasksprint.errors import CommandFailed, RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import Rules
 
@@ -62,6 +62,8 @@ class Schedule:
         mirror: In place of `rows`, who has them: only those that are needed are read,
             however many there are.
         decode: What `decode_command` does, for who has decoded some commands before.
+        skips: What operators said is to be left out: the digest of a command's bytes -> the
+            first slot where it is.
 
     Raises:
         StoreError: The rows are of another cluster or version of the rules.
@@ -76,6 +78,7 @@ class Schedule:
         rows: Iterable[Row] | None = None,
         mirror: Mirror | None = None,
         decode: Callable[[bytes], Command] = decode_command,
+        skips: Mapping[str, Slot] | None = None,
     ) -> None:
         state = State(cluster, members, rules)
         if rows is not None:
@@ -83,6 +86,7 @@ class Schedule:
         self._digest = restore(state, mirror) if mirror is not None else ""
         self._state = state
         self._decode = decode
+        self._skips = skips or {}
         self._facts = _facts(state)
         self._placement = Placement(state)
         self._lifecycle = Lifecycle(state, self._placement)
@@ -106,22 +110,35 @@ class Schedule:
 
         Args:
             members: Whose schedulers count from here on, if the entry changes that.
+
+        Raises:
+            CommandFailed: Our bug; nothing may be asked of this object any more.
         """
         state = self._state
         assert slot == state.applied + 1, f"slot {slot} after {state.applied}"
         state.slot = slot
         state.changes = Changes()
-        replies = tuple([self._apply_bytes(command) for command in commands])
-        if members is not None:
-            self._lifecycle.members_changed(members)
-        self._placement.settle()
-        state.applied = slot
-        changes = state.changes
+        replies: list[bytes | None] = []
+        try:
+            for command in commands:
+                replies.append(self._apply_bytes(command))
+            if members is not None:
+                self._lifecycle.members_changed(members)
+            self._placement.settle()
+            state.applied = slot
+            changes = state.changes
+            rows = self._commit(changes)
+        except Exception as error:
+            if not commands:
+                raise  # A membership; there is nothing to leave out.
+            failed = commands[min(len(replies), len(commands) - 1)]
+            digest = hashlib.sha256(failed).hexdigest()
+            raise CommandFailed(slot, len(replies), digest, error, of=len(commands)) from error
         return Applied(
-            replies,
+            tuple(replies),
             tuple(changes.events),
             tuple(changes.answers),
-            self._commit(changes),
+            rows,
             tuple(changes.views),
             tuple([job.job for job in (*changes.jobs, *changes.forgotten)]),
             changes.all_notes(),
@@ -161,6 +178,9 @@ class Schedule:
         return self._commit(changes)
 
     def _apply_bytes(self, data: bytes) -> bytes | None:
+        if self._skips and self._is_skipped(data):
+            self._state.note("left out a command, as its operators said")
+            return encode_json({"error": "left out, as the cluster's operators said"})
         try:
             command = self._decode(data)
         except RemoteProtocolError as error:
@@ -168,6 +188,11 @@ class Schedule:
             return encode_json({"error": str(error)})
         reply = self._apply_command(command)
         return reply.encode() if reply is not None else None
+
+    def _is_skipped(self, data: bytes) -> bool:
+        # In later slots, too: who sent it may not know its end, and sends it again.
+        first_slot = self._skips.get(hashlib.sha256(data).hexdigest())
+        return first_slot is not None and first_slot <= self._state.slot
 
     def _apply_command(self, command: Command) -> str | None:
         """Apply one command; return its reply, JSON."""

@@ -352,8 +352,7 @@ class Coordinator:
         read_id = self._last_read
         if not self.step(self.replica.read, read_id, self.monotonic_ms()):
             raise self.not_leader()
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._reads[read_id] = future
+        future = self._reads[read_id] = self.loop.create_future()
         self.wake()
         await future
         return self.require_schedule()
@@ -633,6 +632,7 @@ class Coordinator:
             rules=RULES,
             mirror=mirror,
             decode=self._waiting.decode,
+            skips=self.replica.skips,
         )
 
     def _applied_end(self) -> Slot:

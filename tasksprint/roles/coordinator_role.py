@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import EXIT_OK, SettingsError, StoreDamaged, UsageError
+from tasksprint.errors import EXIT_OK, CommandFailed, SettingsError, StoreDamaged, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
@@ -27,6 +27,7 @@ from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import check_replica_id, parse_addresses, parse_member
+from tasksprint.roles.log_skip import explain
 from tasksprint.roles.restore import refuse_half_restored
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.roles.terminal import PlainFormatter
@@ -86,7 +87,11 @@ def run_role(options: argparse.Namespace) -> int:
         key=key,
         join=join,
     )
-    return asyncio.run(_serve(coordinator_options, options.listen, options.listen_fd))
+    try:
+        return asyncio.run(_serve(coordinator_options, options.listen, options.listen_fd))
+    except CommandFailed as error:
+        _log.error("replica=%d can't go on", me, exc_info=error)
+        raise explain(error, data_dir, settings_from_environment()) from error
 
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:

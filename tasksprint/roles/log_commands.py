@@ -1,6 +1,6 @@
 """`log verify` and `log show`: what is in a coordinator's file or a backup, and is it whole?
 
-Both read only, beside a coordinator that may have the file open.
+Both read only, beside a coordinator that may have the file open. `log skip` stands in log_skip.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import EXIT_OK, RemoteProtocolError, SettingsError, StoreError, UsageError
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.log_skip import run_skip
 from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import Settings
 from tasksprint.store.backup_file import check_backup
@@ -35,6 +36,8 @@ def run_log_command(options: argparse.Namespace) -> int:
     settings = settings_from_environment()
     if options.action == "show":
         return _show(options, settings)
+    if options.action == "skip":
+        return run_skip(options, settings)
     if (options.file is None) == (options.data_dir is None):
         raise UsageError("name a backup's FILE, or --data-dir DIR", hint="one of the two")
     if options.file is not None:

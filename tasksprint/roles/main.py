@@ -503,6 +503,18 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir", metavar="DIR", type=directory, required=True, help="of a coordinator"
     )
     sub.add_argument("--slot", metavar="A..B", help="only these (default: all)")
+    sub = act(
+        "skip",
+        "leave out a command that no coordinator can apply; for each, while all are stopped",
+        "log skip 4711 0 9f86d081… --data-dir /var/lib/tasksprint/1",
+    )
+    sub.add_argument("slot", metavar="SLOT", type=int, help="of the log")
+    sub.add_argument("command_index", metavar="COMMAND", type=int, help="in the slot, from 0")
+    sub.add_argument("digest", metavar="DIGEST", help="the SHA-256 of its bytes")
+    sub.add_argument(
+        "--data-dir", metavar="DIR", type=directory, required=True, help="of a coordinator"
+    )
+    sub.add_argument("--undo", action="store_true", help="apply it after all")
 
     sub = add(
         "recover",

@@ -31,6 +31,7 @@ from tasksprint.consensus import (
 )
 from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership, decode_membership_value
+from tasksprint.consensus.skips import first_slots
 from tasksprint.coordination.rows import Key, Row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import (
@@ -112,6 +113,7 @@ class Survivor:
             members=tuple(member.replica for member in self.founding.members),
             rules=RULES,
             mirror=store if store.applied.slot else None,
+            skips=first_slots(recovered.skips),
         )
         self._rows: dict[tuple[str, Key], Row] = {}
         last, given_up = self._apply(recovered.accepted)
@@ -204,11 +206,7 @@ class Survivor:
 
 
 def _newest_membership(recovered: Recovered) -> Membership:
-    memberships = Memberships()
-    assert recovered.founding is not None
-    memberships.found(decode_founding(recovered.founding))
-    if recovered.memberships is not None:
-        memberships.restore(recovered.memberships)
+    memberships = Memberships.remembered(recovered.founding, recovered.memberships)
     assert memberships.newest is not None
     return memberships.newest
 

@@ -36,6 +36,7 @@ from tasksprint.consensus import (
     Stale,
     Stranger,
 )
+from tasksprint.consensus.skips import decode_skips, encode_skips
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
@@ -43,7 +44,7 @@ from tasksprint.protocol.replica_frames import decode_body, encode_body
 
 __all__ = ["decode", "encode"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # --- encoding: (kind, fields as JSON, raw parts) ---
 
@@ -69,10 +70,10 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "heartbeat-reply", (*_pair(ballot), beat, chosen_end), ()
         case Forward(commands):
             return "forward", (), commands
-        case Hello(address, heard, cluster, members):
-            return "hello", (address, heard, cluster, members), ()
-        case Found(founding, membership):
-            return "found", (), (founding, membership)
+        case Hello(address, heard, cluster, members, skips):
+            return "hello", (address, heard, cluster, members), (skips,)
+        case Found(founding, membership, skips):
+            return "found", (), (founding, membership, skips)
         case Stranger(cluster, expected, found, membership):
             return "stranger", (cluster, expected, found), (membership,)
         case Stale(cluster, life, seen, found):
@@ -207,6 +208,12 @@ def _check(fields: Sequence[Any], shape: tuple[Callable[[Any], bool], ...]) -> N
             raise ValueError(f"unexpected {field!r:.50}")
 
 
+def _checked_skips(data: bytes) -> bytes:
+    if encode_skips(decode_skips(data)) != data:
+        raise ValueError(f"unexpected {data!r:.50}")
+    return data
+
+
 def _decode_entries(heads: list[Any], values: list[bytes]) -> tuple[LogEntry, ...]:
     return tuple(
         LogEntry(slot, Ballot(round_, replica), value)
@@ -221,8 +228,8 @@ _DECODERS: dict[str, _Decoder] = {
     "heartbeat": lambda f, p: Heartbeat(Ballot(f[0], f[1]), f[2], f[3]),
     "heartbeat-reply": lambda f, p: HeartbeatReply(Ballot(f[0], f[1]), f[2], f[3]),
     "forward": lambda f, p: Forward(tuple(p)),
-    "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3])),
-    "found": lambda f, p: Found(p[0], p[1]),
+    "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3]), _checked_skips(p[0])),
+    "found": lambda f, p: Found(p[0], p[1], _checked_skips(p[2])),
     "stranger": lambda f, p: Stranger(f[0], f[1], f[2], p[0]),
     "stale": lambda f, p: Stale(f[0], f[1], f[2], f[3]),
     "marks": lambda f, p: Marks(tuple([(source, *mark) for source, *mark in f[0]])),

@@ -31,7 +31,7 @@ from tasksprint.errors import (
     StoreDamaged,
     StoreError,
 )
-from tasksprint.ids import Incarnation, Slot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.store.database import Cell, damaged_store
 from tasksprint.store.mirror_snapshot import CopyPiece
 from tasksprint.store.mirror_tables import CopyPlace, next_place
@@ -62,6 +62,7 @@ class _Content:
     cluster: str | None = None
     founding: bytes | None = None
     memberships: bytes | None = None
+    skips: bytes | None = None
     promised: Ballot | None = None
     durable: int = 0
     marks: bytes | None = None
@@ -311,6 +312,11 @@ class MemoryReplicaStore:
     # --- reading ---
 
     @property
+    def replica(self) -> ReplicaId:
+        """As `ReplicaStore.replica`."""
+        return ReplicaId(self._content.replica)
+
+    @property
     def applied(self) -> AppliedPoint:
         """As `ReplicaStore.applied`."""
         return self._content.applied
@@ -324,6 +330,7 @@ class MemoryReplicaStore:
                 incarnation=Incarnation(content.incarnation),
                 founding=content.founding,
                 memberships=content.memberships,
+                skips=content.skips,
                 promised=content.promised,
                 accepted=tuple(self._recovered_log(after_slot + 1)),
                 chosen_end=Slot(self._first_lost()),
@@ -506,6 +513,11 @@ class MemoryReplicaStore:
         self._write()
         self._copy = None
 
+    def write_skips(self, skips: bytes) -> None:
+        """As `ReplicaStore.write_skips`."""
+        self._write()
+        self._content.skips = skips
+
     # --- archives of jobs ---
 
     def put_blob(self, digest: str, data: bytes) -> None:
@@ -595,6 +607,8 @@ def _apply(content: _Content, commit: Commit) -> None:
             content.founding = persist.founding
         if persist.memberships is not None:
             content.memberships = persist.memberships
+        if persist.skips is not None:
+            content.skips = persist.skips
     for row in commit.rows:
         if row.columns is None:
             content.mirror[row.table].pop(row.key, None)

@@ -303,6 +303,7 @@ class ReplicaStore:
                 incarnation=Incarnation(header.incarnation),
                 founding=header.founding,
                 memberships=header.memberships,
+                skips=header.skips,
                 promised=progress.promised,
                 accepted=tuple(self._recovered_log(after_slot + 1)),
                 chosen_end=Slot(self._first_lost()),
@@ -416,6 +417,8 @@ class ReplicaStore:
                     header = replace(header, founding=persist.founding)
                 if persist.memberships is not None:
                     header = replace(header, memberships=persist.memberships)
+                if persist.skips is not None:
+                    header = replace(header, skips=persist.skips)
             for row in commit.rows:
                 changes.setdefault(row.table, {})[row.key] = row.columns
             if commit.applied is not None:
@@ -631,6 +634,13 @@ class ReplicaStore:
             write_progress(cursor, progress)
         self._header, self._progress = header, progress
         self._garbage = self._read_garbage()
+
+    def write_skips(self, skips: bytes) -> None:
+        """Make it durable which commands of the log aren't to be applied (consensus/skips.py)."""
+        header = replace(self._header, skips=skips)
+        with self._writing() as cursor:
+            write_header(cursor, header)
+        self._header = header
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Cursor]:

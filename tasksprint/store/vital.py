@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, cast
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
-from tasksprint.consensus.founding import decode_founding
 from tasksprint.consensus.members import Memberships
 from tasksprint.errors import RemoteProtocolError, StoreDamaged, StoreError, StoreLost
 from tasksprint.ids import ReplicaId, Slot
@@ -53,7 +52,7 @@ SLOTS_END = 2**63 - 1  # beyond every slot
 _SCHEMA = """
 CREATE TABLE header (
   one INTEGER PRIMARY KEY CHECK (one = 1), replica INTEGER NOT NULL, incarnation TEXT NOT NULL,
-  created_ms INTEGER NOT NULL, cluster TEXT, founding BLOB, memberships BLOB,
+  created_ms INTEGER NOT NULL, cluster TEXT, founding BLOB, memberships BLOB, skips BLOB,
   checksum INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE progress (
@@ -76,7 +75,7 @@ CREATE TABLE blob_chunks (
 REPLICA_KIND = Kind(
     what="replica store",
     application_id=0x54535250,  # "TSRP"
-    format=3,
+    format=4,
     schema=_SCHEMA + MIRROR_SCHEMA,
     page_bytes=4096,
     synchronous=2,
@@ -119,6 +118,7 @@ class Header:
     cluster: str | None = None
     founding: bytes | None = None
     memberships: bytes | None = None
+    skips: bytes | None = None
 
 
 def _checksum(cells: tuple[Cell, ...]) -> int:
@@ -129,7 +129,8 @@ def write_header(cursor: Cursor, header: Header) -> None:
     """Put the header in the place of the one that is there, if any."""
     cells = astuple(header)
     cursor.execute(
-        "INSERT OR REPLACE INTO header VALUES (1, ?, ?, ?, ?, ?, ?, ?)", (*cells, _checksum(cells))
+        "INSERT OR REPLACE INTO header VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*cells, _checksum(cells)),
     )
 
 
@@ -158,8 +159,8 @@ def read_header(database: Database) -> Header:
     cells = _vital(
         database,
         None,
-        "SELECT replica, incarnation, created_ms, cluster, founding, memberships, checksum"
-        " FROM header",
+        "SELECT replica, incarnation, created_ms, cluster, founding, memberships, skips,"
+        " checksum FROM header",
     )
     return Header(*cast(tuple[Any, ...], cells))
 
@@ -174,11 +175,8 @@ def is_only_member(header: Header) -> bool:
     """
     if header.founding is None:
         return False
-    memberships = Memberships()
     try:
-        memberships.found(decode_founding(header.founding))
-        if header.memberships is not None:
-            memberships.restore(header.memberships)
+        memberships = Memberships.remembered(header.founding, header.memberships)
     except RemoteProtocolError:
         return False
     newest = memberships.newest

@@ -23,6 +23,7 @@ from tasksprint.consensus import (
     encode_founding,
     encode_membership,
 )
+from tasksprint.consensus.skips import Skip, encode_skips
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
@@ -125,6 +126,54 @@ def test_founded_member_passes_the_founding_entry_on() -> None:
     replica = make(2, 3)
     replica.receive(from_peer(3, 2, _hello(3, heard=None)), 0)
     assert sent(drain(replica)) == [(3, Found(founded(3), _membership(3)))]
+
+
+def test_member_takes_over_what_the_others_skip() -> None:
+    skips = encode_skips([Skip(Slot(17), 3, "ab" * 32)])
+    replica = _unfounded(2)
+    replica.receive(from_peer(1, 2, Found(founded(3), _membership(3), skips)), 0)
+    (ready,) = drain(replica)
+    assert ready.persist is not None and ready.persist.skips == skips
+    assert replica.skips == {"ab" * 32: 17}
+    # And passes it on.
+    replica.receive(from_peer(3, 2, _hello(3, heard=None)), 0)
+    assert sent(drain(replica)) == [(3, Found(founded(3), _membership(3), skips))]
+
+
+def test_members_that_skip_other_commands_do_not_hear_each_other() -> None:
+    skips = encode_skips([Skip(Slot(17), 3, "ab" * 32)])
+    replica = make(2, 3)
+    hello = replace(_hello(3, heard=None, cluster="c0ffee"), skips=skips)
+    beat = Heartbeat(ballot(1, 3), 1, Slot(1))
+    replica.receive(from_peer(3, 2, hello), 0)
+    (ready,) = drain(replica)
+    # It is told what is skipped here, and says no more: else they would go on for ever.
+    assert sent([ready]) == [(3, Hello("h2", Incarnation("inc3"), "c0ffee", _MEMBERS))]
+    assert ready.notes == (
+        "replica=2 refuses messages of replica 3: it skips other commands of the log (command 3 "
+        "of slot 17) than replica 2 (none); stop both, and let 'tasksprint log skip' mark the "
+        "same ones in the data directories of all members",
+    )
+    replica.receive(from_peer(3, 2, replace(hello, heard=Incarnation("inc2"))), 0)
+    replica.receive(from_peer(3, 2, beat), 0)
+    assert sent(drain(replica)) == []
+    assert replica.leader is None
+    # Started anew with the same marks, it is heard.
+    replica.receive(from_peer(3, 2, replace(hello, skips=b"")), 0)
+    replica.receive(from_peer(3, 2, beat), 0)
+    assert replica.leader == 3
+
+
+def test_who_skips_something_says_so_before_anything_else() -> None:
+    skips = encode_skips([Skip(Slot(17), 3, "ab" * 32)])
+    replica = make(2, 3, skips=skips)
+    drain(replica)
+    replica.connected(ReplicaId(1), 0)
+    assert sent(drain(replica)) == [(1, Hello("h2", None, "c0ffee", _MEMBERS, skips))]
+    silent = make(2, 3)
+    drain(silent)
+    silent.connected(ReplicaId(1), 0)
+    assert sent(drain(silent)) == []
 
 
 def test_member_with_another_incarnation_is_told_and_refused() -> None:

@@ -227,7 +227,7 @@ def test_frame_of_a_wrong_shape_is_refused_before_it_changes_anything(tmp_path: 
         async with members(1, tmp_path) as of:
             leader = await of.leader()
             for fields in BAD_FRAMES:
-                frame = encode_body([1, "aa", 9, 3, 5, *fields], [b""], encode_json=encode_json)
+                frame = encode_body([2, "aa", 9, 3, 5, *fields], [b""], encode_json=encode_json)
                 with pytest.raises(RemoteProtocolError, match="can't be understood"):
                     leader.coordinator._frame_arrived(ReplicaId(2), frame)
             assert leader.failure is None

@@ -32,6 +32,7 @@ from tasksprint.consensus import (
     Stale,
     Stranger,
 )
+from tasksprint.consensus.skips import Skip, encode_skips
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.roles.replica_codec import decode, encode
@@ -45,6 +46,7 @@ ENTRIES = (
 MESSAGES: list[Message] = [
     Hello("10.0.0.1:7070", None, None, (ReplicaId(1), ReplicaId(2))),
     Hello("10.0.0.1:7070", Incarnation("aa"), "c9f1", (ReplicaId(1),)),
+    Hello("h", None, "c9f1", (), encode_skips([Skip(Slot(17), 3, "ab" * 32)])),
     Found(b'{"version":1}\n', b'{"version":1,"number":0}'),
     Stranger("c9f1", None, Incarnation("bb"), b'{"version":1}'),
     Canvass(11, Slot(5)),
@@ -81,13 +83,13 @@ def test_every_kind_of_message_is_covered() -> None:
     ("frame", "message"),
     [
         (
-            b'[[2,"aa","found"],[0]]\n',
-            "speaks version 2 of the replicas' protocol, expected 1",
+            b'[[1,"aa","found"],[0]]\n',
+            "speaks version 1 of the replicas' protocol, expected 2",
         ),
-        (b'[[1,"aa",9,3,5,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,"aa",9,3,5,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,"aa",9,3,-1,"found"],[0]]\n', "frame from replica 1 can't be understood"),
-        (b'[[1,"aa",9,3,5,"marks",[[1]]],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[2,"aa",9,3,5,"gossip"],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[2,"aa",9,3,5,"accept",1],[]]\n', "frame from replica 1 can't be understood"),
+        (b'[[2,"aa",9,3,-1,"found"],[0]]\n', "frame from replica 1 can't be understood"),
+        (b'[[2,"aa",9,3,5,"marks",[[1]]],[]]\n', "frame from replica 1 can't be understood"),
         (b"[[],[]]\n", "frame from replica 1 can't be understood"),
     ],
 )

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry, Persist
 from tasksprint.encoding import encode_json, result_digest, value_digest
-from tasksprint.ids import ReplicaId, Slot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.store.records import Commit
+from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_records import Result, StagedValue, Value
 
-__all__ = ["accept", "ballot", "blob_name", "entry", "promise", "result", "value"]
+__all__ = [
+    "accept",
+    "ballot",
+    "blob_name",
+    "entry",
+    "founded_store",
+    "promise",
+    "result",
+    "value",
+]
 
 
 def ballot(round_: int, replica: int = 1) -> Ballot:
@@ -27,6 +42,28 @@ def accept(*entries: LogEntry, chosen_end: int | None = None) -> Persist:
 
 def promise(round_: int, replica: int = 1) -> Persist:
     return Persist(promised=ballot(round_, replica))
+
+
+@contextlib.contextmanager
+def founded_store(
+    folder: Path, *, entries: Sequence[bytes] = (), others: int = 0
+) -> Iterator[ReplicaStore]:
+    """Open the store of replica 1 of a cluster, with these values chosen in its log."""
+    store = ReplicaStore.open(folder, 1, now_ms=0, incarnation="inc1")
+    try:
+        members = [
+            Member(ReplicaId(number), Incarnation(f"inc{number}"), f"h{number}")
+            for number in range(1, others + 2)
+        ]
+        founding = encode_founding(Founding("c0ffee", tuple(members)))
+        log = [entry(slot, value) for slot, value in enumerate(entries, 1)]
+        persist = Persist(
+            founding=founding, accepted=tuple(log), chosen_end=Slot(len(log) + 1), durable=1
+        )
+        store.commit(Commit(persists=(persist,), cluster="c0ffee"))
+        yield store
+    finally:
+        store.close()
 
 
 def blob_name(data: bytes) -> str:

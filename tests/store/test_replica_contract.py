@@ -44,6 +44,14 @@ def test_incarnation_stays_over_a_crash_and_ends_with_the_disk(place: Any) -> No
     assert place.open().recover().consensus.incarnation != first
 
 
+def test_marks_of_what_isnt_applied_are_there_after_a_crash(place: Any) -> None:
+    store = place.open()
+    assert store.recover().consensus.skips is None
+    store.write_skips(b"not this")
+    place.crash()
+    assert place.open().recover().consensus.skips == b"not this"
+
+
 def test_everything_of_a_commit_is_there_after_a_crash(place: Any) -> None:
     rows = sample_rows(7)
     archive = b"archive" * 400_000
@@ -53,7 +61,7 @@ def test_everything_of_a_commit_is_there_after_a_crash(place: Any) -> None:
                 promise(3, 2),
                 accept(entry(2, b"two", ballot(3, 2)), entry(1, b""), chosen_end=3),
                 Persist(founding=b"founding", memberships=b"before"),
-                Persist(memberships=b"who votes"),
+                Persist(memberships=b"who votes", skips=b"what isn't applied"),
             ),
             rows=tuple(rows),
             applied=AppliedPoint(2, "d2"),
@@ -70,6 +78,7 @@ def test_everything_of_a_commit_is_there_after_a_crash(place: Any) -> None:
     assert (core.chosen_end, core.applied_end) == (3, 3)
     assert core.founding == b"founding"
     assert core.memberships == b"who votes"
+    assert core.skips == b"what isn't applied"
     assert recovery.cluster == "c9f1"
     assert recovery.applied == AppliedPoint(2, "d2")
     assert list(recovery.rows) == rows

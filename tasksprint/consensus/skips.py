@@ -1,0 +1,50 @@
+"""Commands of the log that all members leave out when they apply it, as operators said.
+
+For a command whose application raises: a bug, equal on all replicas, that would stop them at
+this slot for ever. Operators mark it on each stopped member. Members whose marks differ
+would come to different states, so they don't hear each other (admission.py); who is new to
+a cluster takes over the marks of who introduces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tasksprint.ids import Slot
+
+__all__ = ["Skip", "decode_skips", "describe_skips", "encode_skips", "first_slots"]
+
+
+class Skip(NamedTuple):
+    """One command that isn't applied, nor the same bytes in any later slot."""
+
+    slot: Slot
+    command: int  # its index in the entry, for people
+    digest: str  # SHA-256 of its bytes, hex
+
+
+def encode_skips(skips: Iterable[Skip]) -> bytes:
+    """Return the one text that stands for these marks; b"": there are none."""
+    lines = [f"{slot} {command} {digest}" for slot, command, digest in sorted(set(skips))]
+    return "\n".join(lines).encode()
+
+
+def decode_skips(data: bytes | None) -> tuple[Skip, ...]:
+    """Return what `encode_skips` was given, in order."""
+    result = []
+    for line in (data or b"").decode().splitlines():
+        slot, command, digest = line.split(" ")
+        result.append(Skip(Slot(int(slot)), int(command), digest))
+    return tuple(result)
+
+
+def first_slots(data: bytes | None) -> dict[str, Slot]:
+    """Return the marks as whoever applies the log wants them: digest -> first slot."""
+    return {skip.digest: skip.slot for skip in reversed(decode_skips(data))}
+
+
+def describe_skips(data: bytes | None) -> str:
+    """Return the marks in words."""
+    skips = decode_skips(data)
+    return ", ".join([f"command {each.command} of slot {each.slot}" for each in skips]) or "none"
