@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, start_new_thread
+from io import BytesIO
 from time import monotonic, sleep
 
 from tasksprint.sdk import limits
@@ -28,6 +29,11 @@ __all__ = ["WAITING_BYTES_MAX", "Channel", "greet", "open_channel", "take_over_e
 
 # How much is read at once.
 _READ_BYTES = 256 * 1024
+# From this size on bytes are read right to where they stay.
+_LARGE_BYTES = 1024 * 1024
+# After so many bytes of large values, and so long without a task, memory is given back.
+_TRIM_BYTES = 32 * 1024 * 1024
+_TRIM_AFTER_SECONDS = 0.2
 # What waits to be written goes out once there is so much of it …
 WAITING_BYTES_MAX = 64 * 1024
 # … or once the oldest of it is so old.
@@ -93,6 +99,7 @@ class Channel:
         self._pieces: list[bytes] = []
         self._chunk = b""
         self._at = 0
+        self._large_bytes = 0  # of large values that came and went since the last look
 
         # What waits to be written. Only under the lock, because of the thread.
         self._lock = allocate_lock()
@@ -171,10 +178,14 @@ class Channel:
             self._pieces.append(line)
             line = b"".join(self._pieces)
             self._pieces = []
+            if len(line) >= _LARGE_BYTES:
+                self._large_bytes += len(line)
         return line
 
     def take(self, count: int) -> bytes | None:
         """Return so many raw bytes; `None` if the input ends before."""
+        if count >= _LARGE_BYTES:
+            return self._take_large(count)
         pieces: list[bytes] = []
         while len(self._chunk) - self._at < count:
             count -= len(self._chunk) - self._at
@@ -188,6 +199,28 @@ class Channel:
             piece = b"".join(pieces)
         return piece
 
+    def _take_large(self, count: int) -> bytes | None:
+        """Return so many raw bytes, read right to where they will be: never twice in memory."""
+        self._large_bytes += count
+        target = BytesIO()
+        target.seek(count - 1)
+        target.write(b"\0")
+        with target.getbuffer() as view:
+            some = self._chunk[self._at : self._at + count]
+            self._at += len(some)
+            view[: len(some)] = some
+            at = len(some)
+            self.flush()
+            while at < count:
+                try:
+                    got = os.readv(self._source, [view[at : at + _LARGE_BYTES]])
+                except ConnectionResetError:
+                    return None
+                if not got:
+                    return None
+                at += got
+        return target.getvalue()
+
     def _read_chunk(self) -> bool:
         """Move the rest of the chunk to the pieces and wait for another one."""
         if self._at < len(self._chunk):
@@ -197,11 +230,31 @@ class Channel:
         self.flush()
         if not self._is_open:
             return False
+        if self._large_bytes >= _TRIM_BYTES:
+            self._give_back_memory()
         try:
             self._chunk = os.read(self._source, _READ_BYTES)
         except ConnectionResetError:
             pass
         return bool(self._chunk)
+
+    def _give_back_memory(self) -> None:
+        """Return memory that large values took to the system, before a wait that may be long.
+
+        The C library keeps what lies between pieces that are still in use.
+        """
+        self._large_bytes = 0
+        import select
+
+        # Who has the next task at once will want the same memory again.
+        if select.select([self._source], [], [], _TRIM_AFTER_SECONDS)[0]:
+            return
+        try:
+            import ctypes
+
+            ctypes.CDLL(None).malloc_trim(0)
+        except (ImportError, OSError, AttributeError):
+            pass  # Another C library, which has other habits.
 
     # --- writing ---
 
@@ -215,6 +268,8 @@ class Channel:
             for buffer in buffers:
                 self._waiting.append(buffer)
                 self._waiting_bytes += len(buffer)
+                if len(buffer) >= _LARGE_BYTES:
+                    self._large_bytes += len(buffer)
             if self._waiting_bytes >= WAITING_BYTES_MAX:
                 self._write_waiting()
 

@@ -128,8 +128,11 @@ class _Runner:
                     if raw is None:
                         return
                     args[place] = raw
+                    del raw
             channel.watch()
             self._run_task(task, args)
+            # Nothing of this task stays until the next one comes: it may be a gigabyte.
+            line = task = args = None
             if channel.printed:
                 # The log says whose lines these are by what was answered before them.
                 channel.printed = False
