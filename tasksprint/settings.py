@@ -102,6 +102,9 @@ class Settings:
     answer_grace_ms: int = 2_000
     # A scheduler that has not answered an event for so long is considered stuck.
     scheduler_answer_timeout_ms: int = 30_000
+    # A scheduler that hasn't answered for so long is named as what its job waits for. Smaller:
+    # a handler that takes a moment is shown as an obstacle. Larger: people wonder for longer.
+    silence_shown_ms: int = 2_000
     # Events that a scheduler may have unanswered in its pipe.
     scheduler_window_events: int = 2_000
 
@@ -145,8 +148,16 @@ class Settings:
     # report is one command, and should fit into one entry (entry_bytes_max) of the log.
     report_tasks_max: int = 1_000
     report_inline_bytes_max: int = 1 * MIB
+    # The traceback and the end of stderr that go with the report of a failed attempt. Smaller:
+    # causes without the line that matters. Larger: a job whose tasks all fail fills the log.
+    failure_traceback_bytes_max: int = 4 * KIB
+    failure_stderr_bytes_max: int = 2 * KIB
     # Output of one attempt that is kept: the first half and the last half of it.
     log_bytes_per_attempt_max: int = 64 * KIB
+
+    # The last output of nodes that is kept in memory for who watches a job (`--logs`). Smaller:
+    # a talkative job shows gaps there. Larger: memory.
+    recent_output_bytes_max: int = 1 * MIB
 
     # --- stores ---
 
@@ -289,6 +300,12 @@ class Rules:
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB
+    # Failed attempts of a job that are kept with their causes: the last ones. Too small:
+    # the first cause is gone before anybody looks. Too large: bytes in each mirror.
+    failures_kept_max: int = 100
+    # Each text of a failure's detail (traceback, tail of stderr): it stands in the log, in
+    # an event and in the mirror. Our clients cut to less (failure_…_bytes_max).
+    failure_text_bytes_max: int = 8 * KIB
 
 
 RULES = Rules()

@@ -51,11 +51,11 @@ from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
 from tasksprint.coordination.host_history import History
 from tasksprint.coordination.host_types import DecodedAnswer, HostEffects, HostState, HostStatus
-from tasksprint.coordination.host_words import describe_difference, describe_event
+from tasksprint.coordination.host_words import describe_difference, describe_event, measure
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.settings import RULES, Rules, Settings
-from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand, StartTask, WriteLog
+from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand
 
 __all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
 
@@ -460,6 +460,25 @@ class SchedulerHost:
                 text = self._state
         return HostStatus(self._state, self._own_event, count, self._restarts, text)
 
+    def silence(self, now_ms: int) -> str | None:
+        """Return in words what the scheduler hasn't done for long, if so.
+
+        That is, for `silence_shown_ms`; of a scheduler that is being started again after a
+        failure, what that was.
+        """
+        if self._state in ("waiting", "stopping") and self._restarts:
+            return f"its scheduler failed and is started again, for the {self._restarts}. time"
+        deadline = self._process_deadline_ms()
+        silent_ms = now_ms - self._progress_ms
+        if deadline is None or silent_ms < self._settings.silence_shown_ms:
+            return None
+        left_s = max(deadline - now_ms, 0) // 1_000
+        what = "isn't ready"
+        if self._state != "starting":
+            event = describe_event(self._own_event, self._history.line(self._own_event))
+            what = f"hasn't answered {event}"
+        return f"its scheduler {what} for {silent_ms // 1_000} s; it is ended in {left_s} s"
+
     # --- effects ---
 
     def effects(self) -> HostEffects | None:
@@ -576,7 +595,7 @@ class SchedulerHost:
                 "(commands_per_part_max); cut the answer into parts"
             )
             return False
-        tasks, size = _measure(commands)
+        tasks, size = measure(commands)
         size_max = self._settings.frame_bytes_max // 2
         if size > size_max:
             # It must go into an entry, and the entry into a frame, with room for others.
@@ -774,20 +793,3 @@ class SchedulerHost:
         assert self._history.first_event <= self._own_event
         self._history.check()
         assert self._sent_bytes == sum(size for _, size in self._sent)
-
-
-def _measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
-    """Return how many tasks the commands start, and about how many bytes they are."""
-    tasks = 0
-    size = 64
-    for command in commands:
-        if isinstance(command, StartTask):
-            tasks += 1
-            size += 80 + len(command.base) + 16 * len(command.pretasks)
-        elif isinstance(command, FinishJob):
-            size += 32 + len(command.values) + 8 * len(command.taskids)
-        elif isinstance(command, FailJob | WriteLog):
-            size += 32 + len(command.error if isinstance(command, FailJob) else command.text)
-        else:
-            size += 512
-    return tasks, size

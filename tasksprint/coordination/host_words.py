@@ -21,7 +21,7 @@ from tasksprint.tasks import (
     WriteLog,
 )
 
-__all__ = ["describe_command", "describe_difference", "describe_event"]
+__all__ = ["describe_command", "describe_difference", "describe_event", "measure"]
 
 # What an event is about, of the members of its line.
 _SUBJECTS = ("tid", "cid", "timer")
@@ -110,3 +110,20 @@ def _detail(text: str, name: str, log: object, own: object) -> tuple[str, str]:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 3] + "..."
+
+
+def measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
+    """Return how many tasks the commands start, and about how many bytes they are."""
+    tasks = 0
+    size = 64
+    for command in commands:
+        if isinstance(command, StartTask):
+            tasks += 1
+            size += 80 + len(command.base) + 16 * len(command.pretasks)
+        elif isinstance(command, FinishJob):
+            size += 32 + len(command.values) + 8 * len(command.taskids)
+        elif isinstance(command, FailJob | WriteLog):
+            size += 32 + len(command.error if isinstance(command, FailJob) else command.text)
+        else:
+            size += 512
+    return tasks, size

@@ -58,6 +58,7 @@ class Job:
         "error",
         "estimates_us",
         "event_count",
+        "failure_count",
         "finishing",
         "job",
         "keep",
@@ -129,6 +130,7 @@ class Job:
         self.timers: list[tuple[int, int, int]] = []  # sorted: (due in log time, number, timer)
         self.next_timer = 0  # number of the next timer: order among equal times
         self.log_lines = 0
+        self.failure_count = 0  # attempts that failed; the next number of one
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
 
     def let_go(self) -> None:
@@ -218,6 +220,7 @@ def job_row(job: Job) -> Row:
         "timers": job.timers,
         "next_timer": job.next_timer,
         "log_lines": job.log_lines,
+        "failures": job.failure_count,
         "out": [[replica, kind, error] for replica, (kind, error) in job.out.items()],
     }
     return Row("jobs", (job.job,), (job.name, job.state, encode_json(body).decode()))
@@ -252,6 +255,7 @@ def restore_job(
     job.timers = [(due, number, timer) for due, number, timer in body["timers"]]
     job.next_timer = body["next_timer"]
     job.log_lines = body["log_lines"]
+    job.failure_count = body["failures"]
     job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
     if not job.is_running:
         job.let_go()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.obstacles import Obstacles
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import DONE, READY, STATES, Task
+from tasksprint.coordination.tasks import DONE, STATES, Task
 from tasksprint.coordination.view import (
     Assignment,
     ClientAddress,
@@ -25,6 +26,7 @@ from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId, task_seed
 __all__ = [
     "SchedulerHistory",
     "client_summary",
+    "job_news",
     "job_summary",
     "living_clients",
     "scheduler_history",
@@ -158,9 +160,19 @@ def scheduler_history(job: Job) -> SchedulerHistory:
 # --- for people ---
 
 
-def job_summary(state: State, job: Job) -> dict[str, object]:
+def job_news(job: Job) -> str:
+    """Return a short text that changes with what is told of a job at once.
+
+    That is its end, a line of its scheduler, and a failure; counts of tasks change all
+    the time, and are shown now and then.
+    """
+    return f"{job.state} {job.log_lines} {job.failure_count}"
+
+
+def job_summary(state: State, job: Job, obstacles: Obstacles) -> dict[str, object]:
     """Return how a job stands; `seconds` are of log time."""
     end_ms = job.ended_ms if job.ended_ms is not None else state.log_ms
+    obstacle = obstacles.of(job)
     return {
         "job": job.job,
         "name": job.name,
@@ -176,24 +188,13 @@ def job_summary(state: State, job: Job) -> dict[str, object]:
         "answered_events": job.next_event,
         "submitted_wall_ms": job.submitted_wall_ms,
         "ended_wall_ms": job.ended_wall_ms,
-        "obstacle": _obstacle(state, job),
+        "log_lines": job.log_lines,
+        "failures": job.failure_count,
+        "obstacle": None if obstacle is None else obstacle.summary(),
         "schedulers_out": {
             str(replica): f"{kind}: {error}" for replica, (kind, error) in job.out.items()
         },
     }
-
-
-def _obstacle(state: State, job: Job) -> str | None:
-    """Return a sentence on what a job waits for that somebody must see to, or None."""
-    name = job.attached
-    if not job.is_running or name is None or not job.counts[READY]:
-        return None
-    if any(name in client.attached for client in state.clients.values()):
-        return None
-    return (
-        f"no node is attached as {name!r}; start one with: "
-        f"tasksprint node --exec PROGRAM --name {name}"
-    )
 
 
 def client_summary(client: Client) -> dict[str, object]:

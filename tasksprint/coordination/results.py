@@ -28,6 +28,7 @@ import hashlib
 
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Completion, Failure, Lost, Report, inputs_digest
+from tasksprint.coordination.failures import clean_detail, record_failure
 from tasksprint.coordination.jobs import line_task_done, line_task_failed
 from tasksprint.coordination.lifecycle import Lifecycle, bounded
 from tasksprint.coordination.placement import Placement
@@ -132,7 +133,8 @@ class Results:
                     self._placement.take_back(task, is_told=True)
                 state.tell_drop(client, job.job, task.tid, digest)
                 task.failures += 1
-                self._give_up(task, client, refusal, {})
+                detail: dict[str, object] = {"run_ms": completion.run_us // 1_000}
+                self._give_up(task, client, refusal, completion.attempt, detail)
                 return True
 
         if is_current:
@@ -431,13 +433,40 @@ class Results:
             f"job={job.job} tid={task.tid} attempt={failure.attempt} cid={client.cid}"
             f" failed ({task.failures} of {retries + 1}): {task.error}"
         )
+        detail = clean_detail(failure.detail, self._state.rules.failure_text_bytes_max)
         if failure.fatal or task.failures > retries:
-            self._give_up(task, client, task.error, failure.detail)
+            self._give_up(task, client, task.error, failure.attempt, detail)
+        else:
+            self._record(task, client, task.error, failure.attempt, detail, is_final=False)
 
-    def _give_up(self, task: Task, client: Client, error: str, detail: dict[str, object]) -> None:
+    def _record(
+        self,
+        task: Task,
+        client: Client,
+        error: str,
+        attempt: int,
+        detail: dict[str, object],
+        *,
+        is_final: bool,
+    ) -> None:
+        record_failure(
+            self._state,
+            task,
+            client,
+            attempt=attempt,
+            retries=task.retries if task.retries is not None else task.job.retries,
+            error=error,
+            detail=detail,
+            is_final=is_final,
+        )
+
+    def _give_up(
+        self, task: Task, client: Client, error: str, attempt: int, detail: dict[str, object]
+    ) -> None:
         """Fail an unassigned task for good."""
         state = self._state
         job = task.job
+        self._record(task, client, error, attempt, detail, is_final=True)
         attempts = "1 attempt" if task.failures == 1 else f"{task.failures} attempts"
         text = (
             f"task {task.tid} {task.name!r} failed after {attempts};"
@@ -454,7 +483,14 @@ class Results:
         state.changes.jobs[job] = None
         self.let_go_of_inputs(task)
         if job.finishing is None:
-            full = {**detail, "name": task.name, "attempts": task.failures, "cid": client.cid}
+            full = {
+                **detail,
+                "name": task.name,
+                "attempt": attempt,
+                "attempts": task.failures,
+                "cid": client.cid,
+                "host": client.hostname,
+            }
             line = line_task_failed(job.event_count, state.time_ms(job), task.tid, text, full)
             state.raise_event(job, line)
 

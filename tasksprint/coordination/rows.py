@@ -94,6 +94,10 @@ _TABLES = (
     ),
     Table("senders", (Column("sender", "TEXT"),), (_BODY,)),
     Table("job_log", (_JOB, Column("number", "INTEGER")), (Column("line", "TEXT"),)),
+    # Attempts that failed, the last ones of each job (failures.py).
+    Table(
+        "failures", (_JOB, Column("number", "INTEGER")), (Column("tid", "INTEGER"), _BODY)
+    ),
     Table("facts", (Column("name", "TEXT"),), (_BODY,)),
     # Rows of jobs that nobody needs any more; see `garbage_ranges`.
     Table("garbage", (_JOB,), (Column("what", "TEXT"),)),
@@ -117,7 +121,8 @@ def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
     """
     if what not in (HISTORY_OF_JOB, ALL_OF_JOB):
         return ()
-    tables = ("events", "answers") + (("tasks", "job_log") if what == ALL_OF_JOB else ())
+    rest = ("tasks", "job_log", "failures")
+    tables = ("events", "answers") + (rest if what == ALL_OF_JOB else ())
     facts = ("estimate",) + (("base",) if what == ALL_OF_JOB else ())
     return (
         *[(name, (job,), (job + 1,)) for name in tables],

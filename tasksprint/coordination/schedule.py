@@ -33,6 +33,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.jobs import job_row
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.liveness import Liveness
+from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
 from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.requests import sender_row
 from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
@@ -373,14 +374,28 @@ class Schedule:
         """Return what a scheduler of a running job must be fed and compared with."""
         return reading.scheduler_history(self._state.running[job])
 
-    def job_summary(self, job: JobId) -> dict[str, object] | None:
-        """Return how a job stands, for people; None: there is no such job."""
-        found = self._state.jobs.get(job)
-        return None if found is None else reading.job_summary(self._state, found)
+    def job_summary(self, job: JobId, told: Told = NOTHING_TOLD) -> dict[str, object] | None:
+        """Return how a job stands, for people; None: there is no such job.
 
-    def jobs(self) -> list[dict[str, object]]:
+        Args:
+            told: What this process knows beyond the state.
+        """
+        state = self._state
+        found = state.jobs.get(job)
+        if found is None:
+            return None
+        return reading.job_summary(state, found, Obstacles(state, told))
+
+    def job_news(self, job: JobId) -> str | None:
+        """Return a text that changes with what is told of a job at once; None: no such job."""
+        found = self._state.jobs.get(job)
+        return None if found is None else reading.job_news(found)
+
+    def jobs(self, told: Told = NOTHING_TOLD) -> list[dict[str, object]]:
         """Return how all jobs stand, in order."""
-        return [reading.job_summary(self._state, job) for job in self._state.jobs.values()]
+        state = self._state
+        obstacles = Obstacles(state, told)
+        return [reading.job_summary(state, job, obstacles) for job in state.jobs.values()]
 
     def client_summaries(self) -> list[dict[str, object]]:
         """Return how all clients stand, in order, dead ones too."""

@@ -55,6 +55,7 @@ class TaskError:
     error: str
     traceback: str | None = None
     retry: bool = True  # False: trying again makes no sense
+    stderr: str = ""  # the end of what it wrote to stderr for this task
 
 
 @dataclass(frozen=True, slots=True)

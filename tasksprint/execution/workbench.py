@@ -21,6 +21,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tasksprint.bounded_text import cut_middle, keep_end
 from tasksprint.coordination.view import Assignment, View
 from tasksprint.encoding import result_digest
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
@@ -53,6 +54,7 @@ from tasksprint.execution.records import (
     TaskState,
 )
 from tasksprint.execution.reports import Reports
+from tasksprint.execution.stalls import find_stalls
 from tasksprint.execution.timers import Timers
 from tasksprint.execution.values import find_too_big, inline_values
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
@@ -414,6 +416,13 @@ class Workbench:
             **self._inputs.summary(),
         }
 
+    def stalls(self) -> list[list[Any]]:
+        """Return the jobs of which no task runs here, though there are some, and why.
+
+        As `[job, kind, tasks, [tid of a result that is being fetched, …]]`, see stalls.py.
+        """
+        return find_stalls(self._tasks.values(), is_disk_low=self._nodes.is_disk_low)
+
     def attached_nodes(self) -> dict[str, int]:
         """Return how many attached nodes serve, by name, in order of the names."""
         counts: dict[str, int] = {}
@@ -591,8 +600,12 @@ class Workbench:
 
     def _take_error(self, task: Task, outcome: TaskError, node: Node, run_us: int) -> None:
         detail = _run_detail(node, run_us)
+        settings = self._settings
         if outcome.traceback is not None:
-            detail["traceback"] = outcome.traceback
+            bytes_max = settings.failure_traceback_bytes_max
+            detail["traceback"] = cut_middle(outcome.traceback, bytes_max)
+        if outcome.stderr:
+            detail["stderr"] = keep_end(outcome.stderr, settings.failure_stderr_bytes_max)
         self._fail(task, outcome.error, fatal=not outcome.retry, detail=detail)
 
     def _fail_attempt(self, task: Task, error: str, detail: Mapping[str, Any]) -> None:

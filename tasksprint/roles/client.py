@@ -65,6 +65,7 @@ from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
 from tasksprint.roles.leader import MEMBERS_HEADER, Leader
+from tasksprint.roles.recent_output import RecentOutput
 from tasksprint.roles.steps import Step
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
@@ -83,6 +84,7 @@ _ATTACHED_GRACE_S = 1.0
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
 _CONFLICT = 409
+_STALLS_MS = 500  # between two looks at what doesn't go on
 # What a result that is offered when joining takes in the command, at most.
 _HELD_BYTES_MAX = 112
 
@@ -162,6 +164,9 @@ class Client:
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
         self._attached_changed = asyncio.Event()
+        self.recent_output = RecentOutput(settings.recent_output_bytes_max)
+        self._stalls = ""
+        self._stalls_due_ms = 0
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
         self._lines: dict[NodeShell, list[bytes]] = {}
@@ -311,6 +316,18 @@ class Client:
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
+    def _find_stalls(self) -> str:
+        """Return what to say of jobs that don't go on here; "": nothing.
+
+        Looked for now and then only: a busy client polls a thousand times a second.
+        """
+        now_ms = self.now_ms()
+        if now_ms >= self._stalls_due_ms:
+            self._stalls_due_ms = now_ms + _STALLS_MS
+            stalls = self.workbench.stalls()
+            self._stalls = encode_json(stalls).decode() if stalls else ""
+        return self._stalls
+
     def _other_cluster(self, cluster: str) -> SettingsError:
         return SettingsError(
             f"data directory {str(self.options.data_dir)!r} belongs to a client of cluster "
@@ -330,6 +347,8 @@ class Client:
                 "since": workbench.version,
                 "wait_ms": wait_ms,
             }
+            if stalls := self._find_stalls():
+                query["stalls"] = stalls
             response = await self.leader.request("GET", "/v1/view", query=query, wait_ms=wait_ms)
             if response.status == _CONFLICT:
                 self._joined.clear()
@@ -520,6 +539,7 @@ class Client:
 
     def keep_log(self, text: LogText) -> None:
         """Keep what a node printed."""
+        self.recent_output.add(text)
         self._logs.append(text)
         self._store()
 

@@ -43,6 +43,7 @@ class ClientPaths:
         add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=read)
         add("GET", "/v1/logs/{job}", self._logs, access=read)
         add("GET", "/v1/logs/{job}/{tid}", self._logs, access=read)
+        add("GET", "/v1/output/{job}", self._output, access=read)
         add("GET", "/v1/status", self._status, access=read)
         add("POST", "/v1/stop", self._stop, access=Access.OPERATE)
 
@@ -138,6 +139,13 @@ class ClientPaths:
                 for one in logs
             ]
         )
+
+    def _output(self, request: Request) -> Response:
+        """Return what nodes wrote to stderr for a job lately, from a piece on."""
+        job, first = request.integer("job"), request.query_integer("first", 0)
+        for shell in list(self._client.nodes.values()):
+            shell.keep_output()
+        return json_response(self._client.recent_output.since(job, first))
 
     def _status(self, request: Request) -> Response:
         client = self._client

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasksprint.bounded_text import keep_end
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
@@ -65,6 +67,7 @@ class NodeShell:
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
         self._garbage = ""  # what it said that no node may say
         self._output = bytearray()
+        self._tail = b""  # the end of what the running task printed, of what is kept already
         self._early = bytearray()
         # Messages behind one whose values are still being read from a file.
         self._held_back: list[NodeMessage] | None = None
@@ -158,7 +161,13 @@ class NodeShell:
     def _tell(self, replies: list[Reply]) -> None:
         if isinstance(self.program, Program):
             self.program.drain_stderr()
-            self._keep_output(self._pipe.get(replies[-1].id))
+            last = replies[-1]
+            self._keep_output(self._pipe.get(last.id))
+            if self._tail:
+                if isinstance(last.outcome, TaskError):
+                    text = self._tail.decode(errors="replace")
+                    replies[-1] = Reply(last.id, replace(last.outcome, stderr=text))
+                self._tail = b""
         for reply in replies:
             self._pipe.pop(reply.id, None)
         self._client.workbench.node_replied(self.node, replies, self._client.now_us())
@@ -232,7 +241,9 @@ class NodeShell:
     def _keep_output(self, effect: RunTask | None) -> None:
         if self._output and effect is not None:
             one = effect.assignment
-            self._client.keep_log(LogText(one.job, one.tid, one.attempt, bytes(self._output)))
+            output = bytes(self._output)
+            self._client.keep_log(LogText(one.job, one.tid, one.attempt, output))
+            self._tail = (self._tail + output)[-self._client.settings.failure_stderr_bytes_max :]
             self._output.clear()
 
     def on_exit(self, reason: ExitReason) -> None:
@@ -245,7 +256,9 @@ class NodeShell:
             "exit_code": reason.code,
             "signal": reason.signal,
             "out_of_memory": reason.out_of_memory,
-            "stderr": reason.stderr_tail,
+            "stderr": keep_end(
+                reason.stderr_tail, self._client.settings.failure_stderr_bytes_max
+            ),
         }
         text = self._garbage or reason.describe_with_stderr()
         if self._reader.ready is None and not self._garbage:

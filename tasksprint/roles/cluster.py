@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ class JobOutcome:
     values: str | None  # JSON text that `finish` was given
     error: str | None
     seconds: float
-    obstacle: str | None = None  # what it waits for that somebody must see to
+    obstacle: dict[str, str] | None = None  # what it waits for: `kind` and `text`
+    failure: dict[str, Any] | None = None  # of a failed job, the last failure: its cause mostly
+    log_lines: int = 0  # how many lines its scheduler has logged
+    failures: int = 0  # how many attempts have failed
+    news: str = ""  # changes with its end, a line, or a failure
 
     def encode(self) -> bytes:
         """Return one JSON object; the values stand in it as the scheduler wrote them."""
@@ -55,6 +59,10 @@ class JobOutcome:
         }
         if self.error is not None:
             fields["error"] = self.error
+        if self.obstacle is not None:
+            fields["obstacle"] = self.obstacle
+        if self.failure is not None:
+            fields["failure"] = self.failure
         head = encode_json(fields)
         values = "null" if self.values is None else self.values
         return head[:-1] + b',"values":' + values.encode() + b"}"
@@ -80,6 +88,11 @@ class Cluster:
         self._rota = Rota(addresses)
         self._key = key
         self._settings = settings
+
+    @property
+    def settings(self) -> Settings:
+        """The tunables of this process."""
+        return self._settings
 
     def request(
         self,
@@ -135,9 +148,17 @@ class Cluster:
         self._addresses += new
         self._rota.add(new)
 
-    def direct(self, address: str, method: str, path: str, *, body: bytes = b"") -> HttpResponse:
+    def direct(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes = b"",
+    ) -> HttpResponse:
         """Ask one process, whoever leads."""
-        return self._ask(address, method, path, None, body, 0).checked()
+        return self._ask(address, method, path, query, body, 0).checked()
 
     def _ask(
         self,
@@ -190,15 +211,30 @@ class Cluster:
         summary = self.request("GET", path, query=query, wait_ms=wait_ms).json()
         return _outcome(summary), summary["version"]
 
-    def follow(self, job: JobId, check: Callable[[], None] = lambda: None) -> Iterator[JobOutcome]:
-        """Yield how a job stands each time that this changed; last, how it ended.
+    def job_with_news(
+        self, job: JobId, *, wait_ms: int, heard: str, give_up_ms: int
+    ) -> JobOutcome:
+        """Return how a job stands, as soon as there are other news than those heard before."""
+        query: dict[str, str | int] = {"wait_ms": wait_ms, "heard": heard}
+        path = f"/v1/jobs/{job}"
+        return _outcome(
+            self.request(
+                "GET", path, query=query, wait_ms=wait_ms, give_up_ms=give_up_ms
+            ).json()
+        )
 
-        Args:
-            check: Called every second or so; it may raise.
-        """
+    def job_notes(
+        self, job: JobId, first_line: int, first_failure: int
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the lines that the scheduler logged and the failures, from these numbers on."""
+        query: dict[str, str | int] = {"first_line": first_line, "first_failure": first_failure}
+        found = self.request("GET", f"/v1/jobs/{job}/log", query=query).json()
+        return found["log"], found["failures"]
+
+    def follow(self, job: JobId) -> Iterator[JobOutcome]:
+        """Yield how a job stands each time that this changed; last, how it ended."""
         seen = ""
         while True:
-            check()
             outcome, version = self.job(job, wait_ms=self._settings.view_poll_max_ms, seen=seen)
             if version != seen:
                 seen = version
@@ -251,6 +287,10 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         error=summary.get("error"),
         seconds=summary["seconds"],
         obstacle=summary.get("obstacle"),
+        failure=summary.get("failure"),
+        log_lines=summary["log_lines"],
+        failures=summary["failures"],
+        news=summary.get("news", ""),
     )
 
 

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from tasksprint.encoding import encode_json
 from tasksprint.errors import (
@@ -27,8 +27,9 @@ from tasksprint.errors import (
 from tasksprint.ids import JobId
 from tasksprint.net.keys import open_key
 from tasksprint.net.tokens import Scope, make_token
-from tasksprint.plain_text import plain_line, plain_lines
+from tasksprint.plain_text import plain_lines
 from tasksprint.process.directories import state_directory
+from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import (
     Cluster,
     JobOutcome,
@@ -37,8 +38,13 @@ from tasksprint.roles.cluster import (
     status_of_coordinator,
 )
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.failure_text import failure_block
+from tasksprint.roles.following import follow_to_end
+from tasksprint.roles.job_status import print_job_status
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.member_commands import run_member_command
+from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
+from tasksprint.roles.progress import counts_in_words, waits_for
 from tasksprint.roles.terminal import (
     print_as_is,
     print_bytes,
@@ -51,9 +57,15 @@ from tasksprint.roles.terminal import (
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["Progress", "counted", "end_of_job", "print_outcome", "run_command", "seed_of"]
+__all__ = [
+    "counted",
+    "end_of_job",
+    "print_outcome",
+    "print_submitted",
+    "run_command",
+    "seed_of",
+]
 
-_PROGRESS_INTERVAL_S = 1.0
 _ELECTIONS_SHOWN = 3
 _SEED_END = 2**63
 # How long `stop` waits for clients to leave before it stops the coordinators.
@@ -97,17 +109,37 @@ def run_command(options: argparse.Namespace) -> int:
 def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
     directory, manifest = read_job_option(options.job)
     params = parse_params(manifest, options.param)
-    job = cluster.submit(
-        directory, manifest, seed=seed_of(options.seed, manifest.seed), params=params
-    )
+    seed = seed_of(options.seed, manifest.seed)
+    job = cluster.submit(directory, manifest, seed=seed, params=params)
     if not options.wait:
         if options.json:
             print_json({"job": job, "state": "running"})
         else:
             print_plain(f"submitted {manifest.name!r} as job {job}")
+            sys.stdout.flush()  # Else what follows stands before it in a terminal's log.
+            print_plain(how_to_go_on(options, job), file=sys.stderr)
         return EXIT_OK
-    print_plain(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
-    return end_of_job(cluster, job, as_json=options.json)
+    if options.json:
+        print_submitted(job, manifest.name, seed)
+    else:
+        print_plain(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
+    return _wait_for_end(cluster, options, job)
+
+
+def print_submitted(job: JobId, name: str, seed: int) -> None:
+    """Print the first of the events that programs read."""
+    event = {"event": "submitted", "job": job, "name": name, "seed": seed}
+    print_plain(encode_json(event).decode(), file=sys.stderr)
+
+
+def _wait_for_end(cluster: Cluster, options: argparse.Namespace, job: JobId) -> int:
+    """Wait for a job's end; whoever is interrupted is told that it goes on."""
+    try:
+        with interrupted_by_signals():
+            return end_of_job(cluster, job, as_json=options.json, with_logs=options.logs)
+    except KeyboardInterrupt:
+        print_plain(how_to_come_back(options, job), file=sys.stderr)
+        raise
 
 
 def seed_of(option: int | None, manifest: int | None) -> int:
@@ -122,19 +154,24 @@ def seed_of(option: int | None, manifest: int | None) -> int:
 
 
 def end_of_job(
-    cluster: Cluster, job: JobId, *, as_json: bool, check: Callable[[], None] = lambda: None
+    cluster: Cluster,
+    job: JobId,
+    *,
+    as_json: bool,
+    with_logs: bool = False,
+    with_hints: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> int:
     """Wait for a job's end with progress on stderr, print its result, return the exit code.
 
     Args:
+        with_logs: Show what nodes write to stderr, too.
+        with_hints: Say what can be done about what the job waits for.
         check: Called every second or so; it may raise.
     """
-    progress = Progress(sys.stderr)
-    outcome: JobOutcome | None = None
-    for outcome in cluster.follow(job, check):
-        progress.show(outcome)
-    assert outcome is not None
-    progress.end()
+    outcome = follow_to_end(
+        cluster, job, as_json=as_json, with_logs=with_logs, with_hints=with_hints, check=check
+    )
     return print_outcome(outcome, as_json=as_json)
 
 
@@ -146,55 +183,19 @@ def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
         print_json_text((outcome.values or "null").encode())
         print_plain(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
     elif outcome.state == "running":
-        print_plain(f"job {outcome.job} is running: {_counts(outcome.tasks)}")
+        print_plain(f"job {outcome.job} is running: {counts_in_words(outcome.tasks)}")
+        if outcome.obstacle is not None:
+            print_plain(f"job {outcome.job} waits: {waits_for(outcome.obstacle)}")
     if outcome.state in ("failed", "cancelled"):
-        raise JobFailed(f"job {outcome.job} {outcome.state}: {outcome.error}")
+        raise JobFailed(
+            f"job {outcome.job} {outcome.state}: {outcome.error}" + _beneath(outcome.failure)
+        )
     return EXIT_OK
 
 
-class Progress:
-    """Tells on a stream how a job goes: one line that is rewritten, or a line now and then."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rewrites = stream.isatty()
-        self._last_s = float("-inf")
-        self._last_text = ""
-
-    def show(self, outcome: JobOutcome) -> None:
-        """Tell how the job stands, if it is time to."""
-        now_s = time.monotonic()
-        text = f"[{outcome.seconds:6.1f} s] {_counts(outcome.tasks)}"
-        if outcome.obstacle is not None:
-            text += f"; {plain_line(outcome.obstacle)}"
-        if self._rewrites:
-            self._stream.write(f"\r\x1b[K{text}")
-        elif text == self._last_text or (
-            outcome.state == "running" and now_s - self._last_s < _PROGRESS_INTERVAL_S
-        ):
-            return
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
-        self._last_s, self._last_text = now_s, text
-
-    def end(self) -> None:
-        """Leave the line that was rewritten."""
-        if self._rewrites:
-            self._stream.write("\n")
-            self._stream.flush()
-
-
-def _counts(tasks: dict[str, int]) -> str:
-    total = sum(tasks.values())
-    if total == 0:
-        return "no tasks yet"
-    parts = [f"{tasks.get('done', 0)} of {total} tasks done"]
-    for state in ("assigned", "ready", "waiting", "failed", "killed"):
-        if tasks.get(state):
-            name = "running" if state == "assigned" else state
-            parts.append(f"{tasks[state]} {name}")
-    return ", ".join(parts)
+def _beneath(failure: dict[str, Any] | None) -> str:
+    """Return what stands beneath the sentence that tells a failure."""
+    return "" if failure is None else "\n" + failure_block(failure)
 
 
 def _result(cluster: Cluster, options: argparse.Namespace) -> int:
@@ -204,7 +205,7 @@ def _result(cluster: Cluster, options: argparse.Namespace) -> int:
     if options.key is not None:
         raise UsageError("--key goes with --task")
     if options.wait:
-        return end_of_job(cluster, job, as_json=options.json)
+        return _wait_for_end(cluster, options, job)
     outcome, _ = cluster.job(job)
     return print_outcome(outcome, as_json=options.json)
 
@@ -213,7 +214,8 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
     info, keys = cluster.task_values(job, tid)
     state = info["state"]
     if state in ("failed", "killed"):
-        raise JobFailed(info.get("error") or f"task {tid} of job {job} was {state}")
+        error = info.get("error") or f"task {tid} of job {job} was {state}"
+        raise JobFailed(error + _beneath(info.get("failure")))
     if not info.get("holders") and state != "done":
         state = "running" if state == "assigned" else state
         raise Refused(
@@ -295,7 +297,7 @@ def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
             job["name"],
             job["state"],
             f"{job['seconds']:.1f} s",
-            _counts(job["tasks"]),
+            counts_in_words(job["tasks"]),
         ]
         for job in jobs
     ]
@@ -316,24 +318,30 @@ def _clients(cluster: Cluster, options: argparse.Namespace) -> int:
             client["state"],
             str(client["slots"]),
             str(client["assigned"]),
+            ", ".join(
+                name if count == 1 else f"{name} x{count}"
+                for name, count in client["attached"].items()
+            )
+            or "-",
         ]
         for client in clients
     ]
-    print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED"], rows)
+    print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED", "ATTACHED"], rows)
     return EXIT_OK
 
 
 def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
     job = options.job_id
     parts: list[dict[str, Any]] = []
+    if options.task is not None:
+        _require_task(cluster, JobId(job), options.task)
+    query = {} if options.task is None else {"tid": options.task}
+    answer = cluster.request("GET", f"/v1/jobs/{job}/log", query=query).json()
     if options.task is None:
-        answer = cluster.request("GET", f"/v1/jobs/{job}/log").json()
         parts.extend({"source": "log", "text": line} for line in answer["log"])
         if answer["output"]:
             source = f"scheduler on replica {answer['replica']}"
             parts.append({"source": source, "text": answer["output"]})
-    else:
-        _require_task(cluster, JobId(job), options.task)
     suffix = "" if options.task is None else f"/{options.task}"
     for client in cluster.request("GET", "/v1/clients").json():
         if client["state"] != "alive" or client["address"] is None:
@@ -346,6 +354,7 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
         for entry in found:
             source = f"task {entry['tid']} attempt {entry['attempt']} on client {client['cid']}"
             parts.append({"source": source, "text": entry["text"]})
+    _add_failures(parts, answer["failures"])
     if options.json:
         print_json(parts)
         return EXIT_OK
@@ -364,10 +373,27 @@ def _require_task(cluster: Cluster, job: JobId, tid: int) -> None:
         raise Refused(f"job {job} has no task {tid}: it started {started}, numbered from 0")
 
 
+def _add_failures(parts: list[dict[str, Any]], failures: list[dict[str, Any]]) -> None:
+    """Put each failed attempt behind what it printed."""
+    behind: dict[str, list[dict[str, Any]]] = {}
+    for failure in failures:
+        source = f"task {failure['tid']} attempt {failure['attempt']} on client {failure['cid']}"
+        text = "it failed:\n" + failure_block(failure)
+        behind.setdefault(source, []).append({"source": source, "text": text, "failure": failure})
+    listed, parts[:] = list(parts), []
+    for index, part in enumerate(listed):
+        parts.append(part)
+        if [other["source"] for other in listed[index + 1 : index + 2]] != [part["source"]]:
+            parts += behind.pop(part["source"], [])
+    parts += [part for group in behind.values() for part in group]
+
+
 # --- the cluster ---
 
 
 def _status(cluster: Cluster, options: argparse.Namespace) -> int:
+    if options.job_id is not None:
+        return print_job_status(cluster, JobId(options.job_id), as_json=options.json)
     members = _members(cluster, parse_addresses(options.coordinators))
     if not options.json:  # First of all: what follows needs a majority of them.
         _print_members(members)
@@ -385,9 +411,9 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
             print_plain(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
     running = [job for job in jobs if job["state"] == "running"]
     for job in running:
-        print_plain(f"job {job['job']} {job['name']!r}: {_counts(job['tasks'])}")
+        print_plain(f"job {job['job']} {job['name']!r}: {counts_in_words(job['tasks'])}")
         if job["obstacle"]:
-            print_plain(f"job {job['job']} waits: {job['obstacle']}")
+            print_plain(f"job {job['job']} waits: {waits_for(job['obstacle'])}")
     print_plain(f"{len(running)} of {counted(len(jobs), 'job')} running")
     return EXIT_OK
 

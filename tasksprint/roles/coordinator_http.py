@@ -30,10 +30,12 @@ from tasksprint.ids import REPLICA_ID_MAX, ClientId, Incarnation, JobId, Replica
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
+from tasksprint.roles.job_notes import read_failures, read_log_lines, task_of_failure
 from tasksprint.roles.leader import MEMBERS_HEADER, MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
 from tasksprint.roles.status import coordinator_status
 from tasksprint.roles.submitting import read_submit
+from tasksprint.roles.told import ToldHere
 from tasksprint.settings import RULES
 
 __all__ = ["CoordinatorPaths"]
@@ -49,6 +51,7 @@ class CoordinatorPaths:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._settings = coordinator.settings
+        self._told = ToldHere(coordinator)
         self.router = Router()
         add = self._add
         read = Access.READ
@@ -169,6 +172,7 @@ class CoordinatorPaths:
             if view is None:
                 return _not_alive(schedule.replacement(cid, incarnation))
             coordinator.heard(incarnation)
+            self._told.heard(cid, request.query.get("stalls"))
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
                 return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})
@@ -260,42 +264,80 @@ class CoordinatorPaths:
         return await self._decide_about(command)
 
     async def _jobs(self, request: Request) -> Response:
-        return await self._read(lambda schedule: json_response(schedule.jobs()))
+        return await self._read(lambda schedule: json_response(schedule.jobs(self._told.of())))
 
     async def _job(self, request: Request) -> Response:
-        """Describe a job; with wait_ms and seen, as soon as it differs from what was seen."""
+        """Describe a job.
+
+        With `wait_ms` and `seen`, as soon as it differs from what was seen; or with `heard`,
+        as soon as there are news: that it ended, a line of its scheduler, a failure.
+        """
         coordinator = self._coordinator
         job = JobId(request.integer("job"))
         wait_ms = min(request.query_integer("wait_ms", 0), self._settings.view_poll_max_ms)
-        seen = request.query.get("seen")
+        seen, heard = request.query.get("seen"), request.query.get("heard")
         try:
             while True:
                 schedule = await coordinator.confirm_read()
-                summary = schedule.job_summary(job)
+                summary = schedule.job_summary(job, self._told.of(job))
                 if summary is None:
                     raise Refused(f"no job {job}", status=404)
-                version = _version(summary)
-                if wait_ms <= 0 or version != seen or summary["state"] != "running":
-                    return json_response({**summary, "version": version})
-                await coordinator.wait_job(job, wait_ms)
+                version, news = _version(summary), schedule.job_news(job)
+                is_awaited = version == seen if heard is None else news == heard
+                if wait_ms <= 0 or not is_awaited or summary["state"] != "running":
+                    more = await self._failure_of(summary)
+                    return json_response({**summary, **more, "version": version, "news": news})
+                if heard is None:
+                    await coordinator.wait_job(job, wait_ms)
+                else:
+                    await self._wait_news(job, heard, wait_ms)
                 wait_ms = 0
         except NotLeader as error:
             return not_leader_response(error)
 
+    async def _wait_news(self, job: JobId, heard: str, wait_ms: int) -> None:
+        """Wait until there are news of a job; it may change a thousand times before."""
+        coordinator = self._coordinator
+        end_ms = coordinator.monotonic_ms() + wait_ms
+        while (left_ms := end_ms - coordinator.monotonic_ms()) > 0:
+            await coordinator.wait_job(job, left_ms)
+            if coordinator.require_schedule().job_news(job) != heard:
+                return
+
+    async def _failure_of(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Return the last failed attempt of a job that failed: mostly its cause."""
+        if summary["state"] != "failed" or not summary["failures"]:
+            return {}
+        kept = await read_failures(self._coordinator, summary["job"])
+        return {"failure": kept[-1]} if kept else {}
+
     async def _task(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
 
-        def answer(schedule: Any) -> Response:
-            info = schedule.task_info(job, tid)
-            if info is None:
+        try:
+            schedule = await self._coordinator.confirm_read()
+        except NotLeader as error:
+            return not_leader_response(error)
+        info = schedule.task_info(job, tid)
+        failures: list[dict[str, Any]] = []
+        if schedule.job_news(job) is not None and (info is None or info["failures"]):
+            failures = await read_failures(self._coordinator, job, tid=tid)
+        if info is None:
+            if not failures or not failures[-1]["final"]:
                 raise Refused(_no_task(schedule, job, tid), status=404)
-            return json_response(info)
-
-        return await self._read(answer)
+            info = task_of_failure(job, failures[-1])
+        return json_response({**info, "failure": failures[-1] if failures else None})
 
     async def _job_log(self, request: Request) -> Response:
-        """Return the lines that the scheduler logged, and what it wrote on this replica."""
+        """Return what the scheduler logged, which attempts failed, and what it wrote here.
+
+        With `first_line` and `first_failure` only those from these numbers on, with `tid` only
+        failures of that task.
+        """
         job = JobId(request.integer("job"))
+        first_line = request.query_integer("first_line", 0)
+        first_failure = request.query_integer("first_failure", 0)
+        tid = request.query_integer("tid", -1)
         coordinator = self._coordinator
         try:
             schedule = coordinator.require_schedule()
@@ -303,15 +345,15 @@ class CoordinatorPaths:
             return not_leader_response(error)
         if schedule.job_summary(job) is None:
             raise Refused(f"no job {job}", status=404)
-        unwritten = coordinator.unwritten_rows("job_log", (job,))
-        rows = await coordinator.writer.run(lambda store: list(store.read_rows("job_log", (job,))))
-        rows += unwritten
-        lines = [row.columns[0] for row in rows if row.columns is not None]
+        of_task = None if tid < 0 else TaskId(tid)
+        lines = await read_log_lines(coordinator, job, first_line)
+        failures = await read_failures(coordinator, job, first_failure, of_task)
         return json_response(
             {
                 "job": job,
                 "replica": coordinator.options.me,
                 "log": lines,
+                "failures": failures,
                 "output": coordinator.scheduler_output(job),
             }
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
@@ -199,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         return shared
 
+    logs: Any = {
+        "action": "store_true",
+        "help": "while waiting, show what nodes write to stderr",
+    }
+
     parser = Parser(
         prog="tasksprint",
         description="Fault-tolerant distributed computation: a scheduler, a node, and one file.",
@@ -330,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
         type=directory,
         help="keep the cluster's files in this new directory",
     )
+    sub.add_argument("--logs", **logs)
 
     sub = add(
         "submit",
@@ -341,8 +347,17 @@ def _parser() -> argparse.ArgumentParser:
         reading(),
     )
     sub.add_argument("--wait", action="store_true", help="wait for its end, with progress")
+    sub.add_argument("--logs", **logs)
 
-    add("status", "show coordinators, clients and jobs", "status", common(), reaching(), reading())
+    sub = add(
+        "status",
+        "show coordinators, clients and jobs, or how one job stands and what it waits for",
+        "status 1",
+        common(),
+        reaching(),
+        reading(),
+    )
+    sub.add_argument("job_id", type=int, nargs="?", metavar="JOB_ID")
     add("jobs", "list the jobs", "jobs", common(), reaching(), reading())
     add("clients", "list the clients", "clients", common(), reaching(), reading())
 
@@ -358,6 +373,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", type=int, metavar="TID", help="the values that this task returned")
     sub.add_argument("--key", help="only the value under this key, as its bytes")
     sub.add_argument("--wait", action="store_true", help="wait for the job's end")
+    sub.add_argument("--logs", **logs)
 
     sub = add(
         "logs",

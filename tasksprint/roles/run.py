@@ -29,7 +29,7 @@ from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
 from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
-from tasksprint.roles.commands import counted, end_of_job, seed_of
+from tasksprint.roles.commands import counted, end_of_job, print_submitted, seed_of
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.terminal import print_plain
 from tasksprint.settings import Settings
@@ -71,13 +71,23 @@ def run_job(options: argparse.Namespace) -> int:
         cluster = private.connect(settings)
         seed = seed_of(options.seed, manifest.seed)
         job = cluster.submit(directory, manifest, seed=seed, params=params)
-        print_plain(
-            f"job {manifest.name!r} (seed {seed}) on "
-            f"{counted(options.coordinators, 'coordinator')} and "
-            f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
-            file=sys.stderr,
+        if options.json:
+            print_submitted(job, manifest.name, seed)
+        else:
+            print_plain(
+                f"job {manifest.name!r} (seed {seed}) on "
+                f"{counted(options.coordinators, 'coordinator')} and "
+                f"{counted(options.clients, 'client')} of {counted(nodes, 'node')}",
+                file=sys.stderr,
+            )
+        return end_of_job(
+            cluster,
+            job,
+            as_json=options.json,
+            with_logs=options.logs,
+            with_hints=False,  # Other commands don't find this cluster.
+            check=private.check,
         )
-        return end_of_job(cluster, job, as_json=options.json, check=private.check)
 
 
 class PrivateCluster:

@@ -258,6 +258,10 @@ class SchedulerRunner:
         self._host.exited(text, reason.stderr_tail, self._monotonic_ms())
         self._coordinator.wake()
 
+    def silence(self, now_ms: int) -> str | None:
+        """Return in words what the scheduler hasn't done here for long, if so."""
+        return self._host.silence(now_ms)
+
     def status(self) -> dict[str, Any]:
         """Return what `status` shows of this scheduler."""
         status = self._host.status

@@ -29,7 +29,8 @@ def assigned(client: FakeClient) -> list[tuple[int, int]]:
 def obstacle(world: World, job: JobId) -> Any:
     summary = world.schedule.job_summary(job)
     assert summary is not None
-    return summary["obstacle"]
+    found = summary["obstacle"]
+    return f"{found['text']}; {found['hint']}" if isinstance(found, dict) else found
 
 
 def test_a_job_waits_until_its_nodes_are_attached_and_keeps_no_slot_from_others() -> None:

@@ -152,7 +152,14 @@ def test_a_task_is_tried_again_and_then_given_up_with_its_last_cause() -> None:
             "time_ms": 0,
             "tid": 0,
             "error": "task 0 'merge' failed after 3 attempts; last on client 1: exit code 3",
-            "detail": {"exit_code": 3, "name": "merge", "attempts": 3, "cid": 1},
+            "detail": {
+                "exit_code": 3,
+                "name": "merge",
+                "attempt": 3,
+                "attempts": 3,
+                "cid": 1,
+                "host": "a",
+            },
         }
     ]
     assert world.states(job) == "fw", "the scheduler decides what that means"

@@ -160,11 +160,12 @@ def test_run_prints_one_object(archive: Path, tmp_path: Path, job_folder: Path) 
     assert printed["tasks"]["done"] == 2
     assert all(type(count) is int for count in printed["tasks"].values())
     assert 0 < printed["seconds"] < 30
-    progress = done.stderr.decode()
-    first, *_, last = progress.splitlines()
-    where = "on 1 coordinator and 1 client of "
-    assert re.fullmatch(rf"job 'mixed' \(seed \d+\) {where}\d+ nodes?", first)
-    assert re.fullmatch(r"\[ +\d+\.\d s\] 2 of 2 tasks done", last)
+    first, *events, last = [json.loads(line) for line in done.stderr.decode().splitlines()]
+    assert set(first) == {"event", "job", "name", "seed"} and first["event"] == "submitted"
+    assert {"event": "log", "text": "two tasks are started"} in events
+    [failure] = [event for event in events if event["event"] == "failure"]
+    assert (failure["error"], failure["final"]) == ("ValueError: not at first", False)
+    assert last["event"] == "progress" and last["tasks"] == printed["tasks"]
     assert list(tmp_path.glob("tasksprint-run-*")) == [], "nothing stays behind"
 
 
@@ -180,6 +181,7 @@ def test_run_of_a_job_that_fails_prints_why(archive: Path, tmp_path: Path) -> No
     assert printed["state"] == "failed" and printed["values"] is None
     assert printed["error"].startswith("task 1 'missing' failed after 1 attempt; last on client 1")
     assert printed["tasks"]["failed"] == 1
+    assert printed["failure"]["error"].startswith("node Node has no method 'missing'")
     assert f"tasksprint: job 1 failed: {printed['error']}\n" in done.stderr.decode()
 
 
@@ -312,7 +314,7 @@ def test_status_jobs_and_clients(shared: Shared, finished: int) -> None:
     (client,) = commands.json("clients")
     assert client["cid"] == 1 and client["state"] == "alive" and client["slots"] == 3
     heads, row = commands.text("clients").splitlines()
-    assert heads.split() == ["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED"]
+    assert heads.split() == ["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED", "ATTACHED"]
     assert row.split()[:2] == ["1", socket.gethostname()]
     status = commands.json("status")
     assert set(status) == {"coordinators", "clients", "jobs"}

@@ -13,7 +13,7 @@ from tests.e2e.harness import shared_cluster
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("jobs", "tasks", "events", "answers", "job_log", "garbage")
+TABLES = ("jobs", "tasks", "events", "answers", "job_log", "failures", "garbage")
 
 
 def test_forgotten_job_leaves_no_rows_and_a_running_one_is_refused(archive: Path) -> None:

@@ -93,7 +93,7 @@ def test_backup_is_counted_and_its_damage_told(
     path = tmp_path / "backup"
     make_backup(path)
     text = run(capsys, "verify", file=path)
-    assert text.startswith("checked a backup of cluster c0ffee at slot 3: 12 records, ")
+    assert text.startswith("checked a backup of cluster c0ffee at slot 3: 13 records, ")
     data = path.read_bytes()
     path.write_bytes(data.replace(ARCHIVE[:5], b"other"))
     problems, error = failed(capsys, file=path)

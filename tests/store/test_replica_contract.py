@@ -363,6 +363,7 @@ def rows_of_job(job: int, count: int) -> list[Row]:
             Row("events", (job, number), ("{}",)),
             Row("answers", (job, number, 0), ("d", "{}")),
             Row("job_log", (job, number), ("said",)),
+            Row("failures", (job, number), (0, "{}")),
             Row("facts", (f"base {job} {number}",), ("[]",)),
             Row("facts", (f"estimate {job} {number}",), ("1",)),
         ]
@@ -372,7 +373,7 @@ def rows_of_job(job: int, count: int) -> list[Row]:
 def left_of(store: Any, job: int) -> dict[str, int]:
     counts = {
         name: len(store.read_rows(name, (job,)))
-        for name in ("tasks", "events", "answers", "job_log")
+        for name in ("tasks", "events", "answers", "job_log", "failures")
     }
     counts["facts"] = len(
         [row for row in store.read_rows("facts") if row.key[0].split(" ")[1] == str(job)]
@@ -384,8 +385,15 @@ def test_history_of_an_ended_job_is_deleted_and_its_tasks_stay(place: Any) -> No
     store = place.open()
     store.commit(Commit(rows=(*rows_of_job(1, 3), *rows_of_job(11, 3))))
     store.commit(Commit(rows=(Row("garbage", (1,), ("history",)),)))
-    assert left_of(store, 1) == {"tasks": 3, "job_log": 3, "facts": 3}
-    assert left_of(store, 11) == {"tasks": 3, "events": 3, "answers": 3, "job_log": 3, "facts": 6}
+    assert left_of(store, 1) == {"tasks": 3, "job_log": 3, "failures": 3, "facts": 3}
+    assert left_of(store, 11) == {
+        "tasks": 3,
+        "events": 3,
+        "answers": 3,
+        "job_log": 3,
+        "failures": 3,
+        "facts": 6,
+    }
     assert store.read_rows("garbage") == []
     assert not store.idle_work_is_due
 
@@ -401,16 +409,16 @@ def test_forgotten_job_is_deleted_piece_by_piece_over_crashes(place: Any) -> Non
     while store.idle_work_is_due and left_of(store, 1):
         store.do_idle_work()
         left.append(sum(left_of(store, 1).values()))
-    assert left == [4_100, 2_100, 100, 0]
+    assert left == [4_800, 2_800, 800, 0]
     assert store.read_rows("garbage") == []
-    assert sum(left_of(store, 2).values()) == 6
+    assert sum(left_of(store, 2).values()) == 7
 
 
 def test_garbage_of_a_word_that_is_not_known_is_left_alone(place: Any) -> None:
     store = place.open()
     store.commit(Commit(rows=(*rows_of_job(1, 1), Row("garbage", (1,), ("something",)))))
     assert not store.idle_work_is_due
-    assert sum(left_of(store, 1).values()) == 6
+    assert sum(left_of(store, 1).values()) == 7
     assert len(store.read_rows("garbage")) == 1
 
 

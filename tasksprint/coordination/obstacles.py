@@ -1,0 +1,233 @@
+"""What keeps a job from moving, in a sentence that says whom or what it waits for.
+
+Computed when somebody asks, from the state and from what only this replica's process
+knows: how long the job's scheduler has been silent, and what clients said with their
+last poll of tasks that they can't run yet (`Told`). Nothing of it is replicated.
+
+A job that moves has no obstacle: a task of it runs, or an event is being answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.state import State
+from tasksprint.coordination.tasks import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
+from tasksprint.ids import ClientId, JobId, TaskId
+
+__all__ = ["NOTHING_TOLD", "Obstacle", "Obstacles", "Stall", "Told", "decode_stalls"]
+
+# Tasks that are looked at to say which failed one others wait for.
+_LOOKED_AT_MAX = 10_000
+# Inputs that are named, of those that are being fetched.
+_NAMED_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What a job waits for."""
+
+    kind: str  # one word, for programs: see docs/protocol.md
+    text: str  # for people
+    hint: str = ""  # what they can do about it, if anything
+
+    def summary(self) -> dict[str, str]:
+        """Return it as JSON."""
+        return {"kind": self.kind, "text": self.text, "hint": self.hint}
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """What a client says of a job of which it runs no task, though it has some."""
+
+    cid: ClientId
+    job: JobId
+    kind: str  # a key of `_STALLS`
+    tasks: int  # how many it has
+    inputs: tuple[TaskId, ...] = ()  # the results that it fetches, some of them
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What this process knows beyond the state, of now."""
+
+    # Of each scheduler that has been silent for long: what it should have done, in words.
+    silences: Mapping[JobId, str] = field(default_factory=dict)
+    stalls: tuple[Stall, ...] = ()
+
+
+NOTHING_TOLD = Told()
+
+_START_CLIENT = "start one with: tasksprint client"
+
+# What a client may wait for, the most telling first.
+_STALLS = ("fetching", "preparing", "disk", "starting", "queued")
+
+
+class Obstacles:
+    """The obstacles of jobs, at one moment; made for each question."""
+
+    def __init__(self, state: State, told: Told) -> None:
+        self._state = state
+        self._told = told
+        self._alive = 0
+        self._attached: set[str] = set()
+        for client in state.clients.values():
+            if client.is_alive:
+                self._alive += 1
+                self._attached.update(client.attached)
+        self._stalls: dict[JobId, list[Stall]] = {}
+        for stall in told.stalls:
+            self._stalls.setdefault(stall.job, []).append(stall)
+
+    def of(self, job: Job) -> Obstacle | None:
+        """Return what a job waits for; None: it moves, or has ended."""
+        if not job.is_running:
+            return None
+        is_asked = job.next_event < job.event_count and job.finishing is None
+        silence = self._told.silences.get(job.job)
+        if is_asked and silence is not None:
+            return Obstacle("scheduler", silence)
+        counts = job.counts
+        if counts[READY] and (found := self._without_nodes(job)) is not None:
+            return found
+        if counts[ASSIGNED]:
+            return self._stalled(job)
+        if counts[READY]:
+            tasks = _counted(counts[READY])
+            return Obstacle("busy", f"{tasks} for a free node: other jobs use them all")
+        if is_asked or job.timers or job.finishing is not None:
+            return None
+        return self._nothing_left(job)
+
+    def _without_nodes(self, job: Job) -> Obstacle | None:
+        """Say that there is nobody who could run the job's ready tasks, if so."""
+        name = job.attached
+        if not self._alive:
+            also = "" if name is None else f", and no node is attached as {name!r}"
+            return Obstacle("no_client", f"{self._nobody()}{also}", _START_CLIENT)
+        if name is not None and name not in self._attached:
+            return Obstacle(
+                "no_attached_node",
+                f"no node is attached as {name!r}",
+                f"start one with: tasksprint node --exec PROGRAM --name {name}",
+            )
+        return None
+
+    def _nobody(self) -> str:
+        known = len(self._state.clients)
+        if not known:
+            return "no client is alive"
+        dead = "the only one" if known == 1 else f"all {known}"
+        return f"no client is alive ({dead} left or fell silent)"
+
+    def _stalled(self, job: Job) -> Obstacle | None:
+        """Say why none of the job's tasks runs, if all clients that have some say so."""
+        stalls = self._stalls.get(job.job, [])
+        if sum([stall.tasks for stall in stalls]) < job.counts[ASSIGNED]:
+            return None
+        kind = min([stall.kind for stall in stalls], key=_STALLS.index)
+        of_kind = [stall for stall in stalls if stall.kind == kind]
+        who = ", ".join([str(stall.cid) for stall in of_kind[:_NAMED_MAX]])
+        who = f"client {who}" if len(of_kind) == 1 else f"clients {who}"
+        more = ", …" if len(of_kind) > _NAMED_MAX else ""
+        if kind == "fetching":
+            return Obstacle(kind, self._fetching(job, of_kind))
+        text = {
+            "preparing": f"{who}{more} prepares its program: unpacks it, and runs its setup",
+            "disk": f"{who}{more} starts no task: too little disk space",
+            "starting": f"{who}{more} starts nodes",
+            "queued": f"its tasks wait at {who}{more} for nodes that run other tasks",
+        }[kind]
+        return Obstacle(kind, text)
+
+    def _fetching(self, job: Job, stalls: list[Stall]) -> str:
+        """Say which inputs are on their way, and how many bytes."""
+        size_bytes = 0
+        ways: list[str] = []
+        for stall in stalls:
+            for tid in stall.inputs:
+                task = job.tasks.get(tid)
+                if task is None:
+                    continue
+                size_bytes += task.size_bytes
+                holders = [cid for cid in task.holders if cid != stall.cid]
+                source = f" from client {holders[0]}" if holders else ""
+                ways.append(f"of task {tid}{source} to client {stall.cid}")
+        named = ", ".join(ways[:_NAMED_MAX]) + (", …" if len(ways) > _NAMED_MAX else "")
+        return f"inputs are fetched, {_in_bytes(size_bytes)}: values {named or 'of tasks'}"
+
+    def _nothing_left(self, job: Job) -> Obstacle:
+        """Say that nothing will happen by itself any more."""
+        end = f"end it with: tasksprint cancel {job.job}"
+        waiting = job.counts[WAITING]
+        if waiting:
+            needs = _find_lost_cause(job)
+            cause = "tasks that failed or were killed" if needs is None else needs
+            return Obstacle(
+                "nothing_left",
+                f"{_counted(waiting)} for {cause}, and its scheduler never called finish: "
+                "the job can't end unless a client comes or goes",
+                end,
+            )
+        if not job.next_tid and not self._alive:
+            return Obstacle(
+                "no_client",
+                f"{self._nobody()}, and its scheduler started no task so far",
+                _START_CLIENT,
+            )
+        what = "started nothing more" if job.next_tid else "started no task"
+        return Obstacle(
+            "nothing_left",
+            f"its scheduler {what} and never called finish: the job can't end unless a "
+            "client comes or goes",
+            end,
+        )
+
+
+def _find_lost_cause(job: Job) -> str | None:
+    """Return, in words, a task that others wait for in vain."""
+    for _, task in zip(range(_LOOKED_AT_MAX), job.tasks.values(), strict=False):
+        if task.state != WAITING:
+            continue
+        for tid in task.pretasks:
+            pretask = job.tasks.get(tid)
+            if pretask is not None and pretask.state in (FAILED, KILLED):
+                state = "failed" if pretask.state == FAILED else "was killed"
+                return f"task {tid} {pretask.name!r}, which {state}"
+            assert pretask is None or pretask.state <= DONE
+    return None
+
+
+def _counted(tasks: int) -> str:
+    return "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
+
+
+def _in_bytes(size: int) -> str:
+    """Return e.g. "629.1 MB"."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            tenths = 10 * size // factor
+            return f"{tenths // 10}.{tenths % 10} {unit}"
+    return f"{size} bytes"
+
+
+def decode_stalls(cid: ClientId, listed: Any) -> tuple[Stall, ...]:
+    """Return what a client says of the jobs that it can't go on with.
+
+    Args:
+        listed: `[[job, kind, tasks, [tid, …]], …]`; what isn't of this form is left out: it
+            is for people, and a newer client may know more kinds.
+    """
+    stalls: list[Stall] = []
+    if not isinstance(listed, list):
+        return ()
+    for one in listed:
+        match one:
+            case [int(job), str(kind), int(tasks), [*inputs]] if kind in _STALLS:
+                tids = tuple([TaskId(tid) for tid in inputs if type(tid) is int])
+                stalls.append(Stall(cid, JobId(job), kind, tasks, tids))
+    return tuple(stalls)

@@ -1,0 +1,81 @@
+"""Why a client runs no task of a job that it has tasks of, in a form for the coordinator.
+
+For people who look at a job that doesn't move; nothing is decided by it. The kinds:
+
+    fetching   values of inputs are on their way
+    preparing  the program is being fetched, unpacked or set up
+    disk       the disk is nearly full, so no task is started
+    starting   nodes were started and aren't ready yet
+    queued     all nodes run other tasks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tasksprint.execution.records import NodeState, ProgramState, Task, TaskState
+from tasksprint.ids import JobId, TaskId
+
+__all__ = ["find_stalls"]
+
+# More than these are of no use to anybody who reads.
+_JOBS_MAX = 20
+_INPUTS_MAX = 4
+
+
+class _Found:
+    """What was found of one job."""
+
+    __slots__ = ("inputs", "kinds", "runs", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks = 0
+        self.runs = False
+        self.kinds: dict[str, None] = {}
+        self.inputs: dict[TaskId, None] = {}
+
+
+def find_stalls(tasks: Iterable[Task], *, is_disk_low: bool) -> list[list[Any]]:
+    """Return `[job, kind, tasks, [tid, …]]` of each job without a running task, at most 20."""
+    jobs: dict[JobId, _Found] = {}
+    for task in tasks:
+        job = task.assignment.job
+        found = jobs.get(job)
+        if found is None:
+            found = jobs[job] = _Found()
+        found.tasks += 1
+        if found.runs:
+            continue
+        match task.state:
+            case TaskState.RUNNING:
+                found.runs = True
+            case TaskState.WAITING:
+                found.kinds["fetching"] = None
+                if len(found.inputs) < _INPUTS_MAX:
+                    for tid in task.pending:
+                        found.inputs[tid] = None
+            case _:
+                found.kinds[_why_ready(task, is_disk_low)] = None
+    stalls: list[list[Any]] = []
+    for job, found in jobs.items():
+        if found.runs or len(stalls) == _JOBS_MAX:
+            continue
+        kind = next(kind for kind in _ORDER if kind in found.kinds)
+        stalls.append([job, kind, found.tasks, list(found.inputs)[:_INPUTS_MAX]])
+    return stalls
+
+
+_ORDER = ("fetching", "preparing", "disk", "starting", "queued")
+
+
+def _why_ready(task: Task, is_disk_low: bool) -> str:
+    """Return why a task whose inputs are here doesn't run."""
+    program = task.program
+    if program.state is not ProgramState.PREPARED:
+        return "preparing"
+    if is_disk_low:
+        return "disk"
+    if any(node.state is NodeState.STARTING for node in program.nodes.values()):
+        return "starting"
+    return "queued"

@@ -1,0 +1,79 @@
+"""What a job's scheduler logged and which attempts failed, from the mirror of this replica.
+
+Both are numbered in their job, and written once: who has seen some asks for those after
+them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tasksprint.encoding import decode_json
+from tasksprint.ids import JobId, TaskId
+from tasksprint.store.replica_store import ReplicaStore
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator import Coordinator
+
+__all__ = ["read_failures", "read_log_lines", "task_of_failure"]
+
+# Of one answer; who wants more asks again, from the next number on.
+_ROWS_MAX = 10_000
+_BYTES_MAX = 8 * 1024 * 1024
+
+
+async def read_log_lines(coordinator: Coordinator, job: JobId, first: int = 0) -> list[str]:
+    """Return the lines that a job's scheduler logged, from that number on."""
+    return [str(line) for (line,) in await _rows(coordinator, "job_log", job, first)]
+
+
+async def read_failures(
+    coordinator: Coordinator, job: JobId, first: int = 0, tid: TaskId | None = None
+) -> list[dict[str, Any]]:
+    """Return the failed attempts that are kept, from that number on: of a task, or of all."""
+    found: list[dict[str, Any]] = []
+    for of_tid, body in await _rows(coordinator, "failures", job, first):
+        if tid is None or tid == of_tid:
+            decoded: Any = decode_json(body.encode())
+            found.append(decoded)
+    return found
+
+
+async def _rows(
+    coordinator: Coordinator, table: str, job: JobId, first: int
+) -> list[tuple[Any, ...]]:
+    """Return the values of a job's numbered rows, the unwritten ones too, in order."""
+    # First these: what is written meanwhile is found twice rather than not at all.
+    unwritten = coordinator.unwritten_rows(table, (job,))
+    page = await coordinator.writer.run(_read, table, job, first)
+    found: dict[int, tuple[Any, ...] | None] = {cells[1]: tuple(cells[2:]) for cells in page}
+    for row in unwritten:
+        number = row.key[1]
+        if isinstance(number, int) and number >= first:
+            found[number] = row.columns
+    return [columns for _, columns in sorted(found.items()) if columns is not None]
+
+
+def _read(store: ReplicaStore, table: str, job: JobId, first: int) -> list[Any]:
+    page: list[Any] = store.read_page(
+        table, (job, first), (job + 1,), rows_max=_ROWS_MAX, bytes_max=_BYTES_MAX
+    )
+    return page
+
+
+def task_of_failure(job: JobId, failure: dict[str, Any]) -> dict[str, Any]:
+    """Return how a task stood that isn't in memory any more, by its last failure."""
+    return {
+        "job": job,
+        "tid": failure["tid"],
+        "name": failure["name"],
+        "state": "failed",
+        "attempts": failure["attempt"],
+        "failures": failure["failures"],
+        "cid": failure["cid"],
+        "digest": None,
+        "size_bytes": 0,
+        "holders": [],
+        "addresses": [],
+        "error": failure["error"],
+    }

@@ -1,0 +1,45 @@
+"""`status JOB`: how one job stands, what it waits for, and what failed last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasksprint.errors import EXIT_OK
+from tasksprint.ids import JobId
+from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.failure_text import failure_line
+from tasksprint.roles.progress import counts_in_words, waits_for
+from tasksprint.roles.terminal import print_json, print_plain
+
+__all__ = ["print_job_status"]
+
+_FAILURES_SHOWN = 5
+_LINES_SHOWN = 5
+
+
+def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
+    """Print how a job stands."""
+    summary: dict[str, Any] = cluster.request("GET", f"/v1/jobs/{job}").json()
+    first_line = max(summary["log_lines"] - _LINES_SHOWN, 0)
+    first_failure = max(summary["failures"] - _FAILURES_SHOWN, 0)
+    lines, failures = cluster.job_notes(job, first_line, first_failure)
+    if as_json:
+        print_json({**summary, "last_log": lines, "last_failures": failures})
+        return EXIT_OK
+    print_plain(
+        f"job {job} {summary['name']!r}: {summary['state']}, {summary['seconds']:.1f} s, "
+        f"{counts_in_words(summary['tasks'])}"
+    )
+    if summary["obstacle"] is not None:
+        print_plain(f"job {job} waits: {waits_for(summary['obstacle'])}")
+    if summary["error"] is not None:
+        print_plain(f"error: {summary['error']}")
+    for replica, error in summary["schedulers_out"].items():
+        print_plain(f"its scheduler on replica {replica} is gone: {error}")
+    for line in lines:
+        print_plain(f"log: {line}")
+    if summary["failures"]:
+        print_plain(f"failed attempts: {summary['failures']}, the last {len(failures)} of them:")
+    for failure in failures:
+        print_plain(failure_line(failure))
+    return EXIT_OK

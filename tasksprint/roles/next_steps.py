@@ -1,0 +1,50 @@
+"""What a person who has handed in a job can do next, in commands that can be typed as they are."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+from tasksprint.ids import JobId
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["how_to_come_back", "how_to_go_on"]
+
+# Options that say which cluster is meant, and the variables that say the same.
+_REACHING = (
+    ("coordinators", "TASKSPRINT_COORDINATORS", "127.0.0.1:7070"),
+    ("key_file", "TASKSPRINT_KEY_FILE", None),
+    ("cluster", "TASKSPRINT_CLUSTER", None),
+)
+
+
+def how_to_go_on(options: argparse.Namespace, job: JobId) -> str:
+    """Return how to follow a job, to fetch its result, and to end it, on three lines."""
+    return "\n".join(
+        [
+            f"follow it:        {_command(options, 'result', job, '--wait')}",
+            f"fetch its result: {_command(options, 'result', job)}",
+            f"cancel it:        {_command(options, 'cancel', job)}",
+        ]
+    )
+
+
+def how_to_come_back(options: argparse.Namespace, job: JobId) -> str:
+    """Return what becomes of a job that nobody waits for any more, and what can be done."""
+    return (
+        f"job {job} goes on without this command; "
+        f"come back with: {_command(options, 'result', job, '--wait')}; "
+        f"cancel it with: {_command(options, 'cancel', job)}"
+    )
+
+
+def _command(options: argparse.Namespace, name: str, job: JobId, *more: str) -> str:
+    words = ["tasksprint", name, str(job), *more]
+    for option, variable, default in _REACHING:
+        value = getattr(options, option, None)
+        if value is not None and value != os.environ.get(variable, default):
+            words += [f"--{option.replace('_', '-')}", value]
+    return shlex.join(words)

@@ -1,0 +1,599 @@
+"""What people see while they wait: causes of failures, the state of now, and what is in the way.
+
+Cores and the words for people, without processes; `test_silence_live.py` has those.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tasksprint.bounded_text import cut_middle, keep_end
+from tasksprint.coordination.commands import Failure, NodesAttached
+from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
+from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.roles.cluster import JobOutcome
+from tasksprint.roles.failure_text import failure_block, failure_line
+from tasksprint.roles.progress import Progress, counts_in_words, waits_for
+from tasksprint.settings import RULES, Rules
+from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
+from tests.coordination.world import FakeClient, World
+
+TRACEBACK = (
+    "Traceback (most recent call last):\n"
+    '  File "/data/programs/ab/node.py", line 3, in work\n'
+    '    return {"x": {}["missing"]}\n'
+    "KeyError: 'missing'\n"
+)
+
+
+# --- the cause -----------------------------------------------------------------------
+
+
+def fail(client: FakeClient, tid: int, error: str, **detail: Any) -> None:
+    client.poll()
+    one = next(one for one in client.assigned.values() if one.tid == tid)
+    client.report(failures=[Failure(one.job, one.tid, one.attempt, error, False, detail)])
+
+
+def kept_failures(world: World, job: int = 1) -> list[dict[str, Any]]:
+    rows = sorted(
+        (row.key, row.columns)
+        for (table, key), row in world.mirror.rows.items()
+        if table == "failures" and key[0] == job
+    )
+    return [json.loads(str(columns[1])) for _, columns in rows if columns is not None]
+
+
+def test_each_failed_attempt_is_kept_with_all_that_is_known_of_it() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work", retries=1))
+    fail(client, 0, "KeyError: 'missing'", traceback=TRACEBACK, run_ms=12)
+    fail(client, 0, "exit code 3", exit_code=3, out_of_memory=False, stderr="oh\n")
+    first, second = kept_failures(world)
+    assert first == {
+        "number": 0,
+        "tid": 0,
+        "name": "work",
+        "attempt": 1,
+        "failures": 1,
+        "retries": 1,
+        "final": False,
+        "cid": 1,
+        "host": "a",
+        "time_ms": 0,
+        "error": "KeyError: 'missing'",
+        "detail": {"traceback": TRACEBACK, "run_ms": 12},
+    }
+    assert second["detail"] == {"exit_code": 3, "out_of_memory": False, "stderr": "oh\n"}
+    assert (second["attempt"], second["final"]) == (2, True)
+    [event] = [event for event in world.events[job] if event["kind"] == "task_failed"]
+    assert event["detail"] == {
+        **second["detail"],
+        "name": "work",
+        "attempt": 2,
+        "attempts": 2,
+        "cid": 1,
+        "host": "a",
+    }
+    summary = world.schedule.job_summary(job)
+    assert summary is not None
+    assert summary["failures"] == 2
+    world.restart()
+    assert world.schedule.job_summary(job) == summary
+
+
+def test_values_that_the_scheduler_cannot_see_are_a_failure_like_others() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work", keys=("missing",)))
+    client.poll()
+    [one] = client.assigned.values()
+    client.report(completions=[replace(client.run(one), inline={})])
+    [kept] = kept_failures(world)
+    assert kept["error"] == "task 0 'work' returned no value under key 'missing'"
+    assert kept["final"]
+
+
+def test_only_the_last_failures_are_kept_with_the_one_that_matters() -> None:
+    world = World(rules=Rules(failures_kept_max=3))
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work", retries=9))
+    for number in range(10):
+        fail(client, 0, f"no {number}")
+    assert [one["error"] for one in kept_failures(world)] == ["no 7", "no 8", "no 9"]
+    assert [one["final"] for one in kept_failures(world)] == [False, False, True]
+
+
+def test_what_a_client_sends_of_a_failure_is_bounded_before_it_is_kept() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work", retries=0))
+    detail: dict[str, Any] = {
+        "traceback": "é" * 1_000_000,
+        "nested": {"a": [1]},
+        "x" * 41: 1,
+        "run_ms": 1.5,
+        **{f"n{number}": number for number in range(100)},
+    }
+    fail(client, 0, "boom", **detail)
+    [kept] = kept_failures(world)
+    assert len(kept["detail"]["traceback"].encode()) <= RULES.failure_text_bytes_max + 5
+    assert "nested" not in kept["detail"]
+    assert "run_ms" not in kept["detail"]
+    assert len(kept["detail"]) == 16
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 12, 50])
+def test_texts_are_cut_by_bytes_and_stay_text(size: int) -> None:
+    text = "aé☃" * size
+    for cut in (cut_middle(text, 10), keep_end(text, 10)):
+        assert len(cut.encode()) <= 10 + len(" … ".encode())
+        assert (cut == text) == (len(text.encode()) <= 10)
+    assert keep_end("first line\nsecond\nthird\n", 15) == "…\nsecond\nthird\n"
+
+
+def failure(**changed: Any) -> dict[str, Any]:
+    return {
+        "number": 0,
+        "tid": 3,
+        "name": "work",
+        "attempt": 2,
+        "failures": 2,
+        "retries": 2,
+        "final": False,
+        "cid": 7,
+        "host": "vm",
+        "time_ms": 10,
+        "error": "KeyError: 'missing'",
+        "detail": {"traceback": TRACEBACK, "run_ms": 1_250, "stderr": "one\ntwo\n"},
+        **changed,
+    }
+
+
+def test_failure_in_one_line_names_file_and_line() -> None:
+    assert failure_line(failure()) == (
+        "task 3 'work' failed, attempt 2 of 3 on client 7 (vm): KeyError: 'missing' "
+        "(node.py:3 in work); it is tried again"
+    )
+    ended = failure(
+        final=True, attempt=5, error="exit code 3; its stderr ended with:\nx", detail={}
+    )
+    assert failure_line(ended) == (
+        "task 3 'work' failed, attempt 5 on client 7 (vm): "
+        "exit code 3; its stderr ended with:; given up"
+    )
+
+
+def test_failure_in_full_says_where_when_and_what_it_printed() -> None:
+    assert failure_block(failure()) == (
+        "  task 3 'work', attempt 2 of 3 on client 7 (vm), after 1.250 s:\n"
+        "    Traceback (most recent call last):\n"
+        '      File "/data/programs/ab/node.py", line 3, in work\n'
+        '        return {"x": {}["missing"]}\n'
+        "    KeyError: 'missing'\n"
+        "    its stderr ended with:\n"
+        "      one\n"
+        "      two"
+    )
+    killed = failure(
+        error="node failed: signal 9 (SIGKILL)",
+        detail={"exit_code": None, "signal": 9, "out_of_memory": True, "run_ms": 3, "stderr": ""},
+    )
+    assert failure_block(killed) == (
+        "  task 3 'work', attempt 2 of 3 on client 7 (vm), after 0.003 s, signal 9, "
+        "out of memory:\n"
+        "    node failed: signal 9 (SIGKILL)"
+    )
+
+
+# --- what is in the way --------------------------------------------------------------
+
+
+def obstacle(world: World, job: int, told: Told | None = None) -> tuple[str, str] | None:
+    """Return kind and words of what a job waits for."""
+    summary = world.schedule.job_summary(JobId(job), told or Told())
+    assert summary is not None
+    found = summary["obstacle"]
+    if found is None:
+        return None
+    assert isinstance(found, dict)
+    [listed] = [one for one in world.schedule.jobs(told or Told()) if one["job"] == job]
+    assert listed["obstacle"] == found
+    return found["kind"], f"waits: {waits_for(found)}"
+
+
+def test_no_client_is_the_obstacle_until_one_comes() -> None:
+    world = World()
+    job = world.submit()
+    assert obstacle(world, job) is None, "its scheduler is asked first"
+    world.answer(job, StartTask("work"))
+    assert obstacle(world, job) == (
+        "no_client",
+        "waits: no client is alive; start one with: tasksprint client",
+    )
+    client = world.join("a")
+    assert obstacle(world, job) is None
+    client.leave()
+    assert obstacle(world, job) == (
+        "no_client",
+        "waits: no client is alive (the only one left or fell silent); "
+        "start one with: tasksprint client",
+    )
+    served = world.submit(manifest='{"node":"attached:gpu"}')
+    world.answer(served, StartTask("work"))
+    assert obstacle(world, served) == (
+        "no_client",
+        "waits: no client is alive (the only one left or fell silent), and no node is attached "
+        "as 'gpu'; start one with: tasksprint client",
+    )
+
+
+def test_nodes_that_people_attach_are_the_obstacle_until_they_do() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit(manifest='{"node":"attached:gpu"}')
+    world.answer(job, StartTask("work"))
+    assert obstacle(world, job) == (
+        "no_attached_node",
+        "waits: no node is attached as 'gpu'; "
+        "start one with: tasksprint node --exec PROGRAM --name gpu",
+    )
+    world.apply(NodesAttached(client.cid, client.incarnation, 1, (("gpu", 1),)))
+    assert obstacle(world, job) is None
+
+
+def test_job_whose_scheduler_said_nothing_more_cannot_end_by_itself() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work"))
+    world.answer_rest(job)
+    assert obstacle(world, job) is None
+    client.work()
+    assert obstacle(world, job) is None, "its scheduler hasn't answered"
+    world.answer(job)
+    never = (
+        "and never called finish: the job can't end unless a client comes or goes; "
+        "end it with: tasksprint cancel"
+    )
+    assert obstacle(world, job) == (
+        "nothing_left",
+        f"waits: its scheduler started nothing more {never} {job}",
+    )
+    idle = world.submit()
+    world.answer_rest(idle)
+    assert obstacle(world, idle) == (
+        "nothing_left",
+        f"waits: its scheduler started no task {never} {idle}",
+    )
+    client.leave()
+    world.answer_rest(idle)
+    assert obstacle(world, idle) == (
+        "no_client",
+        "waits: no client is alive (the only one left or fell silent), and its scheduler "
+        "started no task so far; start one with: tasksprint client",
+    )
+    timed = world.submit()
+    world.answer(timed, StartTimer(1, 60_000))
+    assert obstacle(world, timed) is None, "a timer will run out"
+
+
+def test_tasks_that_need_a_failed_one_are_told_with_it() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(
+        job,
+        StartTask("first", retries=0),
+        StartTask("second", pretasks=(TaskId(0),), prekeys=("x",)),
+    )
+    fail(client, 0, "boom")
+    world.answer_rest(job)
+    assert obstacle(world, job) == (
+        "nothing_left",
+        "waits: 1 task waits for task 0 'first', which failed, and its scheduler never called "
+        "finish: the job can't end unless a client comes or goes; "
+        f"end it with: tasksprint cancel {job}",
+    )
+
+
+def test_jobs_that_move_or_have_ended_have_no_obstacle() -> None:
+    world = World()
+    world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work"), StartTask("work"), KillTask(1))
+    world.answer_rest(job)
+    assert obstacle(world, job) is None
+    done = world.submit()
+    world.answer(done, FinishJob((), "{}"))
+    assert obstacle(world, done) is None
+
+
+def test_silent_scheduler_is_the_obstacle_while_it_has_something_to_answer() -> None:
+    world = World()
+    world.join("a")
+    job = world.submit()
+    words = "its scheduler hasn't answered event 0 init() for 4 s; it is ended in 26 s"
+    told = Told({job: words})
+    assert obstacle(world, job, told) == ("scheduler", f"waits: {words}")
+    world.answer(job, StartTask("work"))
+    world.answer_rest(job)
+    assert obstacle(world, job, told) is None, "another replica's scheduler has answered"
+
+
+def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
+    world = World()
+    one, two = world.join("a"), world.join("b")
+    job = world.submit()
+    world.answer(job, StartTask("make", keys=()), StartTask("make"))
+    one.work()
+    two.work()
+    holder = world.schedule.task_info(job, TaskId(0))
+    assert holder is not None
+    world.answer_rest(job)
+    world.answer_rest(job)
+    job = JobId(job)
+    state = world.schedule._state.jobs[job]
+    state.tasks[TaskId(0)].size_bytes = 629_145_600
+    # One task more, on whichever client, that needs the first one's values.
+    timer = world.submit()
+    world.answer(timer, StartTask("use"))
+    assigned = world.schedule._state.jobs[timer].counts[2]
+    assert assigned == 1
+    for kind, words in {
+        "preparing": "client 2 prepares its program: unpacks it, and runs its setup",
+        "disk": "client 2 starts no task: too little disk space",
+        "starting": "client 2 starts nodes",
+        "queued": "its tasks wait at client 2 for nodes that run other tasks",
+        "fetching": "inputs are fetched, 0 bytes: values of tasks",
+    }.items():
+        told = Told({}, (Stall(ClientId(2), timer, kind, 1),))
+        assert obstacle(world, timer, told) == (kind, f"waits: {words}")
+    assert obstacle(world, timer, Told({}, ())) is None
+    assert obstacle(world, timer, Told({}, (Stall(ClientId(2), timer, "disk", 0),))) is None
+
+
+def test_inputs_on_their_way_are_told_with_their_size() -> None:
+    world = World()
+    one = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("make"))
+    one.work()
+    two = world.join("b")
+    world.schedule._state.jobs[job].tasks[TaskId(0)].size_bytes = 629_145_600
+    world.answer_rest(job)
+    extra = world.submit()
+    world.answer(extra, StartTask("busy"))
+    state = world.schedule._state.jobs[job]
+    state.counts[2] += 1  # As if a task that needs it were assigned to the other client.
+    told = Told({}, (Stall(two.cid, job, "fetching", 1, (TaskId(0),)),))
+    assert obstacle(world, job, told) == (
+        "fetching",
+        "waits: inputs are fetched, 629.1 MB: values of task 0 from client 1 to client 2",
+    )
+    state.counts[2] -= 1
+
+
+def test_what_newer_or_broken_clients_say_of_their_stalls_is_left_out() -> None:
+    cid = ClientId(4)
+    assert decode_stalls(cid, [[1, "fetching", 2, [3, "x"]], [1, "dreaming", 1, []]]) == (
+        Stall(cid, JobId(1), "fetching", 2, (TaskId(3),)),
+    )
+    for broken in (
+        None,
+        5,
+        {},
+        [None],
+        [[]],
+        [[1]],
+        [[1, "disk", "x", []]],
+        [["1", "disk", 1, []]],
+    ):
+        assert decode_stalls(cid, broken) == ()
+
+
+def test_news_of_a_job_are_its_end_lines_and_failures_and_not_its_counts() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    seen = [world.schedule.job_news(job)]
+
+    def is_news() -> bool:
+        now = world.schedule.job_news(job)
+        changed = now != seen[-1]
+        seen.append(now)
+        return changed
+
+    world.answer(job, StartTask("work"), StartTask("work"))
+    client.work(1)
+    assert not is_news()
+    world.answer(job, WriteLog("half"))
+    assert is_news()
+    fail(client, 1, "boom")
+    assert is_news()
+    world.answer(job, FinishJob((), "{}"))
+    assert is_news()
+    assert world.schedule.job_news(JobId(99)) is None
+
+
+# --- the line of now -----------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """A stream that is a terminal, or isn't."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def new(self) -> str:
+        """Return what was written since the last time."""
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return text
+
+
+def stands(
+    seconds: float, *, state: str = "running", waits: Any = None, **tasks: int
+) -> JobOutcome:
+    return JobOutcome(JobId(1), "job", state, tasks, None, None, seconds, waits)
+
+
+STUCK = {"kind": "no_client", "text": "no client is alive", "hint": "start one"}
+
+
+def test_a_line_each_second_is_of_now() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=100.0)
+    for second in range(6):
+        progress.stands(stands(float(second), assigned=1), 100.0 + second)
+        assert progress.line_due_s <= 100.0 + second + 0.001
+        progress.tell(100.0 + second)
+    lines = screen.new().splitlines()
+    assert lines[0] == "[   0.0 s] 0 of 1 tasks done, 1 running"
+    assert lines[-1] == "[   5.0 s] 0 of 1 tasks done, 1 running, unchanged for 5 s"
+    assert len(lines) == 6
+
+
+def test_what_was_seen_long_ago_is_not_shown_as_if_it_were_so() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    progress.stands(stands(0.0, assigned=1), 0.0)
+    progress.tell(2.5)
+    assert screen.new() == "[   2.5 s] no answer for 2 s\n"
+    progress.unanswered("cannot reach 127.0.0.1:7070: connection refused", 3.0)
+    progress.tell(4.0)
+    assert screen.new() == (
+        "[   4.0 s] no answer for 4 s: cannot reach 127.0.0.1:7070: connection refused\n"
+    )
+    progress.stands(stands(5.0, done=1), 5.0)
+    progress.tell(5.0)
+    assert screen.new() == "[   5.0 s] 1 of 1 tasks done\n"
+
+
+def test_rate_and_time_left_are_told() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    for second in range(4):
+        progress.stands(stands(float(second), done=10 * second, ready=100 - 10 * second), second)
+    progress.tell(3.0)
+    assert screen.new() == "[   3.0 s] 30 of 100 tasks done, 70 ready, 10.0/s, 7 s left\n"
+    progress.stands(stands(4.0, state="finished", done=100), 4.0)
+    progress.tell(4.0)
+    assert screen.new() == "[   4.0 s] 100 of 100 tasks done\n"
+
+
+def test_obstacle_is_named_once_it_lasts_and_in_full_now_and_then() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    shown = []
+    for second in range(13):
+        progress.stands(stands(float(second), waits=STUCK, ready=1), float(second))
+        progress.tell(float(second))
+        shown.append(screen.new().partition("] ")[2])
+    assert shown[0] == "0 of 1 tasks done, 1 ready\n"
+    assert shown[1] == "0 of 1 tasks done, 1 ready; no client is alive; start one\n"
+    assert shown[2] == "0 of 1 tasks done, 1 ready; still waiting for that\n"
+    assert shown[11] == shown[1]
+    progress = Progress(screen, now_s=0.0, with_hints=False)
+    for second in (0.0, 1.0):
+        progress.stands(stands(second, waits=STUCK, ready=1), second)
+    progress.tell(1.0)
+    assert screen.new() == "[   1.0 s] 0 of 1 tasks done, 1 ready; no client is alive\n"
+
+
+def test_terminal_gets_a_bar_that_is_rewritten_and_kept_within_its_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    screen = Screen(is_terminal=True)
+    progress = Progress(screen, now_s=0.0)
+    progress.stands(stands(0.0, done=3, assigned=1), 0.0)
+    progress.tell(0.0)
+    text = screen.new()
+    assert text.startswith("\r\x1b[K[   0.0 s] |##################------| 3 of 4")
+    assert len(text) - len("\r\x1b[K") == 59
+    progress.logged("half way \x1b[2J")
+    assert screen.new() == "\r\x1b[Klog: half way \\x1b[2J\n"
+    progress.end()
+    assert screen.new() == "\n"
+
+
+def test_text_of_users_cannot_write_to_the_terminal_by_any_way() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    bad = "\x1b]0;owned\x07\x9b"
+    progress.logged(bad)
+    progress.printed(1, 2, 1, f"{bad}\n{bad}\n")
+    progress.failed(failure(error=bad, name=bad, detail={"traceback": bad}), in_full=True)
+    progress.unanswered(bad, 1.0)
+    progress.tell(1.0)
+    progress.stands(stands(1.0, waits={"kind": "x", "text": bad, "hint": ""}), 1.0)
+    progress.stands(stands(2.0, waits={"kind": "x", "text": bad, "hint": ""}), 2.0)
+    progress.tell(2.0)
+    assert screen.new().replace("\n", "").isprintable()
+
+
+def test_many_failures_are_counted_and_not_all_shown() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    for number in range(50):
+        progress.failed(failure(number=number), in_full=False)
+    progress.missed(7)
+    progress.stands(stands(1.0, assigned=1), 1.0)
+    progress.tell(1.0)
+    lines = screen.new().splitlines()
+    assert len(lines) == 20 + 1 + 1 + 1
+    assert lines[20] == "7 earlier failures aren't kept any more"
+    assert lines[21] == "30 more failures; 'tasksprint logs' shows those of a task"
+
+
+def test_programs_get_a_line_of_json_for_each_thing_that_happens() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0, as_json=True)
+    progress.logged("half way")
+    progress.failed(failure(), in_full=True)
+    progress.missed(2)
+    progress.printed(1, 2, 3, "text\n")
+    progress.unanswered("nobody", 0.5)
+    progress.tell(1.0)
+    progress.stands(stands(2.0, waits=STUCK, ready=1), 2.0)
+    progress.tell(2.0)
+    progress.end()
+    events = [json.loads(line) for line in screen.new().splitlines()]
+    assert events == [
+        {"event": "log", "text": "half way"},
+        {"event": "failure", **failure()},
+        {"event": "missed", "failures": 2},
+        {"event": "stderr", "cid": 1, "tid": 2, "attempt": 3, "text": "text\n"},
+        {"event": "progress", "unanswered": {"seconds": 1.0, "cause": "nobody"}},
+        {
+            "event": "progress",
+            "job": 1,
+            "state": "running",
+            "seconds": 2.0,
+            "tasks": {"ready": 1},
+            "obstacle": STUCK,
+        },
+    ]
+
+
+def test_counts_in_words() -> None:
+    assert counts_in_words({}) == "no tasks yet"
+    assert counts_in_words({"done": 3, "assigned": 2, "waiting": 1, "failed": 0}) == (
+        "3 of 6 tasks done, 2 running, 1 waiting"
+    )
