@@ -28,6 +28,7 @@ from tasksprint.roles.coordinator_role import (
 )
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import parse_addresses
+from tasksprint.roles.loop_watch import watch_loop
 from tasksprint.store.result_store import ResultStore
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ async def _serve(
     advertise: str | None,
     state: Path,
 ) -> int:
+    watch_loop()
     settings, lowered = fit_client(settings_from_environment(), raise_limit(), nodes=slots)
     if lowered is not None:
         _log.warning("%s", lowered)

@@ -28,6 +28,7 @@ from tasksprint.roles.coordinator_http import CoordinatorPaths
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import check_replica_id, parse_addresses, parse_member
 from tasksprint.roles.log_skip import explain
+from tasksprint.roles.loop_watch import watch_loop
 from tasksprint.roles.restore import refuse_half_restored
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.roles.terminal import PlainFormatter
@@ -95,6 +96,7 @@ def run_role(options: argparse.Namespace) -> int:
 
 
 async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
+    watch_loop()
     settings, lowered = fit_coordinator(settings_from_environment(), raise_limit())
     if lowered is not None:
         _log.warning("replica=%d %s", options.me, lowered)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.router import Response, error_response, json_response
 from tasksprint.process.free_space import FreeSpace
+from tasksprint.roles.loop_watch import longest_hold_s
 from tasksprint.store.writer import WriteTimes
 
 if TYPE_CHECKING:
@@ -327,6 +328,11 @@ def _process(out: Exposition, uptime_ms: int, bugs: Bugs) -> None:
         "tasksprint_bugs_total",
         "Exceptions that nobody expected, each of which ended one connection or callback.",
         ({}, bugs.count),
+    )
+    out.gauge(
+        "tasksprint_loop_hold_max_seconds",
+        "The longest time since the start in which the process did one thing and answered nobody.",
+        ({}, longest_hold_s()),
     )
 
 
