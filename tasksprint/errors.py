@@ -170,6 +170,10 @@ class StoreDamaged(StoreError):
     """Part of a database file isn't as it was written; what is lost may be elsewhere."""
 
 
+class ValueSpoiled(StoreError):
+    """A value that a client keeps is gone, or isn't what its digest says: it counts as lost."""
+
+
 class StoreLost(StoreError):
     """What a replica said may not be in its file any more: it can't take part again."""
 

@@ -60,7 +60,10 @@ from tasksprint.execution.values import find_too_big, inline_values
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.settings import RULES, Rules, Settings
 
-__all__ = ["Workbench"]
+__all__ = ["LOST_UNREPORTED", "Workbench"]
+
+# Why an attempt fails whose values were spoiled before anybody could count on them.
+LOST_UNREPORTED = "its result was lost from the client's disk before it was reported"
 
 
 class Workbench:
@@ -332,6 +335,16 @@ class Workbench:
         for other in affected.values():
             self._again(other)
 
+    def run_broken_off(self, node: NodeId, id: int, tid: TaskId, now_ms: int) -> None:
+        """Take back a `RunTask` of which a part was written, since an input is spoiled.
+
+        The node waits for the rest for ever, so it is killed; that fails nothing.
+        """
+        self.run_refused(node, id, {tid: None}, now_ms)
+        found = self._node(node)
+        if found is not None:
+            self._nodes.kill(found, f"the value of task {tid} for it is spoiled on the disk")
+
     # --- events: values --------------------------------------------------------------
 
     def results_stored(self, stored: Iterable[tuple[JobId, TaskId, int]]) -> None:
@@ -357,6 +370,24 @@ class Workbench:
         """Tell the coordinator that this client doesn't have what a peer asked it for."""
         if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:
             self._reports.add_lost((job, tid))
+
+    def result_lost(self, job: JobId, tid: TaskId, digest: str) -> bool:
+        """Forget a stored result that can't be read any more, and tell the coordinator.
+
+        Returns:
+            False: this client didn't hold it; there is nothing to tell.
+        """
+        held = self._inputs.held(job, tid)
+        if held is None or not held.is_stored or not self._inputs.drop_held(job, tid, digest):
+            return False
+        self._outbox.append(DropResults(job, (tid,)))
+        if self._reports.discard((job, tid)):
+            # Nobody counts on it yet; but this attempt must end.
+            attempt = held.attempt
+            self._reports.add_failure(Failure(job, tid, attempt, LOST_UNREPORTED, False, {}))
+        else:
+            self._reports.add_lost((job, tid))
+        return True
 
     def inputs_fetched(
         self, job: JobId, tid: TaskId, manifest: Manifest, digest: str, now_ms: int

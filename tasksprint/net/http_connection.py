@@ -17,12 +17,12 @@ from typing import Any, cast
 import httptools
 
 from tasksprint.encoding import decode_json
-from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused
+from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused, ValueSpoiled
 from tasksprint.net.addresses import format_address, tune_socket
 from tasksprint.net.connections import Connections
 from tasksprint.net.gate import Identity
 from tasksprint.net.http_body import BodyFeeder
-from tasksprint.net.http_exchange import Exchange, Service
+from tasksprint.net.http_exchange import Exchange, Service, log
 from tasksprint.net.http_messages import response_head
 from tasksprint.net.reading import BufferedReader
 from tasksprint.net.router import Later, Response, Upgrade, error_response
@@ -424,6 +424,10 @@ class Connection(BufferedReader):
             self.task = None
             self.abort()
             raise
+        except ValueSpoiled as error:
+            log.warning("answering %s ended early: %s", self.peer, error)
+            self.task = None
+            self.abort()
         except Exception as error:
             # Part of the answer may be out: only the end of the connection says so.
             self.task = None

@@ -36,7 +36,7 @@ from tasksprint.net.router import (
 )
 from tasksprint.settings import Settings
 
-__all__ = ["Exchange", "Service"]
+__all__ = ["Exchange", "Service", "log"]
 
 log = logging.getLogger(__name__)
 

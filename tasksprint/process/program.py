@@ -109,13 +109,20 @@ class Connection(asyncio.BufferedProtocol):
         self._last_words.setblocking(False)
         # What comes before whoever started the program holds it: it couldn't answer yet.
         self._early: list[bytes] | None = []
+        # Set while so much waits to be sent that no more should be written.
+        self._drained: asyncio.Future[None] | None = None
         # Done once no more data will come.
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Send bytes; after the program's end they are dropped, and `on_exit` tells."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the program has read most of what was written, or has ended."""
+        while self._drained is not None and not self.closed.done():
+            await asyncio.wait([self._drained, self.closed], return_when=asyncio.FIRST_COMPLETED)
 
     def writelines(self, chunks: Iterable[bytes]) -> None:
         """Send many pieces as one."""
@@ -176,7 +183,13 @@ class Connection(asyncio.BufferedProtocol):
         for data in early or ():
             self._on_data(data)
 
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
     def resume_writing(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
         if self._on_writable is not None:
             self._on_writable()
 

@@ -98,6 +98,13 @@ class LineBuffer:
             raw = self._join()
         return raw
 
+    def take_some(self, count_max: int) -> bytes:
+        """Take the raw bytes that are here, up to so many; perhaps none."""
+        assert not self._pieces, "raw bytes are taken in one way or the other"
+        some = self._chunk[self._at : self._at + count_max]
+        self._at += len(some)
+        return some
+
     def _keep_chunk(self) -> None:
         if self._at < len(self._chunk):
             piece = self._chunk[self._at :] if self._at else self._chunk

@@ -40,9 +40,12 @@ from tasksprint.protocol.spans import (
 )
 
 __all__ = [
+    "Carried",
     "FilePath",
+    "InPieces",
     "NodeFailure",
     "NodeMessage",
+    "NodePiece",
     "NodeReader",
     "NodeReady",
     "NodeReply",
@@ -58,8 +61,26 @@ class FilePath:
     path: str  # absolute
 
 
-# (key, kind, data): kind "json" with the text's bytes, or "bytes" with the bytes or a file.
-NodeValue = tuple[str, str, "bytes | FilePath"]
+@dataclass(frozen=True, slots=True)
+class InPieces:
+    """The value came in pieces: those of this number."""
+
+    number: int
+    size: int
+
+
+# (key, kind, data): kind "json" with the text's bytes, or "bytes" with the bytes, the
+# pieces that they came in, or a file.
+NodeValue = tuple[str, str, "bytes | InPieces | FilePath"]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A value for a node that doesn't stand in memory: the writer knows what `content` is."""
+
+    content: object
+    size: int
+    is_base64: bool = False  # It is to be written as base64.
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +109,24 @@ class NodeFailure:
     retry: bool  # False: it would fail again
 
 
-NodeMessage = NodeReady | NodeReply | NodeFailure
+@dataclass(frozen=True, slots=True)
+class NodePiece:
+    """More of a value that is too large for memory; the reply that has it follows."""
+
+    number: int  # of the value: 1, 2, 3 … for this node
+    data: bytes
+
+
+NodeMessage = NodeReady | NodeReply | NodeFailure | NodePiece
 
 _STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "send large results as frames or files"
+
+# Larger values are handed on in pieces, and so are those above the smaller limit once so
+# many bytes of one reply are in memory. Joining and hashing 8 MiB takes some 20 ms.
+_VALUE_IN_MEMORY_MAX = 1024 * 1024
+_VALUE_IN_MEMORY_MIN = 64 * 1024
+_REPLY_IN_MEMORY_MAX = 8 * 1024 * 1024
 
 _REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
 _FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
@@ -122,10 +157,10 @@ def encode_task(
     attempt: int,
     name: str,
     base: str,
-    inputs: Sequence[tuple[str, bytes]],
+    inputs: Sequence[tuple[str, bytes | Carried]],
     seed: int,
     frames: bool,
-) -> list[bytes]:
+) -> list[bytes | Carried]:
     """Return the line that gives a node a task, in buffers to be written one after the other.
 
     Big values are not copied: a node that speaks frames gets them behind the line.
@@ -143,11 +178,11 @@ def encode_task(
     if not inputs:
         return [f'{head}{base},"seed":{seed}}}\n'.encode()]
     first = base.strip()[1:-1].strip()
-    buffers: list[bytes] = [(head + "[" + first).encode()]
+    buffers: list[bytes | Carried] = [(head + "[" + first).encode()]
     # Where bytes stand among the arguments; counted only if there are some.
     places: list[tuple[int, int]] = []
     base_count = -1
-    raw: list[bytes] = []
+    raw: list[bytes | Carried] = []
     separator = b"," if first else b""
     for number, (kind, data) in enumerate(inputs):
         if separator:
@@ -159,13 +194,17 @@ def encode_task(
         assert kind == "bytes"
         if base_count < 0:
             base_count = item_count(base)
-        places.append((base_count + number, len(data)))
+        size = len(data) if isinstance(data, bytes) else data.size
+        places.append((base_count + number, size))
         if frames:
             buffers.append(b"null")
             raw.append(data)
         else:
             buffers.append(b'"')
-            buffers.append(binascii.b2a_base64(data, newline=False))
+            if isinstance(data, bytes):
+                buffers.append(binascii.b2a_base64(data, newline=False))
+            else:
+                buffers.append(Carried(data.content, size, is_base64=True))
             buffers.append(b'"')
     tail = f'],"seed":{seed}'
     if places and frames:
@@ -196,6 +235,9 @@ class NodeReader:
         self._id = 0
         self._values: list[NodeValue] = []
         self._frames: list[tuple[str, int]] | None = None
+        self._frame_bytes = 0  # of those values, in memory
+        self.in_pieces = 0  # values that came in pieces so far
+        self._left = 0  # bytes to come of the one that comes in pieces; 0: none does
 
     @property
     def is_inside_message(self) -> bool:
@@ -218,7 +260,7 @@ class NodeReader:
         buffer.feed(data)
         while True:
             if self._frames is not None:
-                reply = self._take_frames()
+                reply = self._take_frames(messages)
                 if reply is None:
                     return messages
                 messages.append(reply)
@@ -238,19 +280,40 @@ class NodeReader:
             if message is not None:
                 messages.append(message)
 
-    def _take_frames(self) -> NodeReply | None:
+    def _take_frames(self, messages: list[NodeMessage]) -> NodeReply | None:
+        """Take raw bytes; pieces of large values go to the messages at once."""
         frames = self._frames
         assert frames is not None
         while frames:
             key, size = frames[-1]
-            raw = self._buffer.take(size)
-            if raw is None:
-                return None
-            self._values.append((key, "bytes", raw))
+            if self._left or self._comes_in_pieces(size):
+                if not self._left:
+                    self._left = size
+                    self.in_pieces += 1
+                some = self._buffer.take_some(self._left)
+                if some:
+                    messages.append(NodePiece(self.in_pieces, some))
+                    self._left -= len(some)
+                if self._left:
+                    return None
+                self._values.append((key, "bytes", InPieces(self.in_pieces, size)))
+            else:
+                raw = self._buffer.take(size)
+                if raw is None:
+                    return None
+                self._values.append((key, "bytes", raw))
+                self._frame_bytes += size
             frames.pop()
         self._frames = None
+        self._frame_bytes = 0
         values, self._values = self._values, []
         return _reply(self._id, values)
+
+    def _comes_in_pieces(self, size: int) -> bool:
+        if size > _VALUE_IN_MEMORY_MAX:
+            return True
+        # Of many values the later ones, but not the tiny ones: each costs a file.
+        return size > _VALUE_IN_MEMORY_MIN and self._frame_bytes + size > _REPLY_IN_MEMORY_MAX
 
     def _read_line(self, line: bytes) -> NodeMessage | None:
         """Return the message of a line; `None` if raw bytes belong to it."""

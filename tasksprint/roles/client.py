@@ -28,7 +28,7 @@ from tasksprint.coordination.commands import (
     encode_command,
 )
 from tasksprint.coordination.view import decode_view
-from tasksprint.encoding import decode_json, encode_json, result_digest
+from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     LocalProtocolError,
     Refused,
@@ -53,13 +53,14 @@ from tasksprint.execution.effects import (
     StopNode,
     StoreResult,
 )
-from tasksprint.execution.workbench import Workbench
+from tasksprint.execution.workbench import LOST_UNREPORTED, Workbench
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachedProgram, socket_path
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
 from tasksprint.roles.client_fetch import Fetcher
+from tasksprint.roles.client_held import HeldValues, ask
 from tasksprint.roles.client_lives import ClientLives
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
@@ -69,11 +70,11 @@ from tasksprint.roles.recent_output import RecentOutput
 from tasksprint.roles.steps import Step
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
-from tasksprint.store.result_records import LogText, Result, ResultCommit, StagedValue, Value
+from tasksprint.store.result_records import FileValue, LogText, Result, ResultCommit, Value
 from tasksprint.store.result_store import ResultStore
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["Client", "ClientOptions", "held_manifest"]
+__all__ = ["Client", "ClientOptions"]
 
 _log = logging.getLogger("tasksprint.client")
 
@@ -128,9 +129,13 @@ class Client:
         self.free_space = FreeSpace(settings, options.data_dir)
         self.identity = store.identity
         self.leader.cluster = store.get_fact("cluster")
+        for text in store.found_at_start:
+            _log.warning("%s", text)
         held = [
-            HeldResult(JobId(job), TaskId(tid), digest) for job, tid, digest in store.reader.held()
+            HeldResult(JobId(job), TaskId(tid), digest)
+            for job, tid, digest in store.ask(lambda store: store.reader.held())
         ]
+        self.held = HeldValues(self, store)
         self.writer: WriterThread[ResultStore, ResultCommit] = surroundings.new_writer(
             store, on_failure=self.fail, name="results"
         )
@@ -144,7 +149,7 @@ class Client:
         )
         self.bugs = Bugs()
         self.step = Step(self.fail)
-        self.values = ValueCache.of(settings, self._load_value)
+        self.values = ValueCache.of(settings, self._load_value, self.held.discard)
         self.programs = surroundings.new_programs(self)
         self.fetcher = Fetcher(self)
         self.addresses: dict[ClientId, str | None] = {}
@@ -174,7 +179,7 @@ class Client:
         self._unstored_bytes = 0  # of values in memory that no transaction has kept yet
         self._is_holding = False  # nodes aren't read: too much waits for the disk
         self._write_waiters: Waiters[None] = Waiters()
-        self._is_over = False  # The writer takes nothing more.
+        self.is_over = False  # The writer takes nothing more.
 
     @property
     def is_joined(self) -> bool:
@@ -196,9 +201,9 @@ class Client:
         Raises:
             Refused: This client stops.
         """
-        if self._is_over:
+        if self.is_over:
             raise Refused(f"client {self.workbench.cid} stops", status=503)
-        return self.writer.run(function, *arguments)
+        return self.writer.run(ask, function, *arguments)
 
     async def start(self) -> None:
         """Begin: join as soon as a coordinator leads, then poll and report."""
@@ -246,7 +251,7 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
         await self.http.close()
-        self._is_over = True
+        self.is_over = True
         await self.writer.close()
 
     def stop(self) -> None:
@@ -516,7 +521,7 @@ class Client:
             kept.append(Value(key, kind, content, digest))
         manifest = encode_json(effect.manifest)
         result = Result(effect.job, effect.tid, effect.digest, manifest, tuple(kept))
-        in_memory = [item for item in values if not isinstance(item[2], StagedValue)]
+        in_memory = [item for item in values if isinstance(item[2], bytes)]
         self.values.put(effect.job, effect.tid, effect.digest, in_memory)  # type: ignore[arg-type]
         self._results.append((result, (effect.job, effect.tid, effect.attempt)))
         self._unstored_bytes += _bytes_in_memory(result)
@@ -531,11 +536,7 @@ class Client:
         """Read nothing more from nodes that are faster than the disk, or read them again."""
         self._is_holding = is_holding
         for shell in self.nodes.values():
-            if shell.program is not None:
-                if is_holding:
-                    shell.program.pause_reading()
-                else:
-                    shell.program.resume_reading()
+            shell.hold("unstored", is_held=is_holding)
 
     def keep_log(self, text: LogText) -> None:
         """Keep what a node printed."""
@@ -584,13 +585,9 @@ class Client:
                 continue
             self._unstored_bytes -= _bytes_in_memory(result)
             for value in result.values:
-                if isinstance(value.content, StagedValue):
-                    self.abandon(value.content)
+                if isinstance(value.content, FileValue):
+                    self.held.discard(value.content)
         self._results = kept
-
-    def abandon(self, staged: StagedValue) -> None:
-        """Give back the disk that a value of no result takes."""
-        self.writer.run(lambda store: store.abandon(staged))
 
     def _check_done(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
@@ -601,6 +598,10 @@ class Client:
     async def _encode_report(self, effect: SendReport) -> bytes:
         completions: list[Completion] = []
         lost = [Lost(job, tid) for job, tid in effect.lost]
+        failures = [
+            Failure(one.job, one.tid, one.attempt, one.error, one.fatal, dict(one.detail))
+            for one in effect.failures
+        ]
         for one in effect.completions:
             inline: dict[str, tuple[str, str]] = {}
             if one.inline:
@@ -608,7 +609,9 @@ class Client:
                 if found is None:
                     found = await self.values.load_inline(one)
                 if found is None:  # The store lost it since: what can't be shown can't count.
-                    lost.append(Lost(one.job, one.tid))
+                    failures.append(
+                        Failure(one.job, one.tid, one.attempt, LOST_UNREPORTED, False, {})
+                    )
                     continue
                 inline = found
             completions.append(
@@ -623,10 +626,6 @@ class Client:
                     inline,
                 )
             )
-        failures = [
-            Failure(one.job, one.tid, one.attempt, one.error, one.fatal, dict(one.detail))
-            for one in effect.failures
-        ]
         return encode_command(
             Report(
                 cid=self.workbench.cid,
@@ -657,7 +656,7 @@ class Client:
             digests = {tid: digest for tid, _, digest in effect.inputs}
             refused: dict[TaskId, Manifest | None] = {}
             for tid in missing:
-                found = await self.writer.run(held_manifest, job, tid, digests[tid])
+                found = await self.held.manifest(job, tid, digests[tid])
                 refused[tid] = found
             self.workbench.run_refused(effect.node, effect.id, refused, self.now_ms())
         elif self.nodes.get(effect.node) is shell:
@@ -666,12 +665,12 @@ class Client:
 
     async def _load_value(
         self, job: JobId, tid: TaskId, digest: str, key: str
-    ) -> tuple[str, bytes] | None:
+    ) -> tuple[str, bytes | FileValue] | None:
         # A value that came from a file was never in memory, and its result may still wait
         # for the transaction under way: then the one after that has it.
         while any(name[:2] == (job, tid) for _, name in self._results):
             await self._write_waiters.wait(None)
-        return await self.writer.run(_read_value, job, tid, digest, key)
+        return await self.held.load(job, tid, digest, key)
 
     def write_soon(self, shell: NodeShell, data: bytes) -> None:
         """Write to a node at the end of this turn, everything at once."""
@@ -734,27 +733,3 @@ def _bytes_in_memory(result: Result) -> int:
 
 def _drop_job(store: ResultStore, job: JobId, keep: tuple[TaskId, ...]) -> None:
     store.drop_job(job, keep=keep, with_logs=False)
-
-
-def held_manifest(
-    store: ResultStore, job: JobId, tid: TaskId, digest: str | None
-) -> Manifest | None:
-    """Return the manifest of a stored result, or None if there is none with this digest."""
-    found = store.reader.read_manifest(job, tid)
-    if found is None:
-        return None
-    manifest: Manifest = tuple([tuple(item) for item in decode_json(found)])
-    if digest is not None and result_digest(manifest) != digest:  # type: ignore[arg-type]
-        return None
-    return manifest
-
-
-def _read_value(
-    store: ResultStore, job: JobId, tid: TaskId, digest: str, key: str
-) -> tuple[str, bytes] | None:
-    """Read a value of the result with this digest, or None."""
-    if held_manifest(store, job, tid, digest) is None:
-        return None
-    info = store.reader.value_info(job, tid, key)
-    data = store.reader.read_value(job, tid, key)
-    return None if info is None or data is None else (info.kind, data)

@@ -7,15 +7,18 @@ JSON, an array with an entry for each result asked for, in order:
     null                     this client doesn't have a result with that digest
 
 and then the values' bytes, one after the other. A value that would make the answer
-too long is left out, and is fetched by a request of its own, as a stream.
+too long is left out, and is fetched by a request of its own, as a stream into a file.
+
+A holder whose bytes aren't those of their digest is told to look at them
+(`POST /v1/values/check`, `[job, tid, digest]`); if it finds the same, it reports them as lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,6 +26,8 @@ from tasksprint.encoding import decode_json, encode_json, result_digest, value_d
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.execution.effects import FetchInputs, FetchRequest, Manifest
 from tasksprint.ids import ClientId
+from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
+from tasksprint.store.staging import Staging, on_thread
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -87,50 +92,87 @@ class Fetcher:
         self, cid: ClientId, address: str, request: FetchRequest, entry: Any, rest: memoryview
     ) -> memoryview:
         """Verify and keep the values of one result; return the bytes behind them."""
+        client = self._client
         manifest, sent = _entry(entry)
         if result_digest(manifest) != request.digest:  # type: ignore[arg-type]
+            self._complain(address, request)
             raise RemoteProtocolError(
                 f"client {cid} sent another result of task {request.tid} of job {request.job} "
                 "than the one asked for"
             )
-        kept: list[tuple[str, str, bytes]] = []
-        for key, kind, size, digest in manifest:
-            if key in sent:
-                data, rest = bytes(rest[:size]), rest[size:]
-                found = value_digest(data)
-            elif key in request.keys:
-                data, found = await self._stream(address, request, key, size)
-            else:
-                continue
-            if found != digest:
-                raise RemoteProtocolError(
-                    f"the value under key {key!r} of task {request.tid} of job {request.job} "
-                    f"arrived damaged from client {cid}"
-                )
-            kept.append((key, kind, data))
-        client = self._client
+        kept: list[tuple[str, str, bytes | FileValue]] = []
+        try:
+            for key, kind, size, digest in manifest:
+                content: bytes | FileValue
+                if key in sent:
+                    content, rest = bytes(rest[:size]), rest[size:]
+                    found = value_digest(content)
+                    if size > ROW_VALUE_BYTES_MAX and client.values.is_half_full:
+                        content = await on_thread(partial(client.held.files.write, content))
+                elif key in request.keys:
+                    content = await self._stream(address, request, key, size)
+                    found = content.digest
+                else:
+                    continue
+                kept.append((key, kind, content))
+                if found != digest:
+                    self._complain(address, request)
+                    raise RemoteProtocolError(
+                        f"the value under key {key!r} of task {request.tid} of job {request.job} "
+                        f"arrived damaged from client {cid}"
+                    )
+        except BaseException:
+            for _, _, content in kept:
+                if isinstance(content, FileValue):
+                    client.held.discard(content)
+            raise
         client.values.put_copy(request.job, request.tid, request.digest, manifest, kept)
         client.workbench.inputs_fetched(
             request.job, request.tid, manifest, request.digest, client.now_ms()
         )
         return rest
 
-    async def _stream(
-        self, address: str, request: FetchRequest, key: str, size: int
-    ) -> tuple[bytes, str]:
-        """Return one value, which may be larger than any body, and its digest."""
+    async def _stream(self, address: str, request: FetchRequest, key: str, size: int) -> FileValue:
+        """Fetch one value, however large, into a file."""
         path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
         query = {"digest": request.digest}
-        data, digest = bytearray(), hashlib.sha256()
-        async with self._client.http.stream(address, "GET", path, query=query) as response:
-            if response.status != _OK:
-                (await response.read()).checked()
-            async for chunk in response.chunks():
-                if len(data) + len(chunk) > size:
-                    raise RemoteProtocolError(f"{address} sent more than {size} bytes of {path}")
-                data += chunk
-                digest.update(chunk)
-        return bytes(data), digest.hexdigest()
+        staging = Staging(self._client.held.files)
+        try:
+            async with self._client.http.stream(address, "GET", path, query=query) as response:
+                if response.status != _OK:
+                    (await response.read()).checked()
+                async for chunk in response.chunks():
+                    if staging.size + len(chunk) > size:
+                        raise RemoteProtocolError(
+                            f"{address} sent more than {size} bytes of {path}"
+                        )
+                    staging.put(chunk)
+                    if staging.is_full:
+                        await staging.drain()
+            return await staging.finish()
+        except BaseException:
+            staging.abandon()
+            raise
+
+    def _complain(self, address: str, request: FetchRequest) -> None:
+        """Tell a holder to look at its bytes."""
+        _log.warning(
+            "job=%d tid=%d %s sent other bytes than its digest says, and is told to look",
+            request.job,
+            request.tid,
+            address,
+        )
+        self._client.background(self._tell(address, request))
+
+    async def _tell(self, address: str, request: FetchRequest) -> None:
+        body = encode_json([request.job, request.tid, request.digest])
+        try:
+            response = await self._client.http.request(
+                address, "POST", "/v1/values/check", body=body
+            )
+            response.checked()
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            _log.warning("%s wasn't told: %s", address, error)
 
     def _failed(self, requests: Sequence[FetchRequest], cid: ClientId, reason: str) -> None:
         for request in requests:

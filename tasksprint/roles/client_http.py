@@ -7,14 +7,16 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tasksprint.encoding import decode_json, encode_json
-from tasksprint.errors import Refused, RemoteProtocolError
+from tasksprint.encoding import decode_json, encode_json, result_digest
+from tasksprint.errors import Refused, RemoteProtocolError, ValueSpoiled
+from tasksprint.execution.effects import Manifest
 from tasksprint.ids import JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_messages import parse_range
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.client import Client, held_manifest
+from tasksprint.roles.client import Client
 from tasksprint.roles.metrics import client_metrics, client_readiness
+from tasksprint.store.result_records import CHUNK_BYTES, FileValue
 from tasksprint.store.result_store import ResultStore
 
 __all__ = ["ClientPaths"]
@@ -24,7 +26,7 @@ _log = logging.getLogger("tasksprint.client")
 _BYTES = "application/octet-stream"
 # A batch of values is put together in memory; bigger values are fetched one by one.
 _BATCH_BYTES_MAX = 8 * 1024 * 1024
-_PIECE_BYTES = 1024 * 1024
+_BATCH_VALUE_BYTES_MAX = CHUNK_BYTES
 
 
 class ClientPaths:
@@ -39,6 +41,7 @@ class ClientPaths:
         add("GET", "/readyz", lambda request: client_readiness(client), access=Access.OPEN)
         add("GET", "/metrics", lambda request: client_metrics(client), access=read)
         add("POST", "/v1/values", self._values)
+        add("POST", "/v1/values/check", self._check)
         add("GET", "/v1/values/{job}/{tid}", self._manifest, access=read)
         add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=read)
         add("GET", "/v1/logs/{job}", self._logs, access=read)
@@ -49,38 +52,62 @@ class ClientPaths:
 
     async def _values(self, request: Request) -> Response:
         """Answer a batch: see client_fetch.py for its form."""
-        wanted = decode_json(request.body)
-        if not isinstance(wanted, list):
-            raise RemoteProtocolError("the body is not a list of results")
+        wanted = _list(decode_json(request.body))
         entries: list[Any] = []
         parts: list[bytes] = []
         left = _BATCH_BYTES_MAX
         for item in wanted:
             job, tid, digest, keys = _wanted(item)
             manifest = await self._held_manifest(job, tid, digest)
-            if manifest is None:
+            found = None
+            if manifest is not None:
+                found = await self._batch(job, tid, digest, manifest, keys, left)
+            if found is None:
                 entries.append(None)
                 continue
-            sent: list[str] = []
-            for key, _, size, _ in manifest:
-                if key not in keys or size > left:
-                    continue
-                found = await self._client.values.read(job, tid, digest, key)
-                if found is None:
-                    raise Refused(f"task {tid} of job {job} was dropped meanwhile", status=404)
-                sent.append(key)
-                parts.append(found[1])
-                left -= size
-            entries.append([manifest, sent])
+            entries.append([manifest, list(found)])
+            parts += found.values()
+            left -= sum(map(len, found.values()))
         return Response(200, encode_json(entries) + b"\n" + b"".join(parts), _BYTES)
 
-    async def _held_manifest(self, job: JobId, tid: TaskId, digest: str | None) -> Any:
-        """Return the manifest of a result that is held, or None."""
+    async def _batch(
+        self, job: JobId, tid: TaskId, digest: str, manifest: Manifest, keys: list[str], left: int
+    ) -> dict[str, bytes] | None:
+        """Return those values of a result that fit into a batch; None: one of them is lost."""
         client = self._client
-        manifest = await client.read(held_manifest, job, tid, digest)
+        values: dict[str, bytes] = {}
+        for key, _, size, _ in manifest:
+            if key not in keys or size > min(left, _BATCH_VALUE_BYTES_MAX):
+                continue
+            found = await client.values.read(job, tid, digest, key)
+            if found is None:
+                return None
+            content = found[1]
+            if isinstance(content, FileValue):
+                try:
+                    pieces = [piece async for piece in client.held.pieces_of(content)]
+                except ValueSpoiled as error:
+                    client.held.spoiled(job, tid, digest, str(error))
+                    return None
+                content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            values[key] = content
+            left -= size
+        return values
+
+    def _check(self, request: Request) -> Response:
+        """Look at a result of which a peer says that other bytes came: see client_fetch.py."""
+        job, tid, digest, _ = _wanted([*_list(decode_json(request.body)), []])
+        self._client.background(self._client.held.check(job, tid, digest))
+        return json_response({})
+
+    async def _held_manifest(
+        self, job: JobId, tid: TaskId, digest: str | None
+    ) -> Manifest | None:
+        """Return the manifest of a result that is held, or None."""
+        held = self._client.held
+        manifest = await held.manifest(job, tid, digest)
         if manifest is None and digest is not None:
-            client.step(client.workbench.result_missing, job, tid)
-            client.turn()
+            held.missing(job, tid, digest)
         return manifest
 
     async def _manifest(self, request: Request) -> Response:
@@ -99,6 +126,7 @@ class ClientPaths:
             raise Refused(
                 f"no value under key {key!r} of task {tid} of job {job} here", status=404
             )
+        assert manifest is not None
         _, kind, size, _ = found
         content_type = "application/json" if kind == "json" else _BYTES
         status, first, end = 200, 0, size
@@ -107,24 +135,33 @@ class ClientPaths:
         if wanted is not None:
             status, (first, end) = 206, wanted
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
-        return Response(
-            status,
-            self._pieces(job, tid, key, first, end),
-            content_type,
-            headers,
-            body_bytes=end - first,
-        )
+        digest = result_digest(list(manifest))
+        loaded = await self._client.held.load(job, tid, digest, key)
+        if loaded is None:
+            raise Refused(f"the result of task {tid} of job {job} is lost here", status=404)
+        body: bytes | AsyncIterator[bytes]
+        if isinstance(loaded[1], bytes):
+            body = loaded[1][first:end]
+        else:
+            whole = (first, end) == (0, size)
+            body = self._pieces(job, tid, digest, loaded[1], None if whole else (first, end))
+        return Response(status, body, content_type, headers, body_bytes=end - first)
 
     async def _pieces(
-        self, job: JobId, tid: TaskId, key: str, first: int, end: int
+        self,
+        job: JobId,
+        tid: TaskId,
+        digest: str,
+        value: FileValue,
+        part: tuple[int, int] | None,
     ) -> AsyncIterator[bytes]:
-        while first < end:
-            length = min(_PIECE_BYTES, end - first)
-            piece = await self._client.read(_read_piece, job, tid, key, first, length)
-            if not piece:
-                raise Refused(f"task {tid} of job {job} was dropped meanwhile", status=404)
-            yield piece
-            first += len(piece)
+        held = self._client.held
+        try:
+            async for piece in held.pieces_of(value, part):
+                yield piece
+        except ValueSpoiled as error:
+            held.spoiled(job, tid, digest, str(error))
+            raise
 
     async def _logs(self, request: Request) -> Response:
         job = request.integer("job")
@@ -158,6 +195,12 @@ class ClientPaths:
         return json_response({"stopping": True})
 
 
+def _list(body: Any) -> list[Any]:
+    if not isinstance(body, list):
+        raise RemoteProtocolError("the body is not a list")
+    return body
+
+
 def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
     try:
         job, tid, digest, keys = item
@@ -167,12 +210,6 @@ def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
     if not is_name or not isinstance(keys, list):
         raise RemoteProtocolError(f"not a wanted result: {item!r}")
     return JobId(job), TaskId(tid), digest, keys
-
-
-def _read_piece(
-    store: ResultStore, job: JobId, tid: TaskId, key: str, offset: int, length: int
-) -> bytes | None:
-    return store.reader.read_value(job, tid, key, offset=offset, length=length)
 
 
 def _read_logs(store: ResultStore, job: int, tid: int | None) -> list[Any]:

@@ -11,7 +11,9 @@ that answer; the SDK holds no answer back behind a task that printed.
 
 from __future__ import annotations
 
+import binascii
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +21,24 @@ from typing import TYPE_CHECKING, Any
 
 from tasksprint.bounded_text import keep_end
 from tasksprint.encoding import value_digest
-from tasksprint.errors import NodeFailed, RemoteProtocolError
+from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
+from tasksprint.ids import TaskId
 from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
 from tasksprint.process.program import ExitReason, Program
 from tasksprint.protocol.node_lines import (
-    FilePath,
+    Carried,
+    InPieces,
     NodeFailure,
     NodeMessage,
+    NodePiece,
     NodeReader,
     NodeReady,
     NodeReply,
 )
 from tasksprint.roles.client_values import CachedValue, task_buffers
-from tasksprint.store.result_records import LogText, StagedValue
-from tasksprint.store.staging import stage_file
+from tasksprint.store.result_records import CHUNK_BYTES, FileValue, LogText
+from tasksprint.store.staging import Staging, stage_file
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -44,9 +49,13 @@ _log = logging.getLogger("tasksprint.client")
 
 # Output that waits to be kept with its attempt; more is kept in pieces.
 _OUTPUT_BYTES_MAX = 64 * 1024
+# Lines with more than this are written piece by piece, as fast as the node reads.
+_WRITE_AT_ONCE_MAX = 1024 * 1024
+# A piece of a file on its way to a node; divisible by 3, for base64.
+_PIECE_BYTES = CHUNK_BYTES // 3 * 3
 
 # (key, kind, content) of each value of one reply.
-NodeValues = tuple[tuple[str, str, "bytes | StagedValue"], ...]
+NodeValues = tuple[tuple[str, str, "bytes | FileValue"], ...]
 
 
 class NodeShell:
@@ -69,8 +78,14 @@ class NodeShell:
         self._output = bytearray()
         self._tail = b""  # the end of what the running task printed, of what is kept already
         self._early = bytearray()
-        # Messages behind one whose values are still being read from a file.
+        # Messages behind one whose values are still being read from a file, or written to one.
         self._held_back: list[NodeMessage] | None = None
+        self._stagings: dict[int, Staging] = {}  # of values that come in pieces
+        self._holds: set[str] = set()  # why nothing is read from it
+        # Tasks with large inputs, and those behind them, that aren't written yet.
+        self._outgoing: deque[tuple[RunTask, Sequence[CachedValue], list[bytes | Carried]]]
+        self._outgoing = deque()
+        self._is_writing = False
         self._exit: ExitReason | None = None  # it ended, and files of its are being read
 
     def begin(self, program: Program | AttachedProgram) -> None:
@@ -87,10 +102,66 @@ class NodeShell:
         assert self.program is not None
         self._pipe[effect.id] = effect
         buffers = task_buffers(effect, inputs, frames=self._frames)
-        if len(buffers) == 1:
-            self._client.write_soon(self, buffers[0])
-        else:
-            self._client.write_soon(self, b"".join(buffers))
+        if not self._is_writing:
+            if len(buffers) == 1 and isinstance(buffers[0], bytes):
+                self._client.write_soon(self, buffers[0])
+                return
+            small = [buffer for buffer in buffers if isinstance(buffer, bytes)]
+            if len(small) == len(buffers) and sum(map(len, small)) <= _WRITE_AT_ONCE_MAX:
+                self._client.write_soon(self, b"".join(small))
+                return
+        self._outgoing.append((effect, inputs, buffers))
+        if not self._is_writing:
+            self._is_writing = True
+            self._client.background(self._write_outgoing())
+
+    async def _write_outgoing(self) -> None:
+        """Write large lines piece by piece, each behind all that was written before."""
+        try:
+            while self._outgoing and self.program is not None and not self.program.closed.done():
+                effect, inputs, buffers = self._outgoing.popleft()
+                for buffer in buffers:
+                    if isinstance(buffer, bytes):
+                        view = memoryview(buffer)
+                        for first in range(0, len(view), _PIECE_BYTES):
+                            self.program.write(view[first : first + _PIECE_BYTES])
+                            await self.program.drain()
+                        continue
+                    index = buffer.content
+                    assert isinstance(index, int)
+                    value = inputs[index][1]
+                    assert isinstance(value, FileValue)
+                    try:
+                        async for piece in self._client.held.pieces_of(value):
+                            self.program.write(
+                                binascii.b2a_base64(piece, newline=False)
+                                if buffer.is_base64
+                                else piece
+                            )
+                            await self.program.drain()
+                    except ValueSpoiled as error:
+                        tid, _, digest = effect.inputs[index]
+                        self._refuse(effect, tid, digest, str(error))
+                        return
+        finally:
+            self._is_writing = False
+
+    def _refuse(self, effect: RunTask, tid: TaskId, digest: str, why: str) -> None:
+        """An input turned out to be spoiled while it was written: the node waits for the rest."""
+        client = self._client
+        client.held.spoiled(effect.assignment.job, tid, digest, why)
+        client.workbench.run_broken_off(self.node, effect.id, tid, client.now_ms())
+        client.turn()
+
+    def hold(self, why: str, *, is_held: bool) -> None:
+        """Read nothing from it for this reason, or not for this one any more."""
+        was_held = bool(self._holds)
+        (self._holds.add if is_held else self._holds.discard)(why)
+        if self.program is not None and was_held != bool(self._holds):
+            if self._holds:
+                self.program.pause_reading()
+            else:
+                self.program.resume_reading()
 
     def kill(self, why: str) -> None:
         """End it now."""
@@ -111,8 +182,30 @@ class NodeShell:
             self._garbage = str(error)
             self.kill(f"it broke the protocol: {error}")
             return
+        if messages and self._reader.in_pieces:
+            messages = self._take_pieces(messages)
         if messages:
             self._take(messages)
+
+    def _take_pieces(self, messages: list[NodeMessage]) -> list[NodeMessage]:
+        """Write pieces of large values to their files; return the other messages."""
+        others: list[NodeMessage] = []
+        for message in messages:
+            if not isinstance(message, NodePiece):
+                others.append(message)
+                continue
+            staging = self._stagings.get(message.number)
+            if staging is None:
+                staging = self._stagings[message.number] = Staging(self._client.held.files)
+            staging.put(message.data)
+            if staging.is_full and "disk" not in self._holds:
+                self.hold("disk", is_held=True)
+                self._client.background(self._go_on_when_written(staging))
+        return others
+
+    async def _go_on_when_written(self, staging: Staging) -> None:
+        await staging.drain()
+        self.hold("disk", is_held=False)
 
     def _take(self, messages: list[NodeMessage]) -> None:
         if self._held_back is not None:
@@ -121,7 +214,7 @@ class NodeShell:
         replies: list[Reply] = []
         for index, message in enumerate(messages):
             if isinstance(message, NodeReply):
-                if any(isinstance(content, FilePath) for _, _, content in message.values):
+                if any(not isinstance(content, bytes) for _, _, content in message.values):
                     self._held_back = messages[index + 1 :]
                     self._client.background(self._read_files(message))
                     break
@@ -130,6 +223,7 @@ class NodeShell:
                 error = TaskError(message.error, message.traceback, message.retry)
                 replies.append(Reply(message.id, error))
             else:
+                assert isinstance(message, NodeReady), "pieces were taken before"
                 self._ready(message)
         if replies:
             self._tell(replies)
@@ -177,25 +271,26 @@ class NodeShell:
         self.values.clear()
 
     async def _read_files(self, message: NodeReply) -> None:
-        """Bring the files that a reply names into the store, then go on."""
-        values: list[tuple[str, str, bytes | StagedValue]] = []
+        """Bring the large values of a reply into files of the store, then go on."""
+        values: list[tuple[str, str, bytes | FileValue]] = []
         error: TaskError | None = None
         for key, kind, content in message.values:
-            if not isinstance(content, FilePath):
+            if isinstance(content, bytes):
                 values.append((key, kind, content))
-                continue
-            try:
-                staged = await stage_file(
-                    self._client.writer,
-                    Path(content.path),
-                    bytes_max=self._client.settings.value_bytes_max,
-                )
-                values.append((key, kind, staged))
-            except NodeFailed as cause:
-                # What can't be read now may be there at the next attempt.
-                may_pass = isinstance(cause.__cause__, OSError)
-                error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
-                break
+            elif isinstance(content, InPieces):
+                values.append((key, kind, await self._stagings.pop(content.number).finish()))
+            elif error is None:
+                try:
+                    staged = await stage_file(
+                        self._client.held.files,
+                        Path(content.path),
+                        bytes_max=self._client.settings.value_bytes_max,
+                    )
+                    values.append((key, kind, await self._client.held.into_memory(staged)))
+                except NodeFailed as cause:
+                    # What can't be read now may be there at the next attempt.
+                    may_pass = isinstance(cause.__cause__, OSError)
+                    error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
         reply: Reply
         if error is not None:
             self._abandon(values)
@@ -203,7 +298,7 @@ class NodeShell:
         else:
             manifest = []
             for key, kind, kept in values:
-                if isinstance(kept, StagedValue):
+                if isinstance(kept, FileValue):
                     manifest.append((key, kind, kept.size, kept.digest))
                 else:
                     manifest.append((key, kind, len(kept), value_digest(kept)))
@@ -216,11 +311,11 @@ class NodeShell:
         if self._exit is not None and self._held_back is None:
             self.on_exit(self._exit)
 
-    def _abandon(self, values: Iterable[tuple[str, str, bytes | StagedValue]]) -> None:
+    def _abandon(self, values: Iterable[tuple[str, str, bytes | FileValue]]) -> None:
         """Give back the disk that values of no result take."""
         for _, _, content in values:
-            if isinstance(content, StagedValue):
-                self._client.abandon(content)
+            if isinstance(content, FileValue):
+                self._client.held.discard(content)
 
     # --- its output and its end ---
 
@@ -250,6 +345,9 @@ class NodeShell:
         if self._held_back is not None:
             self._exit = reason  # It has answered: first its files are read.
             return
+        for staging in self._stagings.values():
+            staging.abandon()
+        self._stagings.clear()
         self.keep_output()
         self._client.node_ended(self)
         detail: dict[str, Any] = {

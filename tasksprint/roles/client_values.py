@@ -5,6 +5,10 @@ were fetched from other clients, and values read back from the store. Two kinds 
 be evicted: what isn't stored yet, and copies that the workbench still needs (it
 limits those). All else goes when it is old and room is needed.
 
+Large values stand in files of the store (`FileValue`), never in memory. Files of fetched
+copies belong to the cache, which says when one isn't needed any more; files of this client's
+own results belong to the store, and aren't cached at all.
+
 Doesn't know the store: whoever makes a cache says how a value is read from it. Here,
 too, is how a task's line and a report's inline values are put together from bytes.
 """
@@ -17,12 +21,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from tasksprint.execution.effects import Completion, Manifest, RunTask
 from tasksprint.ids import JobId, TaskId
-from tasksprint.protocol.node_lines import encode_task
+from tasksprint.protocol.node_lines import Carried, encode_task
 from tasksprint.settings import Settings
+from tasksprint.store.result_records import FileValue
 
 __all__ = ["CachedValue", "LoadValue", "ValueCache", "task_buffers"]
 
-CachedValue = tuple[str, bytes]  # kind, content
+CachedValue = tuple[str, "bytes | FileValue"]  # kind, content
 # Reads a value of a result held by this client: (job, tid, result digest, key) -> value.
 # None: the store doesn't have it.
 LoadValue = Callable[[JobId, TaskId, str, str], Awaitable["CachedValue | None"]]
@@ -48,24 +53,35 @@ class _Result:
 class ValueCache:
     """Values in memory, bounded, over the client's store."""
 
-    def __init__(self, *, bytes_max: int, load: LoadValue) -> None:
+    def __init__(
+        self, *, bytes_max: int, load: LoadValue, discard: Callable[[FileValue], object]
+    ) -> None:
         """Begin empty.
 
         Args:
             bytes_max: `Settings.value_cache_bytes_max`.
             load: Reads a value of this client's own results from the store.
+            discard: Deletes the file of a copy.
         """
         self._bytes_max = bytes_max
         self._load = load
+        self._discard = discard
         self._results: dict[JobId, dict[TaskId, dict[str, _Result]]] = {}
         # What may be evicted, the longest unused first, with its cost.
         self._evictable: OrderedDict[_ValueKey, int] = OrderedDict()
-        self._bytes = 0  # of everything, with overhead
+        self._bytes = 0  # of everything, with overhead; files of copies count like memory
 
     @classmethod
-    def of(cls, settings: Settings, load: LoadValue) -> ValueCache:
+    def of(
+        cls, settings: Settings, load: LoadValue, discard: Callable[[FileValue], object]
+    ) -> ValueCache:
         """Return a cache as large as the settings say."""
-        return cls(bytes_max=settings.value_cache_bytes_max, load=load)
+        return cls(bytes_max=settings.value_cache_bytes_max, load=load, discard=discard)
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether further copies should rather stand in files."""
+        return self._bytes > self._bytes_max // 2
 
     @property
     def total_bytes(self) -> int:
@@ -116,7 +132,7 @@ class ValueCache:
         tid: TaskId,
         digest: str,
         manifest: Manifest,
-        values: Iterable[tuple[str, str, bytes]],
+        values: Iterable[tuple[str, str, bytes | FileValue]],
     ) -> None:
         """Keep fetched values, verified by the caller, at least until they are released."""
         result = self._result(job, tid, digest)
@@ -173,7 +189,7 @@ class ValueCache:
         if value is not None:
             return value
         value = await self._load(job, tid, digest, key)
-        if value is not None:
+        if value is not None and isinstance(value[1], bytes):
             result = self._result(job, tid, digest)
             self._add(result, job, tid, digest, ((key, *value),))
             self._evict()
@@ -241,7 +257,7 @@ class ValueCache:
                     is_pinned = result.is_unstored or result.is_needed
                     assert result.values or is_pinned, "nothing is kept of it"
                     for key, (_, content) in result.values.items():
-                        total += len(content) + _OVERHEAD_BYTES
+                        total += _cost(content)
                         if not is_pinned:
                             evictable.add((job, tid, digest, key))
         assert total == self._bytes
@@ -275,14 +291,16 @@ class ValueCache:
         job: JobId,
         tid: TaskId,
         digest: str,
-        values: Iterable[tuple[str, str, bytes]],
+        values: Iterable[tuple[str, str, bytes | FileValue]],
     ) -> None:
         is_pinned = result.is_unstored or result.is_needed
         for key, kind, content in values:
             if key in result.values:
+                if isinstance(content, FileValue):
+                    self._discard(content)
                 continue  # The same digest means the same bytes.
             result.values[key] = (kind, content)
-            cost = len(content) + _OVERHEAD_BYTES
+            cost = _cost(content)
             self._bytes += cost
             if not is_pinned:
                 self._evictable[job, tid, digest, key] = cost
@@ -297,7 +315,7 @@ class ValueCache:
         if result.is_unstored or result.is_needed:
             return
         for key, (_, content) in result.values.items():
-            self._evictable[job, tid, digest, key] = len(content) + _OVERHEAD_BYTES
+            self._evictable[job, tid, digest, key] = _cost(content)
         if not result.values:
             self._forget(job, tid, digest)
         self._evict()
@@ -307,7 +325,7 @@ class ValueCache:
             (job, tid, digest, key), cost = self._evictable.popitem(last=False)
             self._bytes -= cost
             result = self._results[job][tid][digest]
-            del result.values[key]
+            self._give_back(result.values.pop(key)[1])
             if not result.values:
                 self._forget(job, tid, digest)
 
@@ -318,8 +336,13 @@ class ValueCache:
             return  # Its task still wants the copy; it is evicted like any other later.
         for key, (_, content) in result.values.items():
             self._evictable.pop((job, tid, digest, key), None)
-            self._bytes -= len(content) + _OVERHEAD_BYTES
+            self._bytes -= _cost(content)
+            self._give_back(content)
         self._forget(job, tid, digest)
+
+    def _give_back(self, content: bytes | FileValue) -> None:
+        if isinstance(content, FileValue):
+            self._discard(content)
 
     def _forget(self, job: JobId, tid: TaskId, digest: str) -> None:
         of_job = self._results[job]
@@ -331,15 +354,26 @@ class ValueCache:
                 del self._results[job]
 
 
-def task_buffers(run: RunTask, inputs: Sequence[CachedValue], *, frames: bool) -> list[bytes]:
+def _cost(content: bytes | FileValue) -> int:
+    return _OVERHEAD_BYTES + (len(content) if isinstance(content, bytes) else content.size)
+
+
+def task_buffers(
+    run: RunTask, inputs: Sequence[CachedValue], *, frames: bool
+) -> list[bytes | Carried]:
     """Return what to write into the node's pipe for a task, buffer by buffer.
 
     Args:
         inputs: From `ValueCache.inputs` or `load_inputs`, one for each of `run.inputs`.
+            Of those that stand in files, the content of `Carried` is the index here.
         frames: The node speaks frames.
     """
     assert len(inputs) == len(run.inputs)
     assignment = run.assignment
+    carried = [
+        (kind, content if isinstance(content, bytes) else Carried(index, content.size))
+        for index, (kind, content) in enumerate(inputs)
+    ]
     return encode_task(
         run.id,
         assignment.job,
@@ -347,7 +381,7 @@ def task_buffers(run: RunTask, inputs: Sequence[CachedValue], *, frames: bool) -
         assignment.attempt,
         assignment.name,
         assignment.base,
-        inputs,
+        carried,
         assignment.seed,
         frames,
     )
@@ -355,4 +389,5 @@ def task_buffers(run: RunTask, inputs: Sequence[CachedValue], *, frames: bool) -
 
 def _inline(value: CachedValue) -> tuple[str, str]:
     kind, content = value
+    assert isinstance(content, bytes), "values that reports carry are small"
     return kind, content.decode() if kind == "json" else base64.b64encode(content).decode()

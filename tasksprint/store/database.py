@@ -63,6 +63,7 @@ class Kind:
     schema: str
     page_bytes: int  # larger pages hold larger rows, and cost more for each small commit
     synchronous: int  # 2: FULL, every commit is on the disk; 1: NORMAL, survives kill -9
+    auto_vacuum: int = 0  # 2: INCREMENTAL, `shrink` can give free pages back to the disk
     # What the operator can do about a file of which a part is spoiled.
     remedy: str = "check the disk; this file can't be trusted any more, keep a copy of it"
 
@@ -286,6 +287,7 @@ class Database:
         # fullfsync: on macOS a plain fsync leaves the data in the drive's cache.
         for pragma, wanted in (
             ("page_size", self.kind.page_bytes),
+            ("auto_vacuum", self.kind.auto_vacuum),
             ("journal_mode", "wal"),
             ("synchronous", self.kind.synchronous),
             ("foreign_keys", 1),
@@ -381,6 +383,17 @@ class Database:
         # Even if a reader kept it from being complete: try again after as much again.
         self._copied_pages = self._written_pages()
         return pages == copied
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the file that hold nothing."""
+        return int(self._pragma("freelist_count")) * self._page_bytes
+
+    def shrink(self, bytes_max: int) -> None:
+        """Let the file end earlier by up to so many bytes; after the next checkpoint it does."""
+        with store_errors(self.path, self.kind):
+            pages = bytes_max // self._page_bytes
+            self.connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
 
     def close(self) -> None:
         """Close the file; the last one to do so folds the log into it, if it can."""

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from tasksprint.errors import SettingsError, StoreError
+from tasksprint.encoding import value_digest
+from tasksprint.errors import SettingsError, StoreError, ValueSpoiled
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import (
     CHUNK_BYTES,
     ROW_VALUE_BYTES_MAX,
     BoundedText,
+    FileValue,
     LogText,
     Result,
     ResultCommit,
-    StagedValue,
     ValueInfo,
 )
 
-__all__ = ["MemoryResultReader", "MemoryResultStore", "MemoryResults", "MemoryStaging"]
+__all__ = ["MemoryResultReader", "MemoryResultStore", "MemoryResults", "MemoryValueFiles"]
+
+ResultT = TypeVar("ResultT")
 
 
 class MemoryResults:
@@ -37,17 +41,113 @@ class MemoryResults:
         self.identity: str | None = None
         self.results: dict[tuple[int, int], Result] = {}
         # By (job, tid, key); a test may spoil what stands here.
-        self.contents: dict[tuple[int, int, str], bytes] = {}
-        self.staged: dict[int, bytearray] = {}
+        self.contents: dict[tuple[int, int, str], bytes | FileValue] = {}
+        self.files: dict[int, bytearray] = {}
         self.logs: dict[tuple[int, int, int], BoundedText] = {}
         self.facts: dict[str, str] = {}
-        self.next_blob = 1
+        self.last_file = 0
         self.is_open = False
 
+    def check_space(self) -> None:
+        """Raise `StoreError` if the disk is full."""
+        if self.is_full:
+            raise StoreError(
+                f"cannot write result store {self.name!r}: the disk is full",
+                hint="free some space and start again; nothing that was acknowledged is lost",
+            )
+
     def crash(self) -> None:
-        """End the process that has it open; what was put stays, what was staged goes."""
+        """End the process that has it open; what was put stays, other files go."""
         self.is_open = False
-        self.staged.clear()
+        named = {one.number for one in self.contents.values() if isinstance(one, FileValue)}
+        self.files = {number: data for number, data in self.files.items() if number in named}
+
+
+class MemoryValueFiles:
+    """As `ValueFiles`."""
+
+    def __init__(self, directory: MemoryResults) -> None:
+        self._directory = directory
+
+    def begin(self) -> _MemoryValueWriter:
+        """As `ValueFiles.begin`."""
+        self._directory.last_file += 1
+        return _MemoryValueWriter(self._directory, self._directory.last_file)
+
+    def write(self, data: bytes) -> FileValue:
+        """As `ValueFiles.write`."""
+        writer = self.begin()
+        writer.append((data,))
+        return writer.finish()
+
+    def open(self, value: FileValue) -> _MemoryOpenValue:
+        """As `ValueFiles.open`."""
+        data = self._directory.files.get(value.number)
+        if data is None:
+            raise ValueSpoiled(f"'{value.number}' can't be read: No such file or directory")
+        if len(data) != value.size:
+            raise ValueSpoiled(f"'{value.number}' has {len(data)} bytes, expected {value.size}")
+        return _MemoryOpenValue(data, value)
+
+    def check(self, value: FileValue) -> None:
+        """As `ValueFiles.check`."""
+        for _ in self.open(value).checked_pieces():
+            pass
+
+    def remove(self, number: int) -> None:
+        """As `ValueFiles.remove`."""
+        self._directory.files.pop(number, None)
+
+
+class _MemoryValueWriter:
+    def __init__(self, directory: MemoryResults, number: int) -> None:
+        self._directory = directory
+        self._number = number
+        self._data = bytearray()
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._directory.check_space()
+        for piece in pieces:
+            self._data += piece
+        self._directory.files[self._number] = self._data
+
+    def finish(self) -> FileValue:
+        self._directory.files[self._number] = self._data
+        return FileValue(self._number, len(self._data), value_digest(bytes(self._data)))
+
+    def abandon(self) -> None:
+        self._directory.files.pop(self._number, None)
+
+
+class _MemoryOpenValue:
+    def __init__(self, data: bytearray, value: FileValue) -> None:
+        self._data = data
+        self._value = value
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self._data[offset : offset + length])
+
+    def pieces(self, offset: int, end: int) -> Iterator[bytes]:
+        for at in range(offset, end, CHUNK_BYTES):
+            yield self.read(at, min(CHUNK_BYTES, end - at))
+
+    def checked_pieces(self) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        for piece in self.pieces(0, self._value.size):
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != self._value.digest:
+            raise ValueSpoiled(
+                f"'{self._value.number}' has SHA-256 {digest.hexdigest()}, "
+                f"expected {self._value.digest}"
+            )
+
+    def close(self) -> None:
+        pass
 
 
 class MemoryResultReader:
@@ -77,51 +177,31 @@ class MemoryResultReader:
                 return ValueInfo(value.kind, value.size, value.digest)
         return None
 
-    def read_value(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> bytes | None:
-        """As `ResultReader.read_value`."""
-        chunks = self.read_chunks(job, tid, key, offset=offset, length=length)
-        return None if chunks is None else b"".join(chunks)
-
-    def read_chunks(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes] | None:
-        """As `ResultReader.read_chunks`."""
+    def find_value(
+        self, job: int, tid: int, key: str
+    ) -> tuple[ValueInfo, bytes | FileValue] | None:
+        """As `ResultReader.find_value`."""
         info = self.value_info(job, tid, key)
         if info is None:
             return None
-        end = info.size if length is None else min(info.size, offset + length)
-        return self._chunks(job, tid, key, offset, end, info)
+        content = self._directory.contents[job, tid, key]
+        if isinstance(content, bytes) and (found := value_digest(content)) != info.digest:
+            raise ValueSpoiled(
+                f"value {key!r} of task {tid} of job {job} in {self._directory.name!r} "
+                f"has SHA-256 {found}, expected {info.digest}"
+            )
+        return info, content
 
-    def _chunks(
-        self, job: int, tid: int, key: str, offset: int, end: int, info: ValueInfo
-    ) -> Iterator[bytes]:
-        name = f"value {key!r} of task {tid} of job {job}"
-        is_whole = offset == 0 and end == info.size
-        content = self._directory.contents.get((job, tid, key))
-        while offset < end:
-            if content is None or self._directory.contents.get((job, tid, key)) is not content:
-                raise LookupError(f"{name} was dropped while it was read")
-            part = min(end - offset, CHUNK_BYTES - offset % CHUNK_BYTES)
-            yield content[offset : offset + part]
-            offset += part
-        if is_whole and content is not None:
-            _check(self._directory, content, info.digest, name)
-
-    def read_small_values(
-        self, wanted: Sequence[tuple[int, int, str]]
-    ) -> dict[tuple[int, int, str], bytes]:
-        """As `ResultReader.read_small_values`."""
-        values = {}
-        for job, tid, key in wanted:
-            info = self.value_info(job, tid, key)
-            if info is not None and info.size <= ROW_VALUE_BYTES_MAX:
-                content = self._directory.contents[job, tid, key]
-                name = f"value {key!r} of task {tid} of job {job}"
-                _check(self._directory, content, info.digest, name)
-                values[job, tid, key] = content
-        return values
+    def read_value(self, job: int, tid: int, key: str) -> bytes | None:
+        """As `ResultReader.read_value`."""
+        found = self.find_value(job, tid, key)
+        if found is None:
+            return None
+        content = found[1]
+        if isinstance(content, bytes):
+            return content
+        opened = MemoryValueFiles(self._directory).open(content)
+        return b"".join(opened.checked_pieces())
 
     def held(self) -> list[tuple[int, int, str]]:
         """As `ResultReader.held`."""
@@ -132,10 +212,6 @@ class MemoryResultReader:
         """As `ResultReader.total_bytes`."""
         results = self._directory.results.values()
         return sum(value.size for result in results for value in result.values)
-
-    def reusable_bytes(self) -> int:
-        """Return 0: there is no file."""
-        return 0
 
     def read_logs(self, job: int, tid: int | None = None) -> list[LogText]:
         """As `ResultReader.read_logs`."""
@@ -157,7 +233,14 @@ class MemoryResultStore:
         self._settings = settings
         self.identity = identity
         self.reader = MemoryResultReader(directory)
+        self.files = MemoryValueFiles(directory)
         self.transactions = 0
+        self.on_rebuilt: Callable[[str, list[tuple[int, int, str]]], object] = _ignore
+        self.found_at_start: list[str] = []
+
+    def ask(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Return `function(self, *arguments)`: nothing here is damaged."""
+        return function(self, *arguments)
 
     @classmethod
     def open(
@@ -199,23 +282,26 @@ class MemoryResultStore:
 
     def commit_all(self, commits: Sequence[ResultCommit]) -> None:
         """As `ResultStore.commit_all`."""
-        self._check_space()
         directory = self._directory
+        directory.check_space()
         for value in (
             value for commit in commits for result in commit.results for value in result.values
         ):
             is_this = isinstance(value.content, bytes) or value.content.digest == value.digest
-            assert is_this, "the staged value is this one"
+            assert is_this, "the file holds this value"
         for result in (result for commit in commits for result in commit.results):
             held = directory.results.get((result.job, result.tid))
             if held is not None and held.digest == result.digest:
+                for value in result.values:
+                    if isinstance(value.content, FileValue):
+                        self.discard(value.content)
                 continue
             self._drop(result.job, result.tid)
             directory.results[result.job, result.tid] = result
             for value in result.values:
                 content = value.content
-                if isinstance(content, StagedValue):
-                    content = bytes(directory.staged.pop(content.blob))
+                if isinstance(content, bytes) and len(content) > ROW_VALUE_BYTES_MAX:
+                    content = self.files.write(content)
                 directory.contents[result.job, result.tid, value.key] = content
         bytes_max = self._settings.log_bytes_per_attempt_max
         for log in (log for commit in commits for log in commit.logs):
@@ -223,17 +309,12 @@ class MemoryResultStore:
             directory.logs[name] = directory.logs.get(name, BoundedText()).add(log.text, bytes_max)
         self.transactions += 1
 
-    def _check_space(self) -> None:
-        if self._directory.is_full:
-            raise StoreError(
-                f"cannot write result store {self._directory.name!r}: the disk is full",
-                hint="free some space and start again; nothing that was acknowledged is lost",
-            )
-
     def _drop(self, job: int, tid: int) -> None:
         result = self._directory.results.pop((job, tid), None)
         for value in result.values if result is not None else ():
-            del self._directory.contents[job, tid, value.key]
+            content = self._directory.contents.pop((job, tid, value.key))
+            if isinstance(content, FileValue):
+                self.discard(content)
 
     def drop_tasks(self, job: int, tids: Iterable[int]) -> None:
         """As `ResultStore.drop_tasks`."""
@@ -250,17 +331,9 @@ class MemoryResultStore:
             for name in [name for name in self._directory.logs if name[0] == job]:
                 del self._directory.logs[name]
 
-    def stage(self) -> MemoryStaging:
-        """As `ResultStore.stage`."""
-        self._check_space()
-        blob = self._directory.next_blob
-        self._directory.next_blob += 1
-        self._directory.staged[blob] = bytearray()
-        return MemoryStaging(self, self._directory, blob)
-
-    def abandon(self, staged: StagedValue) -> None:
-        """As `ResultStore.abandon`."""
-        self._directory.staged.pop(staged.blob, None)
+    def discard(self, value: FileValue) -> None:
+        """As `ResultStore.discard`."""
+        self.files.remove(value.number)
 
     def put_log(self, job: int, tid: int, attempt: int, text: bytes) -> None:
         """As `ResultStore.put_log`."""
@@ -272,7 +345,7 @@ class MemoryResultStore:
 
     def set_fact(self, name: str, value: str) -> None:
         """As `ResultStore.set_fact`."""
-        self._check_space()
+        self._directory.check_space()
         self._directory.facts[name] = value
 
     def checkpoint_if_due(self) -> bool:
@@ -297,47 +370,5 @@ class MemoryResultStore:
         self._directory.crash()
 
 
-class MemoryStaging:
-    """As `Staging`."""
-
-    def __init__(self, store: MemoryResultStore, directory: MemoryResults, blob: int) -> None:
-        self._store = store
-        self._directory = directory
-        self._blob = blob
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return len(self._directory.staged[self._blob])
-
-    def append(self, data: bytes) -> None:
-        """As `Staging.append`."""
-        self._store._check_space()
-        self._directory.staged[self._blob] += data
-
-    def append_file(self, path: Path, *, offset: int, length: int) -> int:
-        """As `Staging.append_file`."""
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        self.append(data)
-        return len(data)
-
-    def finish(self) -> StagedValue:
-        """As `Staging.finish`."""
-        content = self._directory.staged[self._blob]
-        return StagedValue(self._blob, len(content), hashlib.sha256(content).hexdigest())
-
-    def abandon(self) -> None:
-        """As `Staging.abandon`."""
-        self._store.abandon(StagedValue(self._blob, 0, ""))
-
-
-def _check(directory: MemoryResults, content: bytes, digest: str, name: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise StoreError(
-            f"result store {directory.name!r} is damaged: {name} has "
-            f"SHA-256 {found}, expected {digest}",
-            hint="check the disk; move this data directory away and start anew",
-        )
+def _ignore(damage: str, left: list[tuple[int, int, str]]) -> None:
+    pass

@@ -7,21 +7,18 @@ thread; the writer's thread and another may each have a reader of their own.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tasksprint.encoding import decode_json
-from tasksprint.errors import StoreError
+from tasksprint.encoding import decode_json, value_digest
+from tasksprint.errors import RemoteProtocolError, ValueSpoiled
 from tasksprint.settings import Settings
-from tasksprint.store.database import Database, Kind
-from tasksprint.store.result_records import CHUNK_BYTES, BoundedText, LogText, ValueInfo
+from tasksprint.store.database import Database, Kind, damaged_store
+from tasksprint.store.result_records import BoundedText, FileValue, LogText, ValueInfo
+from tasksprint.store.value_files import ValueFiles
 
-__all__ = ["CHUNKS_PER_BLOB", "FILE", "KIND", "ResultReader", "cell_int"]
+__all__ = ["FILE", "KIND", "ResultReader", "cell_bytes", "cell_int"]
 
 FILE = "results.db"
-# The chunks of blob b have the ids from b * 4096 on: one index, and 4 GiB a blob.
-CHUNKS_PER_BLOB = 4096
 
 _SCHEMA = """
 CREATE TABLE header (
@@ -34,11 +31,9 @@ CREATE TABLE results (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE result_values (
   job INTEGER NOT NULL, tid INTEGER NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL,
-  size INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB, blob INTEGER,
-  PRIMARY KEY (job, tid, key), CHECK ((data IS NULL) <> (blob IS NULL))
+  size INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB, file INTEGER,
+  PRIMARY KEY (job, tid, key), CHECK ((data IS NULL) <> (file IS NULL))
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
-CREATE TABLE garbage (blob INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE logs (
   job INTEGER NOT NULL, tid INTEGER NOT NULL, attempt INTEGER NOT NULL,
   head BLOB NOT NULL, tail BLOB NOT NULL, left_out INTEGER NOT NULL,
@@ -49,18 +44,20 @@ CREATE TABLE logs (
 KIND = Kind(
     what="result store",
     application_id=0x54535253,  # "TSRS"
-    format=1,
+    format=2,
     schema=_SCHEMA,
     page_bytes=8192,  # holds rows with values of 2 KB without pages of their own
     synchronous=1,
+    auto_vacuum=2,
 )
 
 
 class ResultReader:
     """The questions to a client's file, over a connection of its own or the writer's."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, files: ValueFiles) -> None:
         self._database = database
+        self._files = files
 
     @classmethod
     def open(cls, data_dir: Path, *, settings: Settings | None = None) -> ResultReader:
@@ -70,7 +67,7 @@ class ResultReader:
             StoreError: There is none, or it can't be read.
         """
         database = Database(data_dir / FILE, KIND, settings or Settings(), is_read_only=True)
-        return cls(database)
+        return cls(database, ValueFiles(data_dir))
 
     def read_manifest(self, job: int, tid: int) -> bytes | None:
         """Return the manifest of a result, or None if it isn't held."""
@@ -84,130 +81,94 @@ class ResultReader:
         found = self._find(job, tid, key, "NULL")
         return found[0] if found is not None else None
 
+    def find_value(
+        self, job: int, tid: int, key: str
+    ) -> tuple[ValueInfo, bytes | FileValue] | None:
+        """Return what is known of a value, and its content or the file that holds it.
+
+        Raises:
+            ValueSpoiled: It stands in its row, and isn't what its digest says.
+        """
+        found = self._find(job, tid, key, "data")
+        if found is None:
+            return None
+        info, data, number = found
+        if data is None:
+            assert number is not None, "a value stands in its row or in a file"
+            return info, FileValue(number, info.size, info.digest)
+        self._check(data, info, job, tid, key)
+        return info, data
+
     def _find(
         self, job: int, tid: int, key: str, data: str
     ) -> tuple[ValueInfo, bytes | None, int | None] | None:
-        for kind, size, digest, content, blob in self._database.query(
-            f"SELECT kind, size, digest, {data}, blob FROM result_values"
+        for kind, size, digest, content, number in self._database.query(
+            f"SELECT kind, size, digest, {data}, file FROM result_values"
             " WHERE job = ? AND tid = ? AND key = ?",
             (job, tid, key),
         ):
             assert isinstance(kind, str) and isinstance(size, int) and isinstance(digest, str)
             assert content is None or isinstance(content, bytes)
-            assert blob is None or isinstance(blob, int)
-            return ValueInfo(kind, size, digest), content, blob
+            assert number is None or isinstance(number, int)
+            return ValueInfo(kind, size, digest), content, number
         return None
 
-    def read_value(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> bytes | None:
-        """Return a value or a part of it, or None if it isn't held.
+    def _check(self, data: bytes, info: ValueInfo, job: int, tid: int, key: str) -> None:
+        found = value_digest(data)
+        if found != info.digest:
+            raise ValueSpoiled(
+                f"value {key!r} of task {tid} of job {job} in {str(self._database.path)!r} "
+                f"has SHA-256 {found}, expected {info.digest}"
+            )
 
-        Args:
-            offset: The first byte; beyond the end: nothing.
-            length: How many bytes at most; None: up to the end.
-
-        Raises:
-            StoreError: The whole value was read and isn't what its digest says.
-        """
-        chunks = self.read_chunks(job, tid, key, offset=offset, length=length)
-        return None if chunks is None else b"".join(chunks)
-
-    def read_chunks(
-        self, job: int, tid: int, key: str, *, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes] | None:
-        """Return a value or a part of it in pieces of 1 MiB at most, or None.
-
-        Each piece is read when it is asked for; nothing is locked in between.
+    def read_value(self, job: int, tid: int, key: str) -> bytes | None:
+        """Return a whole value, however large, or None if it isn't held; for tests and tools.
 
         Raises:
-            StoreError: (while iterating) The whole value was read and isn't what its
-                digest says.
-            LookupError: (while iterating) It was dropped meanwhile.
+            ValueSpoiled: It isn't what its digest says.
         """
-        found = self._find(job, tid, key, "data")
+        found = self.find_value(job, tid, key)
         if found is None:
             return None
-        info, data, blob = found
-        end = info.size if length is None else min(info.size, offset + length)
-        name = f"value {key!r} of task {tid} of job {job}"
-        if data is not None:
-            pieces: Iterator[bytes] = iter((data[offset:end],))
-        else:
-            assert blob is not None, "a value stands in its row or in chunks"
-            pieces = self._read_blob(blob, offset, end, name)
-        if offset == 0 and end == info.size:
-            pieces = self._checked(pieces, info, name)
-        return pieces
-
-    def _read_blob(self, blob: int, offset: int, end: int, name: str) -> Iterator[bytes]:
-        while offset < end:
-            number, skipped = divmod(offset, CHUNK_BYTES)
-            part = min(end - offset, CHUNK_BYTES - skipped)
-            is_whole = skipped == 0 and part == CHUNK_BYTES
-            found = self._database.query(
-                f"SELECT {'data' if is_whole else 'substr(data, ?, ?)'} FROM chunks WHERE id = ?",
-                (*(() if is_whole else (skipped + 1, part)), blob * CHUNKS_PER_BLOB + number),
-            )
-            if not found:
-                raise LookupError(f"{name} was dropped while it was read")
-            yield cell_bytes(found[0][0])
-            offset += part
-
-    def _checked(self, pieces: Iterator[bytes], info: ValueInfo, name: str) -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-            yield piece
-        if digest.hexdigest() != info.digest:
-            raise StoreError(
-                f"result store {str(self._database.path)!r} is damaged: {name} has "
-                f"SHA-256 {digest.hexdigest()}, expected {info.digest}",
-                hint="check the disk; move this data directory away and start anew",
-            )
-
-    def read_small_values(
-        self, wanted: Sequence[tuple[int, int, str]]
-    ) -> dict[tuple[int, int, str], bytes]:
-        """Return those of the wanted (job, tid, key) that are held and stand in their rows.
-
-        Raises:
-            StoreError: One isn't what its digest says.
-        """
-        values: dict[tuple[int, int, str], bytes] = {}
-        for first in range(0, len(wanted), 100):
-            part = wanted[first : first + 100]
-            for job, tid, key, digest, data in self._database.query(
-                "SELECT job, tid, key, digest, data FROM result_values WHERE data IS NOT NULL"
-                f" AND (job, tid, key) IN (VALUES {','.join(['(?,?,?)'] * len(part))})",
-                [cell for names in part for cell in names],
-            ):
-                assert isinstance(job, int) and isinstance(tid, int) and isinstance(key, str)
-                name = f"value {key!r} of task {tid} of job {job}"
-                assert isinstance(data, bytes) and isinstance(digest, str)
-                info = ValueInfo("", len(data), digest)
-                values[job, tid, key] = b"".join(self._checked(iter((data,)), info, name))
-        return values
+        _, content = found
+        if isinstance(content, bytes):
+            return content
+        opened = self._files.open(content)
+        try:
+            return b"".join(opened.checked_pieces())
+        finally:
+            opened.close()
 
     def held(self) -> list[tuple[int, int, str]]:
-        """Return (job, tid, result digest) of every result, in order."""
+        """Return (job, tid, result digest) of every result, in order.
+
+        Raises:
+            StoreDamaged: The rows hold what no row may.
+        """
         # One row: a step for each result would want the interpreter's lock each time.
         ((text,),) = self._database.query(
             "SELECT json_group_array(json_array(job, tid, digest)) FROM results"
         )
         assert isinstance(text, str)
-        return sorted((job, tid, digest) for job, tid, digest in decode_json(text.encode()))
+        try:
+            return sorted((job, tid, digest) for job, tid, digest in decode_json(text.encode()))
+        except (RemoteProtocolError, TypeError, ValueError) as error:
+            raise damaged_store(
+                self._database.path, self._database.kind, "table 'results' holds no digests"
+            ) from error
+
+    def files(self) -> list[tuple[int, int, int, int]]:
+        """Return (file, size, job, tid) of every value that stands in a file."""
+        return [
+            (cell_int(number), cell_int(size), cell_int(job), cell_int(tid))
+            for number, size, job, tid in self._database.query(
+                "SELECT file, size, job, tid FROM result_values WHERE file IS NOT NULL"
+            )
+        ]
 
     def total_bytes(self) -> int:
         """Return the sizes of all values held, together."""
         ((size,),) = self._database.query("SELECT coalesce(sum(bytes), 0) FROM results")
-        return cell_int(size)
-
-    def reusable_bytes(self) -> int:
-        """Return how much of the file is free for new values: it never shrinks."""
-        ((size,),) = self._database.query(
-            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
-        )
         return cell_int(size)
 
     def read_logs(self, job: int, tid: int | None = None) -> list[LogText]:

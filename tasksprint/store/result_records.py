@@ -8,25 +8,26 @@ __all__ = [
     "CHUNK_BYTES",
     "ROW_VALUE_BYTES_MAX",
     "BoundedText",
+    "FileValue",
     "LogText",
     "Result",
     "ResultCommit",
-    "StagedValue",
     "Value",
     "ValueInfo",
 ]
 
-# Values up to this size stand in the row with their names; larger ones in chunks, so
-# that a look at a row never reads megabytes. Part of the file's format, as is the next.
+# Values up to this size stand in the row with their names; larger ones in files beside the
+# database, so that a look at a row never reads megabytes.
 ROW_VALUE_BYTES_MAX = 64 * 1024
+# Large values are read and written in pieces of this size: less than a millisecond each.
 CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class StagedValue:
-    """The content of a value that was brought into the store before its result."""
+class FileValue:
+    """The content of a value that stands in a file of the store (value_files.py)."""
 
-    blob: int
+    number: int
     size: int
     digest: str  # SHA-256 of the content, in hex
 
@@ -37,7 +38,7 @@ class Value:
 
     key: str
     kind: str  # "json" or "bytes"
-    content: bytes | StagedValue
+    content: bytes | FileValue
     digest: str  # SHA-256 of the content, in hex
 
     @property

@@ -1,53 +1,59 @@
-"""What a client's tasks made, in one SQLite file: `results.db`.
+"""What a client's tasks made: `results.db`, and files for large values beside it.
 
 Keeps results (manifest and values), what nodes printed, and small facts about the
 client itself. `synchronous=NORMAL`: what was put survives a kill of the process; after a
 power cut the last moments may be missing, and count as lost results, which the cluster
 makes again. So no task waits for a disk.
 
-Values up to 64 KiB stand in their row; larger ones are blobs, cut into chunks of 1 MiB.
-A blob is brought in before its result (`stage`), in many small transactions, so that a
-value of 2 GiB stops nobody. Dropping is the reverse: the rows go at once, the chunks
-piece by piece in quiet moments. Both times the blob stands in table `garbage`
-meanwhile, so that a crash leaves nothing behind that the next start doesn't find.
+Values up to 64 KiB stand in their row; larger ones in files (value_files.py), most of which
+are written before their result is put, piece by piece and by other threads. Rows go at once
+when they are dropped, files one after the other behind the commits. In quiet moments the
+database gives free pages back to the disk.
 
-Whole values are checked against their digests when they are read. Doesn't know
-tasks, jobs or the network; to be used by one thread, reading by one more with a
-`ResultReader` of its own.
+A damaged database ends nobody: what is whole goes into a new one (result_repair.py), and
+`on_lost` is told of the results that didn't. Doesn't know tasks, jobs or the network; to be
+used by one thread, reading by one more with a `ResultReader` of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+from tasksprint.errors import StoreDamaged
 from tasksprint.settings import Settings
 from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock
-from tasksprint.store.many_rows import Delete, Upsert
-from tasksprint.store.result_reader import CHUNKS_PER_BLOB, FILE, KIND, ResultReader, cell_int
+from tasksprint.store.many_rows import Upsert
+from tasksprint.store.result_reader import FILE, KIND, ResultReader, cell_int
 from tasksprint.store.result_records import (
-    CHUNK_BYTES,
     ROW_VALUE_BYTES_MAX,
     BoundedText,
+    FileValue,
     LogText,
     Result,
     ResultCommit,
-    StagedValue,
 )
+from tasksprint.store.result_repair import build_anew, fill, open_damaged
+from tasksprint.store.value_files import ValueFiles
 
-__all__ = ["ResultReader", "ResultStore", "Staging"]
+__all__ = ["HeldName", "ResultReader", "ResultStore"]
+
+ResultT = TypeVar("ResultT")
+HeldName = tuple[int, int, str]  # job, tid, result digest
 
 _LOCK = "results.lock"
-# Chunks that one piece of upkeep deletes: a few milliseconds.
-_CHUNKS_PER_PIECE = 8
+# Files that one piece of upkeep deletes: a few milliseconds.
+_FILES_PER_PIECE = 8
+# Free pages are left to new values up to this; what one piece of upkeep gives back.
+_FREE_BYTES_KEPT = 1024 * 1024
+_SHRINK_BYTES = 2 * 1024 * 1024
 _UPSERT_RESULTS = Upsert("results", ("job", "tid"), ("digest", "manifest", "bytes"))
 _UPSERT_VALUES = Upsert(
-    "result_values", ("job", "tid", "key"), ("kind", "size", "digest", "data", "blob")
+    "result_values", ("job", "tid", "key"), ("kind", "size", "digest", "data", "file")
 )
 _UPSERT_LOGS = Upsert("logs", ("job", "tid", "attempt"), ("head", "tail", "left_out"))
-_DELETE_GARBAGE = Delete("garbage", ("blob",))
 
 
 class ResultStore:
@@ -56,21 +62,44 @@ class ResultStore:
     `reader` answers questions on the same connection, in order with what is written.
     """
 
-    def __init__(self, database: Database, lock: DirectoryLock, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, files: ValueFiles, lock: DirectoryLock, settings: Settings
+    ) -> None:
         self._database = database
+        self.files = files
         self._lock = lock
         self._settings = settings
-        self.reader = ResultReader(database)
-        self._total_bytes = self.reader.total_bytes()
-        ((identity, last_chunk),) = database.query(
-            "SELECT identity, (SELECT coalesce(max(id), 0) FROM chunks) FROM header"
-        )
+        self.reader = ResultReader(database, files)
+        # Told when damage made a new database necessary: what it was, and what is left.
+        self.on_rebuilt: Callable[[str, list[HeldName]], object] = _ignore
+        ((identity,),) = database.query("SELECT identity FROM header")
         assert isinstance(identity, str)
         self.identity = identity  # random, made with the directory
-        # Whatever was staged when the last process ended is garbage.
-        self._garbage = [cell_int(blob) for (blob,) in database.query("SELECT blob FROM garbage")]
-        # An id in `garbage` may have no chunk yet, and must not be given twice.
-        self._next_blob = max([cell_int(last_chunk) // CHUNKS_PER_BLOB, *self._garbage]) + 1
+        self._may_shrink = True
+        self._named: set[int] = set()  # files that rows name
+        self._garbage, lost = self._compare_files()
+        self._total_bytes = self.reader.total_bytes()
+        # For people: what was wrong when the store was opened, and what it cost.
+        self.found_at_start = [
+            f"job={job} tid={tid} its result is dropped: a file of it is gone or too short"
+            for job, tid in lost
+        ]
+
+    def _compare_files(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the files that no row names; drop the results whose files aren't whole."""
+        unnamed = dict(self.files.found)
+        lost: dict[tuple[int, int], None] = {}
+        for number, size, job, tid in self.reader.files():
+            self._named.add(number)
+            if unnamed.pop(number, None) != size:
+                lost[job, tid] = None
+        garbage = list(unnamed)
+        if lost:
+            with self._database.transaction() as cursor:
+                dropped, _ = _drop_tasks(cursor, list(lost))
+            garbage += dropped
+            self._named.difference_update(dropped)
+        return garbage, list(lost)
 
     @classmethod
     def open(
@@ -94,22 +123,60 @@ class ResultStore:
             StoreError: It can't be made, opened, written, or trusted.
         """
         settings = settings or Settings()
+        identity = identity or secrets.token_hex(16)
         lock = DirectoryLock(data_dir, _LOCK)
         try:
-            database = Database(
-                data_dir / FILE,
-                KIND,
-                settings,
-                fill=lambda cursor: _fill(cursor, identity or secrets.token_hex(16), now_ms),
-            )
             try:
-                return cls(database, lock, settings)
-            except BaseException:
-                database.close()
-                raise
+                return cls._open(data_dir, lock, settings, identity, now_ms)
+            except StoreDamaged as error:
+                path = data_dir / FILE
+                build_anew(open_damaged(path, settings), path, settings, identity, now_ms)
+                store = cls._open(data_dir, lock, settings, identity, now_ms)
+                left = len(store.reader.held())
+                store.found_at_start.insert(0, f"{error.args[0]}; {left} results are left")
+                return store
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def _open(
+        cls, data_dir: Path, lock: DirectoryLock, settings: Settings, identity: str, now_ms: int
+    ) -> ResultStore:
+        files = ValueFiles(data_dir)
+        path = data_dir / FILE
+        database = Database(
+            path, KIND, settings, fill=lambda cursor: fill(cursor, identity, now_ms)
+        )
+        try:
+            return cls(database, files, lock, settings)
+        except BaseException:
+            database.close()
+            raise
+
+    def ask(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Return `function(self, *arguments)`; if it meets damage, once more after a repair.
+
+        Raises:
+            StoreError: The repair failed.
+        """
+        try:
+            return function(self, *arguments)
+        except StoreDamaged as error:
+            self._rebuild(error)
+            return function(self, *arguments)
+
+    def _rebuild(self, error: StoreDamaged) -> None:
+        path = self._database.path
+        build_anew(self._database, path, self._settings, self.identity, 0)
+        self._database = Database(path, KIND, self._settings)
+        self.reader = ResultReader(self._database, self.files)
+        named = {number for number, *_ in self.reader.files()}
+        # (Of those that it doesn't name some belong to values that are yet to be put.)
+        self._garbage += [number for number in self._named if number not in named]
+        self._named = named
+        self._total_bytes = self.reader.total_bytes()
+        self.on_rebuilt(str(error.args[0]), self.reader.held())
 
     @property
     def path(self) -> Path:
@@ -140,96 +207,97 @@ class ResultStore:
 
     def commit_all(self, commits: Sequence[ResultCommit]) -> None:
         """Keep all that several commits bring, in order, in one transaction."""
+        self.ask(ResultStore._commit_all, commits)
+
+    def _commit_all(self, commits: Sequence[ResultCommit]) -> None:
         results: dict[tuple[int, int], Result] = {}
         garbage: list[int] = []
         for result in (result for each in commits for result in each.results):
-            earlier = results.pop((result.job, result.tid), None)
-            garbage += _staged_blobs(earlier)
+            garbage += _files_of(results.pop((result.job, result.tid), None))
             results[result.job, result.tid] = result
-        adopted: list[int] = []
+        named: list[int] = []
+        written: list[int] = []  # of the named ones, those that were made here
         new_bytes = dropped_bytes = 0
-        with self._database.transaction() as cursor:
-            replaced = []
-            for name, digest in _find_held(cursor, results):
-                if results[name].digest == digest:
-                    garbage += _staged_blobs(results.pop(name))
-                else:
-                    replaced.append(name)
-            if replaced:
-                dropped, dropped_bytes = _drop_tasks(cursor, replaced)
-                garbage += dropped
-            rows: list[Cell] = []
-            values: list[Cell] = []
-            next_blob = self._next_blob
-            for (job, tid), result in results.items():
-                size = 0
-                for value in result.values:
-                    content, blob, data = value.content, None, None
-                    size += value.size
-                    if isinstance(content, StagedValue):
-                        assert content.digest == value.digest, "the staged value is this one"
-                        if content.size:
-                            blob = content.blob
-                            adopted.append(blob)
-                        else:
-                            # A blob without chunks would leave its id to be given again.
-                            data = b""
-                            garbage.append(content.blob)
-                    elif len(content) > ROW_VALUE_BYTES_MAX:
-                        blob, next_blob = next_blob, next_blob + 1
-                        _write_chunks(cursor, blob, content)
+        try:
+            with self._database.transaction() as cursor:
+                replaced = []
+                for name, digest in _find_held(cursor, results):
+                    if results[name].digest == digest:
+                        garbage += _files_of(results.pop(name))
                     else:
-                        data = content
-                    values += (job, tid, value.key, value.kind, value.size)
-                    values += (value.digest, data, blob)
-                rows += (job, tid, result.digest, result.manifest, size)
-                new_bytes += size
-            _UPSERT_RESULTS.run(cursor, rows)
-            _UPSERT_VALUES.run(cursor, values)
-            _DELETE_GARBAGE.run(cursor, list(adopted))
-            self._write_logs(cursor, [log for each in commits for log in each.logs])
-        self._next_blob = next_blob
-        self._garbage += garbage
-        self._total_bytes += new_bytes - dropped_bytes
+                        replaced.append(name)
+                if replaced:
+                    dropped, dropped_bytes = _drop_tasks(cursor, replaced)
+                    garbage += dropped
+                rows: list[Cell] = []
+                values: list[Cell] = []
+                for (job, tid), result in results.items():
+                    size = 0
+                    for value in result.values:
+                        content, number, data = value.content, None, None
+                        size += value.size
+                        if isinstance(content, FileValue):
+                            assert content.digest == value.digest, "the file holds this value"
+                            number = content.number
+                            named.append(number)
+                        elif len(content) > ROW_VALUE_BYTES_MAX:
+                            number = self.files.write(content).number
+                            written.append(number)
+                        else:
+                            data = content
+                        values += (job, tid, value.key, value.kind, value.size)
+                        values += (value.digest, data, number)
+                    rows += (job, tid, result.digest, result.manifest, size)
+                    new_bytes += size
+                _UPSERT_RESULTS.run(cursor, rows)
+                _UPSERT_VALUES.run(cursor, values)
+                self._write_logs(cursor, [log for each in commits for log in each.logs])
+        except BaseException:
+            self._garbage += written
+            raise
+        self._named.update(named, written)
+        self._dropped(garbage, dropped_bytes, may_shrink=bool(replaced))
+        self._total_bytes += new_bytes
+
+    def _dropped(self, files: list[int], size: int, *, may_shrink: bool = True) -> None:
+        self._garbage += files
+        self._named.difference_update(files)
+        self._total_bytes -= size
+        self._may_shrink = self._may_shrink or may_shrink
 
     def drop_tasks(self, job: int, tids: Iterable[int]) -> None:
         """Forget the results of some tasks; those that aren't held are no error."""
+        names = [(job, tid) for tid in tids]
+        self.ask(ResultStore._drop_tasks, names)
+
+    def _drop_tasks(self, names: list[tuple[int, int]]) -> None:
         with self._database.transaction() as cursor:
-            blobs, size = _drop_tasks(cursor, [(job, tid) for tid in tids])
-        self._garbage += blobs
-        self._total_bytes -= size
+            files, size = _drop_tasks(cursor, names)
+        self._dropped(files, size)
 
     def drop_job(self, job: int, *, keep: Iterable[int] = (), with_logs: bool) -> None:
         """Forget the results of a job, but for some tasks', and perhaps what was printed."""
+        self.ask(ResultStore._drop_job, job, sorted(set(keep)), with_logs)
+
+    def _drop_job(self, job: int, keep: list[int], with_logs: bool) -> None:
         with self._database.transaction() as cursor:
-            garbage, size = [], 0
+            files, size = [], 0
             first = 0
-            for kept in [*sorted(set(keep)), 2**62]:
+            for kept in [*keep, 2**62]:
                 if kept > first:
-                    blobs, dropped = _drop_where(
+                    of_range, dropped = _drop_where(
                         cursor, "job = ? AND tid >= ? AND tid < ?", (job, first, kept)
                     )
-                    garbage += blobs
+                    files += of_range
                     size += dropped
                 first = kept + 1
             if with_logs:
                 cursor.execute("DELETE FROM logs WHERE job = ?", (job,))
-        self._garbage += garbage
-        self._total_bytes -= size
+        self._dropped(files, size)
 
-    # --- staging ---
-
-    def stage(self) -> Staging:
-        """Begin to bring in a value of any size, before its result is put."""
-        blob = self._next_blob
-        self._next_blob += 1
-        with self._database.transaction() as cursor:
-            cursor.execute("INSERT INTO garbage VALUES (?)", (blob,))
-        return Staging(self, self._database, blob)
-
-    def abandon(self, staged: StagedValue) -> None:
-        """Forget a staged value whose result will not be put."""
-        self._garbage.append(staged.blob)
+    def discard(self, value: FileValue) -> None:
+        """Delete the file of a value that is in no result, and will not be put."""
+        self._garbage.append(value.number)
 
     # --- what nodes print ---
 
@@ -277,40 +345,46 @@ class ResultStore:
     # --- upkeep ---
 
     def checkpoint_if_due(self) -> bool:
-        """Checkpoint if the write-ahead log is very long; delete a piece of garbage.
+        """Checkpoint if the write-ahead log is very long; delete some files.
 
-        A piece even if others wait: else a busy client would only ever grow its file.
+        Some even if others wait: else a busy client would only ever grow.
         """
         if self._garbage:
             self._collect()
-        return self._database.checkpoint_if_due()
+        return self.ask(_checkpoint_if_due)
 
     @property
     def idle_work_is_due(self) -> bool:
         """Whether a quiet moment should be used for `do_idle_work`."""
-        return bool(self._garbage) or self._database.checkpoint_is_due
+        return (
+            bool(self._garbage) or self._may_shrink or self._database.checkpoint_is_due
+        )
 
     def do_idle_work(self) -> None:
-        """Delete a piece of garbage, or copy the write-ahead log into the file."""
+        """Delete some files, copy the write-ahead log, or give free pages to the disk."""
         if self._garbage:
             self._collect()
         else:
-            self._database.checkpoint()
+            self.ask(ResultStore._tidy)
+
+    def _tidy(self) -> None:
+        database = self._database
+        if not self._may_shrink:
+            database.checkpoint()
+            return
+        free_bytes = database.free_bytes
+        if free_bytes > _FREE_BYTES_KEPT:
+            database.shrink(_SHRINK_BYTES)
+            database.checkpoint_if_due()
+            if database.free_bytes < free_bytes:
+                return
+        self._may_shrink = False
+        database.checkpoint()  # Only this makes the file shorter.
 
     def _collect(self) -> None:
-        blob = self._garbage[-1]
-        first = blob * CHUNKS_PER_BLOB
-        with self._database.transaction() as cursor:
-            cursor.execute(
-                "DELETE FROM chunks WHERE id IN (SELECT id FROM chunks"
-                " WHERE id >= ? AND id < ? ORDER BY id LIMIT ?)",
-                (first, first + CHUNKS_PER_BLOB, _CHUNKS_PER_PIECE),
-            )
-            is_done = self._database.connection.changes() < _CHUNKS_PER_PIECE
-            if is_done:
-                cursor.execute("DELETE FROM garbage WHERE blob = ?", (blob,))
-        if is_done:
-            self._garbage.pop()
+        for number in self._garbage[-_FILES_PER_PIECE:]:
+            self.files.remove(number)
+        del self._garbage[-_FILES_PER_PIECE:]
 
     @property
     def failure(self) -> BaseException | None:
@@ -325,74 +399,17 @@ class ResultStore:
             self._lock.release()
 
 
-class Staging:
-    """A value that is being brought into a store, piece by piece.
-
-    Each full chunk is written when it is full; nobody waits for the whole. To be used
-    on the store's thread. Forgotten ones are garbage after the next start.
-    """
-
-    def __init__(self, store: ResultStore, database: Database, blob: int) -> None:
-        self._store = store
-        self._database = database
-        self._blob = blob
-        self._chunks = 0
-        self._rest = bytearray()  # Invariant: less than a chunk.
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    def append(self, data: bytes) -> None:
-        """Add bytes to the end.
-
-        Raises:
-            StoreError: They were not kept; abandon this value.
-        """
-        self._digest.update(data)
-        self.size += len(data)
-        self._rest += data
-        full = len(self._rest) - len(self._rest) % CHUNK_BYTES
-        if full:
-            whole = bytes(self._rest[:full])
-            del self._rest[:full]
-            self._write(whole)
-
-    def append_file(self, path: Path, *, offset: int, length: int) -> int:
-        """Add a part of a file's content; return how many bytes there were.
-
-        Raises:
-            OSError: The file can't be read.
-            StoreError: The bytes were not kept; abandon this value.
-        """
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        self.append(data)
-        return len(data)
-
-    def _write(self, data: bytes) -> None:
-        with self._database.transaction() as cursor:
-            _write_chunks(cursor, self._blob, data, first_number=self._chunks)
-        self._chunks += -(-len(data) // CHUNK_BYTES)
-
-    def finish(self) -> StagedValue:
-        """Write what is left and return the value, to be put with its result."""
-        if self._rest:
-            self._write(bytes(self._rest))
-            self._rest.clear()
-        return StagedValue(self._blob, self.size, self._digest.hexdigest())
-
-    def abandon(self) -> None:
-        """Forget it."""
-        self._store.abandon(StagedValue(self._blob, 0, ""))
+def _ignore(damage: str, left: list[HeldName]) -> None:
+    pass
 
 
-def _fill(cursor: Cursor, identity: str, now_ms: int) -> None:
-    cursor.execute("INSERT INTO header VALUES (1, ?, ?)", (identity, now_ms))
+def _checkpoint_if_due(store: ResultStore) -> bool:
+    return store._database.checkpoint_if_due()
 
 
-def _staged_blobs(result: Result | None) -> list[int]:
+def _files_of(result: Result | None) -> list[int]:
     values = result.values if result is not None else ()
-    return [value.content.blob for value in values if isinstance(value.content, StagedValue)]
+    return [value.content.number for value in values if isinstance(value.content, FileValue)]
 
 
 def _find_held(
@@ -412,40 +429,28 @@ def _find_held(
     return found
 
 
-def _write_chunks(cursor: Cursor, blob: int, data: bytes, *, first_number: int = 0) -> None:
-    view = memoryview(data)
-    for number, first in enumerate(range(0, len(data), CHUNK_BYTES), first_number):
-        assert number < CHUNKS_PER_BLOB, "a value has 4 GiB at most"
-        cursor.execute(
-            "INSERT INTO chunks VALUES (?, ?)",
-            (blob * CHUNKS_PER_BLOB + number, view[first : first + CHUNK_BYTES]),
-        )
-
-
 def _drop_tasks(cursor: Cursor, names: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
-    garbage, size = [], 0
+    files, size = [], 0
     for first in range(0, len(names), 100):
         part = names[first : first + 100]
-        blobs, dropped = _drop_where(
+        of_part, dropped = _drop_where(
             cursor,
             f"(job, tid) IN (VALUES {','.join(['(?,?)'] * len(part))})",
             [number for name in part for number in name],
         )
-        garbage += blobs
+        files += of_part
         size += dropped
-    return garbage, size
+    return files, size
 
 
 def _drop_where(cursor: Cursor, condition: str, bindings: Sequence[Cell]) -> tuple[list[int], int]:
-    """Delete rows, put their blobs into the garbage; return those and the bytes dropped."""
+    """Delete rows; return the files that they named, and the bytes dropped."""
     size = cursor.execute(
         f"SELECT coalesce(sum(bytes), 0) FROM results WHERE {condition}", bindings
     ).get
-    blobs = cursor.execute(
-        "INSERT INTO garbage SELECT blob FROM result_values"
-        f" WHERE blob IS NOT NULL AND {condition} RETURNING blob",
-        bindings,
+    files = cursor.execute(
+        f"SELECT file FROM result_values WHERE file IS NOT NULL AND {condition}", bindings
     ).fetchall()
     cursor.execute(f"DELETE FROM result_values WHERE {condition}", bindings)
     cursor.execute(f"DELETE FROM results WHERE {condition}", bindings)
-    return [cell_int(blob) for (blob,) in blobs], cell_int(size)
+    return [cell_int(number) for (number,) in files], cell_int(size)

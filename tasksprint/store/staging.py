@@ -1,62 +1,155 @@
-"""Bringing the content of a file into a client's store without stopping anybody.
+"""Taking large values in without stopping anybody: from a file, or piece by piece.
 
-Knows a writer thread and a path. A file may be large, so its content goes over piece by
-piece, and other commits go between the pieces.
+Bytes are hashed and written on threads of the loop's executor, which both let go of
+Python's global lock; the loop only hands pieces over. What waits for the disk is bounded:
+whoever brings pieces is told when to stop for a while.
 """
 
 from __future__ import annotations
 
+import asyncio
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tasksprint.errors import NodeFailed
-from tasksprint.store.result_records import ResultCommit, StagedValue
-from tasksprint.store.result_store import ResultStore
-from tasksprint.store.writer import WriterThread
+from tasksprint.store.result_records import CHUNK_BYTES, FileValue
+from tasksprint.store.value_files import ValueFiles, ValueWriter
 
-__all__ = ["stage_file"]
+__all__ = ["Staging", "on_thread", "stage_file"]
 
-# Some milliseconds of work, during which other commits wait.
-_PIECE_BYTES = 4 * 1024 * 1024
+# What is handed to the thread at once, and what may wait for it before the source must stop.
+_PIECE_BYTES = CHUNK_BYTES
+_WAITING_BYTES_MAX = 8 * CHUNK_BYTES
+
+ResultT = TypeVar("ResultT")
 
 
-async def stage_file(
-    writer: WriterThread[ResultStore, ResultCommit], path: Path, *, bytes_max: int
-) -> StagedValue:
+def on_thread(function: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
+    """Call a function on a thread of the loop's executor."""
+    return asyncio.get_running_loop().run_in_executor(None, function)
+
+
+class Staging:
+    """A value that comes in pieces; they are hashed and written behind the loop's back.
+
+    One thread works for it at a time, in order.
+    """
+
+    def __init__(self, files: ValueFiles) -> None:
+        self._writer: ValueWriter = files.begin()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._work: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._done: list[asyncio.Future[None]] = []  # those who wait for the thread
+        self.size = 0  # of what was put
+
+    def put(self, data: bytes) -> None:
+        """Add bytes to the end."""
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        self.size += len(data)
+        if self._work is None and self._waiting_bytes >= _PIECE_BYTES:
+            self._start()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for the disk that nothing more should be put (see `drain`)."""
+        return self._waiting_bytes >= _WAITING_BYTES_MAX
+
+    async def drain(self) -> None:
+        """Wait until more may be put."""
+        while self.is_full and self._work is not None:
+            await self._wait()
+
+    async def finish(self) -> FileValue:
+        """Write what is left and return the value; then it is its caller's to keep or discard.
+
+        Raises:
+            StoreError: It wasn't written, and nothing of it stays.
+        """
+        while self._waiting or self._work is not None:
+            if self._work is None:
+                self._start()
+            if self._work is not None:
+                await self._wait()
+        if self._failure is not None:
+            raise self._failure
+        return await on_thread(self._writer.finish)
+
+    def abandon(self) -> None:
+        """Forget what came."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        on_thread(self._writer.abandon)
+
+    def _start(self) -> None:
+        pieces, self._waiting = self._waiting, []
+        self._waiting_bytes = 0
+        writer = self._writer
+        if self._failure is None:
+            self._work = on_thread(lambda: writer.append(pieces))
+            self._work.add_done_callback(self._written)
+
+    def _written(self, work: asyncio.Future[None]) -> None:
+        self._work = None
+        if not work.cancelled() and (error := work.exception()) is not None:
+            self._failure = error
+        if self._waiting_bytes >= _PIECE_BYTES:
+            self._start()
+        waiting, self._done = self._done, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
+    async def _wait(self) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done.append(done)
+        await done
+
+
+async def stage_file(files: ValueFiles, path: Path, *, bytes_max: int) -> FileValue:
     """Take the content of a file that a node named; the file is left alone.
 
     Args:
-        writer: Of the store that is to have it.
+        files: Where it goes.
         path: The file. What it holds at the moment of reading is taken.
         bytes_max: `Settings.value_bytes_max`.
 
     Returns:
-        The staged value with its size and digest; put it with a result, or abandon it.
+        The value; put it with a result, or discard it.
 
     Raises:
         NodeFailed: The file can't be read, or is too large.
         StoreError: The store can't keep it.
     """
-    staging = await writer.run(lambda store: store.stage())
+    writer = files.begin()
     try:
-        await writer.run(lambda _: _check(path, bytes_max))
-        while True:
-            taken = await writer.run(
-                lambda _: staging.append_file(path, offset=staging.size, length=_PIECE_BYTES)
-            )
-            if staging.size > bytes_max:
+        await on_thread(lambda: _check(path, bytes_max))
+        while await on_thread(lambda: _append_part(writer, path)):
+            if writer.size > bytes_max:
                 raise _too_large(path, bytes_max)
-            if taken == 0:
-                return await writer.run(lambda _: staging.finish())
-    except OSError as error:
-        writer.run(lambda _: staging.abandon())
-        raise NodeFailed(
-            f"cannot take the content of file {str(path)!r}: {error.strerror}",
-            hint="a node must leave the file in place until its next task",
-        ) from error
-    except BaseException:
-        writer.run(lambda _: staging.abandon())
+        return await on_thread(writer.finish)
+    except BaseException as error:
+        on_thread(writer.abandon)
+        if isinstance(error, OSError):
+            raise NodeFailed(
+                f"cannot take the content of file {str(path)!r}: {error.strerror}",
+                hint="a node must leave the file in place until its next task",
+            ) from error
         raise
+
+
+def _append_part(writer: ValueWriter, path: Path) -> bool:
+    """Take some more of a file; False: that was all."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(writer.size)
+        data = file.read(_PIECE_BYTES)
+    if data:
+        writer.append((data,))
+    return bool(data)
 
 
 def _check(path: Path, bytes_max: int) -> None:

@@ -41,7 +41,9 @@ class Disk:
 
 
 def cache_of(values: int, disk: Disk | None = None) -> ValueCache:
-    return ValueCache(bytes_max=values * COST, load=(disk or Disk()).load)
+    return ValueCache(
+        bytes_max=values * COST, load=(disk or Disk()).load, discard=lambda value: None
+    )
 
 
 def put(cache: ValueCache, tid: int, *, key: str = "result", size: int = VALUE) -> None:
@@ -216,7 +218,9 @@ def test_inline_values_of_a_report() -> None:
 
 
 def test_cache_is_as_large_as_the_settings_say() -> None:
-    cache = ValueCache.of(Settings(value_cache_bytes_max=COST), Disk().load)
+    cache = ValueCache.of(
+        Settings(value_cache_bytes_max=COST), Disk().load, lambda value: None
+    )
     put(cache, 0)
     put(cache, 1)
     cache.stored(1, 0, "d0")

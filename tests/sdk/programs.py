@@ -21,8 +21,10 @@ from typing import Any
 from tasksprint.ids import TaskId, task_seed
 from tasksprint.protocol.node_lines import (
     FilePath,
+    InPieces,
     NodeFailure,
     NodeMessage,
+    NodePiece,
     NodeReader,
     NodeReady,
     NodeReply,
@@ -122,6 +124,7 @@ class NodeDriver:
         self.program = program
         self.reader = NodeReader(who="node 1", line_bytes_max=1 << 28, value_bytes_max=1 << 31)
         self._messages: list[NodeMessage] = []
+        self._pieces: dict[int, bytearray] = {}  # of large values
         self._next_id = 0
         ready = self.next()
         assert isinstance(ready, NodeReady)
@@ -140,19 +143,36 @@ class NodeDriver:
         id, self._next_id = self._next_id, self._next_id + 1
         return encode_task(id, 1, tid, 1, name, base, inputs, seed, self.ready.frames)
 
+    def feed(self, data: bytes) -> None:
+        """Take what the node said."""
+        for message in self.reader.feed(data):
+            if isinstance(message, NodePiece):
+                self._pieces.setdefault(message.number, bytearray()).extend(message.data)
+            else:
+                self._messages.append(message)
+
     def next(self) -> NodeMessage:
         """Return the next message."""
         while not self._messages:
             data = self.program.receive()
             assert data, f"the node ended; stderr: {self.program.stderr()}"
-            self._messages = self.reader.feed(data)
-        return self._messages.pop(0)
+            self.feed(data)
+        message = self._messages.pop(0)
+        if isinstance(message, NodeReply):
+            values = [
+                (key, kind, bytes(self._pieces.pop(data.number)))
+                if isinstance(data, InPieces)
+                else (key, kind, data)
+                for key, kind, data in message.values
+            ]
+            message = NodeReply(message.id, tuple(values))
+        return message
 
     def run(self, name: str, *args: Any, **more: Any) -> NodeReply | NodeFailure:
         """Run one task and return its answer."""
         self.program.send(*self.line(name, *args, **more))
         message = self.next()
-        assert not isinstance(message, NodeReady)
+        assert isinstance(message, (NodeReply, NodeFailure))
         return message
 
     def values(self, name: str, *args: Any, **more: Any) -> dict[str, bytes | FilePath]:

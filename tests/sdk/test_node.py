@@ -431,8 +431,7 @@ def test_alarm_that_rings_while_answers_are_written_waits(tmp_path: Path) -> Non
         while "now" not in program.stderr() and time.monotonic() < deadline:
             # The socket's buffer is full: read a little now and then, for 0.1 s and more.
             time.sleep(0.03)
-            for message in node.reader.feed(program.receive()):
-                node._messages.append(message)
+            node.feed(program.receive())
         first, second = node.next(), node.next()
         assert isinstance(first, NodeReply) and first.values[0][2] == b"x" * (8 << 20)
         assert getattr(second, "error", "").startswith("TimeoutError: loud ran for more than")

@@ -53,6 +53,8 @@ class FilePlace:
         for path in old.iterdir():
             if path.suffix in (".db", ".db-wal"):
                 shutil.copy(path, self.directory)
+            elif path.is_dir():
+                shutil.copytree(path, self.directory / path.name)
         self.close()
 
     def wipe(self) -> None:

@@ -14,7 +14,7 @@ from tasksprint.encoding import encode_json, result_digest, value_digest
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
-from tasksprint.store.result_records import Result, StagedValue, Value
+from tasksprint.store.result_records import FileValue, Result, Value
 
 __all__ = [
     "accept",
@@ -70,7 +70,7 @@ def blob_name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def value(key: str, content: bytes | StagedValue, kind: str = "json") -> Value:
+def value(key: str, content: bytes | FileValue, kind: str = "json") -> Value:
     is_bytes = isinstance(content, bytes)
     return Value(key, kind, content, value_digest(content) if is_bytes else content.digest)
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasksprint.errors import SettingsError
+from tasksprint.errors import SettingsError, ValueSpoiled
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import (
     BoundedText,
     LogText,
     Result,
     ResultCommit,
-    StagedValue,
     Value,
     ValueInfo,
 )
+from tasksprint.store.value_files import ValueFiles
 from tests.store.helpers import result, value
 
 MIB = 1024 * 1024
@@ -73,13 +72,24 @@ def test_value_of_any_size_comes_back_to_the_byte(place: Any, size: int) -> None
     place.crash()
     reader = place.open_results().reader
     assert reader.read_value(1, 0, "result") == data
-    chunks = list(reader.read_chunks(1, 0, "result"))
-    assert b"".join(chunks) == data
-    assert all(len(each) <= MIB for each in chunks)
-    for offset, length in [(0, 10), (size // 2, 7), (MIB - 3, 6), (size - 1, 5), (size + 5, 5)]:
-        part = data[max(offset, 0) :][:length]
-        assert reader.read_value(1, 0, "result", offset=max(offset, 0), length=length) == part
-    assert reader.read_value(1, 0, "result", offset=size // 3) == data[size // 3 :]
+    info, kept = reader.find_value(1, 0, "result")
+    assert (info.kind, info.size) == ("bytes", size)
+    assert isinstance(kept, bytes) == (size <= 65536)
+
+
+@pytest.mark.parametrize("size", [65537, MIB, MIB + 1, 5 * MIB])
+def test_large_value_is_read_in_pieces(place: Any, size: int) -> None:
+    data = content(size)
+    store = place.open_results()
+    store.put_results([result(1, 0, value("result", data, "bytes"))])
+    opened = store.files.open(store.reader.find_value(1, 0, "result")[1])
+    pieces = list(opened.checked_pieces())
+    assert b"".join(pieces) == data
+    assert all(len(each) <= MIB for each in pieces)
+    for first, end in [(0, 10), (size // 2, size), (MIB - 7, MIB - 1), (size - 5, size), (3, 3)]:
+        end = min(end, size)
+        assert b"".join(opened.pieces(first, end)) == data[first:end]
+    opened.close()
 
 
 def test_result_that_is_held_already_stays(place: Any) -> None:
@@ -120,20 +130,10 @@ def test_many_results_are_put_and_dropped_at_once(place: Any, count: int) -> Non
     store.put_results(results)
     assert store.transactions == 1
     wanted = [(1, tid, "result") for tid in range(count)]
-    assert store.reader.read_small_values([*wanted, (1, count, "result"), (2, 0, "x")]) == {
-        name: b"%d" % name[1] for name in wanted
-    }
+    assert [store.reader.read_value(*name) for name in wanted] == [b"%d" % t for t in range(count)]
     store.drop_tasks(1, [*range(1, count), 10_000])
     assert store.reader.held() == [(1, 0, results[0].digest)]
     assert store.total_bytes == 1
-
-
-def test_batch_of_small_values_leaves_out_large_ones(place: Any) -> None:
-    store = place.open_results()
-    store.put_results([result(1, 0, value("large", bytes(65537)), value("small", bytes(65536)))])
-    assert store.reader.read_small_values([(1, 0, "large"), (1, 0, "small")]) == {
-        (1, 0, "small"): bytes(65536)
-    }
 
 
 def test_job_is_dropped_but_for_the_results_of_finish(place: Any) -> None:
@@ -155,49 +155,36 @@ def test_job_is_dropped_but_for_the_results_of_finish(place: Any) -> None:
     assert place.open_results().total_bytes == 5
 
 
-def test_staged_value_is_put_with_its_result(place: Any, tmp_path: Path) -> None:
+def test_value_in_a_file_is_put_with_its_result(place: Any) -> None:
     store = place.open_results()
     data = content(3 * MIB + 5)
-    file = tmp_path / "made by a node"
-    file.write_bytes(data[MIB:])
-    staging = store.stage()
-    staging.append(data[:100])
-    staging.append(data[100:MIB])
-    assert staging.append_file(file, offset=0, length=2 * MIB) == 2 * MIB
-    assert staging.append_file(file, offset=2 * MIB, length=2 * MIB) == 5
-    assert staging.append_file(file, offset=2 * MIB + 5, length=2 * MIB) == 0
-    staged = staging.finish()
-    assert (staged.size, staged.digest) == (len(data), value("", data).digest)
-    store.put_results([result(1, 0, value("a", staged, "bytes"), value("b", b"small"))])
+    writer = store.files.begin()
+    writer.append((data[:100], data[100:MIB]))
+    writer.append((memoryview(data)[MIB:],))
+    written = writer.finish()
+    assert (written.size, written.digest) == (len(data), value("", data).digest)
+    store.put_results([result(1, 0, value("a", written, "bytes"), value("b", b"small"))])
     place.crash()
     store = place.open_results()
     collect_all(store)
     assert store.reader.read_value(1, 0, "a") == data
     assert store.total_bytes == len(data) + 5
-    assert file.read_bytes() == data[MIB:]
 
 
-def test_empty_staged_value_is_a_value(place: Any) -> None:
-    """An empty blob has no chunks; its id must not come to stand for another's."""
+def test_empty_file_is_a_value(place: Any) -> None:
     store = place.open_results()
-    store.put_results([result(1, 0, value("a", store.stage().finish()))])
+    store.put_results([result(1, 0, value("a", store.files.begin().finish()))])
     collect_all(store)
     place.crash()
-    store = place.open_results()
-    large = content(2 * MIB)
-    store.put_results([result(1, 1, value("a", large))])
-    assert store.reader.read_value(1, 0, "a") == b""
-    store.drop_tasks(1, [0])
-    collect_all(store)
-    assert store.reader.read_value(1, 1, "a") == large
+    assert place.open_results().reader.read_value(1, 0, "a") == b""
 
 
-def test_what_is_staged_when_the_process_dies_is_collected(place: Any) -> None:
+def test_what_is_being_written_when_the_process_dies_is_collected(place: Any) -> None:
     store = place.open_results()
     kept = content(2 * MIB)
     store.put_results([result(1, 0, value("a", kept))])
-    store.stage().append(content(3 * MIB))
-    store.stage()
+    store.files.begin().append((content(3 * MIB),))
+    fetched = store.files.write(content(MIB))
     place.crash()
     store = place.open_results()
     other = content(2 * MIB, 5)
@@ -205,51 +192,51 @@ def test_what_is_staged_when_the_process_dies_is_collected(place: Any) -> None:
     collect_all(store)
     assert store.reader.read_value(1, 0, "a") == kept
     assert store.reader.read_value(1, 1, "a") == other
+    with pytest.raises(ValueSpoiled, match="can't be read: No such file or directory"):
+        store.files.open(fetched)
 
 
-def test_abandoned_and_superfluous_staged_values_leave_nothing(place: Any) -> None:
+def test_discarded_and_superfluous_files_leave_nothing(place: Any) -> None:
     store = place.open_results()
     data = content(2 * MIB)
-
-    def staged() -> StagedValue:
-        staging = store.stage()
-        staging.append(data)
-        done = staging.finish()
-        assert isinstance(done, StagedValue)
-        return done
-
-    store.stage().abandon()
-    store.abandon(staged())
-    store.put_results([result(1, 0, value("a", staged()))])
-    store.put_results([result(1, 0, value("a", staged()))])  # held already
-    twice = [result(1, 1, value("a", staged()), value(key, b"")) for key in ("b", "c")]
+    begun = store.files.begin()
+    begun.append((data,))
+    begun.abandon()
+    begun.append((data,))  # Too late: nothing comes of it.
+    store.discard(store.files.write(data))
+    store.put_results([result(1, 0, value("a", store.files.write(data)))])
+    store.put_results([result(1, 0, value("a", store.files.write(data)))])  # held already
+    twice = [
+        result(1, 1, value("a", store.files.write(data)), value(key, b"")) for key in ("b", "c")
+    ]
     store.put_results(twice)  # the first is replaced before it is written
     collect_all(store)
     assert store.reader.read_value(1, 0, "a") == data
     assert store.reader.read_value(1, 1, "a") == data
-    if hasattr(store, "_database"):
-        assert store._database.query("SELECT count(*) FROM garbage") == [(0,)]
-        assert store._database.query("SELECT count(*) FROM chunks") == [(4,)]
+    if isinstance(store.files, ValueFiles):
+        assert len(list(store.files.folder.iterdir())) == 2
 
 
-def test_staged_value_of_another_digest_is_our_bug(place: Any) -> None:
+def test_file_of_another_digest_is_our_bug(place: Any) -> None:
     store = place.open_results()
-    lying = Value("a", "json", store.stage().finish(), value("a", b"not empty").digest)
-    with pytest.raises(AssertionError, match="the staged value is this one"):
+    lying = Value("a", "json", store.files.begin().finish(), value("a", b"not empty").digest)
+    with pytest.raises(AssertionError, match="the file holds this value"):
         store.put_results([result(1, 1), Result(1, 0, "d", b"[]", (lying,))])
     store.put_results([result(1, 2)])
     assert [tid for _, tid, _ in store.reader.held()] == [2]
 
 
-def test_value_that_is_dropped_while_it_is_read_ends_the_reading(place: Any) -> None:
+def test_value_that_is_dropped_while_it_is_read_is_read_to_its_end(place: Any) -> None:
     store = place.open_results()
-    store.put_results([result(1, 0, value("a", content(3 * MIB)))])
-    chunks = store.reader.read_chunks(1, 0, "a")
-    assert next(chunks) == content(3 * MIB)[:MIB]
+    data = content(3 * MIB)
+    store.put_results([result(1, 0, value("a", data))])
+    opened = store.files.open(store.reader.find_value(1, 0, "a")[1])
+    pieces = opened.checked_pieces()
+    assert next(pieces) == data[:MIB]
     store.drop_tasks(1, [0])
     collect_all(store)
-    with pytest.raises(LookupError, match="value 'a' of task 0 of job 1 was dropped while"):
-        next(chunks)
+    assert b"".join(pieces) == data[MIB:]
+    opened.close()
 
 
 def test_second_reader_sees_what_is_put(place: Any) -> None:
@@ -260,7 +247,7 @@ def test_second_reader_sees_what_is_put(place: Any) -> None:
     store.put_results([one])
     assert reader.held() == [(1, 0, one.digest)]
     assert reader.read_value(1, 0, "b") == content(2 * MIB)
-    assert reader.read_small_values([(1, 0, "a"), (1, 0, "b")]) == {(1, 0, "a"): b"1"}
+    assert reader.read_value(1, 0, "a") == b"1"
     assert reader.total_bytes() == 1 + 2 * MIB
     store.drop_job(1, with_logs=True)
     assert reader.read_value(1, 0, "a") is None

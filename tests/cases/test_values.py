@@ -1,0 +1,401 @@
+"""Values that are large, lost or spoiled: nobody is held up, and nobody ends by them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tasksprint.coordination.commands import Lost
+from tasksprint.coordination.view import ClientAddress, DropJob, View
+from tasksprint.encoding import encode_json, result_digest, value_digest
+from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.roles.loop_watch import longest_hold_s, watch_loop
+from tasksprint.roles.metrics import client_metrics
+from tasksprint.store.result_store import ResultStore
+from tests.roles.client_world import (
+    World,
+    assignment,
+    consumed,
+    run,
+    shell_node,
+    until,
+    view,
+    world,
+)
+from tests.sdk.programs import NodeDriver, Program, write_program
+
+MIB = 1024 * 1024
+FRAMES = '{"ready":{},"frames":true}'
+
+
+def node_of(size: int) -> str:
+    """A node in shell that makes so many bytes, or takes as many, raw, and counts them."""
+    return shell_node(
+        f"""case $line in
+        *frames*) echo '{{"id":'$id',"values":{{"result":'$(head -c {size} | wc -c)'}}}}' ;;
+        *) printf '{{"id":%s,"frames":[["result",{size}]]}}\n' $id
+           head -c {size} /dev/zero | tr '\0' "$id" ;;
+        esac""",
+        ready=FRAMES,
+    )
+
+
+async def make(here: World, size: int, count: int = 1) -> list[str]:
+    """Run tasks on a client, and return the digests of their results."""
+    here.program(node_of(size))
+    here.coordinator.give(view(whole=True, run=tuple(map(assignment, range(count)))))
+    await until(lambda: len(here.coordinator.done()) == count)
+    return [here.coordinator.done()[tid].result_digest for tid in range(count)]
+
+
+def taking(here: World, digests: list[str], *, first: int = 100, is_whole: bool = True) -> View:
+    """A view in which each of these results is taken by a task of its own."""
+    return view(
+        whole=is_whole,
+        run=tuple(
+            assignment(first + tid, inputs=(consumed(tid, digest, 1),))
+            for tid, digest in enumerate(digests)
+        ),
+        clients=(ClientAddress(ClientId(1), here.address),),
+    )
+
+
+# --- nothing long on a loop ---
+
+
+@pytest.mark.slow
+def test_large_value_goes_from_node_to_node_without_a_hold(tmp_path: Path) -> None:
+    """Through two clients, and to a second node of the first one; no client has it in memory."""
+    size = 48 * MIB
+
+    async def main() -> None:
+        async with (
+            world(tmp_path / "1") as one,
+            world(tmp_path / "2", coordinator=one.coordinator) as two,
+        ):
+            watch_loop()
+            digests = await make(one, size)
+            two.program(node_of(size))
+            for number in (1, 2):
+                one.coordinator.give(taking(one, digests, first=number), cid=number)
+            await until(lambda: {1, 2} <= set(one.coordinator.done()))
+            assert not one.coordinator.failures
+            for here in (one, two):
+                assert here.client.values.total_bytes < size + MIB
+                assert [path.stat().st_size for path in files_of(here)] == [size]
+            assert longest_hold_s() < 0.2
+            # Once nobody needs it any more its disk comes back.
+            for number in (1, 2):
+                one.coordinator.give(view(drop_jobs=(DropJob(JobId(1), ()),)), cid=number)
+            await until(lambda: not files_of(one) and not files_of(two))
+
+    run(main)
+
+
+def files_of(here: World) -> list[Path]:
+    return list((here.data_dir / "values").iterdir())
+
+
+def test_node_without_frames_gets_a_large_value_as_base64(tmp_path: Path) -> None:
+    size = 3 * MIB + 2
+    # (`read` of a shell takes seconds for such a line.)
+    node = """echo '{"ready":{}}'
+    echo '{"id":1,"values":{"result":'$(head -n 1 | wc -c)'}}'
+    cat"""
+
+    async def main() -> None:
+        async with (
+            world(tmp_path / "1") as one,
+            world(tmp_path / "2", coordinator=one.coordinator) as two,
+        ):
+            digests = await make(one, size)
+            two.program(node)
+            one.coordinator.give(taking(one, digests), cid=2)
+            await until(lambda: 100 in one.coordinator.done())
+            digest = one.coordinator.done()[100].result_digest
+            loaded = await two.client.held.load(JobId(1), TaskId(100), digest, "result")
+            assert loaded is not None and isinstance(loaded[1], bytes)
+            assert 0 < int(loaded[1]) - 4 * -(-size // 3) < 200
+
+    run(main)
+
+
+def test_small_file_is_a_value_that_a_report_carries(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"small")
+    node = shell_node(f"""echo '{{"id":'$id',"files":{{"result":"{tmp_path}/file"}}}}'""")
+
+    async def main() -> None:
+        async with world(tmp_path / "1") as here:
+            here.program(node)
+            here.coordinator.give(view(whole=True, run=(assignment(0, keys=("result",)),)))
+            await until(lambda: here.coordinator.done())
+            assert here.coordinator.done()[0].inline == {"result": ("bytes", "c21hbGw=")}
+            await until(lambda: not files_of(here))
+
+    run(main)
+
+
+def test_node_that_dies_in_the_middle_of_a_value_leaves_nothing(tmp_path: Path) -> None:
+    body = f"""printf '{{"id":%s,"frames":[["a",{9 * MIB}]]}}\\n' $id
+    head -c {5 * MIB} /dev/zero; exit 3"""
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            here.program(shell_node(body, ready=FRAMES))
+            here.coordinator.give(view(whole=True, run=(assignment(0),)))
+            await until(lambda: here.coordinator.failures)
+            assert "exit code 3" in here.coordinator.failures[0].error
+            await until(lambda: not files_of(here))
+
+    run(main)
+
+
+def test_hold_of_the_loop_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    def hold() -> None:
+        time.sleep(0.2)
+
+    async def main() -> None:
+        with caplog.at_level(logging.DEBUG, "tasksprint.loop"):
+            watch = watch_loop()
+            assert watch_loop() is watch
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(hold)
+            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
+        assert 0.2 <= longest_hold_s() < 5
+
+    asyncio.run(main())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the loop was held for 2") and " ms by " in line
+    assert f"{__name__}.hold:" in line
+
+
+def test_longest_hold_is_a_metric(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            watch_loop().longest_s = 12.5
+            text = bytes(client_metrics(here.client).body).decode()  # type: ignore[arg-type]
+            assert "\ntasksprint_loop_hold_max_seconds 12.5\n" in text
+
+    run(main)
+
+
+@pytest.mark.slow
+def test_idle_node_gives_back_the_memory_of_large_values(tmp_path: Path) -> None:
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        class Node(TaskSprintNode):
+            def take(self, data): return {"n": len(data)}
+            def make(self, n): return {"data": bytes(n)}
+            def small(self, n): return {"parts": [b"x".hex() * 50 for _ in range(n)]}
+        Node().start()
+        """,
+    )
+
+    def resident_mib() -> int:
+        text = Path(f"/proc/{program.process.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) // 1024
+
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        node = NodeDriver(program)
+        before = resident_mib()
+        inputs = [("bytes", bytes(100 * MIB))]
+        assert node.values("take", inputs=inputs) == {"n": b"%d" % (100 * MIB)}
+        assert len(node.values("make", 100 * MIB)["data"]) == 100 * MIB  # type: ignore[arg-type]
+        assert len(node.values("small", 400_000)["parts"]) > 40_000_000  # type: ignore[arg-type]
+        deadline = time.monotonic() + 10
+        while resident_mib() > before + 30 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert resident_mib() <= before + 30
+
+
+# --- values that can't be served ---
+
+Spoil = Callable[[World], Awaitable[object]]
+
+
+def in_store(change: Callable[[ResultStore], object]) -> Spoil:
+    return lambda here: here.client.writer.run(change)
+
+
+def execute(sql: str) -> Spoil:
+    return in_store(lambda store: store._database.connection.execute(sql).fetchall())
+
+
+def change_consistently(store: ResultStore) -> None:
+    """Bytes, digest and manifest of task 0 agree with each other, and with nobody else."""
+    data = b"otherwise"
+    manifest = [("result", "bytes", len(data), value_digest(data))]
+    connection = store._database.connection
+    connection.execute(
+        "UPDATE result_values SET data = ?, file = NULL, size = ?, digest = ? WHERE tid = 0",
+        (data, len(data), value_digest(data)),
+    )
+    connection.execute("UPDATE results SET manifest = ? WHERE tid = 0", (encode_json(manifest),))
+    assert result_digest(manifest)
+
+
+async def spoil_file(here: World) -> None:
+    path = min(files_of(here), key=lambda path: int(path.name))
+    with open(path, "r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.write(b"x")
+
+
+async def cut_file(here: World) -> None:
+    os.truncate(min(files_of(here), key=lambda path: int(path.name)), 5)
+
+
+async def delete_file(here: World) -> None:
+    min(files_of(here), key=lambda path: int(path.name)).unlink()
+
+
+SPOILS: dict[str, tuple[int, Spoil]] = {
+    "bytes of a row": (20_000, execute("UPDATE result_values SET data=zeroblob(7) WHERE tid=0")),
+    "digest of a row": (20_000, execute("UPDATE result_values SET digest='12' WHERE tid=0")),
+    "row is gone": (20_000, execute("DELETE FROM result_values WHERE tid=0")),
+    "manifest": (20_000, execute("UPDATE results SET manifest=x'5b5b315d5d' WHERE tid=0")),
+    "manifest is no JSON": (20_000, execute("UPDATE results SET manifest=x'5b' WHERE tid=0")),
+    "result is gone": (20_000, execute("DELETE FROM results WHERE tid=0")),
+    "all, consistently": (20_000, in_store(change_consistently)),
+    "bytes of a small file": (100_000, spoil_file),
+    "bytes of a file": (3 * MIB, spoil_file),
+    "a file is short": (3 * MIB, cut_file),
+    "a file is gone": (3 * MIB, delete_file),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "reader"),
+    [
+        *((what, 2) for what in SPOILS),
+        *((what, 1) for what in ("bytes of a row", "row is gone", "bytes of a file")),
+        ("all, consistently", 1),
+    ],
+)
+def test_spoiled_result_is_reported_lost_and_no_other(
+    what: str, reader: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether its own client takes it or another one; the job is told, and goes on."""
+    size, spoil = SPOILS[what]
+
+    async def main() -> None:
+        async with (
+            # (Nothing stays in memory: all is read from the disk.)
+            world(tmp_path / "1", value_cache_bytes_max=0) as one,
+            world(tmp_path / "2", coordinator=one.coordinator) as two,
+        ):
+            digests = await make(one, size, count=3)
+            await spoil(one)
+            two.program(node_of(size))
+            one.coordinator.give(taking(one, digests), cid=reader)
+            await until(lambda: one.coordinator.lost)
+            await until(lambda: {101, 102} <= set(one.coordinator.done()))
+            assert set(one.coordinator.lost) == {Lost(JobId(1), TaskId(0))}
+            assert 100 not in one.coordinator.done()
+            # As the cluster would go on: it is computed again, and then taken.
+            one.coordinator.give(view(run=(assignment(0, attempt=2),)), cid=1)
+            await until(lambda: one.coordinator.done()[0].attempt == 2)
+            one.client.workbench.check()
+
+    run(main)
+    assert any("its result is lost: " in one.getMessage() for one in caplog.records) or reader == 1
+
+
+def test_reader_s_word_alone_drops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            (digest,) = await make(here, 3 * MIB)
+            for body in ([1, 0, digest], [1, 0, digest], [1, 0, "0" * 64], [9, 9, digest]):
+                response = await here.client.http.request(
+                    here.address, "POST", "/v1/values/check", body=encode_json(body)
+                )
+                assert response.status == 200
+            for body in ({}, [], [1, 2], ["a", 2, "b"]):
+                response = await here.client.http.request(
+                    here.address, "POST", "/v1/values/check", body=encode_json(body)
+                )
+                assert response.status == 400
+            await until(lambda: "are whole" in caplog.text)
+            assert (1, 0, digest) in here.client.workbench.held_results()
+            await here.idle()
+            assert Lost(JobId(1), TaskId(0)) not in here.coordinator.lost
+
+    run(main)
+    assert "job=1 tid=0 a peer received other bytes; those that are here are whole" in caplog.text
+
+
+def test_reader_that_gets_other_bytes_tells_the_holder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the holder's own check had not found it: the wire, or its memory."""
+    size = 20_000
+
+    async def main() -> None:
+        async with (
+            world(tmp_path / "1") as one,
+            world(tmp_path / "2", coordinator=one.coordinator) as two,
+        ):
+            (digest,) = await make(one, size)
+            results = one.client.values._results[JobId(1)][TaskId(0)][digest]
+            kind, content = results.values["result"]
+            assert isinstance(content, bytes)
+            results.values["result"] = (kind, content[:-1] + b"x")
+            two.program(node_of(size))
+            one.coordinator.give(taking(one, [digest]), cid=2)
+            await until(lambda: "those that are here are whole" in caplog.text)
+
+    run(main)
+    told = "sent other bytes than its digest says, and is told to look"
+    assert "job=1 tid=0 127.0.0.1:" in caplog.text and told in caplog.text
+
+
+def test_damaged_database_of_a_running_client_costs_only_what_was_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pages overwritten beneath it: it makes a new one, says what is lost, and goes on."""
+    count, size = 60, 3_000
+
+    def overwrite(store: ResultStore) -> None:
+        database = store._database
+        database.checkpoint()
+        database.connection.release_memory()
+        database.connection.execute("PRAGMA shrink_memory").fetchall()
+        data = bytearray(database.path.read_bytes())
+        for page in range(3, len(data) // 8192, 4):
+            data[page * 8192 : page * 8192 + 100] = Random(page).randbytes(100)
+        with open(database.path, "r+b") as file:
+            file.write(data)
+
+    async def main() -> None:
+        async with world(tmp_path, value_cache_bytes_max=0) as here:
+            digests = await make(here, size, count=count)
+            await here.idle()
+            await here.client.writer.run(overwrite)
+            here.coordinator.give(taking(here, digests))
+
+            def is_settled() -> bool:
+                done = {tid - 100 for tid in here.coordinator.done() if tid >= 100}
+                lost = {one.tid for one in here.coordinator.lost}
+                assert not done & lost
+                return len(done | lost) == count and bool(done) and bool(lost)
+
+            await until(is_settled)
+            assert not here.client.stopped.done()
+            # It keeps new results as before.
+            here.coordinator.give(view(run=(assignment(500),)))
+            await until(lambda: 500 in here.coordinator.done())
+
+    run(main)
+    assert "is damaged" in caplog.text and "made anew without" in caplog.text
