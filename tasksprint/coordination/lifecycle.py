@@ -160,7 +160,7 @@ class Lifecycle:
         for task in job.tasks.values():
             if task.state == ASSIGNED:
                 self._placement.take_back(task, is_told=True)
-        told = DropJob(job.job, tuple(kept))
+        told = DropJob(job.job, tuple(kept), new_state)
         for client in state.clients.values():
             held = client.holds.pop(job.job, None)
             if held is not None:

@@ -73,7 +73,7 @@ def view(state: State, client: Client, since: Slot) -> View:
         # joined, and has seen no view, wasn't told of older ones that it said it held.
         told = {drop_job.job for drop_job in drop_jobs}
         drop_jobs += [
-            DropJob(job.job, job.keep)
+            DropJob(job.job, job.keep, job.state)
             for job in state.jobs.values()
             if not job.is_running
             and job.job not in told

@@ -18,7 +18,7 @@ On the wire a view is a JSON array of arrays; user's JSON stands in it as string
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasksprint.encoding import decode_json, encode_json
@@ -101,6 +101,8 @@ class DropJob:
 
     job: JobId
     keep: tuple[TaskId, ...]
+    # How it ended, for who is told why a node was killed; "": it isn't known any more.
+    ended: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def encode_view(view: View) -> bytes:
             ],
             [[stop.job, stop.tid, stop.attempt] for stop in view.stop],
             [[drop.job, drop.tid, drop.digest] for drop in view.drop],
-            [[drop_job.job, drop_job.keep] for drop_job in view.drop_jobs],
+            [[drop_job.job, drop_job.keep, drop_job.ended] for drop_job in view.drop_jobs],
             [[client.cid, client.address] for client in view.clients],
         ]
     )
@@ -175,7 +177,7 @@ def decode_view(data: bytes | memoryview) -> View:
             tuple([_assignment(*one) for one in run]),
             tuple([Stop(*one) for one in stop]),
             tuple([Drop(*one) for one in drop]),
-            tuple([DropJob(job, tuple(keep)) for job, keep in drop_jobs]),
+            tuple([DropJob(job, tuple(keep), str(ended)) for job, keep, ended in drop_jobs]),
             tuple([ClientAddress(*one) for one in clients]),
         )
     except (TypeError, ValueError) as error:

@@ -117,7 +117,7 @@ class Nodes:
         if entry.estimate_us <= self._settings.node_ahead_us:
             self._expire_head(node, now_ms)
         else:
-            self.kill(node, f"{task} was stopped")
+            self.kill(node, _stopped(entry))
 
     def feed(self, now_us: int) -> None:
         """Give ready tasks to nodes; start and stop nodes as needed."""
@@ -444,7 +444,7 @@ class Nodes:
                     late = f"{task} ran longer than timeout_ms={task.assignment.timeout_ms}"
                     self.kill(node, late, error=late)
                 else:
-                    self.kill(node, f"{task} was stopped and doesn't end")
+                    self.kill(node, f"{_stopped(head)} and doesn't end")
                 return
             self._arm(node, head.deadline_ms)
         if len(node.pipe) > 1 and not node.is_stalled:
@@ -578,6 +578,11 @@ class Nodes:
 def _age_of_oldest(program: Program) -> int:
     """The arrival of the program's oldest ready task; programs are served in this order."""
     return program.ready[0][0] if program.ready else 0
+
+
+def _stopped(entry: Entry) -> str:
+    """Return why a node is killed whose task isn't wanted any more."""
+    return f"{entry.why} {entry.task}" if entry.why else f"{entry.task} was stopped"
 
 
 def _describe_ids(node: Node) -> str:

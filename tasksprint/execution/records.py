@@ -104,7 +104,7 @@ class Task:
 class Entry:
     """A task in a node's pipe (owned by nodes)."""
 
-    __slots__ = ("deadline_ms", "digests", "estimate_us", "id", "node", "task")
+    __slots__ = ("deadline_ms", "digests", "estimate_us", "id", "node", "task", "why")
 
     def __init__(self, id: int, task: Task, node: Node, estimate_us: int) -> None:
         self.id = id
@@ -115,6 +115,7 @@ class Entry:
         self.estimate_us = estimate_us
         self.digests: tuple[str, ...] = ()  # of what it consumes, in the order of arguments
         self.deadline_ms: int | None = None  # when it will have run for too long
+        self.why = ""  # why it isn't wanted any more, before the task's name; "": unknown
 
 
 class Node:

@@ -65,6 +65,9 @@ __all__ = ["LOST_UNREPORTED", "Workbench"]
 # Why an attempt fails whose values were spoiled before anybody could count on them.
 LOST_UNREPORTED = "its result was lost from the client's disk before it was reported"
 
+# How a job ended, in words that go on with "while it ran task 0 'work'".
+_ENDED = {"cancelled": "was cancelled", "finished": "has finished"}
+
 
 class Workbench:
     """The core of a client."""
@@ -170,10 +173,11 @@ class Workbench:
             self._jobs[entry.job] = self._programs.get(
                 entry.program, entry.node, self._jobs.values()
             )
+        ended = {drop_job.job: drop_job.ended for drop_job in view.drop_jobs}
         if view.whole:
             named = {(one.job, one.tid) for one in view.run}
             for task in [task for key, task in self._tasks.items() if key not in named]:
-                self._stop(task)
+                self._stop(task, ended.get(task.assignment.job, ""))
             described = {entry.job for entry in view.jobs}
             for job in [job for job in self._jobs if job not in described]:
                 del self._jobs[job]
@@ -181,11 +185,11 @@ class Workbench:
         for stop in view.stop:
             stopped = self._tasks.get((stop.job, stop.tid))
             if stopped is not None and stopped.assignment.attempt <= stop.attempt:
-                self._stop(stopped)
+                self._stop(stopped, ended.get(stop.job, ""))
         for drop in view.drop:
             self._drop(drop.job, drop.tid, drop.digest)
         for drop_job in view.drop_jobs:
-            self._drop_job(drop_job.job, drop_job.keep)
+            self._drop_job(drop_job.job, drop_job.keep, drop_job.ended)
         for assignment in view.run:
             self._assign(assignment)
 
@@ -558,11 +562,13 @@ class Workbench:
         else:
             self._fail(task, error, fatal=True, detail={})
 
-    def _stop(self, task: Task) -> None:
-        """Forget an assignment, whatever it does."""
+    def _stop(self, task: Task, ended: str = "") -> None:
+        """Forget an assignment, whatever it does; `ended`: how its job did, if that is why."""
         entry = task.entry
         self._remove(task)
         if entry is not None:
+            if ended:
+                entry.why = f"job {task.assignment.job} {_ENDED.get(ended, ended)} while it ran"
             self._nodes.abandon(entry, self._inputs.now_ms)
 
     def _remove(self, task: Task) -> None:
@@ -661,10 +667,10 @@ class Workbench:
             if ended is not None:
                 ended.pop(tid, None)
 
-    def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
+    def _drop_job(self, job: JobId, keep: tuple[TaskId, ...], ended: str) -> None:
         """The job has ended: nothing of it is wanted but the values in `keep`."""
         for task in [task for key, task in self._tasks.items() if key[0] == job]:
-            self._stop(task)
+            self._stop(task, ended)
         self._reports.discard_job(job)
         self._inputs.drop_job(job, keep)
         self._ended.pop(job, None)

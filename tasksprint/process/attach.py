@@ -553,6 +553,7 @@ def attach_and_exec(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     program: str | None = None,
+    note: str = "",
     memory_bytes: int | None = None,
     timeout_s: float = 10.0,
 ) -> NoReturn:
@@ -562,6 +563,7 @@ def attach_and_exec(
         argv: As `command_line` makes it.
         name: Under which jobs find this node.
         program: `argv` in messages, as its user knows it.
+        note: What to say on stderr once the client has taken it.
         memory_bytes: Limit of the program's memory (RLIMIT_DATA), if any.
 
     Raises:
@@ -572,6 +574,10 @@ def attach_and_exec(
     _check_name(name)
     sock = _attach(socket_file, name, version, timeout_s)
     environment = dict(os.environ if env is None else env)
+    if note:
+        with contextlib.suppress(OSError, ValueError):  # stderr may be closed: nobody reads it.
+            sys.stderr.write(f"{plain_line(note)}\n")
+            sys.stderr.flush()
     try:
         if cwd is not None:
             os.chdir(cwd)

@@ -7,11 +7,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import EXIT_OK, UsageError
+from tasksprint.errors import EXIT_OK, Refused, TaskSprintError, UsageError
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.keys import ClusterKey, open_key
+from tasksprint.net.keys import ClusterKey, find_key_file, open_key
+from tasksprint.net.own_key import note_own_key, own_key_hint
 from tasksprint.process.attach import register_client, socket_path
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
@@ -39,6 +40,7 @@ __all__ = ["run_role"]
 _log = logging.getLogger("tasksprint.client")
 
 _NODES_MAX = 1_000
+_WRONG_KEY = "wrong key"  # in the sentence with which a client ends that is refused for it
 
 
 def run_role(options: argparse.Namespace) -> int:
@@ -46,7 +48,11 @@ def run_role(options: argparse.Namespace) -> int:
     configure_log()
     tune_interpreter()
     state = state_directory()
+    key_file, _ = find_key_file(options.key_file, state_dir=state)
+    was_there = key_file.exists()
     key = open_key(options.key_file, state_dir=state, may_create=True)
+    if not was_there:
+        note_own_key(key_file)
     coordinators = parse_addresses(options.coordinators)
     _, port = parse_address(options.listen)
     if options.advertise is not None:
@@ -59,17 +65,22 @@ def run_role(options: argparse.Namespace) -> int:
         data_dir = default_data_directory(state, f"client-{port}" if port else "client")
     else:
         data_dir = Path(options.data_dir)
-    return asyncio.run(
-        _serve(
-            coordinators,
-            key,
-            private_directory(data_dir),
-            resources.nodes,
-            listen=options.listen,
-            advertise=options.advertise,
-            state=state,
+    try:
+        return asyncio.run(
+            _serve(
+                coordinators,
+                key,
+                private_directory(data_dir),
+                resources.nodes,
+                listen=options.listen,
+                advertise=options.advertise,
+                state=state,
+            )
         )
-    )
+    except TaskSprintError as error:
+        if _WRONG_KEY not in str(error) or not (hint := own_key_hint(key_file)):
+            raise
+        raise Refused(f"{error}: {hint}") from error
 
 
 async def _serve(

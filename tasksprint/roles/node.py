@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -52,4 +53,9 @@ def _attach(program: Path, options: argparse.Namespace) -> NoReturn:
             directory=Path.cwd(),
         ),
         program=options.program,
+        note=(
+            f"tasksprint: attached as {name!r} to client {client.pid} of this machine (data in "
+            f"{client.data_directory!r}); it serves jobs whose tasksprint.json says "
+            f"{json.dumps({'node': f'attached:{name}'})}"
+        ),
     )

@@ -28,7 +28,7 @@ VIEW = View(
     ),
     (Stop(1, 2, 3),),
     (Drop(1, 0, "ee"), Drop(1, 1, None)),
-    (DropJob(2, (5, 7)),),
+    (DropJob(2, (5, 7), "failed"),),
     (ClientAddress(1, "host:1"), ClientAddress(2, None)),
 )  # type: ignore[arg-type]
 
@@ -42,7 +42,7 @@ def test_the_bytes_of_a_view_stay_as_they_are() -> None:
         '[17,true,[[1,"pp","node.py"]],'
         '[[1,4,2,"merge","[\\"ж\\",1e400]",[[3,"r",null,[1]]],[],4611686018427387904,null],'
         '[1,5,1,"map","[]",[[2,"k","dd",[1,2]]],["a","b"],0,500]],'
-        '[[1,2,3]],[[1,0,"ee"],[1,1,null]],[[2,[5,7]]],[[1,"host:1"],[2,null]]]'
+        '[[1,2,3]],[[1,0,"ee"],[1,1,null]],[[2,[5,7],"failed"]],[[1,"host:1"],[2,null]]]'
     )
 
 
