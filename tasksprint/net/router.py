@@ -255,7 +255,7 @@ class Router:
             routes = self._walk(following, parts, index + 1, segments)
             if routes is not None:
                 return routes
-        if place.integer is not None and part.isascii() and part.isdigit() and len(part) < 20:
+        if place.integer is not None and _is_integer(part):
             name, following = place.integer
             routes = self._walk(following, parts, index + 1, segments)
             if routes is not None:
@@ -268,6 +268,11 @@ class Router:
                 segments[name] = unquote(part) if "%" in part else part
                 return routes
         return None
+
+
+def _is_integer(part: str) -> bool:
+    """Whether a segment is a number that a database takes too."""
+    return part.isascii() and part.isdigit() and len(part) < 20 and int(part) < 2**63
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:

@@ -206,10 +206,14 @@ def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
         job, tid, digest, keys = item
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
-    is_name = type(job) is int and type(tid) is int and isinstance(digest, str)
+    is_name = _is_number(job) and _is_number(tid) and isinstance(digest, str)
     if not is_name or not isinstance(keys, list):
         raise RemoteProtocolError(f"not a wanted result: {item!r}")
     return JobId(job), TaskId(tid), digest, keys
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _read_logs(store: ResultStore, job: int, tid: int | None) -> list[Any]:

@@ -13,7 +13,12 @@ from typing import Any, cast
 
 import pytest
 
-from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused
+from tasksprint.errors import (
+    LocalProtocolError,
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+)
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import Access, CountedWarnings, Gate
@@ -22,6 +27,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.listener import Listener
 from tasksprint.net.router import Later, Request, Response, Router
 from tasksprint.net.tokens import Scope, make_token
+from tasksprint.roles import client_http
 from tasksprint.roles.steps import Step
 from tests.cases import crowd
 from tests.net.support import (
@@ -254,6 +260,17 @@ def test_step_of_a_core_that_fails_by_a_bug_stops_the_role() -> None:
     with pytest.raises(PeerUnreachable, match="this process stops: it met a bug in its core"):
         step(break_down, "a broken invariant")
     assert [str(each) for each in failures] == ["a broken invariant"]
+
+
+def test_number_that_no_database_takes_is_no_number() -> None:
+    router = _routes(("GET", "/jobs/{job}", echo))
+    assert router.find("GET", f"/jobs/{2**63 - 1}")[1] == {"job": str(2**63 - 1)}
+    with pytest.raises(Refused, match="no such path"):
+        router.find("GET", f"/jobs/{2**63}")
+    assert client_http._wanted([1, 2**63 - 1, "digest", ["x"]])[1] == 2**63 - 1
+    for wrong in ([1, 2**63, "digest", []], [-1, 0, "digest", []], [True, 0, "digest", []]):
+        with pytest.raises(RemoteProtocolError, match="not a wanted result"):
+            client_http._wanted(wrong)
 
 
 def test_refusal_of_a_long_path_is_a_short_line(caplog: pytest.LogCaptureFixture) -> None:

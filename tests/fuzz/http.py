@@ -17,6 +17,7 @@ import struct
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from unittest import mock
@@ -29,7 +30,7 @@ from tasksprint.settings import Settings
 from tests.fuzz.outcome import Outcome, input_random
 from tests.torture.machines import copy_of_checkout
 
-__all__ = ["NAME", "Target", "conversation", "run"]
+__all__ = ["NAME", "Target", "conversation", "private_cluster", "run", "wrong_with"]
 
 NAME = "http"
 
@@ -103,16 +104,7 @@ def run(seconds: float, seed: int) -> Outcome:
     number = 0
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ts-fuzz-")))
-        environment = {"XDG_STATE_HOME": str(folder / "state")}
-        stack.enter_context(mock.patch.dict("os.environ", environment))
-        private = PrivateCluster(
-            coordinators=1,
-            clients=1,
-            nodes=1,
-            keep=folder / "cluster",
-            command=copy_of_checkout(folder / "code"),
-        )
-        targets = _targets(stack.enter_context(private))
+        targets = stack.enter_context(private_cluster(folder))
         token = make_token(create_key(folder / "cluster" / "key"), Scope.READ, 24 * 3600)
         held: deque[socket.socket] = deque()
         stack.callback(lambda: [each.close() for each in held])
@@ -126,13 +118,29 @@ def run(seconds: float, seed: int) -> Outcome:
             if answer.startswith(b"HTTP/1.1 500"):
                 findings.append(f"input {number}: {target.name} answered {answer[:300]!r}")
             if number % _CHECK_EACH == 0:
-                findings += _wrong(targets, number)
-        findings += _wrong(targets, number)
+                findings += wrong_with(targets, number)
+        findings += wrong_with(targets, number)
         peak_mib = max(each.peak_mib() for each in targets)
     return Outcome(NAME, number, findings, peak_mib)
 
 
-def _wrong(targets: list[Target], number: int) -> list[str]:
+@contextlib.contextmanager
+def private_cluster(folder: Path) -> Iterator[list[Target]]:
+    """Run a coordinator and a client, with all of their files in a folder."""
+    environment = {"XDG_STATE_HOME": str(folder / "state")}
+    private = PrivateCluster(
+        coordinators=1,
+        clients=1,
+        nodes=1,
+        keep=folder / "cluster",
+        command=copy_of_checkout(folder / "code"),
+    )
+    with mock.patch.dict("os.environ", environment), private:
+        yield _targets(private)
+
+
+def wrong_with(targets: list[Target], number: int) -> list[str]:
+    """Return what is wrong with the roles after so many inputs."""
     return [f"input {number}: {what}" for target in targets for what in target.check()]
 
 
