@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import multiprocessing
+import json
 import os
 import pkgutil
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from pathlib import Path
 from types import ModuleType
 
 import tests.fuzz
@@ -24,6 +23,12 @@ from tests.fuzz.outcome import PEAK_MIB_MAX, Outcome
 __all__ = ["fuzzers", "main", "run_alone"]
 
 _TOLD_MAX = 20
+_CHILD = """
+import dataclasses, importlib, json, sys
+module, seconds, seed = sys.argv[1:]
+outcome = importlib.import_module(module).run(float(seconds), int(seed))
+print(json.dumps(dataclasses.asdict(outcome)))
+"""
 # A fuzzer may take so much longer than it was told, to start and to end its roles.
 _GRACE_S = 60.0
 
@@ -70,38 +75,25 @@ def run_alone(
     name: str, module: str, seconds: float, seed: int, *, grace_s: float = _GRACE_S
 ) -> Outcome:
     """Run one fuzzer in a process of its own; its crash or hang is a finding."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(module, seconds, seed, theirs))
-    process.start()
-    theirs.close()
-    what = f"the fuzzer hangs {grace_s:.0f} s after its end"
-    outcome: Outcome | None = None
-    if ours.poll(seconds + grace_s):
-        try:
-            outcome = ours.recv()
-        except EOFError:
-            process.join()
-            what = f"the fuzzer ended with exit code {process.exitcode}"
-    if outcome is None:
-        outcome = Outcome(name, 0, [what], 0.0)
-    if process.is_alive():
-        process.join(1.0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, module, str(seconds), str(seed)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    try:
+        said, _ = process.communicate(timeout=seconds + grace_s)
+    except subprocess.TimeoutExpired:
         process.kill()
-    process.join()
+        process.communicate()
+        return Outcome(name, 0, [f"the fuzzer hangs {grace_s:.0f} s after its end"], 0.0)
+    if process.returncode:
+        what = f"the fuzzer ended with exit code {process.returncode}"
+        return Outcome(name, 0, [what], 0.0)
+    outcome = Outcome(**json.loads(said.splitlines()[-1]))
     if outcome.peak_mib > PEAK_MIB_MAX:
         too_much = f"{outcome.peak_mib:.0f} MiB of memory, at most {PEAK_MIB_MAX:.0f}"
         outcome.findings.append(too_much)
     return outcome
-
-
-def _child(module: str, seconds: float, seed: int, answer: Connection) -> None:
-    run: Callable[[float, int], Outcome] = importlib.import_module(module).run
-    try:
-        answer.send(run(seconds, seed))
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
