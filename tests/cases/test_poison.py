@@ -33,6 +33,7 @@ from tasksprint.settings import RULES, Settings
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
+from tests.fuzz import commands as fuzz
 from tests.roles.members import Member, Members, members
 from tests.roles.test_coordinator import run, until
 from tests.store.helpers import founded_store
@@ -373,3 +374,28 @@ async def answer(leader: Member) -> HttpResponse:
 def has_applied(member: Member, slot: int) -> bool:
     found = member.coordinator.schedule
     return found is not None and found.applied_slot >= slot
+
+
+# --- commands that make no sense -----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_commands_that_make_no_sense_never_raise() -> None:
+    """The first histories of the fuzzer; `python -m tests.fuzz --only commands` goes on."""
+    for number in range(12):
+        assert fuzz.what_is_wrong(fuzz.input_random(1, number)) is None, number
+
+
+@pytest.mark.long
+def test_many_commands_that_make_no_sense_never_raise() -> None:
+    for number in range(1_000):
+        assert fuzz.what_is_wrong(fuzz.input_random(2, number)) is None, number
+
+
+def test_fuzzer_finds_a_command_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel(self: Lifecycle, command: CancelJob) -> str | None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(Lifecycle, "cancel", cancel)
+    found = [fuzz.what_is_wrong(fuzz.input_random(1, number)) for number in range(3)]
+    assert any("KeyError('bug')" in (text or "") for text in found), found
