@@ -166,6 +166,16 @@ def _make_coordinator(
 ) -> Coordinator:
     for text in store.repairs:
         _log.warning("replica=%d repaired its store: %s", options.me, text)
+    if store.doubts is not None:
+        _log.warning(
+            "replica=%d acknowledged work may be missing from %r: %s; if that isn't what "
+            "you meant to do, keep a copy of %r, or bring back a backup (docs/operations.md, "
+            "'When a disk fails')",
+            options.me,
+            str(store.path),
+            store.doubts,
+            str(options.data_dir),
+        )
     try:
         return Coordinator(options, settings, store, surroundings)
     except StoreDamaged as error:

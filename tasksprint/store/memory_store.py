@@ -189,6 +189,7 @@ class MemoryReplicaStore:
         self._copy: dict[str, dict[Key, tuple[Cell, ...]]] | None = None
         self.transactions = 0
         self.repairs = self._repair()
+        self.doubts: str | None = None
         self._check_open()
 
     # --- damage ---

@@ -27,13 +27,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasksprint.consensus.effects import LogEntry, Recovered
-from tasksprint.consensus.founding import decode_founding
+from tasksprint.consensus.founding import decode_founding, older_disk
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.errors import SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
 from tasksprint.store.database import Cell, Cursor, Database, DirectoryLock, damaged_store
+from tasksprint.store.durable_mark import DurableMark, LeftLog, find_doubts
 from tasksprint.store.mirror_snapshot import MirrorSnapshot
 from tasksprint.store.mirror_tables import (
     DELETES,
@@ -99,8 +100,11 @@ class ReplicaStore:
         lock: DirectoryLock,
         settings: Settings,
         repairs: tuple[str, ...] = (),
+        mark: DurableMark | None = None,
     ) -> None:
         self.repairs = repairs  # what `open` did about a damage, for the operator
+        self.doubts: str | None = None  # why acknowledged work may be missing
+        self._mark = mark
         self._database = database
         self._lock = lock
         self._settings = settings
@@ -143,6 +147,7 @@ class ReplicaStore:
         lock = DirectoryLock(data_dir, _LOCK)
         try:
             repairs = repair(data_dir, replica, settings or Settings())
+            left = LeftLog(data_dir / DATABASE_FILE)
             new = Header(replica, incarnation or secrets.token_hex(8), now_ms)
             database = Database(
                 data_dir / DATABASE_FILE,
@@ -152,7 +157,9 @@ class ReplicaStore:
             )
             try:
                 _check_owner(database, replica, cluster)
-                store = cls(database, lock, settings or Settings(), repairs)
+                mark = DurableMark(data_dir)
+                store = cls(database, lock, settings or Settings(), repairs, mark)
+                store._look_for_doubts(left, mark)
                 store._tidy()
                 return store
             except BaseException:
@@ -201,6 +208,20 @@ class ReplicaStore:
     def replica(self) -> ReplicaId:
         """Whose store it is."""
         return ReplicaId(self._header.replica)
+
+    def _look_for_doubts(self, left: LeftLog, mark: DurableMark) -> None:
+        """Find out whether writes are missing that were durable.
+
+        Raises:
+            StoreError: They are, and other members may rely on them.
+        """
+        found, is_new = self._progress.durable, self._database.is_new
+        doubts = find_doubts(left, mark, number=found, is_new=is_new)
+        is_member = self._header.founding is not None and not is_only_member(self._header)
+        if is_member and found < mark.number:
+            text = older_disk(self.replica, found, "this machine", mark.number)
+            raise StoreError(text)
+        self.doubts = doubts
 
     def _count_open(self) -> None:
         """Begin the account of what was accepted and isn't known to be chosen.
@@ -466,6 +487,8 @@ class ReplicaStore:
             self.failure = error
             raise
         self._header, self._progress = header, progress
+        if self._mark is not None:
+            self._mark.write(durable)
 
     @staticmethod
     def _write_rows(cursor: Cursor, table: str, rows: dict[Key, tuple[Cell, ...] | None]) -> None:
@@ -708,6 +731,8 @@ class ReplicaStore:
 
     def close(self) -> None:
         """Close the file and give the directory free."""
+        if self._mark is not None:
+            self._mark.close()
         try:
             self._database.close()
         finally:
