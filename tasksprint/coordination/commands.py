@@ -37,6 +37,7 @@ __all__ = [
     "Failure",
     "ForgetJob",
     "Held",
+    "JobObserved",
     "JoinClient",
     "LeaveClient",
     "Lost",
@@ -235,6 +236,16 @@ class SchedulerOut:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class JobObserved:
+    """Somebody saw something of a job that its owner must hear of (observations.py)."""
+
+    job: JobId
+    kind: str
+    source: str  # who saw it: "replica 2", "client 3"; counts once for each kind
+    text: str
+
+
 Command = (
     Tick
     | JoinClient
@@ -246,6 +257,7 @@ Command = (
     | CancelJob
     | ForgetJob
     | SchedulerOut
+    | JobObserved
 )
 
 
@@ -349,6 +361,8 @@ def _command_list(command: Command) -> list[Any]:
             return ["forget", command.sender, command.request, command.job]
         case SchedulerOut():
             return ["out", command.replica, command.job, command.kind, command.error]
+        case JobObserved():
+            return ["observed", command.job, command.kind, command.source, command.text]
         case _:
             raise AssertionError(f"not a command: {command!r}")
 
@@ -635,6 +649,10 @@ def _out(replica: Any, job: Any, kind: Any, error: Any) -> SchedulerOut:
     return SchedulerOut(_number(replica), _number(job), _text(kind), _text(error))
 
 
+def _observed(job: Any, kind: Any, source: Any, text: Any) -> JobObserved:
+    return JobObserved(_number(job), _text(kind), _text(source), _text(text))
+
+
 _DECODERS: dict[str, Any] = {
     "answer": _answer,
     "attached": _attached,
@@ -642,6 +660,7 @@ _DECODERS: dict[str, Any] = {
     "forget": _forget,
     "join": _join,
     "leave": _leave,
+    "observed": _observed,
     "out": _out,
     "report": _report,
     "submit": _submit,

@@ -48,10 +48,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
-from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
+from tasksprint.coordination.commands import Answer, SchedulerOut, answer_digest
 from tasksprint.coordination.host_history import History
+from tasksprint.coordination.host_queue import Entry, OwnAnswer, proposal
 from tasksprint.coordination.host_types import DecodedAnswer, HostEffects, HostState, HostStatus
-from tasksprint.coordination.host_words import describe_difference, describe_event, measure
+from tasksprint.coordination.host_words import describe_answers, describe_event, measure
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.settings import RULES, Rules, Settings
@@ -77,34 +78,12 @@ REPEAT_GRACES_MAX = 16
 LATE_MS = 5_000
 # Chosen answers that are kept, to say what a difference is.
 RECENT_MAX = 64
+# How long a scheduler that is behind is compared once its job has ended.
+CLOSING_MS = 1_000
 REPLAY_LINE = b'{"control":"replay","end_event":%d}\n'
 LIVE_LINE = b'{"control":"live"}\n'
 
 
-class _Own:
-    """An answer of our process that isn't chosen yet, and says something."""
-
-    __slots__ = ("bytes", "commands", "event", "first_tid", "last", "part")
-
-    def __init__(
-        self,
-        event: int,
-        part: int,
-        last: bool,
-        first_tid: int,
-        commands: tuple[SchedulerCommand, ...],
-        size: int,
-    ) -> None:
-        self.event = event
-        self.part = part
-        self.last = last
-        self.first_tid = first_tid
-        self.commands = commands
-        self.bytes = size
-
-
-# An entry of a queue: an answer, or [first_event, end_event] of answers that say nothing.
-_Entry = _Own | list[int]
 # A chosen answer: event, part, last, commands.
 _Chosen = tuple[int, int, bool, tuple[SchedulerCommand, ...]]
 
@@ -155,8 +134,8 @@ class SchedulerHost:
         self._own_part = 0
         self._own_tid = 0  # tasks that it has started: the tid of the next one
         self._own_ends = False  # its last answer finished or failed the job
-        self._proposed: deque[_Entry] = deque()
-        self._fresh: deque[_Entry] = deque()
+        self._proposed: deque[Entry] = deque()
+        self._fresh: deque[Entry] = deque()
         self._sent_end = 0  # first event that was not written
         self._replay_end = 0  # first event that is no replay in this run
         self._sent: deque[tuple[int, int]] = deque()  # (end event, bytes) of each write
@@ -179,6 +158,8 @@ class SchedulerHost:
         self._failures = 0  # crashes without progress between them
         self._restarts = 0
         self._differences = 0
+        self._differed = ""  # how, until it was handed out
+        self._closing_end_ms: int | None = None  # the job has ended; compared until then
         self._out: SchedulerOut | None = None
         self._last_error = ""
 
@@ -274,9 +255,26 @@ class SchedulerHost:
         self._out = None
 
     def job_ended(self, now_ms: int) -> None:
-        """The job has finished, failed or was cancelled: stop the process kindly."""
+        """The job has finished, failed or was cancelled: stop the process kindly.
+
+        One that is behind the log goes on for a moment, and is compared: in a short job a
+        scheduler that isn't deterministic would be found by nobody.
+        """
         self._now_ms = now_ms
         self._out = None
+        is_compared = self._state in ("starting", "replaying", "live") and self._is_behind
+        if is_compared and not self._differences:
+            self._closing_end_ms = now_ms + CLOSING_MS
+        else:
+            self._close()
+
+    @property
+    def _is_behind(self) -> bool:
+        chosen = self._chosen_event, self._chosen_part
+        return (self._own_event, self._own_part) < chosen and not self._own_ends
+
+    def _close(self) -> None:
+        self._closing_end_ms = None
         self._clear_run()
         if self._has_process and self._state not in ("stopping", "out", "ended"):
             self._stop = "ask"
@@ -368,6 +366,8 @@ class SchedulerHost:
             elif not self._take(answer):
                 return
         self._settle_sent()
+        if self._closing_end_ms is not None and not self._is_behind:
+            self._close()
 
     def garbage(self, error: str, now_ms: int) -> None:
         """The process said something that no scheduler may say."""
@@ -384,6 +384,8 @@ class SchedulerHost:
         """
         self._now_ms = now_ms
         self._has_process = False
+        if self._closing_end_ms is not None:
+            self._close()
         tail = stderr_tail.strip()
         tail = f"; its stderr ended with:\n{tail}" if tail else ""
         match self._state:
@@ -407,6 +409,8 @@ class SchedulerHost:
     def tick(self, now_ms: int) -> None:
         """Let time pass; call it at or after `deadline_ms`."""
         self._now_ms = now_ms
+        if self._closing_end_ms is not None and now_ms >= self._closing_end_ms:
+            self._close()
         deadline = self._process_deadline_ms()
         if deadline is not None and now_ms >= deadline:
             if now_ms - deadline > LATE_MS and not self._late_once:
@@ -437,6 +441,7 @@ class SchedulerHost:
     def deadline_ms(self) -> int | None:
         """When `tick` has something to do, unless something happens before."""
         deadlines = [self._process_deadline_ms(), self._repeat_deadline_ms()]
+        deadlines.append(self._closing_end_ms)
         if self._state == "waiting":
             deadlines.append(self._start_at_ms)
         if self._out is not None:
@@ -493,8 +498,10 @@ class SchedulerHost:
             self._late_once = False
         write = self._next_lines() if self._state in ("replaying", "live") else b""
         propose: tuple[Answer, ...] = ()
-        if self._fresh and (self._is_leader or self._now_ms < self._stand_in_end_ms):
-            propose = self._proposal(self._fresh)
+        if self._closing_end_ms is not None:
+            pass  # An ended job takes no answers.
+        elif self._fresh and (self._is_leader or self._now_ms < self._stand_in_end_ms):
+            propose = proposal(self.job, self._fresh, self._settings.entry_bytes_max // 2)
             self._proposed.extend(self._fresh)
             self._fresh.clear()
         out = None
@@ -504,12 +511,16 @@ class SchedulerHost:
         read = None
         if self._state in ("starting", "replaying", "live"):
             read = self._history.read(self._sent_end, self._settings.scheduler_window_events)
-        if not (stop or start or write or propose or out or self._notes or read):
+        if read is not None and self._closing_end_ms is not None:
+            self._close()  # Of an ended job nobody may read: stores delete its history.
+            return self.effects()
+        differed, self._differed = self._differed, ""
+        if not (stop or start or write or propose or out or self._notes or read or differed):
             return None
-        notes = tuple(self._notes)
-        self._notes.clear()
+        notes, self._notes = tuple(self._notes), []
+        is_forwarded = bool(propose) and not self._is_leader
         return HostEffects(
-            stop, start, write, propose, bool(propose) and not self._is_leader, out, notes, read
+            stop, start, write, propose, is_forwarded, out, notes, read, differed
         )
 
     def _next_lines(self) -> bytes:
@@ -547,30 +558,6 @@ class SchedulerHost:
         if first < self._replay_end == end:
             return head + text + LIVE_LINE + self._next_lines()
         return head + text
-
-    def _proposal(self, entries: Iterable[_Entry]) -> tuple[Answer, ...]:
-        """Return the commands that propose `entries`, cut so that each fits into an entry."""
-        result: list[Answer] = []
-        parts: list[AnswerPart] = []
-        runs: list[tuple[int, int]] = []
-        size = 0
-        bytes_max = self._settings.entry_bytes_max // 2
-        for entry in entries:
-            if isinstance(entry, list):
-                runs.append((entry[0], entry[1]))
-                continue
-            if parts and size + entry.bytes > bytes_max:
-                result.append(Answer(self.job, tuple(parts), tuple(runs)))
-                parts, runs, size = [], [], 0
-            parts.append(
-                AnswerPart(
-                    entry.event, entry.part, entry.last, TaskId(entry.first_tid), entry.commands
-                )
-            )
-            size += entry.bytes
-        if parts or runs:
-            result.append(Answer(self.job, tuple(parts), tuple(runs)))
-        return tuple(result)
 
     # --- answers of the process ---
 
@@ -612,7 +599,7 @@ class SchedulerHost:
         else:
             if not self._proposed and not self._fresh:
                 self._queue_begins()
-            self._fresh.append(_Own(event, part, last, self._own_tid, commands, size))
+            self._fresh.append(OwnAnswer(event, part, last, self._own_tid, commands, size))
         self._own_tid += tasks
         if last:
             self._own_event, self._own_part = event + 1, 0
@@ -676,20 +663,22 @@ class SchedulerHost:
         self, event: int, part: int, last: bool, own: tuple[SchedulerCommand, ...]
     ) -> None:
         """The process's answer isn't the chosen one: replay once, then give up."""
-        what = describe_event(event, self._history.line(event))
-        if part:
-            what += f" part {part}"
-        known = [each for each in self._recent if each[:2] == (event, part)]
-        if known:
-            _, _, log_last, log = known[0]
-            said, this = describe_difference(log, own, log_last=log_last, own_last=last)
-        elif (event, part) in self._history.answers:  # Long ago: only its digest is at hand.
-            said, this = "something else", describe_difference((), own)[1]
-        else:
-            said, this = describe_difference((), own)
-        note = f"replica {self.replica}: {what}: the log says {said}, this replica says {this}"
+        what, said, this = describe_answers(
+            (event, part),
+            self._history.line(event),
+            self._recent,
+            is_answered=(event, part) in self._history.answers,
+            last=last,
+            own=own,
+        )
+        difference = f"{what}: the log says {said}, this replica says {this}"
+        note = f"replica {self.replica}: {difference}"
         self._differences += 1
-        if self._differences > 1:
+        self._differed = self._differed or difference
+        if self._closing_end_ms is not None:
+            self._notes.append(note)
+            self._close()
+        elif self._differences > 1:
             self._notes.append(note)
             self._give_up(
                 "diverged",
@@ -710,6 +699,9 @@ class SchedulerHost:
 
     def _crash(self, error: str) -> None:
         """The process has ended where it shouldn't: restart it, or give up."""
+        if self._closing_end_ms is not None:
+            self._close()
+            return
         point = self._own_event, self._own_part
         if self._failed_at is None or point > self._failed_at:
             self._failed_at, self._failures = point, 1
@@ -777,7 +769,7 @@ class SchedulerHost:
                 assert entry[0] < entry[1]
             else:
                 first = entry.event, entry.part
-            if isinstance(entry, _Own):
+            if isinstance(entry, OwnAnswer):
                 start, position = (
                     position,
                     ((entry.event + 1, 0) if entry.last else (entry.event, entry.part + 1)),

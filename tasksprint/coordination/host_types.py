@@ -44,6 +44,8 @@ class HostEffects:
     # digests of the answers to them, from a mirror that has all that this host was told;
     # `history_read` follows. None: nothing is missing.
     read: tuple[int, int, int] | None = None
+    # How an answer differed from the chosen one, for the job's owner; "": it didn't.
+    differed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Pure text: knows the commands of `tasksprint.tasks` and the form of event lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from tasksprint.encoding import decode_json
@@ -21,7 +21,13 @@ from tasksprint.tasks import (
     WriteLog,
 )
 
-__all__ = ["describe_command", "describe_difference", "describe_event", "measure"]
+__all__ = [
+    "describe_answers",
+    "describe_command",
+    "describe_difference",
+    "describe_event",
+    "measure",
+]
 
 # What an event is about, of the members of its line.
 _SUBJECTS = ("tid", "cid", "timer")
@@ -88,6 +94,33 @@ def describe_difference(
         words = "that the answer goes on", "that it ends"
         return (words[1], words[0]) if log_last else words
     return "the same", "the same"
+
+
+def describe_answers(
+    where: tuple[int, int],
+    line: bytes,
+    recent: Iterable[tuple[int, int, bool, tuple[SchedulerCommand, ...]]],
+    *,
+    is_answered: bool,
+    last: bool,
+    own: Sequence[SchedulerCommand],
+) -> tuple[str, str, str]:
+    """Return which part of which answer differs, what the log says there, and what `own` says.
+
+    Args:
+        where: Event and part.
+        line: Of the event.
+        recent: Chosen answers that are at hand: (event, part, last, commands).
+        is_answered: The chosen one says something, though it may not be at hand.
+    """
+    event, part = where
+    what = describe_event(event, line) + (f" part {part}" if part else "")
+    for log_event, log_part, log_last, log in recent:
+        if (log_event, log_part) == where:
+            return what, *describe_difference(log, own, log_last=log_last, own_last=last)
+    if is_answered:  # Long ago: only its digest is at hand.
+        return what, "something else", describe_difference((), own)[1]
+    return what, *describe_difference((), own)
 
 
 def _at(commands: Sequence[SchedulerCommand], index: int) -> str:

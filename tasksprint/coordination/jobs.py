@@ -75,6 +75,7 @@ class Job:
         "program",
         "ready",
         "retries",
+        "runtimes",
         "seed",
         "shared",
         "state",
@@ -84,6 +85,7 @@ class Job:
         "timeout_ms",
         "timers",
         "values",
+        "warnings",
     )
 
     def __init__(
@@ -132,6 +134,9 @@ class Job:
         self.log_lines = 0
         self.failure_count = 0  # attempts that failed; the next number of one
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
+        # What its programs run on, (version, who said so first), and what its owner must know.
+        self.runtimes: dict[str, tuple[str, str]] = {}
+        self.warnings: dict[str, str] = {}
 
     def let_go(self) -> None:
         """Free the memory of what nobody asks of an ended job; its rows keep it."""
@@ -205,7 +210,7 @@ def program_of(row: Row) -> str | None:
 
 def job_row(job: Job) -> Row:
     """Return the job's row as it is now."""
-    body = {
+    body: dict[str, Any] = {
         "tasks": dict(zip(STATES, job.counts, strict=True)),
         "next_tid": job.next_tid,
         "events": job.event_count,
@@ -223,6 +228,10 @@ def job_row(job: Job) -> Row:
         "failures": job.failure_count,
         "out": [[replica, kind, error] for replica, (kind, error) in job.out.items()],
     }
+    if job.runtimes:
+        body["runtimes"] = job.runtimes
+    if job.warnings:
+        body["warnings"] = job.warnings
     return Row("jobs", (job.job,), (job.name, job.state, encode_json(body).decode()))
 
 
@@ -257,6 +266,8 @@ def restore_job(
     job.log_lines = body["log_lines"]
     job.failure_count = body["failures"]
     job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
+    job.runtimes = {kind: (text, who) for kind, (text, who) in body.get("runtimes", {}).items()}
+    job.warnings = body.get("warnings", {})
     if not job.is_running:
         job.let_go()
     return job

@@ -21,6 +21,7 @@ from tasksprint.coordination.commands import (
     CancelJob,
     Command,
     ForgetJob,
+    JobObserved,
     JoinClient,
     LeaveClient,
     NodesAttached,
@@ -33,6 +34,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.jobs import job_row
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.liveness import Liveness
+from tasksprint.coordination.observations import is_observed, observe
 from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
 from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.requests import sender_row
@@ -230,6 +232,9 @@ class Schedule:
             case SchedulerOut():
                 self._lifecycle.scheduler_out(command)
                 return None
+            case JobObserved():
+                observe(self._state, command)
+                return _REPORTED
             case _:
                 raise AssertionError(f"not a command: {command!r}")
 
@@ -369,6 +374,10 @@ class Schedule:
         """Whether the log says that a replica's scheduler of a running job is gone."""
         found = self._state.running.get(job)
         return found is not None and replica in found.out
+
+    def is_observed(self, command: JobObserved) -> bool:
+        """Whether it is vain to say this of a job (again)."""
+        return is_observed(self._state, command)
 
     def scheduler_history(self, job: JobId) -> reading.SchedulerHistory:
         """Return what a scheduler of a running job must be fed and compared with."""

@@ -78,6 +78,7 @@ class Manifest:
     timeout_ms: int | None = None  # the same
     # Variables of its programs, on top of those that are alike everywhere.
     environment: tuple[tuple[str, str], ...] = ()
+    check_determinism: bool = False  # run a second copy of its scheduler, and compare
 
     @property
     def attached(self) -> str | None:
@@ -99,6 +100,8 @@ class Manifest:
             fields["setup"] = list(self.setup)
         if self.environment:
             fields["environment"] = dict(self.environment)
+        if self.check_determinism:
+            fields["check_determinism"] = True
         head = json.dumps(fields, ensure_ascii=False)
         return head if self.params == "{}" else f'{head[:-1]}, "params": {self.params}}}'
 
@@ -151,7 +154,7 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
         )
     for name, value in fields.items():
         kinds, expected = _FIELDS[name]
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,)):
             raise _wrong(name, expected, value)
         end = 2**53 if expected == _COUNT[1] else 2**63
         if isinstance(value, int) and not 0 <= value < end:
@@ -171,6 +174,7 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
         retries=fields.get("retries"),
         timeout_ms=fields.get("timeout_ms"),
         environment=_environment(fields.get("environment", {})),
+        check_determinism=fields.get("check_determinism", False),
     )
 
 
@@ -189,6 +193,7 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "retries": _COUNT,
     "timeout_ms": _COUNT,
     "environment": ((dict,), "an object of names of variables and texts"),
+    "check_determinism": ((bool,), "true or false"),
 }
 MANIFEST_MEMBERS = tuple(_FIELDS)
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,9 @@ from tasksprint.settings import Settings
 __all__ = ["Cluster", "JobOutcome", "parse_params", "read_job_option", "status_of_coordinator"]
 
 _UNAVAILABLE = 503
+# How long an ended job's schedulers may be compared, and how often that is looked at.
+_COMPARED_MS = 1_500
+_COMPARED_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class JobOutcome:
     log_lines: int = 0  # how many lines its scheduler has logged
     failures: int = 0  # how many attempts have failed
     news: str = ""  # changes with its end, a line, or a failure
+    warnings: tuple[str, ...] = ()  # why another run may give another result
 
     def encode(self) -> bytes:
         """Return one JSON object; the values stand in it as the scheduler wrote them."""
@@ -63,6 +67,8 @@ class JobOutcome:
             fields["obstacle"] = self.obstacle
         if self.failure is not None:
             fields["failure"] = self.failure
+        if self.warnings:
+            fields["warnings"] = self.warnings
         head = encode_json(fields)
         values = "null" if self.values is None else self.values
         return head[:-1] + b',"values":' + values.encode() + b"}"
@@ -242,6 +248,27 @@ class Cluster:
             if outcome.state != "running":
                 return
 
+    def with_warnings(self, outcome: JobOutcome) -> JobOutcome:
+        """Return how an ended job stands once its schedulers have been compared everywhere.
+
+        That takes a moment longer than the job where one of them is behind, and no longer
+        than a coordinator compares; who can't be reached isn't waited for.
+        """
+        limit_ms = monotonic_ms() + _COMPARED_MS
+        addresses = list(self._addresses)
+        while addresses and monotonic_ms() < limit_ms:
+            addresses = [each for each in addresses if self._compares(each, outcome.job)]
+            if addresses:
+                time.sleep(_COMPARED_PAUSE_S)
+        return self.job(outcome.job)[0]
+
+    def _compares(self, address: str, job: JobId) -> bool:
+        try:
+            status = self.direct(address, "GET", "/v1/status").json()
+            return bool(status["schedulers"].get(str(job), {}).get("is_compared"))
+        except (PeerUnreachable, Refused, RemoteProtocolError, KeyError, TypeError):
+            return False
+
     def task_values(self, job: JobId, tid: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return what is known of a task, and (key, kind) of each of its values."""
         info = self.request("GET", f"/v1/jobs/{job}/tasks/{tid}").json()
@@ -287,6 +314,7 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         error=summary.get("error"),
         seconds=summary["seconds"],
         obstacle=summary.get("obstacle"),
+        warnings=tuple(summary.get("warnings", ())),
         failure=summary.get("failure"),
         log_lines=summary["log_lines"],
         failures=summary["failures"],
@@ -305,12 +333,17 @@ def _words(response: HttpResponse) -> str:
 # --- what the command line says of a job ---
 
 
-def read_job_option(text: str) -> tuple[Path, Manifest]:
-    """Return the directory and the manifest of the JOB that the command line names."""
+def read_job_option(text: str, *, check_determinism: bool = False) -> tuple[Path, Manifest]:
+    """Return the directory and the manifest of the JOB that the command line names.
+
+    Args:
+        check_determinism: Check its scheduler, whatever the manifest says.
+    """
     path = Path(text)
     if path.name == MANIFEST_NAME and path.is_file():
         path = path.parent
-    return path, read_job(path)
+    manifest = read_job(path)
+    return path, replace(manifest, check_determinism=True) if check_determinism else manifest
 
 
 def parse_params(manifest: Manifest, options: list[str]) -> str:

@@ -107,7 +107,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
-    directory, manifest = read_job_option(options.job)
+    directory, manifest = read_job_option(options.job, check_determinism=options.check_determinism)
     params = parse_params(manifest, options.param)
     seed = seed_of(options.seed, manifest.seed)
     job = cluster.submit(directory, manifest, seed=seed, params=params)
@@ -172,11 +172,13 @@ def end_of_job(
     outcome = follow_to_end(
         cluster, job, as_json=as_json, with_logs=with_logs, with_hints=with_hints, check=check
     )
-    return print_outcome(outcome, as_json=as_json)
+    return print_outcome(cluster.with_warnings(outcome), as_json=as_json)
 
 
 def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
     """Print how a job ended, and return the exit code that says so."""
+    for warning in outcome.warnings:
+        print_plain(f"tasksprint: warning: job {outcome.job}: {warning}", file=sys.stderr)
     if as_json:
         print_json_text(outcome.encode())
     elif outcome.state == "finished":
@@ -414,6 +416,8 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
         print_plain(f"job {job['job']} {job['name']!r}: {counts_in_words(job['tasks'])}")
         if job["obstacle"]:
             print_plain(f"job {job['job']} waits: {waits_for(job['obstacle'])}")
+        for warning in job["warnings"]:
+            print_plain(f"job {job['job']} warning: {warning}")
     print_plain(f"{len(running)} of {counted(len(jobs), 'job')} running")
     return EXIT_OK
 

@@ -34,6 +34,8 @@ def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
         print_plain(f"job {job} waits: {waits_for(summary['obstacle'])}")
     if summary["error"] is not None:
         print_plain(f"error: {summary['error']}")
+    for warning in summary["warnings"]:
+        print_plain(f"warning: {warning}")
     for replica, error in summary["schedulers_out"].items():
         print_plain(f"its scheduler on replica {replica} is gone: {error}")
     for line in lines:

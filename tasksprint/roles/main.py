@@ -197,6 +197,11 @@ def _parser() -> argparse.ArgumentParser:
         shared.add_argument(
             "--seed", type=int, help="the job's seed (default: its manifest's, else chance)"
         )
+        shared.add_argument(
+            "--check-determinism",
+            action="store_true",
+            help="run a second copy of its scheduler (another hash seed), and warn if it differs",
+        )
         return shared
 
     logs: Any = {

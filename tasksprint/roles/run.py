@@ -48,7 +48,7 @@ _OWN_WORDS = "tasksprint: "
 def run_job(options: argparse.Namespace) -> int:
     """Run one job on a private cluster, and print its result."""
     settings = settings_from_environment()
-    directory, manifest = read_job_option(options.job)
+    directory, manifest = read_job_option(options.job, check_determinism=options.check_determinism)
     params = parse_params(manifest, options.param)
     for name in ("coordinators", "clients"):
         if not 1 <= getattr(options, name) <= _COUNT_MAX:

@@ -2,6 +2,10 @@
 
 The host (coordination/host.py) decides what the process is sent, what its answers are
 worth and when it is restarted; here are only the process, its pipe and its output.
+
+If the job is to be checked for determinism, a second copy of its scheduler runs beside it, with
+another hash seed. It is fed and compared in the same way, and proposes nothing: what it says
+differently becomes a warning of the job, and ends it.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
-from tasksprint.coordination.commands import Answer, encode_command
-from tasksprint.coordination.host import SchedulerHost
+from tasksprint.coordination.commands import Answer, JobObserved, encode_command
+from tasksprint.coordination.host import HostEffects, SchedulerHost
+from tasksprint.coordination.observations import DIFFERS
 from tasksprint.errors import RemoteProtocolError, TaskSprintError
 from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
@@ -35,17 +40,27 @@ _log = logging.getLogger("tasksprint.scheduler")
 # Bytes of events that are read from the mirror at once, and "all" answers to them.
 _PAGE_BYTES_MAX = 8 * 1024 * 1024
 _ANSWERS_MAX = 2**40
+# After which a command that may have got lost is said again, at first.
+_SAY_PAUSE_S = 0.05
 
 
 class SchedulerRunner:
     """Runs the scheduler of one job on this replica, until the job ends."""
 
-    def __init__(self, coordinator: Coordinator, job: JobId, events: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        job: JobId,
+        events: Sequence[bytes],
+        *,
+        is_copy: bool = False,
+    ) -> None:
         """Begin to run it.
 
         Args:
             events: All of the job's events, or () if they aren't at hand: then they are
                 read from the mirror.
+            is_copy: It only checks the other one.
         """
         self._coordinator = coordinator
         self._monotonic_ms = coordinator.monotonic_ms
@@ -65,7 +80,11 @@ class SchedulerRunner:
             next_tid=history.next_tid,
             now_ms=self._monotonic_ms(),
         )
-        self._host.lead(self._monotonic_ms(), is_leader=coordinator.replica.is_leader)
+        self._is_copy = is_copy
+        self.lead(coordinator.replica.is_leader)
+        self._copy: SchedulerRunner | None = None
+        if self._manifest.get("check_determinism") and not is_copy:
+            self._copy = SchedulerRunner(coordinator, job, events, is_copy=True)
         self._program: SchedulerProgram | None = None
         self._starting: asyncio.Task[None] | None = None
         self._fetching: asyncio.Future[Path] | None = None  # a part of `_starting`
@@ -74,25 +93,34 @@ class SchedulerRunner:
         self._answers: list[ChosenAnswer | EmptyAnswers] = []  # chosen in this turn
         self._ended = False
         self._stop_at_start = False
+        self._saying = 0  # what the log is to hear
         self._output = BoundedText()
 
     @property
     def deadline_ms(self) -> int | None:
         """When `turn` has something to do, unless something happens before."""
-        return self._host.deadline_ms
+        own = self._host.deadline_ms
+        other = None if self._copy is None else self._copy.deadline_ms
+        return own if other is None or (own is not None and own < other) else other
 
     @property
     def is_done(self) -> bool:
         """Whether the job has ended and the process is gone."""
-        return self._ended and self._program is None and self._starting is None
+        is_gone = self._ended and self._program is None and self._starting is None
+        is_gone = is_gone and not self._saying
+        return is_gone and (self._copy is None or self._copy.is_done)
 
     # --- what the log says ---
 
     def event_chosen(self, event: Event) -> None:
         self._events.append(event.line)
+        if self._copy is not None:
+            self._copy.event_chosen(event)
 
     def answer_chosen(self, answer: ChosenAnswer | EmptyAnswers) -> None:
         self._answers.append(answer)
+        if self._copy is not None:
+            self._copy.answer_chosen(answer)
 
     def _hand_over(self, now_ms: int) -> None:
         """Tell the host what was chosen since the last turn."""
@@ -107,12 +135,14 @@ class SchedulerRunner:
         self._host.out_chosen()
 
     def lead(self, is_leader: bool) -> None:
-        self._host.lead(self._monotonic_ms(), is_leader=is_leader)
+        self._host.lead(self._monotonic_ms(), is_leader=is_leader and not self._is_copy)
 
     def job_ended(self) -> None:
         self._ended = True
         self._hand_over(self._monotonic_ms())
         self._host.job_ended(self._monotonic_ms())
+        if self._copy is not None:
+            self._copy.job_ended()
         self.turn(self._monotonic_ms())
 
     def stop(self) -> None:
@@ -122,11 +152,15 @@ class SchedulerRunner:
             self._starting.cancel()
         if self._program is not None:
             self._program.kill("its coordinator stops")
+        if self._copy is not None:
+            self._copy.stop()
 
     # --- effects ---
 
     def turn(self, now_ms: int) -> None:
         """Carry out whatever the host wants now."""
+        if self._copy is not None:
+            self._copy.turn(now_ms)
         self._hand_over(now_ms)
         deadline_ms = self._host.deadline_ms
         if deadline_ms is not None and now_ms >= deadline_ms:
@@ -147,6 +181,11 @@ class SchedulerRunner:
                 self._starting = self._coordinator.background(self._start())
             if effects.write and self._program is not None:
                 self._program.write(effects.write)
+            if effects.differed:
+                self._observe_difference(effects.differed)
+            if self._is_copy:
+                self._turn_copy(effects)
+                continue
             for answer in effects.propose:
                 if _may_end_job(answer):
                     self._coordinator.tick_now()
@@ -158,6 +197,45 @@ class SchedulerRunner:
                     self._coordinator.propose(encode_command(effects.out))
             if effects.read is not None:
                 self._coordinator.background(self._read_history(*effects.read))
+
+    def _turn_copy(self, effects: HostEffects) -> None:
+        """Carry out what is left of the effects of a copy: it proposes nothing."""
+        if effects.out is not None:
+            self._host.out_chosen()
+            if effects.out.kind == "crashed":
+                self._observe(f"a second copy of its scheduler failed: {effects.out.error}")
+        if effects.read is not None:
+            self._coordinator.background(self._read_history(*effects.read))
+        if effects.differed and not self._ended:
+            self._ended = True
+            self._host.job_ended(self._monotonic_ms())  # It has done what it is there for.
+
+    def _observe_difference(self, difference: str) -> None:
+        self._observe(
+            f"its scheduler isn't deterministic: {difference}; a scheduler must depend on nothing "
+            "but its events, its parameters and its seed"
+        )
+
+    def _observe(self, text: str) -> None:
+        """Let the log say something of the job that its owner must hear of."""
+        source = f"replica {self._coordinator.options.me}"
+        if self._is_copy:
+            source = f"a second copy on {source}"
+        self._coordinator.background(
+            self._say(JobObserved(self._job, DIFFERS, source, f"{source}: {text}"))
+        )
+
+    async def _say(self, command: JobObserved) -> None:
+        """Propose a command until the log has it: it may get lost on the way."""
+        coordinator = self._coordinator
+        pause_s = _SAY_PAUSE_S
+        self._saying += 1
+        while (known := coordinator.schedule) is not None and not known.is_observed(command):
+            coordinator.propose(encode_command(command))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, coordinator.settings.answer_grace_ms / 1_000)
+        self._saying -= 1
+        coordinator.wake()
 
     async def _read_history(self, number: int, first_event: int, end_event: int) -> None:
         coordinator = self._coordinator
@@ -188,7 +266,7 @@ class SchedulerRunner:
             self._program = await self._coordinator.surroundings.start_scheduler(
                 directory,
                 self._manifest,
-                self._seed,
+                self._seed + self._is_copy,
                 on_data=self._on_data,
                 on_exit=self._on_exit,
                 on_stderr=self._on_stderr,
@@ -262,6 +340,13 @@ class SchedulerRunner:
         """Return in words what the scheduler hasn't done here for long, if so."""
         return self._host.silence(now_ms)
 
+    @property
+    def _is_compared(self) -> bool:
+        """Whether a difference may still be found, or isn't in the log yet."""
+        if self._saying or self._host.status.state != "ended":
+            return True
+        return self._copy is not None and self._copy._is_compared
+
     def status(self) -> dict[str, Any]:
         """Return what `status` shows of this scheduler."""
         status = self._host.status
@@ -270,6 +355,7 @@ class SchedulerRunner:
             "answered_end": status.answered_end,
             "events": status.event_count,
             "restarts": status.restarts,
+            "is_compared": self._is_compared,
             "text": status.text,
         }
 

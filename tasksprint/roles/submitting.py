@@ -134,6 +134,8 @@ def _for_clients(manifest: dict[str, Any]) -> dict[str, Any]:
                 _integer(manifest, name, end)
             except Refused as error:
                 raise _wrong(f"the manifest's {error}") from None
+    if not isinstance(manifest.get("check_determinism", False), bool):
+        raise _wrong("the manifest's 'check_determinism' is not true or false")
     environment = manifest.get("environment", {})
     if not isinstance(environment, dict) or not all(
         isinstance(value, str) and name and "=" not in name and "\0" not in name + value

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from tasksprint.coordination.commands import JobObserved
+from tasksprint.coordination.observations import DIFFERS, NODE_RUNTIME, SCHEDULER_RUNTIME
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.process.program import ExitReason
 from tasksprint.roles import client_surroundings, surroundings
-from tasksprint.roles.cluster import Cluster
+from tasksprint.roles.cluster import Cluster, JobOutcome
+from tasksprint.roles.commands import print_outcome
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
+from tasksprint.tasks import FinishJob
+from tests.coordination.world import World
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
+from tests.roles.members import Member, members
+from tests.roles.test_coordinator import archive_of, run, summary, until
 
 # What programs say of their surroundings, and what they may let depend on them.
 LOOK = """
@@ -169,3 +176,125 @@ def test_a_result_with_sets_is_computed_again_to_the_byte(tmp_path: Path) -> Non
         *_, outcome = cluster.follow(number)
         assert outcome.state == "finished", outcome.error
         assert len(file.read_text().split()) == 2
+
+
+# --- schedulers that differ ----------------------------------------------------------
+
+# Ends its job at once, with a number that no other process has.
+DIFFERENT = """#!/bin/sh
+echo '{"ready":{}}'
+read -r line
+echo "{\\"event\\":0,\\"commands\\":[{\\"finish\\":[],\\"values\\":{\\"pid\\":$$}}]}"
+exec cat > /dev/null
+"""
+EQUAL = DIFFERENT.replace("$$", "7")
+ADVICE = "a scheduler must depend on nothing but its events, its parameters and its seed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "scheduler", "checked", "sources"),
+    [
+        (3, DIFFERENT, False, [f"replica {n}" for n in (1, 2, 3)]),
+        (1, DIFFERENT, True, ["a second copy on replica 1"]),
+        (1, DIFFERENT, False, []),
+        (1, EQUAL, True, []),
+    ],
+)
+def test_a_job_whose_scheduler_differed_ends_with_a_warning(
+    tmp_path: Path, count: int, scheduler: str, checked: bool, sources: list[str]
+) -> None:
+    """Also a job that ends before the other schedulers have said a word."""
+
+    async def main() -> None:
+        async with members(count, tmp_path) as of:
+            leader = await of.leader()
+            program = await archive_of(leader, tmp_path / "job", scheduler_sh=scheduler)
+            manifest = {"scheduler": ["scheduler.sh"], "node": ["attached:x"]}
+            if checked:
+                manifest["check_determinism"] = True  # type: ignore[assignment]
+            body = {
+                **{"sender": "me", "request": 1, "name": "job", "seed": 5, "params": "{}"},
+                **{"program": program, "manifest": json.dumps(manifest)},
+            }
+            asked = await leader.ask("POST", "/v1/jobs", body=json.dumps(body).encode())
+            assert asked.checked().json() == {"job": 1}
+            await until(lambda: all(map(has_ended, of.all)), "all schedulers are gone")
+            found = await summary(leader, 1)
+            assert found["state"] == "finished"
+            expected = [each for each in sources if each != f"replica {leader.number}"]
+            assert sorted(each.partition(":")[0] for each in found["warnings"]) == expected
+            for warning in found["warnings"]:
+                _, _, text = warning.partition(": ")
+                assert text.startswith(
+                    "its scheduler isn't deterministic: event 0 init(): the log says finish [] "
+                )
+                assert text.endswith(ADVICE)
+
+    run(main)
+
+
+def has_ended(member: Member) -> bool:
+    """Whether a replica knows that job 1 has ended, and runs no scheduler any more."""
+    schedule = member.coordinator.schedule
+    found = None if schedule is None else schedule.job_summary(JobId(1))
+    return found is not None and found["state"] == "finished" and not member.coordinator.runners
+
+
+def observed(source: str, text: str, kind: str = DIFFERS) -> JobObserved:
+    return JobObserved(JobId(1), kind, source, text)
+
+
+def test_what_is_observed_of_a_job_is_told_once_and_kept() -> None:
+    world = World()
+    job = world.submit()
+    first = observed("replica 2", "one")
+    assert not world.schedule.is_observed(first)
+    world.apply(first, observed("replica 2", "again"))
+    assert world.schedule.is_observed(first)
+    world.answer(job, FinishJob((), "{}"))
+    world.apply(observed("replica 3", "x" * 5_000))  # It was slower than the job.
+    world.restart()
+    found = world.schedule.job_summary(job)
+    assert found is not None and found["state"] == "finished"
+    assert found["warnings"] == ["one", "x" * 1_000 + "…"]
+    world.apply(*[observed(f"replica {n}", "more") for n in range(4, 50)])
+    found = world.schedule.job_summary(job)
+    assert found is not None and len(found["warnings"]) == 8  # type: ignore[arg-type]
+    assert world.schedule.is_observed(observed("replica 99", "more"))
+    assert world.schedule.is_observed(JobObserved(JobId(9), DIFFERS, "replica 1", "no such job"))
+
+
+def test_a_job_on_mixed_interpreters_is_warned_of_once() -> None:
+    world = World()
+    job = world.submit()
+    world.apply(
+        observed("client 1", "CPython 3.11.7", NODE_RUNTIME),
+        observed("client 2", "CPython 3.11.7", NODE_RUNTIME),
+        observed("replica 1", "CPython 3.12.1", SCHEDULER_RUNTIME),
+    )
+    assert world.schedule.is_observed(observed("client 3", "CPython 3.11.7", NODE_RUNTIME))
+    found = world.schedule.job_summary(job)
+    assert found is not None and found["warnings"] == []
+    world.restart()
+    world.apply(
+        observed("client 3", "CPython 3.12.1", NODE_RUNTIME),
+        observed("client 4", "CPython 3.13.0", NODE_RUNTIME),
+    )
+    found = world.schedule.job_summary(job)
+    assert found is not None
+    assert found["warnings"] == [
+        "its nodes run on CPython 3.11.7 (client 1) and on CPython 3.12.1 (client 3): equal "
+        "results are promised for equal versions only"
+    ]
+
+
+def test_commands_print_the_warnings_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = JobOutcome(
+        JobId(3), "n", "finished", {}, '{"x":1}', None, 1.0, warnings=("it \x1bdiffers",)
+    )
+    print_outcome(outcome, as_json=False)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == r"tasksprint: warning: job 3: it \x1bdiffers"
+    assert json.loads(outcome.encode())["warnings"] == ["it \x1bdiffers"]
+    assert b"warnings" not in JobOutcome(JobId(3), "n", "running", {}, None, None, 1.0).encode()

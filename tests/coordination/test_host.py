@@ -9,6 +9,7 @@ import pytest
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
 from tasksprint.coordination.host import (
+    CLOSING_MS,
     LATE_MS,
     RESTART_PAUSE_MS,
     RESTARTS_MAX,
@@ -319,6 +320,7 @@ def test_different_answer_is_told_and_the_scheduler_replays_once() -> None:
             "replica 2: event 2 task_done(1): the log says start map, this replica says "
             "start merge; it is started anew and replays",
         ),
+        differed="event 2 task_done(1): the log says start map, this replica says start merge",
     )
     host.answered([says(3)], 1_003)  # It was on its way; nobody listens.
     host.exited("signal 9 (SIGKILL)", "", 1_004)
@@ -352,7 +354,8 @@ def test_second_difference_ends_this_replicas_part_in_the_job() -> None:
         "diverged",
         f"{error}; a scheduler must depend on nothing but its events, its parameters and its seed",
     )
-    assert host.effects() == effects(stop="kill", out=out, notes=(error,))
+    differed = error.removeprefix("replica 2: ")
+    assert host.effects() == effects(stop="kill", out=out, notes=(error,), differed=differed)
     assert host.status.text == f"out: {out.error}"
     # It is proposed until it is chosen.
     assert host.deadline_ms == 2_001 + GRACE
@@ -701,6 +704,71 @@ def test_end_of_the_job_asks_the_process_to_stop() -> None:
     assert host.effects() is None
     assert host.deadline_ms is None
     assert host.status.text == "ended"
+
+
+def behind_at_the_end(events: int = 2) -> tuple[History, SchedulerHost]:
+    """A follower that has answered nothing when the job ends, after `events` answers."""
+    history = History(events)
+    host, _ = started(history)
+    host.answers_chosen(history.choose(MAP), 1_000)
+    if events > 1:
+        host.answers_chosen(history.choose(FinishJob((), "{}")), 1_000)
+    host.job_ended(1_001)
+    return history, host
+
+
+def test_scheduler_that_is_behind_is_compared_after_the_end() -> None:
+    _, host = behind_at_the_end()
+    assert host.effects() is None
+    assert host.deadline_ms == 1_001 + CLOSING_MS
+    host.answered([says(0, MAP)], 1_100)
+    assert host.effects() is None
+    host.answered([says(1, FinishJob((), '{"x":1}'))], 1_200)
+    error = "event 1 task_done(0): the log says finish [] with values {}, this replica says "
+    error += 'finish [] with values {"x":1}'
+    assert host.effects() == effects(
+        stop="ask",
+        notes=(f"replica 2: {error}",),
+        differed=error,
+    )
+    host.exited("exit code 0", "", 1_300)
+    assert host.effects() is None and host.deadline_ms is None
+    assert host.status.state == "ended"
+
+
+@pytest.mark.parametrize("end", ["level", "late", "exited", "garbage"])
+def test_a_comparison_after_the_end_ends(end: str) -> None:
+    """And what a process does that nobody waits for is no failure."""
+    _, host = behind_at_the_end()
+    assert host.effects() is None
+    has_process = True
+    match end:
+        case "level":
+            host.answered([says(0, MAP), says(1, FinishJob((), "{}"))], 1_100)
+        case "late":
+            host.tick(1_001 + CLOSING_MS)
+        case "exited":
+            host.exited("exit code 1", "boom", 1_100)
+            has_process = False
+        case "garbage":
+            host.garbage("nonsense", 1_100)
+            assert host.effects() == effects(stop="kill")
+            host.exited("signal 9 (SIGKILL)", "", 1_100)
+            has_process = False
+    assert host.effects() == (effects(stop="ask") if has_process else None)
+    assert host.status.state == "ended"
+    assert host.deadline_ms is None
+
+
+def test_a_process_that_cannot_start_is_not_started_again_for_an_ended_job() -> None:
+    history = History(1)
+    host = make(history)
+    host.effects()
+    host.answers_chosen(history.choose(MAP), 900)
+    host.job_ended(1_000)
+    host.start_failed("no such file", 1_001)
+    assert host.effects() is None
+    assert host.status.state == "ended"
 
 
 @pytest.mark.parametrize("state", ["waiting", "starting", "stopping", "out"])

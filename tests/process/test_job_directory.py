@@ -128,7 +128,8 @@ def test_job_with_two_schedulers(job: Path) -> None:
         (
             {"zzz": 1},
             "tasksprint.json has an unknown field 'zzz'; its fields are name, scheduler, node, "
-            "params, seed, interpreter, setup, retries, timeout_ms, environment",
+            "params, seed, interpreter, setup, retries, timeout_ms, environment, "
+            "check_determinism",
         ),
         (
             {"seed": "5"},

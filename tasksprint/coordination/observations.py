@@ -1,0 +1,72 @@
+"""What somebody saw of a job that its owner must hear of, though the job goes on.
+
+A scheduler that gave different answers than the log has on one replica; programs that run
+on different versions of their interpreter. Neither ends a job; both make its result one that
+another run may not give. So they stay with the job as warnings, also once it has ended.
+"""
+
+from __future__ import annotations
+
+from tasksprint.coordination.commands import JobObserved
+from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.state import State
+
+__all__ = ["DIFFERS", "NODE_RUNTIME", "SCHEDULER_RUNTIME", "is_observed", "observe"]
+
+# Kinds of `JobObserved`.
+DIFFERS = "differs"
+NODE_RUNTIME = "node runtime"
+SCHEDULER_RUNTIME = "scheduler runtime"
+
+_PROGRAMS = {NODE_RUNTIME: "nodes", SCHEDULER_RUNTIME: "schedulers"}
+# Of one job: they stand in its row.
+_WARNINGS_MAX = 8
+_CHARACTERS_MAX = 1_000
+
+
+def observe(state: State, command: JobObserved) -> None:
+    """Keep a warning of a job, unless it is known already or there are too many."""
+    job = state.jobs.get(command.job)
+    if job is None:
+        return
+    if command.kind == DIFFERS:
+        _warn(state, job, f"{DIFFERS} {command.source}", command.text)
+    elif command.kind in _PROGRAMS:
+        first = job.runtimes.get(command.kind)
+        if first is None:
+            if job.is_running:
+                job.runtimes[command.kind] = (_cut(command.text), _cut(command.source))
+                state.changes.jobs[job] = None
+        elif first[0] != _cut(command.text):
+            _warn(
+                state,
+                job,
+                command.kind,
+                f"its {_PROGRAMS[command.kind]} run on {first[0]} ({first[1]}) and on "
+                f"{command.text} ({command.source}): equal results are promised for equal "
+                "versions only",
+            )
+
+
+def is_observed(state: State, command: JobObserved) -> bool:
+    """Whether it is vain to say this (again)."""
+    job = state.jobs.get(command.job)
+    if job is None or len(job.warnings) >= _WARNINGS_MAX:
+        return True
+    if command.kind == DIFFERS:
+        return _cut(f"{DIFFERS} {command.source}") in job.warnings
+    return command.kind in job.warnings or (
+        job.runtimes.get(command.kind, ("",))[0] == _cut(command.text)
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CHARACTERS_MAX else text[:_CHARACTERS_MAX] + "…"
+
+
+def _warn(state: State, job: Job, key: str, text: str) -> None:
+    if _cut(key) in job.warnings or len(job.warnings) >= _WARNINGS_MAX:
+        return
+    job.warnings[_cut(key)] = _cut(text)
+    state.changes.jobs[job] = None
+    state.note(f"job={job.job} warning: {text}")
