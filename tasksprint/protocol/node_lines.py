@@ -227,6 +227,8 @@ class NodeReader:
             value_bytes_max: Limit of one value that follows raw.
         """
         self.ready: NodeReady | None = None  # Set by the first message.
+        # What is wrong behind the messages that `feed` returned last: nothing more may be fed.
+        self.refusal: RemoteProtocolError | None = None
         self._who = who
         self._value_bytes_max = value_bytes_max
         self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
@@ -251,6 +253,8 @@ class NodeReader:
     def feed(self, data: bytes) -> list[NodeMessage]:
         """Return the messages that are complete with this chunk.
 
+        Those before a mistake in the same chunk count: then `refusal` is set.
+
         Raises:
             RemoteProtocolError: The node said what no node may say. The reader must
                 not be used any more.
@@ -258,27 +262,35 @@ class NodeReader:
         messages: list[NodeMessage] = []
         buffer = self._buffer
         buffer.feed(data)
-        while True:
-            if self._frames is not None:
-                reply = self._take_frames(messages)
-                if reply is None:
-                    return messages
-                messages.append(reply)
-                continue
-            if self.ready is not None:
-                small = buffer.match(_SMALL_REPLY)
-                if small is not None:
-                    number, key, value = small.groups()
-                    values: tuple[NodeValue, ...]
-                    values = _NO_VALUES if key is None else ((key.decode(), "json", value),)
-                    messages.append(NodeReply(int(number), values))
+        try:
+            while True:
+                if self._frames is not None:
+                    reply = self._take_frames(messages)
+                    if reply is None:
+                        return messages
+                    messages.append(reply)
                     continue
-            line = buffer.next_line()
-            if line is None:
-                return messages
-            message = self._read_line(line)
-            if message is not None:
-                messages.append(message)
+                if self.ready is not None:
+                    small = buffer.match(_SMALL_REPLY)
+                    if small is not None:
+                        number, key, value = small.groups()
+                        values: tuple[NodeValue, ...]
+                        values = (
+                            _NO_VALUES if key is None else ((key.decode(), "json", value),)
+                        )
+                        messages.append(NodeReply(int(number), values))
+                        continue
+                line = buffer.next_line()
+                if line is None:
+                    return messages
+                message = self._read_line(line)
+                if message is not None:
+                    messages.append(message)
+        except RemoteProtocolError as error:
+            if not messages:
+                raise
+            self.refusal = error
+            return messages
 
     def _take_frames(self, messages: list[NodeMessage]) -> NodeReply | None:
         """Take raw bytes; pieces of large values go to the messages at once."""
@@ -360,7 +372,7 @@ class NodeReader:
         unknown = [key for key in members if key not in _READY_KEYS]
         if unknown:
             raise RemoteProtocolError(
-                f"{who} said ready with {unknown[0]!r}, "
+                f"{who} said ready with {show(unknown[0])}, "
                 "expected only 'frames' and 'window' beside it"
             )
         frames = members["frames"][0] if "frames" in members else False
@@ -396,7 +408,7 @@ class NodeReader:
         unknown = [key for key in members if key not in _FAILURE_KEYS]
         if unknown:
             raise RemoteProtocolError(
-                f"{who} answered id {id} with 'error' and {unknown[0]!r}, "
+                f"{who} answered id {id} with 'error' and {show(unknown[0])}, "
                 "expected only 'traceback' and 'retry' beside it"
             )
         error = members["error"][0]
@@ -425,7 +437,7 @@ class NodeReader:
         for key in members:
             if key not in _REPLY_KEYS:
                 raise RemoteProtocolError(
-                    f"{who} answered id {id} with {key!r}, "
+                    f"{who} answered id {id} with {show(key)}, "
                     "expected 'values', 'frames', 'base64' and 'files', or 'error'"
                 )
         values: list[NodeValue] = []
@@ -453,14 +465,14 @@ class NodeReader:
                     values.append((key, "bytes", base64.b64decode(data, validate=True)))
                 except ValueError as error:
                     raise RemoteProtocolError(
-                        f"{who} answered id {id} with base64 under key {key!r} "
+                        f"{who} answered id {id} with base64 under key {show(key)} "
                         f"that can't be decoded: {_lower(str(error))}"
                     ) from None
         if "files" in members:
             for key, path in self._pairs(id, "files", members["files"][0], seen):
                 if not path.startswith("/") or "\0" in path:
                     raise RemoteProtocolError(
-                        f"{who} answered id {id} with file {show(path)} under key {key!r}, "
+                        f"{who} answered id {id} with file {show(path)} under key {show(key)}, "
                         "expected an absolute path"
                     )
                 values.append((key, "bytes", FilePath(path)))
@@ -483,7 +495,7 @@ class NodeReader:
             if not is_text(value):
                 raise RemoteProtocolError(
                     f"{self._who} answered id {id} with {kind} {show(value)} "
-                    f"under key {key!r}, expected a string"
+                    f"under key {show(key)}, expected a string"
                 )
         return list(found.items())
 
@@ -516,7 +528,7 @@ class NodeReader:
             self._check_key(id, key, seen)
             if size > self._value_bytes_max:
                 raise RemoteProtocolError(
-                    f"{who} answered id {id} with {size} bytes under key {key!r}, "
+                    f"{who} answered id {id} with {size} bytes under key {show(key)}, "
                     f"expected at most {self._value_bytes_max} (value_bytes_max); "
                     "split the value over several keys or tasks"
                 )
@@ -527,10 +539,10 @@ class NodeReader:
     def _check_key(self, id: int, key: str, seen: set[str]) -> None:
         if not is_text(key):
             raise RemoteProtocolError(
-                f"{self._who} answered id {id} with key {key!r}, which isn't Unicode text"
+                f"{self._who} answered id {id} with key {show(key)}, which isn't Unicode text"
             )
         if key in seen:
-            raise RemoteProtocolError(f"{self._who} answered id {id} with key {key!r} twice")
+            raise RemoteProtocolError(f"{self._who} answered id {id} with key {show(key)} twice")
         seen.add(key)
 
     def _refuse_not_finite(self, text: str, error: NotFiniteError) -> NodeFailure:
@@ -544,7 +556,7 @@ class NodeReader:
             raise error
         return NodeFailure(
             int(found[1]),
-            f"value under key {error.key!r} holds {error.constant}, which JSON doesn't have; "
+            f"value under key {show(error.key)} holds {error.constant}, which JSON doesn't have; "
             "return None or a string instead",
             None,
             False,

@@ -255,7 +255,7 @@ def _cut(
             else:
                 key, start = _scan_key(text, index, who)
             if key in members:
-                raise RemoteProtocolError(f"line from {who} names key {key!r} twice")
+                raise RemoteProtocolError(f"line from {who} names key {show(key)} twice")
             if carry_all or key in carried:
                 value, index = _scan_span(text, start)
             elif key == opened and text.startswith("{", start):
@@ -276,23 +276,23 @@ def _cut(
     except _ConstantError as error:
         constant = str(error)
         raise NotFiniteError(
-            f"line from {who} holds {constant} under key {key!r}; JSON has no {constant}, "
+            f"line from {who} holds {constant} under key {show(key)}; JSON has no {constant}, "
             "send null or a string instead",
             key=key,
             constant=constant,
         ) from None
     except _DuplicateError as error:
         raise RemoteProtocolError(
-            f"line from {who} names key {str(error)!r} twice under key {key!r}"
+            f"line from {who} names key {show(str(error))} twice under key {show(key)}"
         ) from None
     except RecursionError:
         raise RemoteProtocolError(
-            f"line from {who} is nested too deeply under key {key!r}; send it as bytes instead"
+            f"line from {who} is nested too deeply under key {show(key)}; send it as bytes instead"
         ) from None
     except ValueError as error:
         # An integer with more digits than Python converts; only members that we read.
         raise RemoteProtocolError(
-            f"line from {who} has a number under key {key!r} that can't be read: {error}"
+            f"line from {who} has a number under key {show(key)} that can't be read: {error}"
         ) from None
 
 
@@ -303,7 +303,7 @@ def _scan_key(text: str, index: int, who: str) -> tuple[str, int]:
     key, index = _scan_string(text, index + 1, True)
     if not is_text(key):
         raise RemoteProtocolError(
-            f"line from {who} has key {key!r}, which isn't Unicode text",
+            f"line from {who} has key {show(key)}, which isn't Unicode text",
             hint="it holds half of a surrogate pair; use another key",
         )
     match = _COLON.match(text, index)

@@ -141,12 +141,12 @@ class NodeShell:
                             await self.program.drain()
                     except ValueSpoiled as error:
                         tid, _, digest = effect.inputs[index]
-                        self._refuse(effect, tid, digest, str(error))
+                        self._refuse_input(effect, tid, digest, str(error))
                         return
         finally:
             self._is_writing = False
 
-    def _refuse(self, effect: RunTask, tid: TaskId, digest: str, why: str) -> None:
+    def _refuse_input(self, effect: RunTask, tid: TaskId, digest: str, why: str) -> None:
         """An input turned out to be spoiled while it was written: the node waits for the rest."""
         client = self._client
         client.held.spoiled(effect.assignment.job, tid, digest, why)
@@ -179,13 +179,18 @@ class NodeShell:
         try:
             messages = self._reader.feed(data)
         except RemoteProtocolError as error:
-            self._garbage = str(error)
-            self.kill(f"it broke the protocol: {error}")
+            self._refuse_reply(error)
             return
         if messages and self._reader.in_pieces:
             messages = self._take_pieces(messages)
         if messages:
             self._take(messages)
+        if self._reader.refusal is not None:
+            self._refuse_reply(self._reader.refusal)
+
+    def _refuse_reply(self, error: RemoteProtocolError) -> None:
+        self._garbage = str(error)
+        self.kill(f"it broke the protocol: {error}")
 
     def _take_pieces(self, messages: list[NodeMessage]) -> list[NodeMessage]:
         """Write pieces of large values to their files; return the other messages."""
