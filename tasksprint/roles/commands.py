@@ -185,7 +185,8 @@ def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
         print_json_text((outcome.values or "null").encode())
         print_plain(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
     elif outcome.state == "running":
-        print_plain(f"job {outcome.job} is running: {counts_in_words(outcome.tasks)}")
+        counts = counts_in_words(outcome.tasks, outcome.obstacle)
+        print_plain(f"job {outcome.job} is running: {counts}")
         if outcome.obstacle is not None:
             print_plain(f"job {outcome.job} waits: {waits_for(outcome.obstacle)}")
     if outcome.state in ("failed", "cancelled"):
@@ -299,7 +300,7 @@ def _jobs(cluster: Cluster, options: argparse.Namespace) -> int:
             job["name"],
             job["state"],
             f"{job['seconds']:.1f} s",
-            counts_in_words(job["tasks"]),
+            counts_in_words(job["tasks"], job["obstacle"]),
         ]
         for job in jobs
     ]
@@ -413,7 +414,8 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
             print_plain(f"job {job}, scheduler on replica {member['replica']}: {status['text']}")
     running = [job for job in jobs if job["state"] == "running"]
     for job in running:
-        print_plain(f"job {job['job']} {job['name']!r}: {counts_in_words(job['tasks'])}")
+        counts = counts_in_words(job["tasks"], job["obstacle"])
+        print_plain(f"job {job['job']} {job['name']!r}: {counts}")
         if job["obstacle"]:
             print_plain(f"job {job['job']} waits: {waits_for(job['obstacle'])}")
         for warning in job["warnings"]:

@@ -305,11 +305,12 @@ class CoordinatorPaths:
                 return
 
     async def _failure_of(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Return the last failed attempt of a job that failed: mostly its cause."""
+        """Return the last failure by which a task of a failed job was given up, if any."""
         if summary["state"] != "failed" or not summary["failures"]:
             return {}
         kept = await read_failures(self._coordinator, summary["job"])
-        return {"failure": kept[-1]} if kept else {}
+        final = [failure for failure in kept if failure["final"]]
+        return {"failure": final[-1]} if final else {}
 
     async def _task(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))

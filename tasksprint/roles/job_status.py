@@ -28,7 +28,7 @@ def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
         return EXIT_OK
     print_plain(
         f"job {job} {summary['name']!r}: {summary['state']}, {summary['seconds']:.1f} s, "
-        f"{counts_in_words(summary['tasks'])}"
+        f"{counts_in_words(summary['tasks'], summary['obstacle'])}"
     )
     if summary["obstacle"] is not None:
         print_plain(f"job {job} waits: {waits_for(summary['obstacle'])}")

@@ -32,18 +32,28 @@ _BAR_COLUMNS = 24
 # Failures that are shown in one second, whatever a job does.
 _FAILURES_MAX = 20
 
+# Obstacles of tasks that clients have: none of those runs.
+_STALLS = ("fetching", "preparing", "disk", "starting", "queued")
+
 _CLEAR_LINE = "\r\x1b[K"
 
 
-def counts_in_words(tasks: dict[str, int]) -> str:
-    """Return e.g. "3 of 8 tasks done, 2 running, 3 waiting"."""
+def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = None) -> str:
+    """Return e.g. "3 of 8 tasks done, 2 running, 3 waiting".
+
+    Args:
+        obstacle: What the job waits for: tasks that clients have and can't run aren't running.
+    """
+    is_stalled = obstacle is not None and obstacle["kind"] in _STALLS
     total = sum(tasks.values())
     if total == 0:
         return "no tasks yet"
     parts = [f"{tasks.get('done', 0)} of {total} tasks done"]
     for state in ("assigned", "ready", "waiting", "failed", "killed"):
         if tasks.get(state):
-            name = "running" if state == "assigned" else state
+            name = state
+            if state == "assigned":
+                name = "handed out" if is_stalled else "running"
             parts.append(f"{tasks[state]} {name}")
     return ", ".join(parts)
 
@@ -192,8 +202,8 @@ class Progress:
         assert outcome is not None
         if now_s - self._seen_s > _FRESH_S and outcome.state == "running":
             return f"{head}no answer for {now_s - self._seen_s:.0f} s"
-        text = counts_in_words(outcome.tasks)
         obstacle = outcome.obstacle
+        text = counts_in_words(outcome.tasks, obstacle)
         is_stuck = self._obstacle is not None and now_s - self._obstacle[1] >= _OBSTACLE_S
         unchanged_s = now_s - self._changed_s
         if outcome.state == "running":

@@ -597,3 +597,7 @@ def test_counts_in_words() -> None:
     assert counts_in_words({"done": 3, "assigned": 2, "waiting": 1, "failed": 0}) == (
         "3 of 6 tasks done, 2 running, 1 waiting"
     )
+    fetching = {"kind": "fetching", "text": "", "hint": ""}
+    assert counts_in_words({"done": 1, "assigned": 1}, fetching) == (
+        "1 of 2 tasks done, 1 handed out"
+    )
