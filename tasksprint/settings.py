@@ -291,12 +291,24 @@ class Rules:
     # The record of an applied request is kept for this much log time, so that a
     # repetition is recognised.
     request_record_ms: int = 3_600_000
+    # And the records of those who asked last, if there are more senders than this.
+    request_records_max: int = 100_000
+    # Replies in one record that the sender hasn't acknowledged: the highest numbers. Too small:
+    # a sender with many requests at once can't repeat the oldest. Too large: each request
+    # writes that many replies again.
+    replies_per_sender_max: int = 256
     # A job that ended so long ago (in log time) is forgotten, with all that is known of it
     # and the results that it kept. Too small: results vanish before they are fetched. Too
     # large: files grow.
     ended_job_ms: int = 7 * 24 * 3_600_000
     # And the oldest are, if there are more: the summary of each is in memory.
     ended_jobs_max: int = 10_000
+    # A client that has been dead for so long (in log time) is forgotten: should it come back,
+    # it joins under another number. Too small: `clients` doesn't show what was lost over
+    # night. Too large: containers that come and go fill the state.
+    dead_client_ms: int = 24 * 3_600_000
+    # And the ones that died first are, if there are more.
+    dead_clients_max: int = 1_000
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB

@@ -18,7 +18,10 @@ from tasksprint.consensus.marks import DurableNumbers
 from tasksprint.consensus.messages import Accepted, Envelope, Message
 from tasksprint.ids import ReplicaId, Slot
 
-__all__ = ["Outbox", "Write"]
+__all__ = ["NOTED_MAX", "Outbox", "Write"]
+
+# Texts that `note_once` remembers: an election names its ballot, and there is always another.
+NOTED_MAX = 100
 
 
 class Write(NamedTuple):
@@ -73,7 +76,7 @@ class Outbox:
         self.failed_reads: list[int] = []
         self.read_log: list[ReadLog] = []
         self._notes: list[str] = []
-        self._noted: set[str] = set()
+        self._noted: dict[str, None] = {}  # the last texts of `note_once`
         self.fatal: str | None = None
         self.is_removed = False  # the reason of `fatal`
         self._is_fatal_told = False
@@ -160,9 +163,11 @@ class Outbox:
         self._notes.append(f"replica={self.me} {text}")
 
     def note_once(self, text: str) -> None:
-        """Tell the operator, unless the same was said before."""
+        """Tell the operator, unless the same was said before, as far as that is remembered."""
         if text not in self._noted:
-            self._noted.add(text)
+            self._noted[text] = None
+            if len(self._noted) > NOTED_MAX:
+                del self._noted[next(iter(self._noted))]
             self.note(text)
 
     # --- emptying ---

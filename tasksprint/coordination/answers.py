@@ -14,7 +14,7 @@ from bisect import insort
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, timer_row
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.results import Results
@@ -44,7 +44,7 @@ from tasksprint.tasks import (
 
 __all__ = ["Answers"]
 
-TIMERS_MAX = 1_000  # of one job at once; they stand in its row
+TIMERS_MAX = 1_000  # of one job at once
 SUMMARY_COMMANDS = 3
 
 
@@ -318,8 +318,11 @@ class Answers:
                 f"timer {command.timer} is one more than the {TIMERS_MAX} that a job may have"
             )
         due_ms = self._state.log_ms + command.after_ms
-        insort(job.timers, (due_ms, job.next_timer, command.timer))
+        number = job.next_timer
+        insort(job.timers, (due_ms, number, command.timer))
         job.next_timer += 1
+        self._state.put_row(timer_row(job, due_ms, number, command.timer))
+        self._state.timers_changed(job)
 
     def _write_log(self, job: Job, command: WriteLog) -> None:
         rules = self._state.rules

@@ -19,6 +19,11 @@ def check(state: State) -> None:
     assert list(state.running) == [job.job for job in state.jobs.values() if job.is_running]
     ended = [(job.ended_ms, job.job) for job in state.jobs.values() if not job.is_running]
     assert state.ended == sorted(ended)
+    dead = [(one.ended_ms, one.cid) for one in state.clients.values() if not one.is_alive]
+    assert state.dead == sorted(dead)
+    due = [(job.timers[0][0], job.job) for job in state.running.values() if job.timers]
+    assert state.due == sorted(due)
+    assert state.cid_of_identity == {one.identity: cid for cid, one in state.clients.items()}
     for job in state.jobs.values():
         assert job.job < state.next_job
         if job.is_running:
@@ -29,6 +34,7 @@ def check(state: State) -> None:
         _check_client(state, client)
     for sender in state.senders:
         assert all(sender.low <= request <= sender.highest for request in sender.replies)
+        assert len(sender.replies) <= state.rules.replies_per_sender_max
 
 
 def _check_job(state: State, job: Job) -> None:
@@ -83,6 +89,7 @@ def _check_task(state: State, task: Task, counted: _Counted) -> None:
     tasks = task.job.tasks
     assert task.users == counted.users, f"{task}: {task.users} users, counted {counted.users}"
     live = [tid for tid in task.dependents or () if tid in tasks]
+    assert len(task.dependents or ()) - len(live) <= task.gone
     assert live == counted.dependents, f"{task}: dependents {live}, not {counted.dependents}"
     if task.state == ASSIGNED:
         assert task.cid is not None
@@ -127,6 +134,7 @@ def _check_task(state: State, task: Task, counted: _Counted) -> None:
 
 def _check_ended_job(job: Job) -> None:
     assert list(job.tasks) == list(job.keep)
+    assert job.due is None and job.queue is None
     assert not (job.timers or job.ready or job.estimates_us or job.params)
     assert job.finishing is None
     assert job.ended_ms is not None
@@ -145,9 +153,7 @@ def _check_client(state: State, client: Client) -> None:
     assert client.assigned == len(run)
     assert all(task.cid == client.cid and task.state == ASSIGNED for task in run)
     names = [task.job.attached for task in run if task.job.attached is not None]
-    assert {name: count for name, count in client.attached_tasks.items() if count} == {
-        name: names.count(name) for name in names
-    }
+    assert client.attached_tasks == {name: names.count(name) for name in names}
     assert all(client.attached.get(name) for name in names)
     runnable = [task for task in run if task.pending == 0]
     assert client.queued_us == sum(task.load_us for task in runnable)

@@ -1,8 +1,9 @@
 """One client as the replicated state knows it, its row, and what changed of its view.
 
-A client is alive or dead; it keeps its `cid` for ever, and each start of it is a new
-incarnation. What it has assigned, holds and counts in its queue follows from the tasks
-and is kept here only so that nobody must look through all tasks.
+A client is alive or dead; it keeps its `cid` until it has been dead for so long that it is
+forgotten, and each start of it is a new incarnation. What it has assigned, holds and
+counts in its queue follows from the tasks and is kept here only so that nobody must look
+through all tasks.
 
 The changes of its view are not rows: a replica that was restored answers with a whole
 view to whoever asks for changes from before (`ViewChanges`).
@@ -30,7 +31,9 @@ class ViewChanges:
     """What changed of one client's view, with the slot that did it.
 
     `run` is in order of change; stops and drops wait until the client has named a version
-    at or after theirs.
+    at or after theirs: in a poll of this replica, or (`Tick.followed`) of the leader. That a
+    job has ended is told to all clients alike (`State.ends`); `drop_jobs` is for who needs to
+    hear it again.
     """
 
     __slots__ = ("drop_jobs", "drops", "first_slot", "run", "stops")
@@ -42,12 +45,19 @@ class ViewChanges:
         self.drops: deque[tuple[Slot, Drop]] = deque()
         self.drop_jobs: deque[tuple[Slot, DropJob]] = deque()
 
-    def forget_until(self, since: Slot) -> None:
-        """Forget the stops and drops that a client which names `since` has seen."""
+    def forget_until(self, since: Slot) -> bool:
+        """Forget the stops and drops that a client which names `since` has seen.
+
+        Returns:
+            Whether there were any.
+        """
         queues: tuple[deque[Any], ...] = (self.stops, self.drops, self.drop_jobs)
+        forgets = False
         for queue in queues:
             while queue and queue[0][0] <= since:
                 queue.popleft()
+                forgets = True
+        return forgets
 
 
 class Client:
@@ -58,6 +68,7 @@ class Client:
         "ahead_us",
         "assigned",
         "attached",
+        "attached_entries",
         "attached_request",
         "attached_tasks",
         "changes",
@@ -104,6 +115,7 @@ class Client:
         # Its valid entries in the heaps of placement.py; None: it has none.
         self.light_entry: tuple[int, int, int] | None = None
         self.heavy_entry: tuple[int, int, int] | None = None
+        self.attached_entries: dict[str, tuple[int, int] | None] = {}  # by name
         # Results that it holds, of running jobs and of those kept by ended ones.
         self.holds: dict[JobId, dict[TaskId, Task]] = {}
         self.changes = ViewChanges(Slot(0))

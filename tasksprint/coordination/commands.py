@@ -83,6 +83,9 @@ class Tick:
     # Of the leader's own state, for the others to compare theirs with (claims.py). It
     # changes nothing of the state.
     claim: Claim | None = None
+    # Versions of their views that clients have followed, as they told the leader: all
+    # replicas forget what those clients were told until then. It changes nothing else.
+    followed: tuple[tuple[ClientId, Slot], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +331,7 @@ def _command_list(command: Command) -> list[Any]:
             silent = [[one.cid, one.incarnation, one.request] for one in command.silent]
             claim = command.claim
             said = None if claim is None else [claim.slot, claim.digest]
-            return ["tick", command.elapsed_ms, command.wall_ms, silent, said]
+            return ["tick", command.elapsed_ms, command.wall_ms, silent, said, command.followed]
         case JoinClient():
             return [
                 "join",
@@ -458,7 +461,7 @@ def _texts(value: Any) -> Any:
     return tuple(value)
 
 
-def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any, claim: Any) -> Tick:
+def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any, claim: Any, followed: Any) -> Tick:
     if claim is not None:
         slot, digest = _list(claim)
         claim = Claim(_number(slot), _text(digest))
@@ -472,6 +475,7 @@ def _tick(elapsed_ms: Any, wall_ms: Any, silent: Any, claim: Any) -> Tick:
             ]
         ),
         claim,
+        tuple([(ClientId(_number(cid)), Slot(_number(slot))) for cid, slot in _list(followed)]),
     )
 
 

@@ -5,7 +5,7 @@
        └─────cancel──> cancelled
 
 A job's row changes with every entry that concerns it, so what never changes (seed,
-parameters, program, manifest) stands in a fact of its own.
+parameters, program, manifest) stands in a fact of its own, and each timer in another.
 
 Event lines are made here, once for all replicas, by splicing: values and parameters
 that users wrote are put in as the bytes they came in.
@@ -37,6 +37,8 @@ __all__ = [
     "line_timer",
     "program_of",
     "restore_job",
+    "timer_name",
+    "timer_row",
 ]
 
 RUNNING, FINISHED, FAILED_JOB, CANCELLED = "running", "finished", "failed", "cancelled"
@@ -53,6 +55,7 @@ class Job:
     __slots__ = (
         "attached",
         "counts",
+        "due",
         "ended_ms",
         "ended_wall_ms",
         "error",
@@ -73,6 +76,7 @@ class Job:
         "out",
         "params",
         "program",
+        "queue",
         "ready",
         "retries",
         "runtimes",
@@ -123,6 +127,8 @@ class Job:
         self.next_tid = TaskId(0)
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
         self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
+        # The queue of placement.py in which it stands; None: it has no ready task.
+        self.queue: tuple[str | None, int] | None = None
         self.estimates_us: dict[str, int] = {}  # by task name
         # Lines of events and digests of answers stand in the mirror only: schedulers that
         # replay read them there.
@@ -130,6 +136,7 @@ class Job:
         self.next_event = 0  # the first event without a whole chosen answer …
         self.next_part = 0  # … and the next part of it
         self.timers: list[tuple[int, int, int]] = []  # sorted: (due in log time, number, timer)
+        self.due: tuple[int, JobId] | None = None  # its place in `State.due`
         self.next_timer = 0  # number of the next timer: order among equal times
         self.log_lines = 0
         self.failure_count = 0  # attempts that failed; the next number of one
@@ -222,7 +229,6 @@ def job_row(job: Job) -> Row:
         "finishing": job.finishing,
         "ended_ms": job.ended_ms,
         "ended_wall_ms": job.ended_wall_ms,
-        "timers": job.timers,
         "next_timer": job.next_timer,
         "log_lines": job.log_lines,
         "failures": job.failure_count,
@@ -235,6 +241,16 @@ def job_row(job: Job) -> Row:
     return Row("jobs", (job.job,), (job.name, job.state, encode_json(body).decode()))
 
 
+def timer_row(job: Job, due_ms: int, number: int, timer: int) -> Row:
+    """Return the row of one timer of a running job."""
+    return Row("facts", (timer_name(job, number),), (encode_json((due_ms, timer)).decode(),))
+
+
+def timer_name(job: Job, number: int) -> str:
+    """Return the name of the fact that is a job's timer of this number."""
+    return f"timer {job.job} {number}"
+
+
 def restore_job(
     job_id: JobId,
     name: str,
@@ -243,7 +259,7 @@ def restore_job(
     definition: list[Any],
     default_retries: int,
 ) -> Job:
-    """Return a job from its rows, still without tasks, events, answers and estimates."""
+    """Return a job from its rows, still without tasks, events, answers, estimates and timers."""
     seed, params, program, manifest, submitted_ms, submitted_wall_ms = definition
     job = Job(job_id, name, seed, params, program, manifest, default_retries)
     job.state = state
@@ -261,7 +277,6 @@ def restore_job(
     job.finishing = (tuple(finishing[0]), finishing[1]) if finishing is not None else None
     job.ended_ms = body["ended_ms"]
     job.ended_wall_ms = body["ended_wall_ms"]
-    job.timers = [(due, number, timer) for due, number, timer in body["timers"]]
     job.next_timer = body["next_timer"]
     job.log_lines = body["log_lines"]
     job.failure_count = body["failures"]

@@ -21,6 +21,7 @@ from tasksprint.coordination.jobs import (
     line_client_joined,
     line_init,
     line_timer,
+    timer_name,
 )
 from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
@@ -161,14 +162,14 @@ class Lifecycle:
             if task.state == ASSIGNED:
                 self._placement.take_back(task, is_told=True)
         told = DropJob(job.job, tuple(kept), new_state)
+        state.tell_end(told)
         for client in state.clients.values():
             held = client.holds.pop(job.job, None)
             if held is not None:
                 still = {tid: task for tid, task in held.items() if tid in kept}
                 if still:
                     client.holds[job.job] = still
-            if client.is_alive:
-                client.changes.drop_jobs.append((state.slot, told))
+                # Others hear of it when they ask next; nothing of theirs waits for it.
                 state.changes.views[client.cid] = None
         for task in kept.values():
             task.dependents = None
@@ -179,6 +180,7 @@ class Lifecycle:
         job.ended_wall_ms = state.wall_ms
         job.tasks = kept
         job.let_go()
+        state.timers_changed(job)
         del state.running[job.job]
         insort(state.ended, (state.log_ms, job.job))
         state.put_row(Row("garbage", (job.job,), (HISTORY_OF_JOB,)))
@@ -212,12 +214,12 @@ class Lifecycle:
         """Leave nothing of an ended job but rows that nobody reads; stores delete them."""
         state = self._state
         assert job.ended_ms is not None
-        told = (state.slot, DropJob(job.job, ()))
-        for client in state.clients.values():
-            client.holds.pop(job.job, None)
-            if job.keep and client.is_alive:
-                client.changes.drop_jobs.append(told)
-                state.changes.views[client.cid] = None
+        if job.keep:
+            state.tell_end(DropJob(job.job, ()))
+            for task in job.tasks.values():
+                for cid in task.holders:
+                    if state.clients[cid].holds.pop(job.job, None) is not None:
+                        state.changes.views[cid] = None
         for task in job.tasks.values():
             state.changes.tasks.pop(task, None)
         del state.jobs[job.job]
@@ -281,10 +283,12 @@ class Lifecycle:
     def run_out_timers(self) -> None:
         """Raise the events of all timers that are due."""
         state = self._state
-        for job in list(state.running.values()):
+        while state.due and state.due[0][0] <= state.log_ms:
+            job = state.running[state.due[0][1]]
             while job.timers and job.timers[0][0] <= state.log_ms:
-                _, _, timer = job.timers.pop(0)
+                _, number, timer = job.timers.pop(0)
+                state.put_row(Row("facts", (timer_name(job, number),), None))
                 if job.finishing is None:
                     line = line_timer(job.event_count, state.time_ms(job), timer)
                     state.raise_event(job, line)
-                state.changes.jobs[job] = None
+            state.timers_changed(job)

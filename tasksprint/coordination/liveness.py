@@ -7,6 +7,7 @@ ignored for a client that has said something since.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
 
 from tasksprint.coordination.clients import FORMER, Client, ViewChanges
@@ -22,6 +23,7 @@ from tasksprint.coordination.jobs import Job, line_client_dead, line_client_join
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.placement import Placement
 from tasksprint.coordination.results import Results
+from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import DONE, Task
 from tasksprint.coordination.view import DropJob
@@ -31,6 +33,8 @@ __all__ = ["Liveness"]
 
 HOSTNAME_LENGTH_MAX = 255
 SLOTS_MAX = 100_000
+# Dead clients that one tick forgets at most, so that no entry takes long.
+FORGOTTEN_MAX = 100
 
 
 class Liveness:
@@ -55,7 +59,13 @@ class Liveness:
             self._die_if_silent(silent)
         self._lifecycle.run_out_timers()
         self._lifecycle.forget_old()
-        expired = state.senders.remove_before(state.log_ms - state.rules.request_record_ms)
+        self._forget_dead()
+        state.forget_ends()
+        for cid, since in command.followed:
+            state.forget_followed(cid, since)
+        expired = state.senders.remove_before(
+            state.log_ms - state.rules.request_record_ms, state.rules.request_records_max
+        )
         for name in expired:
             state.changes.senders[name] = None
 
@@ -87,6 +97,7 @@ class Liveness:
                 return client  # The same request again.
             if client.is_alive:
                 self._die(client, "started again")
+            self._leave_the_dead(client)
         client.incarnation = command.incarnation
         client.sender = f"{cid} {command.incarnation}"
         client.address = command.address
@@ -175,12 +186,38 @@ class Liveness:
             return None
         return client
 
+    def _leave_the_dead(self, client: Client) -> None:
+        dead = self._state.dead
+        assert client.ended_ms is not None
+        del dead[bisect_left(dead, (client.ended_ms, client.cid))]
+
+    def _forget_dead(self) -> None:
+        """Forget the clients that died long ago, and those that did first if there are too many.
+
+        Nothing names them any more: their tasks and results were taken from them when they died.
+        """
+        state = self._state
+        dead = state.dead
+        oldest_ms = state.log_ms - state.rules.dead_client_ms
+        for _ in range(min(FORGOTTEN_MAX, len(dead))):
+            ended_ms, cid = dead[0]
+            if ended_ms > oldest_ms and len(dead) <= state.rules.dead_clients_max:
+                return
+            del dead[0]
+            client = state.clients.pop(cid)
+            del state.cid_of_identity[client.identity]
+            state.changes.clients.pop(client, None)
+            state.put_row(Row("clients", (cid,), None))
+            state.note(f"cid={cid} host={client.hostname} forgotten: dead for long")
+
     def _die(self, client: Client, why: str) -> None:
         """Take everything from a client."""
         state = self._state
         client.is_alive = False
         client.attached = {}
         client.ended_ms = state.log_ms
+        insort(state.dead, (client.ended_ms, client.cid))
+        state.followed.pop(client.cid, None)
         state.changes.clients[client] = None
         state.changes.views[client.cid] = None
         if state.senders.remove(client.sender):

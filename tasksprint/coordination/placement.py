@@ -29,8 +29,7 @@ no decision of their own and are built anew when a replica restarts.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right, insort
 from heapq import heapify, heappop, heappush, heapreplace
 
 from tasksprint.coordination.clients import Client
@@ -61,13 +60,15 @@ class Placement:
         "_ahead_us",
         "_assigned_max",
         "_attached",
+        "_attached_heaps",
         "_extendable",
         "_heavies",
         "_lights",
         "_loosened",
-        "_ready_jobs",
+        "_queues",
         "_state",
         "_task_us_min",
+        "_tries",
     )
 
     def __init__(self, state: State) -> None:
@@ -78,20 +79,24 @@ class Placement:
         self._assigned_max = state.rules.assigned_max
         self._lights: list[tuple[int, int, int]] = []
         self._heavies: list[tuple[int, int, int]] = []
-        # Of this entry: clients whose queue became shorter (or who came), and those in
-        # which a follower may be placed. Empty between entries.
+        # Of this entry: clients whose queue became shorter (or who came), those in which a
+        # follower may be placed, and the names (None: no attached nodes) of which ready tasks
+        # may find a client now. Empty between entries.
         self._loosened: dict[Client, None] = {}
         self._extendable: dict[Client, None] = {}
-        # Living clients by the names of the nodes that are attached to them.
+        self._tries: dict[str | None, None] = {}
+        # Living clients by the names of the nodes that are attached to them, and a heap of
+        # their entries for each name.
         self._attached: dict[str, dict[ClientId, Client]] = {}
-        self._ready_jobs: dict[JobId, Job] = {}
+        self._attached_heaps: dict[str, list[tuple[int, int]]] = {}
+        # Jobs with ready tasks, sorted: by the name of their attached nodes (None: they have
+        # none), and by whether the first of these tasks is light (1) or heavy (0), or for
+        # attached nodes by how many of its kind one may have. So all that stand in one queue
+        # find a client, or none does.
+        self._queues: dict[str | None, dict[int, list[JobId]]] = {}
         for job in state.running.values():
-            for task in job.tasks.values():
-                if task.state == READY:
-                    job.ready.append(task.tid)
-            heapify(job.ready)
-            if job.ready:
-                self._ready_jobs[job.job] = job
+            job.ready = sorted(task.tid for task in job.tasks.values() if task.state == READY)
+            self._requeue(job)
         for client in state.clients.values():
             self._enter(client)
             self._index_attached(client)
@@ -105,7 +110,12 @@ class Placement:
         job.counts[READY] += 1
         task.state = READY
         heappush(job.ready, task.tid)
-        self._ready_jobs[job.job] = job
+        if len(job.ready) > 2 * job.counts[READY] + STALE_ENTRIES_MAX:
+            job.ready = sorted(
+                tid
+                for tid in dict.fromkeys(job.ready)
+                if (one := job.tasks.get(tid)) is not None and one.state == READY
+            )
         self._state.changes.tasks[task] = None
         self._state.changes.jobs[job] = None
 
@@ -122,9 +132,7 @@ class Placement:
         if task.state == ASSIGNED and not task.ahead and not task.may_extend:
             assert task.cid is not None
             client = self._state.clients[task.cid]
-            task.may_extend = True
-            heappush(client.extend, (task.placed, task))
-            self._extendable[client] = None
+            self._may_extend(task, client)
             self._state.changes.tasks[task] = None
 
     def take_done(self, task: Task) -> None:
@@ -182,6 +190,8 @@ class Placement:
         client.assigned -= 1
         if (name := task.job.attached) is not None:
             client.attached_tasks[name] -= 1
+            if not client.attached_tasks[name]:
+                del client.attached_tasks[name]
         if task.pending:
             client.ahead_us -= task.load_us
             tasks = task.job.tasks
@@ -203,13 +213,27 @@ class Placement:
     def client_changed(self, client: Client) -> None:
         """Note that a client came, went, or has other slots or attached nodes."""
         self._loosened[client] = None
-        self._index_attached(client)
 
     def _index_attached(self, client: Client) -> None:
-        for clients in self._attached.values():
-            clients.pop(client.cid, None)
+        entries = client.attached_entries
+        for name in [name for name in entries if name not in client.attached]:
+            del entries[name]
+            clients = self._attached[name]
+            del clients[client.cid]
+            if not clients:
+                del self._attached[name], self._attached_heaps[name]
         for name in client.attached:
             self._attached.setdefault(name, {})[client.cid] = client
+            heap = self._attached_heaps.setdefault(name, [])
+            if len(heap) > 2 * len(self._attached[name]) + STALE_ENTRIES_MAX:
+                heap[:] = [
+                    entry
+                    for cid, one in self._attached[name].items()
+                    if cid != client.cid and (entry := one.attached_entries[name]) is not None
+                ]
+                heapify(heap)
+            entries[name] = entry = _attached_key(client, name)
+            heappush(heap, entry)
 
     # --- at the end of an entry ---
 
@@ -217,47 +241,106 @@ class Placement:
         """Place what can be placed."""
         for client in self._loosened:
             self._enter(client)
+            self._tries[None] = None
+            if client.attached_entries or client.attached:
+                self._index_attached(client)
+                for name in client.attached:
+                    self._tries[name] = None
         self._loosened.clear()
-        if self._ready_jobs:
+        for job in self._state.changes.jobs:
+            self._requeue(job)
+        if self._tries:
             self._place_ready()
+            self._tries.clear()
         if self._extendable:
             for client in self._extendable:
                 if client.extend:
                     self._extend(client)
             self._extendable.clear()
 
-    def _place_ready(self) -> None:
-        state = self._state
-        ready_jobs = self._ready_jobs
-        job_ids = sorted(ready_jobs)
-        turn = bisect_right(job_ids, state.last_job)
-        rotation = deque(job_ids[turn:] + job_ids[:turn])
-        while rotation:
-            job = ready_jobs[rotation.popleft()]
+    def _requeue(self, job: Job) -> None:
+        """Put a job into the queue where its first ready task belongs, or into none."""
+        queue: tuple[str | None, int] | None = None
+        if job.is_running:
             ready = job.ready
             tasks = job.tasks
-            task = None
             while ready:
                 task = tasks.get(ready[0])
                 if task is not None and task.state == READY:
+                    queue = (job.attached, self._depth(job, task.name))
+                    self._tries[job.attached] = None
                     break
                 heappop(ready)
-                task = None
-            if task is None:
-                del ready_jobs[job.job]
-                continue
-            load_us = self._load_us(job, task.name)
-            if job.attached is not None:
-                client = self._choose_attached(task, job.attached, load_us)
+        before = job.queue
+        if queue == before:
+            return
+        if before is not None:
+            queues = self._queues[before[0]]
+            jobs = queues[before[1]]
+            del jobs[bisect_left(jobs, job.job)]
+            if not jobs:
+                del queues[before[1]]
+                if not queues:
+                    del self._queues[before[0]]
+        job.queue = queue
+        if queue is not None:
+            name, depth = queue
+            insort(self._queues.setdefault(name, {}).setdefault(depth, []), job.job)
+
+    def _depth(self, job: Job, name: str) -> int:
+        """Return by what `_queues` tells jobs apart whose first ready task has this name."""
+        load_us = self._load_us(job, name)
+        if job.attached is None:
+            return int(load_us < self._ahead_us)
+        return self._ahead_us // load_us
+
+    def _place_ready(self) -> None:
+        """Give out ready tasks, round robin between jobs, until no client is open to any."""
+        state = self._state
+        running = state.running
+        closed: set[tuple[str | None, int]] = set()
+        is_new = True
+        while True:
+            if is_new:
+                queues = [
+                    (jobs, (name, depth))
+                    for name in self._tries
+                    for depth, jobs in self._queues.get(name, {}).items()
+                    if (name, depth) not in closed
+                ]
+                is_new = False
+                if not queues:
+                    return
+            last_job = state.last_job
+            chosen = (2, JobId(0))
+            for jobs, queue in queues:
+                turn = bisect_right(jobs, last_job)
+                found = (0, jobs[turn]) if turn < len(jobs) else (1, jobs[0])
+                if found < chosen:
+                    chosen, place = found, queue
+            job = running[chosen[1]]
+            ready = job.ready
+            task = job.tasks[ready[0]]
+            name, depth = place
+            if name is not None:
+                client = self._choose_attached(task, name, depth)
                 load_us = 1  # It takes nothing from the client's own nodes.
             else:
+                load_us = self._load_us(job, task.name)
                 client = self._choose(task, load_us >= self._ahead_us)
             if client is None:
-                continue  # This job waits; others may have tasks of the other weight.
+                closed.add(place)  # Its jobs wait; others may have tasks of another weight.
+                is_new = True
+                continue
             heappop(ready)
             self._assign(task, client, load_us)
             state.last_job = job.job
-            rotation.append(job.job)
+            if ready:
+                after = job.tasks.get(ready[0])
+                if after is not None and after.name is task.name and after.state == READY:
+                    continue
+            self._requeue(job)
+            is_new = is_new or job.queue != place
 
     def _load_us(self, job: Job, name: str) -> int:
         estimate_us = job.estimates_us.get(name)
@@ -295,9 +378,60 @@ class Placement:
         changes.views[client.cid] = None
         changes.jobs[job] = None
         if task.users and not task.ahead:
-            task.may_extend = True
-            heappush(client.extend, (task.placed, task))
-            self._extendable[client] = None
+            self._may_extend(task, client)
+
+    def _may_extend(self, task: Task, client: Client) -> None:
+        extend = client.extend
+        if len(extend) > 2 * client.assigned + STALE_ENTRIES_MAX:
+            extend[:] = [
+                (placed, one) for placed, one in extend if one.placed == placed and one.may_extend
+            ]
+            heapify(extend)
+        task.may_extend = True
+        heappush(extend, (task.placed, task))
+        self._extendable[client] = None
+
+    def check(self) -> None:
+        """Assert that the indexes say what the state says, and that nothing more can be placed."""
+        running = self._state.running
+        queued = {
+            (name, depth, job): None
+            for name, queues in self._queues.items()
+            for depth, jobs in queues.items()
+            for job in jobs
+        }
+        assert all(jobs and jobs == sorted(jobs) for queues in self._queues.values()
+                   for jobs in queues.values())  # fmt: skip
+        expected: dict[tuple[str | None, int, JobId], None] = {}
+        for job in running.values():
+            ready = [tid for tid, task in job.tasks.items() if task.state == READY]
+            if ready:
+                task = job.tasks[ready[0]]
+                assert job.queue == (job.attached, self._depth(job, task.name)), job.queue
+                name, depth = job.queue
+                expected[name, depth, job.job] = None
+            else:
+                assert job.queue is None
+        assert sorted(queued, key=repr) == sorted(expected, key=repr)
+        clients = self._state.clients.values()
+        names: dict[str, dict[ClientId, Client]] = {}
+        for client in clients:
+            assert sorted(client.attached) == sorted(client.attached_entries)
+            for attached in client.attached:
+                names.setdefault(attached, {})[client.cid] = client
+        assert self._attached == names
+        assert sorted(self._attached_heaps) == sorted(names)
+        for name, queues in self._queues.items():
+            for depth in queues:
+                if name is None:
+                    is_open = any(self._is_open(client, not depth) for client in clients)
+                else:
+                    is_open = any(
+                        client.assigned < self._assigned_max
+                        and _attached_key(client, name)[0] < depth * FINENESS
+                        for client in names.get(name, {}).values()
+                    )
+                assert not is_open, f"ready tasks of {name!r} could be placed"
 
     # --- the choice of a client ---
 
@@ -315,24 +449,59 @@ class Placement:
             return self._second_least_loaded(is_heavy) or best
         return best
 
-    def _choose_attached(self, task: Task, name: str, load_us: int) -> Client | None:
-        """Return the client with attached nodes for a task; None if none is open to it."""
+    def _choose_attached(self, task: Task, name: str, depth: int) -> Client | None:
+        """Return the client with attached nodes for a task; None if none is open to it.
+
+        Args:
+            depth: Tasks like this one that a node may have.
+        """
         best: Client | None = None
-        best_rank = (False, 0, 0, 0)
-        depth = max(self._ahead_us // load_us, 1)
-        for cid, client in self._attached.get(name, {}).items():
-            nodes, tasks = client.attached[name], client.attached_tasks.get(name, 0)
-            if tasks >= nodes * depth or client.assigned >= self._assigned_max:
+        best_rank = (0, 0, 0)
+        for cid, size_bytes in self._held(task).items():
+            client = self._state.clients[cid]
+            if cid == task.failed_on or name not in client.attached:
                 continue
-            held = [task.job.tasks[tid].size_bytes + 1 for tid in task.pretasks
-                    if cid in task.job.tasks[tid].holders]  # fmt: skip
-            rank = (cid == task.failed_on, -sum(held), tasks * FINENESS // nodes, cid)
-            if best is None or rank < best_rank:
+            if client.assigned >= self._assigned_max:
+                continue
+            load, _ = _attached_key(client, name)
+            rank = (-size_bytes, load, cid)
+            if load < depth * FINENESS and (best is None or rank < best_rank):
                 best, best_rank = client, rank
+        if best is None:
+            best = self._least_attached(name, depth)
+            if best is not None and best.cid == task.failed_on:
+                heap = self._attached_heaps[name]
+                top = heappop(heap)
+                best = self._least_attached(name, depth) or best
+                heappush(heap, top)
         return best
 
-    def _nearest(self, task: Task, is_heavy: bool) -> Client | None:
-        """Return the open client that holds most bytes of the inputs, if one holds any."""
+    def _least_attached(self, name: str, depth: int) -> Client | None:
+        """Return the client with the least to do for each attached node, if it is open.
+
+        As for `_least_loaded`, the entries on top may be of before more was assigned.
+        """
+        heap = self._attached_heaps.get(name)
+        clients = self._attached.get(name, {})
+        while heap:
+            entry = heap[0]
+            client = clients.get(ClientId(entry[1]))
+            if client is None or client.attached_entries.get(name) is not entry:
+                heappop(heap)
+                continue
+            if client.assigned >= self._assigned_max:
+                heappop(heap)  # It comes back when it has less to do.
+                client.attached_entries[name] = None
+                continue
+            key = _attached_key(client, name)
+            if key == entry:
+                return client if key[0] < depth * FINENESS else None
+            heapreplace(heap, key)
+            client.attached_entries[name] = key
+        return None
+
+    def _held(self, task: Task) -> dict[ClientId, int]:
+        """Return how many bytes of a task's inputs each client holds, of those that hold any."""
         held: dict[ClientId, int] = {}
         tasks = task.job.tasks
         for tid in task.pretasks:
@@ -340,9 +509,13 @@ class Placement:
             for cid in pretask.holders:
                 # One more: the holder of an empty value saves a request, too.
                 held[cid] = held.get(cid, 0) + pretask.size_bytes + 1
+        return held
+
+    def _nearest(self, task: Task, is_heavy: bool) -> Client | None:
+        """Return the open client that holds most bytes of the inputs, if one holds any."""
         best: Client | None = None
         best_rank = (0, 0, 0, 0)
-        for cid, size_bytes in held.items():
+        for cid, size_bytes in self._held(task).items():
             client = self._state.clients[cid]
             if cid == task.failed_on or not self._is_open(client, is_heavy):
                 continue
@@ -381,8 +554,8 @@ class Placement:
         clients = self._state.clients
         while heap:
             entry = heap[0]
-            client = clients[ClientId(entry[2])]
-            if (client.heavy_entry if is_heavy else client.light_entry) is not entry:
+            client = clients.get(ClientId(entry[2]))
+            if client is None or _entry(client, is_heavy) is not entry:
                 heappop(heap)  # A newer one of this client is in the heap, or none.
                 continue
             if not self._is_open(client, is_heavy):
@@ -430,12 +603,8 @@ class Placement:
         heap[:] = [
             entry
             for entry in heap
-            if (
-                clients[ClientId(entry[2])].heavy_entry
-                if is_heavy
-                else clients[ClientId(entry[2])].light_entry
-            )
-            is entry
+            if (client := clients.get(ClientId(entry[2]))) is not None
+            and _entry(client, is_heavy) is entry
         ]
         heapify(heap)
 
@@ -508,3 +677,16 @@ class Placement:
                 return
             estimates[name] = changed_us
         self._state.changes.estimates[job, name] = None
+
+
+def _entry(client: Client, is_heavy: bool) -> tuple[int, int, int] | None:
+    return client.heavy_entry if is_heavy else client.light_entry
+
+
+def _attached_key(client: Client, name: str) -> tuple[int, int]:
+    """Return how much a client has to do for each node attached by a name.
+
+    A client is open to a task if the first part is below the depth of a node's queue.
+    """
+    tasks = client.attached_tasks.get(name, 0)
+    return (tasks * FINENESS // client.attached[name], client.cid)

@@ -56,8 +56,9 @@ class SchedulerHistory:
 def view(state: State, client: Client, since: Slot) -> View:
     """Return what changed for a living client since a version; see Schedule.view."""
     changes = client.changes
-    changes.forget_until(since)
-    whole = since < changes.first_slot or since == 0
+    if changes.forget_until(since):
+        state.followed[client.cid] = since
+    whole = since < changes.first_slot or since == 0 or since < state.ends_from
     tasks: list[Task] = []
     if whole:
         tasks.extend(changes.run)
@@ -68,6 +69,13 @@ def view(state: State, client: Client, since: Slot) -> View:
             tasks.append(task)
         tasks.reverse()
     drop_jobs = [drop_job for slot, drop_job in changes.drop_jobs if slot > since]
+    ends: list[DropJob] = []
+    first_slot = max(since, changes.first_slot)
+    for slot, _, drop_job in reversed(state.ends):
+        if slot <= first_slot:
+            break
+        ends.append(drop_job)
+    drop_jobs += reversed(ends)
     if whole:
         # Those from before a restart of this replica are not in the list. Who has just
         # joined, and has seen no view, wasn't told of older ones that it said it held.

@@ -15,6 +15,10 @@ from tasksprint.encoding import encode_json
 __all__ = ["Sender", "Senders", "restore_sender", "sender_row"]
 
 
+# Acknowledged, or with a lower number than so many others.
+_TOO_OLD = '{"error":"this request was answered before, and its sender has gone on since"}'
+
+
 class Sender:
     """What one sender's applied requests were answered with."""
 
@@ -29,12 +33,17 @@ class Sender:
 
 
 class Senders:
-    """All records, in the order in which they were last used."""
+    """All records, in the order in which they were last used.
 
-    __slots__ = ("_by_name",)
+    Args:
+        replies_max: Replies that are kept for one sender, of its highest requests.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_by_name", "_replies_max")
+
+    def __init__(self, replies_max: int) -> None:
         self._by_name: dict[str, Sender] = {}
+        self._replies_max = replies_max
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -53,13 +62,13 @@ class Senders:
     def find_reply(self, name: str, request: int) -> str | None:
         """Return what an applied request was answered with; None: it is new.
 
-        A request below the low-water mark was acknowledged: nobody waits for this reply.
+        A request below the low-water mark was acknowledged, or too many later ones came since.
         """
         sender = self._by_name.get(name)
         if sender is None:
             return None
         if request < sender.low:
-            return '{"error":"this request was answered and acknowledged before"}'
+            return _TOO_OLD
         return sender.replies.get(request)
 
     def record(
@@ -79,18 +88,30 @@ class Senders:
             sender.low = acknowledged
             for old in [number for number in replies if number < acknowledged]:
                 del replies[old]
+        if len(replies) > self._replies_max:
+            oldest = min(replies)
+            del replies[oldest]
+            sender.low = max(sender.low, oldest + 1)
         return sender
 
     def remove(self, name: str) -> bool:
         """Forget a record; whether there was one."""
         return self._by_name.pop(name, None) is not None
 
-    def remove_before(self, used_ms: int) -> list[str]:
-        """Forget all that weren't used since; return their names, sorted."""
+    def remove_before(self, used_ms: int, records_max: int) -> list[str]:
+        """Forget all that weren't used since, and the oldest beyond so many.
+
+        Returns:
+            Their names, sorted.
+        """
         names: list[str] = []
+        last_ms = -1
         for sender in self._by_name.values():
-            if sender.used_ms >= used_ms:
+            # All of one time go together: a restored replica knows no order among them.
+            is_too_many = len(self._by_name) - len(names) > records_max
+            if sender.used_ms >= used_ms and sender.used_ms != last_ms and not is_too_many:
                 break
+            last_ms = sender.used_ms
             names.append(sender.name)
         for name in names:
             del self._by_name[name]

@@ -78,6 +78,9 @@ def restore(state: State, mirror: Mirror) -> str:
         )
         state.clients[cid] = client
         state.cid_of_identity[client.identity] = cid
+        if client.ended_ms is not None:
+            state.dead.append((client.ended_ms, cid))
+    state.dead.sort()
     _restore_senders(state, _read(mirror, "senders"))
     _restore_jobs(state, mirror)
     _restore_tasks(state, mirror)
@@ -118,6 +121,11 @@ def _restore_jobs(state: State, mirror: Mirror) -> None:
             state.running[job_id] = job
             for task_name, estimate in _facts_of(mirror, f"estimate {job_id}"):
                 job.estimates_us[task_name] = int(estimate)
+            for number, timer in _facts_of(mirror, f"timer {job_id}"):
+                due_ms, name = decode_json(timer.encode())
+                job.timers.append((due_ms, int(number), name))
+            job.timers.sort()
+            state.timers_changed(job)
         else:
             assert job.ended_ms is not None
             state.ended.append((job.ended_ms, job_id))

@@ -49,6 +49,9 @@ from tasksprint.ids import TaskId
 
 __all__ = ["Results"]
 
+# Forgotten dependents that stand in a task's list, if they aren't the most part of it.
+GONE_MAX = 16
+
 
 def _told(line: bytes) -> str:
     """Return a digest of what a task_done line tells: the task and its values."""
@@ -276,7 +279,18 @@ class Results:
         """Let a released task go, with its values; nobody uses it any more."""
         state = self._state
         state.drop_everywhere(task)
-        del task.job.tasks[task.tid]
+        tasks = task.job.tasks
+        del tasks[task.tid]
+        for tid in task.pretasks:
+            pretask = tasks.get(tid)
+            if pretask is None:
+                continue
+            # A task that all others use must not keep a list of all that there ever were.
+            pretask.gone += 1
+            dependents = pretask.dependents or []
+            if pretask.gone > GONE_MAX and 2 * pretask.gone > len(dependents):
+                pretask.dependents = [other for other in dependents if other in tasks]
+                pretask.gone = 0
         state.changes.tasks.pop(task, None)
         for row in deletion_rows(task):
             state.put_row(row)

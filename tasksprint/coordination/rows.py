@@ -123,7 +123,7 @@ def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
         return ()
     rest = ("tasks", "job_log", "failures")
     tables = ("events", "answers") + (rest if what == ALL_OF_JOB else ())
-    facts = ("estimate",) + (("base",) if what == ALL_OF_JOB else ())
+    facts = ("estimate", "timer") + (("base",) if what == ALL_OF_JOB else ())
     return (
         *[(name, (job,), (job + 1,)) for name in tables],
         # Names go on behind the space; "!" is the character after it.

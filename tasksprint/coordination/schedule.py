@@ -325,8 +325,17 @@ class Schedule:
     @property
     def next_timer_ms(self) -> int | None:
         """The log time at which the next timer of a scheduler is due."""
-        due = [job.timers[0][0] for job in self._state.running.values() if job.timers]
-        return min(due) if due else None
+        due = self._state.due
+        return due[0][0] if due else None
+
+    def take_followed(self) -> tuple[tuple[ClientId, Slot], ...]:
+        """Return the versions that clients told this replica, for those who told it nothing.
+
+        Only such by which something was forgotten, and each once.
+        """
+        state = self._state
+        followed, state.followed = state.followed, {}
+        return tuple(followed.items())
 
     def view(self, cid: ClientId, incarnation: Incarnation, since: Slot) -> View | None:
         """Return what changed for a client since a version, or (since 0) its whole view.
@@ -418,6 +427,7 @@ class Schedule:
     def check(self) -> None:
         """Assert all invariants; takes time in proportion to the whole state."""
         check(self._state)
+        self._placement.check()
 
 
 def _facts(state: State) -> tuple[int, ...]:

@@ -7,6 +7,9 @@ nothing itself.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
+
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Tick
@@ -14,13 +17,17 @@ from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.requests import Sender, Senders
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.tasks import Task
-from tasksprint.coordination.view import Drop
+from tasksprint.coordination.view import Drop, DropJob
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import Rules
 
 __all__ = ["Changes", "State"]
 
 ERROR_BYTES_MAX = 16 * 1024  # of an error text that is kept in the state
+# Ends of jobs that clients may not have heard of yet, and for how much log time; who has missed
+# older ones gets a whole view. A client asks every other second.
+ENDS_TOLD_MAX = 10_000
+ENDS_TOLD_MS = 60_000
 
 
 class Changes:
@@ -81,7 +88,12 @@ class State:
         "cid_of_identity",
         "clients",
         "cluster",
+        "dead",
+        "due",
         "ended",
+        "ends",
+        "ends_from",
+        "followed",
         "jobs",
         "last_job",
         "log_ms",
@@ -110,11 +122,20 @@ class State:
         self.running: dict[JobId, Job] = {}  # those that haven't ended, in order
         self.ended: list[tuple[int, JobId]] = []  # the others: (log time of the end, job), sorted
         self.clients: dict[ClientId, Client] = {}  # all, in order
+        self.dead: list[tuple[int, ClientId]] = []  # (log time of the death, cid), sorted
+        # When the first timer of a running job is due, if it has any: (log time, job), sorted.
+        self.due: list[tuple[int, JobId]] = []
         self.cid_of_identity: dict[str, ClientId] = {}
-        self.senders = Senders()
+        self.senders = Senders(rules.replies_per_sender_max)
         self.applied = Slot(0)
         self.slot = Slot(0)  # the entry being applied
         self.changes = Changes()
+        # No part of what is replicated: what clients are told of jobs that ended, with the
+        # slot that did it, since `ends_from` (exclusive) …
+        self.ends: deque[tuple[Slot, int, DropJob]] = deque()  # with the log time
+        self.ends_from = Slot(0)
+        # … and clients that have told this replica a version by which it forgot something.
+        self.followed: dict[ClientId, Slot] = {}
 
     def note(self, text: str) -> None:
         """Leave a line for the log of the process."""
@@ -136,6 +157,35 @@ class State:
     def time_ms(self, job: Job) -> int:
         """Return the time in a job's events: log time since it was submitted."""
         return self.log_ms - job.submitted_ms
+
+    def tell_end(self, told: DropJob) -> None:
+        """Let all clients know with their next view that values of a job are to be deleted."""
+        self.ends.append((self.slot, self.log_ms, told))
+        if len(self.ends) > ENDS_TOLD_MAX:
+            self.ends_from, _, _ = self.ends.popleft()
+
+    def forget_ends(self) -> None:
+        """Forget the ends of jobs that all living clients have heard of, but for stragglers."""
+        ends = self.ends
+        while ends and ends[0][1] < self.log_ms - ENDS_TOLD_MS:
+            self.ends_from, _, _ = ends.popleft()
+
+    def forget_followed(self, cid: ClientId, since: Slot) -> None:
+        """Forget what a client was told of until a version that it has followed."""
+        client = self.clients.get(cid)
+        # A client that died meanwhile has nothing here from before; its slots are later ones.
+        if client is not None:
+            client.changes.forget_until(since)
+
+    def timers_changed(self, job: Job) -> None:
+        """Put a running job where its first timer belongs now, or nowhere."""
+        due = self.due
+        if job.due is not None:
+            del due[bisect_left(due, job.due)]
+            job.due = None
+        if job.timers and job.is_running:
+            job.due = (job.timers[0][0], job.job)
+            insort(due, job.due)
 
     def add_holder(self, task: Task, client: Client) -> None:
         """Note that the client has the task's canonical bytes."""

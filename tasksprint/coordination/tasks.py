@@ -70,6 +70,7 @@ class Task:
         "event",
         "failed_on",
         "failures",
+        "gone",
         "holders",
         "is_released",
         "is_stale",
@@ -118,6 +119,7 @@ class Task:
         # Tids of the tasks that name this one, once for each time that they do. Tids and
         # not tasks: a released dependent must not stay in memory because of us.
         self.dependents: list[TaskId] | None = None
+        self.gone = 0  # of those: released, and forgotten, since the list was last cleaned
         self.users = 0  # places in the pretasks of unfinished tasks where this one stands
         # The current attempt.
         self.attempt = 0

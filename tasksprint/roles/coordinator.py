@@ -772,7 +772,9 @@ class Coordinator:
                 silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
         wall_ms = self.surroundings.wall_ms()
-        return encode_command(Tick(elapsed_ms, wall_ms, tuple(silent), self.agreement.claim))
+        followed = schedule.take_followed()
+        claim = self.agreement.claim
+        return encode_command(Tick(elapsed_ms, wall_ms, tuple(silent), claim, followed))
 
     def _tick_applied(self, reply: bytes | None) -> None:
         self._tick_waits = False

@@ -238,7 +238,8 @@ class Programs:
     async def _bring(self, address: str, digests: list[str]) -> TaskSprintError | None:
         """Let another member have these archives; return why it hasn't."""
         # One after the other: who comes later finds there what was brought before.
-        async with self._bringing.setdefault(address, asyncio.Lock()):
+        bringing = self._bringing.setdefault(address, asyncio.Lock())
+        async with bringing:
             try:
                 for digest in await self._lacking(address, digests):
                     archive = await self.obtain(digest)
@@ -248,6 +249,10 @@ class Programs:
                         return error
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 return error
+            finally:
+                # Whoever waits has it; who comes after that asks beside the last of them.
+                if self._bringing.get(address) is bringing:
+                    del self._bringing[address]
         return None
 
     async def _lacking(self, address: str, digests: list[str]) -> list[str]:

@@ -94,7 +94,7 @@ def test_an_acknowledged_request_is_not_applied_again() -> None:
     first = Report(client.cid, client.incarnation, 1, 1)
     world.apply(first, Report(client.cid, client.incarnation, 2, 2))
     assert reply_of(world.apply(first)) == {
-        "error": "this request was answered and acknowledged before"
+        "error": "this request was answered before, and its sender has gone on since"
     }
 
 

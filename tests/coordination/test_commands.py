@@ -153,7 +153,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         (Lost(1, 4),),
     )
     listed: list[Command] = [
-        Tick(500, 1_700_000_000_000, (SilentClient(2, "aa", 7),), Claim(9, "ab")),
+        Tick(500, 1_700_000_000_000, (SilentClient(2, "aa", 7),), Claim(9, "ab"), ((3, 8),)),
         JoinClient("id", "aa", None, "host", 4, (Held(1, 2, "dd"),)),
         LeaveClient(1, "aa"),
         NodesAttached(1, "aa", 2, (("gpu", 3),)),
@@ -164,7 +164,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         SchedulerOut(3, 1, "crashed", "exit 1"),
     ]
     assert [encode_command(command).decode() for command in listed] == [
-        '["tick",500,1700000000000,[[2,"aa",7]],[9,"ab"]]',
+        '["tick",500,1700000000000,[[2,"aa",7]],[9,"ab"],[[3,8]]]',
         '["join","id","aa",null,"host",4,[[1,2,"dd"]]]',
         '["leave",1,"aa"]',
         '["attached",1,"aa",2,[["gpu",3]]]',
@@ -191,7 +191,7 @@ def test_the_bytes_of_the_log_stay_as_they_are() -> None:
         b'[["tick"]]',
         b'["tick",1]',
         b'["tick",1,2,3]',
-        b'["tick",-1,2,[],null]',
+        b'["tick",-1,2,[],null,[]]',
         b'["tick",1.5,2,[],null]',
         b'["tick",9223372036854775808,2,[],null]',
         b'["tick",true,2,[],null]',

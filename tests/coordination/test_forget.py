@@ -7,7 +7,7 @@ from dataclasses import replace
 from tasksprint.coordination.commands import CancelJob, ForgetJob
 from tasksprint.coordination.lifecycle import FORGOTTEN_MAX
 from tasksprint.coordination.view import DropJob
-from tasksprint.ids import JobId
+from tasksprint.ids import JobId, Slot
 from tasksprint.settings import RULES
 from tasksprint.tasks import FinishJob, StartTask
 from tests.coordination.world import World, reply_of
@@ -52,7 +52,8 @@ def test_forgotten_job_is_gone_from_memory_views_and_rows() -> None:
     assert applied.jobs == (job,)
     assert f"job={job} forgotten" in applied.notes
     assert not client.holds
-    assert client.changes.drop_jobs[-1][1] == DropJob(job, ())
+    view = world.schedule.view(client.cid, client.incarnation, Slot(world.slot - 1))
+    assert view is not None and view.drop_jobs == (DropJob(job, ()),)
     assert world.schedule.job_summary(job) is None
     assert world.mirror.rows["garbage", (job,)].columns == ("all",)
     assert ("jobs", (job,)) not in world.mirror.rows

@@ -96,7 +96,7 @@ BAD_COMMANDS = [
     b"[[]]",
     b'"report"',
     b'["report"]',
-    b'["tick",1000,0,[],null]',
+    b'["tick",1000,0,[],null,[]]',
     b'["report",-1,"bb",1,0,[],[],[]]',
     b'["report",1,"bb",1.5,0,[],[],[]]',
     b'["report",1,"bb",1,0,[[1]],[],[]]',

@@ -123,14 +123,14 @@ def test_entries_are_shown_with_their_commands(
     assert lines[:4] == [
         "11 1.2 membership 1: voters 2, 3",
         "12 1.2 nothing",
-        '13 2.2 ["tick",100,1000013,[],null]',
+        '13 2.2 ["tick",100,1000013,[],null,[]]',
         "14 fails its checksum",
     ]
-    assert lines[4] == '15 2.2 ["tick",100,1000015,[],null]'
+    assert lines[4] == '15 2.2 ["tick",100,1000015,[],null,[]]'
     assert lines[5].startswith('15 2.2 ["submit","tester",15,"job 15",7,') and lines[5][-1] == "…"
     found = json.loads(run(capsys, "show", data_dir=folder, slot="10..12", json=True))
     assert [each["slot"] for each in found] == [10, 11, 12]
-    assert found[0]["value"][0] == ["tick", 100, 1_000_010, [], None]
+    assert found[0]["value"][0] == ["tick", 100, 1_000_010, [], None, []]
     assert found[1]["value"] == {"membership": "voters 2, 3", "number": 1}
     assert run(capsys, "show", data_dir=folder, slot="13").count("\n") == 1
     assert run(capsys, "show", data_dir=folder, slot="..9") == ""

@@ -1,0 +1,540 @@
+"""State that only grows: what years of comings and goings leave behind."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tasksprint.consensus import outbox as outbox_module
+from tasksprint.consensus.outbox import Outbox
+from tasksprint.coordination import placement
+from tasksprint.coordination import state as state_module
+from tasksprint.coordination.applied import Applied
+from tasksprint.coordination.commands import (
+    CancelJob,
+    Command,
+    ForgetJob,
+    JoinClient,
+    Lost,
+    NodesAttached,
+    SilentClient,
+    SubmitJob,
+    Tick,
+    encode_command,
+)
+from tasksprint.coordination.rows import garbage_ranges
+from tasksprint.coordination.schedule import Schedule
+from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.settings import RULES, Settings
+from tasksprint.tasks import (
+    FinishJob,
+    KillTask,
+    ReleaseTasks,
+    SchedulerCommand,
+    StartTask,
+    StartTimer,
+    WriteLog,
+)
+from tests.cases.sizes import growth, sizes
+from tests.consensus.helpers import make
+from tests.coordination.world import FakeClient, World, reply_of
+
+# A day of these is a minute of the real ones, and so are the limits.
+YEAR_RULES = replace(
+    RULES,
+    request_record_ms=5_000,
+    request_records_max=40,
+    replies_per_sender_max=8,
+    ended_job_ms=20_000,
+    ended_jobs_max=20,
+    dead_client_ms=20_000,
+    dead_clients_max=20,
+)
+HISTORY = ("events", "answers", "job_log")
+# Heaps have stale entries, a few for each client that is remembered.
+SLACK = 60
+MAPS = 12  # tasks that the jobs of a year start at once
+
+
+class Years(World):
+    """A leader, whom clients ask, and a follower that only hears the log."""
+
+    def __init__(self) -> None:
+        self.follower: Schedule | None = None
+        super().__init__(rules=YEAR_RULES, is_checked=False)
+        self.follower = self.make_schedule(None)
+        self.random = random.Random(7)
+        self.visits = 0
+        self.worker = self.join("worker", slots=2)
+        self.idler = self.join("idler", slots=0)
+        self.idler_request = 0
+        self.old = self.submit(name="old")  # It runs all the time.
+        self.stuck = self.submit(name="stuck", manifest='{"node":"attached:nobody"}')
+        self.kept: list[FakeClient] = []
+        for job in (self.old, self.stuck):
+            self.answer_rest(job)
+        self.start(self.old, StartTask("root", "[]"))
+        self.start(self.stuck, StartTask("waits", "[]"))
+        self.work_all()
+
+    def apply(self, *commands: Command | bytes) -> Applied:
+        """Apply one entry on both; nothing is kept of it here."""
+        data = tuple(
+            command if isinstance(command, bytes) else encode_command(command)
+            for command in commands
+        )
+        self.slot = Slot(self.slot + 1)
+        applied = self.schedule.apply(self.slot, data)
+        # A running job's history stays, and the lines that it logged: no replica reads them.
+        self.mirror.take(row for row in applied.rows if row.table not in HISTORY)
+        self.origins.clear()
+        if self.follower is not None:
+            self.follower.apply(self.slot, data)
+            assert self.follower.digest == self.schedule.digest
+        return applied
+
+    def pass_time(self, ticks: int, *silent: SilentClient) -> None:
+        """Let seconds pass, in which all clients that live ask for their views."""
+        for _ in range(ticks):
+            for client in (self.worker, self.idler, *self.kept):
+                client.poll()
+            followed = self.schedule.take_followed()
+            self.apply(Tick(1_000, 1_000_000 + self.slot, silent, None, followed))
+            silent = ()
+
+    def start(self, job: JobId, *commands: SchedulerCommand) -> list[int]:
+        """Let the scheduler of a job say something at its next event, a timer's."""
+        state = self.schedule._state.jobs[job]
+        if state.next_event == state.event_count:
+            self.join(f"event {self.slot}", slots=0).leave()
+        while state.next_event + 1 < state.event_count:
+            self.answer(job)
+        first = state.next_tid
+        self.answer(job, *commands)
+        assert state.error is None, state.error
+        return list(range(first, state.next_tid))
+
+    def work_all(self) -> None:
+        while any([client.work() for client in (self.worker, *self.kept)]):
+            pass
+        for job in self.schedule.running_jobs():
+            self.answer_rest(job)
+
+    def day(self) -> None:
+        """Everything that happens in a cluster, once."""
+        rng = self.random
+        number = self.visits = self.visits + 1
+        self.people_come(number)
+        self.clients_come(number)
+        old = self.old
+        maps = self.start(
+            old,
+            *[StartTask(f"map {number}", f"[{index}]", (0,), ("k",)) for index in range(MAPS)],
+            StartTimer(number, 500),
+            StartTimer(number, 10**9 if number < 3 else 700),
+            WriteLog(f"day {number}"),
+        )
+        if rng.random() < 0.5:
+            self.kept[0].poll()
+            for tid in [one.tid for one in self.kept[0].assigned.values()][:1]:
+                self.kept[0].fail(tid, fatal=rng.random() < 0.5, error="day's failure")
+        self.start(old, KillTask(TaskId(maps[-1])))
+        self.work_all()
+        if rng.random() < 0.3:  # Some results get lost, and come again.
+            held = [tid for job, tid in self.worker.values if job == old and tid][:2]
+            self.worker.report(lost=[Lost(old, tid) for tid in held])
+        self.work_all()
+        if number % 3 == 0:
+            self.idler_request += 1
+            names = ((f"name {number}", 1),)
+            self.apply(
+                NodesAttached(
+                    self.idler.cid, self.idler.incarnation, self.idler_request, names
+                )
+            )
+        self.pass_time(2)
+        self.work_all()
+        self.start(old, ReleaseTasks(tuple(TaskId(tid) for tid in maps)))
+        waits = self.start(self.stuck, *[StartTask("waits", "[]") for _ in range(4)])
+        self.start(self.stuck, *[KillTask(TaskId(tid)) for tid in waits])
+        self.start(self.stuck, ReleaseTasks(tuple(TaskId(tid) for tid in waits)))
+        self.short_jobs(number)
+        self.kept[1].leave()
+        self.pass_time(1, *[client.silent() for client in (self.kept[0], *self.kept[2:])])
+        self.kept[0].join()
+        del self.kept[1:]
+        self.pass_time(1)
+
+    def people_come(self, number: int) -> None:
+        self.apply(CancelJob(f"visitor {number}", 1, JobId(10**6), ""))
+        self.apply(CancelJob("daemon", number, JobId(10**6), ""))
+
+    def clients_come(self, number: int) -> None:
+        self.kept += [self.join(f"container {number} {index}") for index in range(3)]
+
+    def short_jobs(self, number: int) -> None:
+        for ending in ("finish", "cancel", "forget"):
+            job = self.submit(name=f"{ending} {number}")
+            self.answer_rest(job)
+            tids = self.start(job, StartTask("one", "[]"), StartTask("two", "[]", (0,), ("k",)))
+            self.start(job, StartTimer(1, 10**9))
+            if ending != "cancel":
+                self.work_all()
+                self.start(job, FinishJob((TaskId(tids[0]),), "1"))
+            else:
+                self.apply(CancelJob(f"canceller {number}", 1, job, ""))
+            if ending == "forget":
+                self.apply(ForgetJob(f"forgetter {number}", 1, job))
+
+    def submit(
+        self, *, name: str = "job", params: str = "{}", manifest: str = '{"node":"node.py"}'
+    ) -> JobId:
+        command = SubmitJob(f"submits {name}", 1, name, 7, params, "p" * 64, manifest)
+        return JobId(reply_of(self.apply(command))["job"])
+
+    def rest(self) -> None:
+        """Nothing happens for a week: all that may be forgotten is."""
+        for client in self.kept:
+            client.leave()
+        self.kept.clear()
+        for job in self.schedule.running_jobs():
+            self.answer_rest(job)
+        self.pass_time(70)
+
+    def measured(self) -> dict[str, Counter[str]]:
+        assert self.follower is not None
+        restored = self.make_schedule(self.mirror.rows.values())
+        assert restored.digest == self.schedule.digest
+        restored.check()
+        self.schedule.check()
+        self.follower.check()
+        skip = (type(YEAR_RULES),)
+        return {
+            "leader": sizes(self.schedule, skip=skip),
+            "follower": sizes(self.follower, skip=skip),
+            "rows": Counter({f"rows of {table}": count for table, count in self._rows().items()}),
+        }
+
+    def _rows(self) -> Counter[str]:
+        """Count the rows after deleting, as stores do, what is garbage."""
+        rows = self.mirror.rows
+        garbage = [place for place in rows if place[0] == "garbage"]
+        ranges = [
+            one
+            for place in garbage
+            for one in garbage_ranges(int(place[1][0]), str((rows[place].columns or [""])[0]))
+        ]
+        for place in [
+            (table, key)
+            for table, key in rows
+            if any(of == table and first <= key[: len(first)] < end for of, first, end in ranges)
+        ]:
+            del rows[place]
+        for place in garbage:
+            del rows[place]
+        return Counter(table for table, _ in rows)
+
+
+def live(world: Years, days: int) -> dict[str, Counter[str]]:
+    for _ in range(days):
+        world.day()
+    world.rest()
+    return world.measured()
+
+
+def check_years(days: int) -> None:
+    world = Years()
+    live(world, 10)  # until all limits are reached
+    before = live(world, 3)
+    for _ in range(4):  # Heaps are cleaned now and then only.
+        for who, counts in live(world, 3).items():
+            before[who] |= counts
+    after = live(world, days)
+    grown = {who: growth(before[who], after[who], slack=SLACK) for who in before}
+    assert not any(grown.values()), grown
+
+
+@pytest.fixture(autouse=True)
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "NOTED_MAX", 20)
+    monkeypatch.setattr(placement, "NAMES_MAX", 8)
+    monkeypatch.setattr(placement, "STALE_ENTRIES_MAX", 4)
+
+
+@pytest.mark.slow
+def test_days_leave_nothing_behind_in_the_state() -> None:
+    check_years(40)
+
+
+@pytest.mark.long
+def test_years_leave_nothing_behind_in_the_state() -> None:
+    check_years(730)
+
+
+# --- each kind by itself ---
+
+
+def work_off(world: World, job: JobId, client: FakeClient, *, left: int = 1) -> None:
+    """Do all that can be done, and say nothing to the events but the last ones."""
+    while client.work():
+        pass
+    state = world.schedule._state.jobs[job]
+    while state.next_event + left < state.event_count:
+        world.answer(job)
+
+
+def followed_tick(world: World) -> Tick:
+    return Tick(500, 1_000_000 + world.slot, (), None, world.schedule.take_followed())
+
+
+def test_followers_forget_what_clients_told_the_leader_that_they_know() -> None:
+    world = World()
+    follower = world.make_schedule(None)
+    client = world.join()
+    job = world.submit()
+    world.answer(job, *[StartTask("map", "[]") for _ in range(20)])
+    work_off(world, job, client)
+    world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in range(20))))
+    for slot, commands in enumerate(world.log, start=1):
+        follower.apply(Slot(slot), commands)
+    drops = follower._state.clients[client.cid].changes.drops
+    assert len(drops) == 20
+    world.apply(followed_tick(world))
+    follower.apply(world.slot, world.log[-1])
+    assert len(drops) == 20, "the client hasn't heard of them yet"
+    assert client.poll() is not None  # It gets them …
+    assert client.poll() is not None  # … and says so.
+    assert world.schedule.take_followed() == ((client.cid, client.since),)
+    assert world.schedule.take_followed() == (), "each is told once"
+    world.apply(Tick(500, 2_000_000, (), None, ((client.cid, client.since),)))
+    follower.apply(world.slot, world.log[-1])
+    assert not drops
+    assert follower.digest == world.schedule.digest
+
+
+def test_client_that_changes_over_to_a_follower_misses_no_drop() -> None:
+    world = World()
+    follower = world.make_schedule(None)
+    client = world.join()
+    job = world.submit()
+    world.answer(job, StartTask("map", "[]"), StartTask("map", "[]"))
+    work_off(world, job, client, left=2)
+    for tid in (0, 1):
+        world.answer(job, ReleaseTasks((TaskId(tid),)))
+        client.poll()
+        if tid == 0:
+            client.poll()
+            world.apply(followed_tick(world))
+    for slot, commands in enumerate(world.log, start=1):
+        follower.apply(Slot(slot), commands)
+    # What it was told last was told by the leader only, and may never have arrived.
+    view = follower.view(client.cid, client.incarnation, Slot(client.since - 1))
+    assert view is not None
+    assert not view.whole
+    assert [drop.tid for drop in view.drop] == [1]
+
+
+def test_end_of_a_job_wakes_nobody_who_has_nothing_of_it_and_is_told_to_all() -> None:
+    world = World()
+    busy, idle = world.join("busy"), world.join("idle", slots=0)
+    job = world.submit()
+    world.answer(job, StartTask("map", "[]"))
+    busy.work()
+    idle.poll()
+    applied = world.apply(CancelJob("me", 1, job, "enough"))
+    assert applied.clients == (busy.cid,)
+    for client in (busy, idle):
+        view = client.poll()
+        assert view is not None
+        assert [told.job for told in view.drop_jobs] == [job]
+        again = client.poll()
+        assert again is not None and again.is_empty
+
+
+def test_client_that_was_away_for_longer_than_ends_are_told_gets_a_whole_view() -> None:
+    world = World()
+    client = world.join()
+    client.poll()
+    job = world.submit()
+    world.apply(CancelJob("me", 1, job, "enough"))
+    since = client.since
+    for _ in range(state_module.ENDS_TOLD_MS // 1_000 + 1):
+        world.tick(1_000)
+    assert not world.schedule._state.ends
+    view = world.schedule.view(client.cid, client.incarnation, since)
+    assert view is not None and view.whole
+    assert [told.job for told in view.drop_jobs] == [job]
+
+
+def test_client_that_is_dead_for_long_is_forgotten_and_comes_back_under_another_number() -> None:
+    world = World(rules=replace(RULES, dead_client_ms=3_000))
+    client, other = world.join("a"), world.join("b")
+    first = client.cid
+    client.leave()
+    for _ in range(2):
+        world.tick(1_000)
+        assert [one["cid"] for one in world.schedule.client_summaries()] == [1, 2]
+    world.restart()
+    world.tick(1_000)
+    assert [one["cid"] for one in world.schedule.client_summaries()] == [other.cid]
+    assert f"cid={first} host=a forgotten: dead for long" in world.notes
+    assert ("clients", (first,)) not in world.mirror.rows
+    client.join()
+    assert client.cid == 3
+    assert client.poll() is not None
+    world.restart()
+
+
+def test_client_that_came_back_in_time_is_not_forgotten() -> None:
+    world = World(rules=replace(RULES, dead_client_ms=3_000))
+    client = world.join("a")
+    client.leave()
+    world.tick(1_000)
+    client.join()
+    for _ in range(6):
+        world.tick(1_000)
+    assert client.cid == 1
+    assert client.poll() is not None
+
+
+def test_the_clients_that_died_first_are_forgotten_if_there_are_too_many() -> None:
+    world = World(rules=replace(RULES, dead_clients_max=3))
+    for number in range(8):
+        world.join(f"container {number}").leave()
+    world.tick()
+    assert [one["cid"] for one in world.schedule.client_summaries()] == [6, 7, 8]
+    world.restart()
+
+
+def test_sender_of_many_requests_keeps_the_replies_to_the_last_ones() -> None:
+    world = World(rules=replace(RULES, replies_per_sender_max=3))
+    for request in range(1, 6):
+        world.apply(CancelJob("daemon", request, JobId(9), ""))
+    reply = world.schedule.reply_to("daemon", 5)
+    assert reply == b'{"error":"there is no job 9"}'
+    assert world.schedule.reply_to("daemon", 2) == (
+        b'{"error":"this request was answered before, and its sender has gone on since"}'
+    )
+    assert world.schedule.reply_to("daemon", 6) is None
+    world.restart()
+    assert world.schedule.reply_to("daemon", 3) == reply
+
+
+def test_records_of_too_many_senders_go_by_the_time_of_their_last_request() -> None:
+    world = World(rules=replace(RULES, request_records_max=2))
+    for name in ("z", "y"):
+        world.apply(CancelJob(name, 1, JobId(9), ""))
+    world.tick()
+    for name in ("b", "a"):
+        world.apply(CancelJob(name, 1, JobId(9), ""))
+    world.restart()
+    world.tick()
+    assert [sender.name for sender in world.schedule._state.senders] == ["person a", "person b"]
+
+
+def test_list_of_dependents_is_as_long_as_those_that_are_left() -> None:
+    world = World()
+    client = world.join()
+    job = world.submit()
+    world.answer(job, StartTask("root", "[]"))
+    client.work()
+    for first in range(1, 101, 10):
+        world.answer_rest(job)
+        world.apply(JoinClient(f"visitor {first}", Incarnation("x"), None, "v", 0))
+        tids = range(first, first + 10)
+        world.answer(job, *[StartTask("map", "[]", (0,), ("k",)) for _ in tids])
+        work_off(world, job, client)
+        world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in tids)))
+    root = world.schedule._state.jobs[job].tasks[TaskId(0)]
+    assert len(root.dependents or ()) < 40
+
+
+def test_notes_of_elections_are_remembered_up_to_a_limit() -> None:
+    outbox = Outbox.__new__(Outbox)
+    outbox.me, outbox._noted, outbox._notes = ReplicaId(1), {}, []
+    for ballot in range(100):
+        outbox.note_once(f"ballot={ballot} asks for an election")
+        outbox.note_once(f"ballot={ballot} asks for an election")
+    assert len(outbox._notes) == 100
+    assert len(outbox._noted) == outbox_module.NOTED_MAX
+
+
+class Three:
+    """Three replicas whose messages arrive at once, and whose disks take no time."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+        self.replicas = {ReplicaId(number): make(number, 3) for number in (1, 2, 3)}
+        self.slots = dict.fromkeys(self.replicas, 0)
+        self.elections = 0
+
+    def settle(self, *silent: ReplicaId) -> None:
+        """Deliver all that is said, but by or to those who are silent."""
+        todo = True
+        while todo:
+            todo = False
+            for me, replica in self.replicas.items():
+                ready = replica.ready()
+                if ready is None:
+                    continue
+                todo = True
+                if ready.persist is not None:
+                    replica.persisted(ready.sequence, self.now_ms)
+                if ready.chosen:
+                    self.slots[me] = ready.chosen[-1].slot
+                    replica.truncated(Slot(max(self.slots[me] - 5, 1)))
+                for envelope in (*ready.send_now, *ready.send_after_persist):
+                    if not {envelope.source, envelope.target} & set(silent):
+                        self.replicas[envelope.target].receive(envelope, self.now_ms)
+
+    def pass_time(self, *silent: ReplicaId) -> None:
+        self.now_ms += 50
+        for replica in self.replicas.values():
+            if self.now_ms >= replica.deadline_ms:
+                replica.tick(self.now_ms)
+        self.settle(*silent)
+
+    def change_leader(self) -> None:
+        """Cut the leader off until another one leads, and let it come back."""
+        former = self.leader()
+        silent = () if former is None else (former,)
+        while self.leader(*silent) is None:
+            self.pass_time(*silent)
+        self.elections += 1
+        leader = self.replicas[self.leader(*silent) or ReplicaId(1)]
+        assert leader.propose(b"command %d" % self.elections, self.now_ms)
+        for _ in range(40):
+            self.pass_time()
+
+    def leader(self, *but: ReplicaId) -> ReplicaId | None:
+        for me, replica in self.replicas.items():
+            if replica.is_leader and me not in but:
+                return me
+        return None
+
+
+def check_elections(count: int) -> None:
+    world = Three()
+
+    def live(elections: int) -> Counter[str]:
+        for _ in range(elections):
+            world.change_leader()
+        return sizes(*world.replicas.values(), skip=(random.Random, Settings))
+
+    live(3 * outbox_module.NOTED_MAX)  # of the notes each replica makes some
+    before = live(10)
+    after = live(count)
+    assert not growth(before, after, slack=SLACK), growth(before, after, slack=SLACK)
+
+
+@pytest.mark.slow
+def test_elections_leave_nothing_behind_in_the_replicas() -> None:
+    check_elections(100)
+
+
+@pytest.mark.long
+def test_thousands_of_elections_leave_nothing_behind_in_the_replicas() -> None:
+    check_elections(5_000)
