@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
 from tasksprint.roles.peers import Peers
 from tasksprint.roles.programs import Programs
-from tasksprint.roles.scheduler_runner import SchedulerRunner
+from tasksprint.roles.runners import Runners
 from tasksprint.roles.steps import Step
 from tasksprint.roles.surroundings import REAL, Surroundings
 from tasksprint.roles.waiters import Waiters
@@ -69,8 +69,6 @@ _MIRROR_ROWS_MAX = 1_000
 # The loop itself writes no more rows than these.
 _ROWS_AT_ONCE_MAX = 100
 _WAITS = "replica %d waits for the other members to be up"
-# Jobs that have ended whose schedulers' output is kept in memory.
-_OUTPUTS_MAX = 100
 _NEVER_MS = 1 << 62
 # Changes of the leader that `status` shows.
 _ELECTIONS_KEPT = 10
@@ -157,10 +155,9 @@ class Coordinator:
         self.programs = Programs(self)
         self.copies = MirrorPaths(self)
         self.copying = MirrorFetcher(self)
-        self.runners: dict[JobId, SchedulerRunner] = {}
+        self.runners = Runners(self)
         # Log time at which each client's process was last heard; only the leader's counts.
         self._last_heard: dict[Incarnation, int] = {}
-        self._outputs: dict[JobId, str] = {}
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
         self.disk_space = DiskSpace(self)
@@ -205,7 +202,7 @@ class Coordinator:
         """Begin to take part; call once the server listens."""
         if self.schedule is not None:
             for job in self.schedule.running_jobs():
-                self._start_runner(job)
+                self.runners.start(job)
         self.streams.start()
         self.programs.start()
         self.wake()
@@ -221,8 +218,7 @@ class Coordinator:
     async def close(self) -> None:
         """Stop everything that this process started; the files stay."""
         self._is_over = True
-        for runner in list(self.runners.values()):
-            runner.stop()
+        self.runners.stop_all()
         if self._timer is not None:
             self._timer.cancel()
         self.programs.close()
@@ -396,7 +392,7 @@ class Coordinator:
             self.copying.turn()
             if now_ms >= self._tick_due_ms:
                 self.tick_now()
-            self._turn_runners(now_ms)
+            self.runners.turn(now_ms)
             if self.replica.has_work:
                 self._carry_out_all()
                 self.streams.flush()
@@ -406,23 +402,13 @@ class Coordinator:
             self.fail(error)
         self._in_turn = False
 
-    def _turn_runners(self, now_ms: int) -> None:
-        for job, runner in list(self.runners.items()):
-            runner.turn(now_ms)
-            if runner.is_done:
-                del self.runners[job]
-                self._outputs[job] = runner.output
-                if len(self._outputs) > _OUTPUTS_MAX:
-                    del self._outputs[next(iter(self._outputs))]
-
     def _arm_timer(self, now_ms: int) -> None:
         self._tick_due_ms = self._find_tick_due_ms()
         due_ms = min(self.replica.deadline_ms, self._tick_due_ms)
         if self._rows and not (self._writing and self._rows_are_due(now_ms)):
             due_ms = min(due_ms, self._rows_since_ms + _MIRROR_IDLE_MS)
-        for runner in self.runners.values():
-            if (deadline_ms := runner.deadline_ms) is not None:
-                due_ms = min(due_ms, deadline_ms)
+        if (deadline_ms := self.runners.deadline_ms) is not None:
+            due_ms = min(due_ms, deadline_ms)
         if self._timer is not None:
             if self._timer_ms <= due_ms:
                 return  # A turn too early costs less than a new timer in each turn.
@@ -611,11 +597,9 @@ class Coordinator:
         self._tail.reset(end_slot, end_slot)
         self.replica.state_copied(end_slot, self.monotonic_ms())
         # Their schedulers know another history.
-        for runner in self.runners.values():
-            runner.stop()
         self.runners.clear()
         for job in schedule.running_jobs():
-            self._start_runner(job)
+            self.runners.start(job)
         self._view_waiters.wake_all()
         self._job_waiters.wake_all()
         self._is_installing = False
@@ -668,12 +652,7 @@ class Coordinator:
         for note in applied.notes:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         self._waiting.applied(chosen.commands, applied.replies)
-        for job, event in applied.events:
-            if (runner := self.runners.get(job)) is not None:
-                runner.event_chosen(event)
-        for job, answer in applied.answers:
-            if (runner := self.runners.get(job)) is not None:
-                runner.answer_chosen(answer)
+        self.runners.applied(applied)
         # After these: a runner that begins now takes its job's whole history along.
         for job in applied.jobs:
             self._job_changed(job, applied.events)
@@ -683,16 +662,10 @@ class Coordinator:
     def _job_changed(self, job: JobId, events: Iterable[tuple[JobId, Event]]) -> None:
         self._job_waiters.wake(job)
         assert self.schedule is not None
-        is_running = self.schedule.is_running(job)
-        runner = self.runners.get(job)
-        if is_running and runner is None:
-            self._start_runner(job, [event.line for of, event in events if of == job])
-        elif not is_running and runner is not None:
-            runner.job_ended()
-
-    def _start_runner(self, job: JobId, events: Sequence[bytes] = ()) -> None:
-        self.runners[job] = SchedulerRunner(self, job, events)
-        self.wake()
+        if not self.schedule.is_running(job):
+            self.runners.job_ended(job)
+        elif self.runners.get(job) is None:
+            self.runners.start(job, [event.line for of, event in events if of == job])
 
     # --- leading ---
 
@@ -723,8 +696,7 @@ class Coordinator:
 
     def _leadership_changed(self, is_leader: bool) -> None:
         self._current_end = None
-        for runner in self.runners.values():
-            runner.lead(is_leader)
+        self.runners.lead(is_leader)
         if is_leader:
             # Every client gets a full span: the former leader's knowledge of who spoke
             # when is gone.
@@ -788,11 +760,3 @@ class Coordinator:
             future.set_result(None)
         else:
             future.set_exception(error)
-
-    # --- what people ask ---
-
-    def scheduler_output(self, job: JobId) -> str:
-        """Return what the scheduler of a job wrote to stderr on this replica."""
-        if (runner := self.runners.get(job)) is not None:
-            return runner.output
-        return self._outputs.get(job, "")

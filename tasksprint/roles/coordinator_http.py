@@ -355,7 +355,7 @@ class CoordinatorPaths:
                 "replica": coordinator.options.me,
                 "log": lines,
                 "failures": failures,
-                "output": coordinator.scheduler_output(job),
+                "output": coordinator.runners.output(job),
             }
         )
 

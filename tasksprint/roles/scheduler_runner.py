@@ -243,7 +243,7 @@ class SchedulerRunner:
         lines, answers = await coordinator.writer.run(_history, self._job, first_event, end_event)
         if not self._ended:
             self._host.history_read(number, lines, answers, self._monotonic_ms())
-            coordinator.wake()
+            coordinator.runners.stir(self._job)
 
     def _propose(self, answer: Answer) -> None:
         command = encode_command(answer)
@@ -284,7 +284,7 @@ class SchedulerRunner:
             self._host.start_failed(f"it can't be started: {error!r}", self._monotonic_ms())
         finally:
             self._starting = None
-        self._coordinator.wake()
+        self._coordinator.runners.stir(self._job)
 
     async def _fetch(self) -> Path:
         self._fetching = asyncio.ensure_future(
@@ -307,7 +307,7 @@ class SchedulerRunner:
             messages = self._reader.feed(data)
         except RemoteProtocolError as error:
             self._host.garbage(str(error), now_ms)
-            self._coordinator.wake()
+            self._coordinator.runners.stir(self._job)
             return
         answers: list[SchedulerAnswer] = []
         for message in messages:
@@ -317,7 +317,7 @@ class SchedulerRunner:
                 self._host.ready(now_ms)
         if answers:
             self._host.answered(answers, now_ms)
-        self._coordinator.wake()
+        self._coordinator.runners.stir(self._job)
 
     def _on_stderr(self, data: bytes) -> None:
         bytes_max = self._coordinator.settings.log_bytes_per_attempt_max
@@ -334,7 +334,7 @@ class SchedulerRunner:
         if self._reader.ready is None and reason.code == 0:
             text += f" {self._reader.why_not_ready()}"
         self._host.exited(text, reason.stderr_tail, self._monotonic_ms())
-        self._coordinator.wake()
+        self._coordinator.runners.stir(self._job)
 
     def silence(self, now_ms: int) -> str | None:
         """Return in words what the scheduler hasn't done here for long, if so."""

@@ -39,17 +39,24 @@ class ToldHere:
             stalls = decode_stalls(cid, decode_json(text.encode()))
         except RemoteProtocolError:
             return  # For people only: a poll is answered all the same.
-        self._stalls[cid] = (self._coordinator.monotonic_ms(), stalls)
+        now_ms = self._coordinator.monotonic_ms()
+        self._stalls.pop(cid, None)
+        self._stalls[cid] = (now_ms, stalls)
+        # Those of clients that died, perhaps, though nobody may ever ask.
+        while now_ms - next(iter(self._stalls.values()))[0] > _STALL_VALID_MS:
+            del self._stalls[next(iter(self._stalls))]
 
     def of(self, *jobs: JobId) -> Told:
         """Return what is told of these jobs, or of all."""
         coordinator = self._coordinator
         now_ms = coordinator.monotonic_ms()
         runners = coordinator.runners
-        found = {job: runners[job] for job in jobs if job in runners} if jobs else runners
+        found = runners.items()
+        if jobs:
+            found = [(job, runner) for job in jobs if (runner := runners.get(job)) is not None]
         silences = {
             job: silence
-            for job, runner in found.items()
+            for job, runner in found
             if (silence := runner.silence(now_ms)) is not None
         }
         stalls: list[Stall] = []

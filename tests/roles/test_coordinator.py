@@ -265,10 +265,10 @@ def test_bug_of_a_handler_ends_one_answer_and_is_counted(
         async with members(1, tmp_path) as of:
             leader = await of.leader()
 
-            def scheduler_output(job: JobId) -> str:
+            def output(job: JobId) -> str:
                 raise ValueError("a bug in what is only read")
 
-            monkeypatch.setattr(leader.coordinator, "scheduler_output", scheduler_output)
+            monkeypatch.setattr(leader.coordinator.runners, "output", output)
             leader.bugs_expected = 1
             await decide(leader, submission(1))
             answer = await leader.ask("GET", "/v1/jobs/1/log")
