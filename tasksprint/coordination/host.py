@@ -318,6 +318,11 @@ class SchedulerHost:
 
     # --- what the process does ---
 
+    def setting_up(self, limit_ms: int) -> None:
+        """Its program is being made ready: it begins to start at this time at the latest."""
+        if self._state == "starting":
+            self._progress_ms = limit_ms
+
     def start_failed(self, error: str, now_ms: int) -> None:
         """The process couldn't be started."""
         if self._state == "starting":

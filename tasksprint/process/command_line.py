@@ -22,6 +22,7 @@ __all__ = [
     "command_line",
     "explain_start_error",
     "hash_seed_of",
+    "is_of_the_job",
 ]
 
 Failure = type[NodeFailed | SchedulerFailed]
@@ -61,7 +62,8 @@ def command_line(
         directory: Of the job, where the program will be started.
         what: "scheduler" or "node", for messages.
         failure: The class of the exception: `SchedulerFailed` or `NodeFailed`.
-        interpreter: What runs `*.py` instead of the Python that runs this process.
+        interpreter: What runs `*.py` instead of the Python that runs this process: a name in
+            PATH, an absolute path, or a file in `directory`.
 
     Raises:
         failure: There is no such file, it can't be run, or the interpreter isn't here.
@@ -77,7 +79,7 @@ def command_line(
     if path.is_dir():
         raise failure(f"{what} {name!r} is a directory, expected a program")
     if path.suffix == ".py":
-        return (_python(interpreter, what, failure), str(path), *arguments)
+        return (_python(interpreter, directory, what, failure), str(path), *arguments)
     if path.suffix in _INTERPRETED:
         return (*_INTERPRETED[path.suffix], str(path), *arguments)
     if not os.access(path, os.X_OK):
@@ -171,9 +173,25 @@ def explain_start_error(
     return failure(f"{what} {name!r} can't be started: {error.strerror or error}")
 
 
-def _python(interpreter: str | None, what: str, failure: Failure) -> str:
+def is_of_the_job(interpreter: str) -> bool:
+    """Return whether an interpreter is a file in the job's directory, such as .venv/bin/python.
+
+    Else it is a name in PATH, or an absolute path.
+    """
+    return "/" in interpreter and not interpreter.startswith("/")
+
+
+def _python(interpreter: str | None, directory: Path, what: str, failure: Failure) -> str:
     if interpreter is None:
         return sys.executable
+    if is_of_the_job(interpreter):
+        path = directory / interpreter  # As it is: a link is how it knows its environment.
+        if not os.access(path, os.X_OK):
+            raise failure(
+                f"the interpreter {interpreter!r} of the {what} isn't in {str(directory)!r}",
+                hint="let the manifest's 'setup' make it on each machine",
+            )
+        return str(path)
     found = shutil.which(interpreter)
     if found is None:
         raise failure(

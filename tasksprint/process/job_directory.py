@@ -27,6 +27,7 @@ from typing import Any
 
 from tasksprint.errors import RemoteProtocolError, UsageError
 from tasksprint.process.archive import KEEP_DATA_OUT, LIMITS, Names
+from tasksprint.process.command_line import is_of_the_job
 
 __all__ = [
     "ATTACHED_PREFIX",
@@ -72,7 +73,7 @@ class Manifest:
     node: tuple[str, ...]  # the same, or ("attached:NAME",)
     params: str = "{}"  # JSON object, as text: a job may use numbers of any size
     seed: int | None = None  # None: chosen at submit
-    interpreter: str | None = None  # runs *.py; None: the Python that runs TaskSprint
+    interpreter: str | None = None  # runs *.py; None: what runs TaskSprint
     setup: tuple[str, ...] = ()  # run once in the unpacked directory, before the first node
     retries: int | None = None  # of tasks whose start_task names none
     timeout_ms: int | None = None  # the same
@@ -169,7 +170,7 @@ def parse_manifest(text: str, *, directory: Path) -> Manifest:
         node=node,
         params=json.dumps(fields.get("params", {}), ensure_ascii=False, allow_nan=False),
         seed=fields.get("seed"),
-        interpreter=fields.get("interpreter"),
+        interpreter=_interpreter(fields.get("interpreter"), directory, is_made=bool(setup)),
         setup=_words("setup", setup) if setup else (),
         retries=fields.get("retries"),
         timeout_ms=fields.get("timeout_ms"),
@@ -264,6 +265,29 @@ def _program(
             hint=f"did you mean {nearest[0]!r}?" if nearest else "",
         )
     return words
+
+
+def _interpreter(name: str | None, directory: Path, *, is_made: bool) -> str | None:
+    if name is None or not is_of_the_job(name):
+        return name
+    parts = name.split("/")
+    if ".." in parts or "\0" in name:
+        raise _wrong("interpreter", "a file inside the job directory, or a name in PATH", name)
+    hint = (
+        "let 'setup' make it on each machine, for example "
+        '"setup": "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"'
+    )
+    if not is_made and any(part in _SKIPPED_NAMES for part in parts):
+        raise UsageError(
+            f"{MANIFEST_NAME} names the interpreter {name!r}, which doesn't travel with the job",
+            hint=hint,
+        )
+    if not is_made and not (directory / name).is_file():
+        raise UsageError(
+            f"{MANIFEST_NAME} names the interpreter {name!r}, which isn't in {str(directory)!r}",
+            hint=hint,
+        )
+    return name
 
 
 def _find_program(what: str, directory: Path) -> str:

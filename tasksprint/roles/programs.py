@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from tasksprint.consensus import Member
 from tasksprint.encoding import encode_json
@@ -20,6 +21,7 @@ from tasksprint.errors import (
     PeerUnreachable,
     Refused,
     RemoteProtocolError,
+    SchedulerFailed,
     StoreDamaged,
     TaskSprintError,
 )
@@ -32,6 +34,7 @@ from tasksprint.roles.last_use import (
     take_away,
 )
 from tasksprint.roles.metrics import why_not_level
+from tasksprint.roles.program_setup import scheduler_needs_setup, set_up
 from tasksprint.store.replica_store import ReplicaStore
 
 if TYPE_CHECKING:
@@ -69,6 +72,10 @@ class Programs:
         self._sweeping: asyncio.Task[None] | None = None
         self._unpacking: dict[str, asyncio.Task[Path]] = {}
         self._wanted: dict[str, int] = {}  # how many wait for each of `_unpacking`
+        self._obtained: set[str] = set()  # which of these are here, and being unpacked
+        self._obtaining: dict[str, list[Callable[[], None]]] = {}  # whom to tell so
+        # One setup at a time in one folder.
+        self._setting_up: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._bringing: dict[str, asyncio.Lock] = {}  # by the address of who gets archives
 
     def start(self) -> None:
@@ -333,7 +340,34 @@ class Programs:
             "and the others may have it: " + "; ".join(failures)
         )
 
-    async def unpacked(self, digest: str) -> Path:
+    async def prepared(
+        self, digest: str, manifest: Mapping[str, Any], *, on_obtained: Callable[[], None]
+    ) -> Path:
+        """Return the folder with an archive's files, set up if the scheduler needs that.
+
+        Args:
+            manifest: Of the job.
+            on_obtained: Called once the archive is here: what follows is work on this machine.
+
+        Raises:
+            RemoteProtocolError: The archive can't be unpacked.
+            SchedulerFailed: Its setup failed.
+        """
+        directory = await self.unpacked(digest, on_obtained=on_obtained)
+        if scheduler_needs_setup(directory, manifest):
+            async with self._setting_up.setdefault(digest, asyncio.Lock()):
+                await set_up(
+                    directory,
+                    manifest["setup"],
+                    manifest.get("environment", {}),
+                    timeout_ms=self._coordinator.settings.setup_timeout_ms,
+                    failure=SchedulerFailed,
+                )
+        return directory
+
+    async def unpacked(
+        self, digest: str, *, on_obtained: Callable[[], None] = lambda: None
+    ) -> Path:
         """Return the folder with an archive's files, fetching it from a member if need be.
 
         It waits for as long as no living member has it.
@@ -343,6 +377,10 @@ class Programs:
         if task is None:
             task = asyncio.ensure_future(self._unpack(digest))
             self._unpacking[digest] = task
+        if digest in self._obtained:
+            on_obtained()
+        else:
+            self._obtaining.setdefault(digest, []).append(on_obtained)
         self._wanted[digest] = self._wanted.get(digest, 0) + 1
         try:
             return await asyncio.shield(task)
@@ -351,6 +389,8 @@ class Programs:
             if not self._wanted[digest]:
                 # Done, or nobody wants it any more: its job has ended.
                 del self._wanted[digest], self._unpacking[digest]
+                self._obtaining.pop(digest, None)
+                self._obtained.discard(digest)
                 task.cancel()
 
     async def _unpack(self, digest: str) -> Path:
@@ -362,6 +402,9 @@ class Programs:
                 pass  # It stands in the log, so somebody has it and will be back.
             if found is None:
                 await asyncio.sleep(_RETRY_S)
+        self._obtained.add(digest)
+        for on_obtained in self._obtaining.pop(digest, ()):
+            on_obtained()
         unpack = self._coordinator.surroundings.unpack
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, unpack, found, digest, self._directory)

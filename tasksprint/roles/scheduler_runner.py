@@ -287,13 +287,22 @@ class SchedulerRunner:
         self._coordinator.runners.stir(self._job)
 
     async def _fetch(self) -> Path:
+        """Return the folder of the program, unpacked and set up."""
         self._fetching = asyncio.ensure_future(
-            self._coordinator.programs.unpacked(self._program_digest)
+            self._coordinator.programs.prepared(
+                self._program_digest, self._manifest, on_obtained=self._set_up_begins
+            )
         )
         try:
             return await self._fetching
         finally:
             self._fetching = None
+            self._host.setting_up(self._monotonic_ms())
+
+    def _set_up_begins(self) -> None:
+        # What has to be unpacked and set up now may take long, and has a limit of its own.
+        limit_ms = self._coordinator.settings.setup_timeout_ms
+        self._host.setting_up(self._monotonic_ms() + limit_ms)
 
     def _new_reader(self) -> SchedulerReader:
         return SchedulerReader(

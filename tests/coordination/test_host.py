@@ -578,6 +578,22 @@ def test_scheduler_that_is_never_ready_is_killed() -> None:
     )
 
 
+def test_time_for_setting_up_a_program_is_not_that_for_starting_it() -> None:
+    host = make(History(1))
+    host.effects()
+    host.setting_up(1_000 + 600_000)
+    host.tick(500_000)
+    assert host.effects() is None
+    # It is set up, and starts now.
+    host.setting_up(500_000)
+    assert host.deadline_ms == 500_000 + SETTINGS.node_ready_timeout_ms
+    host.tick(500_000 + SETTINGS.node_ready_timeout_ms)
+    assert host.effects() == effects(stop="kill")
+    # And what comes too late changes nothing.
+    host.setting_up(900_000)
+    assert host.deadline_ms is None
+
+
 def test_scheduler_that_is_started_after_it_was_given_up_is_killed_then() -> None:
     host = make(History(1))
     host.effects()

@@ -431,6 +431,7 @@ def test_directory_with_two_schedulers(what: str, served: Served, job: Path) -> 
         ("manifest that isn't JSON", '{"name": "pi",}'),
         ("manifest that names a missing file", '{"node": "nod.py"}'),
         ("manifest that names a file elsewhere", '{"node": "../node.py"}'),
+        ("interpreter that doesn't travel", '{"interpreter": ".venv/bin/python"}'),
     ],
 )
 def test_manifest_that_is_wrong(what: str, manifest: str, served: Served, job: Path) -> None:
@@ -445,6 +446,7 @@ tested.update(
         "manifest that isn't JSON",
         "manifest that names a missing file",
         "manifest that names a file elsewhere",
+        "interpreter that doesn't travel",
     }
 )
 

@@ -1,0 +1,132 @@
+"""The setup of one program on one machine: run once in its folder, before anything of it runs.
+
+Clients run it before a job's first node. Coordinators run it only if their scheduler needs
+it: if the program, or the interpreter that the manifest names, isn't in the archive. (So a
+setup that compiles the node needs no compiler where only schedulers run.)
+
+A file beside the folder says how far it is: empty while the setup runs, so that one that was
+cut off is run again, and then the command that was run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasksprint.errors import NodeFailed, SchedulerFailed
+from tasksprint.installation import sdk_directory
+from tasksprint.process.command_line import (
+    UMASK,
+    child_environment,
+    explain_start_error,
+    hash_seed_of,
+    is_of_the_job,
+)
+from tasksprint.process.open_files import with_first_limit
+from tasksprint.process.program import DRAIN_S, die_with_parent
+
+__all__ = ["scheduler_needs_setup", "set_up"]
+
+_TAIL_BYTES = 4_000
+_READ_BYTES = 64 * 1024
+
+
+def scheduler_needs_setup(directory: Path, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a job's scheduler can't run in its unpacked folder as it is."""
+    if not manifest.get("setup"):
+        return False
+    if _marker(directory).is_file():
+        return True  # It has been begun, and perhaps done.
+    interpreter = manifest.get("interpreter")
+    names = [manifest["scheduler"][0]]
+    if interpreter is not None and is_of_the_job(interpreter):
+        names.append(interpreter)
+    return not all((directory / name).exists() for name in names)
+
+
+async def set_up(
+    directory: Path,
+    setup: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    timeout_ms: int,
+    failure: type[NodeFailed | SchedulerFailed],
+) -> None:
+    """Run a program's setup in its folder, unless it was.
+
+    Args:
+        directory: Named after the archive's digest.
+        setup: A program and its arguments.
+        environment: What the manifest sets.
+        failure: The class of the exception.
+
+    Raises:
+        failure: It can't be run, takes too long, or fails; with what it wrote.
+    """
+    done = _marker(directory)
+    text = shlex.join(setup)
+    if done.is_file() and done.read_text(encoding="utf-8") == text:
+        return
+    done.write_text("", encoding="utf-8")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *setup,
+            cwd=directory,
+            env=child_environment(
+                sdk_directory=Path(sdk_directory()),
+                hash_seed=hash_seed_of(directory.name),
+                directory=directory,
+                extra=environment,
+            ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=with_first_limit(die_with_parent()),
+            umask=UMASK,
+        )
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        raise explain_start_error(
+            error if isinstance(error, OSError) else OSError(0, str(error)),
+            setup[0],
+            name=None,
+            cwd=directory,
+            what="setup command",
+            failure=failure,
+        ) from error
+    try:
+        output = await asyncio.wait_for(_run(process), timeout_ms / 1000)
+    except asyncio.TimeoutError:
+        raise failure(
+            f"setup {text!r} ran longer than {timeout_ms} ms (setup_timeout_ms)"
+        ) from None
+    finally:
+        # Whatever it started, too; in good order this finds nobody.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.communicate(), DRAIN_S)
+    if process.returncode != 0:
+        tail = output.decode(errors="replace").strip()
+        raise failure(f"setup {text!r} ended with exit code {process.returncode}: {tail}")
+    done.write_text(text, encoding="utf-8")
+
+
+def _marker(directory: Path) -> Path:
+    return directory.parent / f"{directory.name}.setup"
+
+
+async def _run(process: asyncio.subprocess.Process) -> bytes:
+    """Wait for the end of a process and return the tail of what it wrote."""
+    assert process.stdout is not None
+    tail = b""
+    while data := await process.stdout.read(_READ_BYTES):
+        tail = (tail + data)[-_TAIL_BYTES:]
+    await process.wait()
+    return tail
