@@ -33,10 +33,11 @@ def observe(state: State, command: JobObserved) -> None:
         _warn(state, job, f"{DIFFERS} {command.source}", command.text)
     elif command.kind in _PROGRAMS:
         first = job.runtimes.get(command.kind)
+        if not job.is_running:
+            return
         if first is None:
-            if job.is_running:
-                job.runtimes[command.kind] = (_cut(command.text), _cut(command.source))
-                state.changes.jobs[job] = None
+            job.runtimes[command.kind] = (_cut(command.text), _cut(command.source))
+            state.changes.jobs[job] = None
         elif first[0] != _cut(command.text):
             _warn(
                 state,
@@ -52,6 +53,8 @@ def is_observed(state: State, command: JobObserved) -> bool:
     """Whether it is vain to say this (again)."""
     job = state.jobs.get(command.job)
     if job is None or len(job.warnings) >= _WARNINGS_MAX:
+        return True
+    if command.kind in _PROGRAMS and not job.is_running:
         return True
     if command.kind == DIFFERS:
         return _cut(f"{DIFFERS} {command.source}") in job.warnings

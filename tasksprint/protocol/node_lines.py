@@ -33,6 +33,7 @@ from tasksprint.protocol.spans import (
     for_people,
     is_text,
     item_count,
+    read_runtime,
     scan_carried,
     show,
     skip_space,
@@ -89,6 +90,7 @@ class NodeReady:
 
     frames: bool  # it speaks raw frames
     window: int  # tasks that it takes at once, at least 1
+    runtime: str | None = None  # what it runs on, e.g. "cpython 3.12.1 x86_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ _REPLY_IN_MEMORY_MAX = 8 * 1024 * 1024
 
 _REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
 _FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
-_READY_KEYS = frozenset(("ready", "frames", "window"))
+_READY_KEYS = frozenset(("ready", "frames", "window", "runtime"))
 
 # The replies that matter for speed: no value, or one that is a number, a word or an
 # ASCII string without escapes, spelled without spaces. All others take the long way, to the
@@ -373,7 +375,7 @@ class NodeReader:
         if unknown:
             raise RemoteProtocolError(
                 f"{who} said ready with {show(unknown[0])}, "
-                "expected only 'frames' and 'window' beside it"
+                "expected only 'frames', 'window' and 'runtime' beside it"
             )
         frames = members["frames"][0] if "frames" in members else False
         if not isinstance(frames, bool):
@@ -386,7 +388,7 @@ class NodeReader:
                 f"{who} said ready with window {show(window)}, "
                 "expected how many tasks it takes at once, at least 1"
             )
-        self.ready = NodeReady(frames, window)
+        self.ready = NodeReady(frames, window, read_runtime(members, who))
         return self.ready
 
     def _read_id(self, members: dict[str, Member], line: bytes) -> int:

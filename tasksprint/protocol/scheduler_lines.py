@@ -31,6 +31,7 @@ from tasksprint.protocol.spans import (
     excerpt,
     for_people,
     is_text,
+    read_runtime,
     show,
     skip_space,
     why_not_ready,
@@ -64,6 +65,7 @@ class SchedulerReady:
     """The scheduler runs and takes events; always its first message."""
 
     checkpoints: bool  # it can hand out its state and start from it
+    runtime: str | None = None  # what it runs on, e.g. "cpython 3.12.1 x86_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ SchedulerMessage = SchedulerReady | SchedulerAnswer | CheckpointState
 _STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "cut the answer into parts"
 
-_READY_KEYS = frozenset(("ready", "checkpoints"))
+_READY_KEYS = frozenset(("ready", "checkpoints", "runtime"))
 _ANSWER_KEYS = frozenset(("event", "part", "last", "commands"))
 _CHECKPOINT_KEYS = frozenset(("checkpoint", "state"))
 _CARRIED = frozenset(("state", "commands"))
@@ -231,14 +233,15 @@ class SchedulerReader:
         unknown = [key for key in members if key not in _READY_KEYS]
         if unknown:
             raise RemoteProtocolError(
-                f"{who} said ready with {unknown[0]!r}, expected only 'checkpoints' beside it"
+                f"{who} said ready with {unknown[0]!r}, expected only 'checkpoints' and "
+                "'runtime' beside it"
             )
         checkpoints = members["checkpoints"][0] if "checkpoints" in members else False
         if not isinstance(checkpoints, bool):
             raise RemoteProtocolError(
                 f"{who} said ready with checkpoints {show(checkpoints)}, expected true or false"
             )
-        self.ready = SchedulerReady(checkpoints)
+        self.ready = SchedulerReady(checkpoints, read_runtime(members, who))
         return self.ready
 
     def _read_checkpoint(self, members: dict[str, Member], text: str) -> CheckpointState:

@@ -30,6 +30,7 @@ __all__ = [
     "for_people",
     "is_text",
     "item_count",
+    "read_runtime",
     "scan_carried",
     "show",
     "skip_space",
@@ -42,6 +43,8 @@ EXCERPT_CHARACTERS = 60
 # texts the beginning and the end are kept.
 ERROR_CHARACTERS_MAX = 4_000
 TRACEBACK_CHARACTERS_MAX = 32_000
+# What a program runs on: a name, a version, a kind of processor.
+RUNTIME_CHARACTERS_MAX = 100
 
 # What `cut_object` says about a member: (decoded value, start, end) in the text.
 Member = tuple[Any, int, int]
@@ -161,6 +164,23 @@ def for_people(text: str, characters_max: int) -> str:
         half = characters_max // 2 - 2
         text = f"{text[:half]} … {text[-half:]}"
     return text if is_text(text) else text.encode("utf-8", "replace").decode()
+
+
+def read_runtime(members: dict[str, Member], who: str) -> str | None:
+    """Return what a program says that it runs on, beside `ready`; None: it doesn't say.
+
+    Raises:
+        RemoteProtocolError: It isn't a short text.
+    """
+    if "runtime" not in members:
+        return None
+    runtime = members["runtime"][0]
+    if not is_text(runtime) or not 0 < len(runtime) <= RUNTIME_CHARACTERS_MAX:
+        raise RemoteProtocolError(
+            f"{who} said ready with runtime {show(runtime)}, expected a text of 1 to "
+            f"{RUNTIME_CHARACTERS_MAX} characters"
+        )
+    return str(runtime)
 
 
 def decode_line(line: bytes, *, who: str) -> str:

@@ -63,6 +63,7 @@ from tasksprint.roles.client_fetch import Fetcher
 from tasksprint.roles.client_held import HeldValues, ask
 from tasksprint.roles.client_lives import ClientLives
 from tasksprint.roles.client_nodes import NodeShell, attach_callbacks
+from tasksprint.roles.client_runtimes import Runtimes
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
 from tasksprint.roles.leader import MEMBERS_HEADER, Leader
@@ -169,6 +170,7 @@ class Client:
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
         self._attached_changed = asyncio.Event()
+        self.runtimes = Runtimes(self)
         self.recent_output = RecentOutput(settings.recent_output_bytes_max)
         self._stalls = ""
         self._stalls_due_ms = 0

@@ -23,7 +23,7 @@ from tasksprint.bounded_text import keep_end
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
-from tasksprint.ids import TaskId
+from tasksprint.ids import JobId, TaskId
 from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
 from tasksprint.process.program import ExitReason, Program
 from tasksprint.protocol.node_lines import (
@@ -73,6 +73,7 @@ class NodeShell:
             value_bytes_max=client.settings.value_bytes_max,
         )
         self._frames = False
+        self._told_job: JobId | None = None  # whose owner knows what it runs on
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
         self._garbage = ""  # what it said that no node may say
         self._output = bytearray()
@@ -101,6 +102,8 @@ class NodeShell:
         """Write a task's line."""
         assert self.program is not None
         self._pipe[effect.id] = effect
+        if effect.assignment.job != self._told_job:
+            self._tell_runtime(effect.assignment.job)
         buffers = task_buffers(effect, inputs, frames=self._frames)
         if not self._is_writing:
             if len(buffers) == 1 and isinstance(buffers[0], bytes):
@@ -162,6 +165,12 @@ class NodeShell:
                 self.program.pause_reading()
             else:
                 self.program.resume_reading()
+
+    def _tell_runtime(self, job: JobId) -> None:
+        """Have the cluster know what a job's tasks run on here, once for each kind of it."""
+        self._told_job = job
+        if (ready := self._reader.ready) is not None and ready.runtime is not None:
+            self._client.runtimes.tell(job, ready.runtime)
 
     def kill(self, why: str) -> None:
         """End it now."""

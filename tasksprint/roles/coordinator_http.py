@@ -12,10 +12,12 @@ import logging
 from functools import partial
 from typing import Any
 
+from tasksprint.coordination import observations
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import (
     CancelJob,
     ForgetJob,
+    JobObserved,
     JoinClient,
     LeaveClient,
     NodesAttached,
@@ -126,7 +128,7 @@ class CoordinatorPaths:
             case JoinClient() | Report():
                 # A client may be joining again and again, as no answer reaches it.
                 self._coordinator.heard(command.incarnation)
-            case LeaveClient() | NodesAttached():
+            case LeaveClient() | NodesAttached() | JobObserved(kind=observations.NODE_RUNTIME):
                 pass
             case _:
                 raise Refused(f"a {type(command).__name__} has a path of its own", status=400)

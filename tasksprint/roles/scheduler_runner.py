@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.commands import Answer, JobObserved, encode_command
 from tasksprint.coordination.host import HostEffects, SchedulerHost
-from tasksprint.coordination.observations import DIFFERS
+from tasksprint.coordination.observations import DIFFERS, SCHEDULER_RUNTIME
 from tasksprint.errors import RemoteProtocolError, TaskSprintError
 from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
@@ -225,6 +225,15 @@ class SchedulerRunner:
             self._say(JobObserved(self._job, DIFFERS, source, f"{source}: {text}"))
         )
 
+    def _tell_runtime(self, runtime: str | None) -> None:
+        """Let the log say what the scheduler runs on here, if others run it elsewhere."""
+        coordinator = self._coordinator
+        if runtime is None or self._is_copy or len(coordinator.members.addresses()) < 2:
+            return
+        source = f"replica {coordinator.options.me}"
+        command = JobObserved(self._job, SCHEDULER_RUNTIME, source, runtime)
+        coordinator.background(self._say(command))
+
     async def _say(self, command: JobObserved) -> None:
         """Propose a command until the log has it: it may get lost on the way."""
         coordinator = self._coordinator
@@ -324,6 +333,7 @@ class SchedulerRunner:
                 answers.append(message)
             elif isinstance(message, SchedulerReady):
                 self._host.ready(now_ms)
+                self._tell_runtime(message.runtime)
         if answers:
             self._host.answered(answers, now_ms)
         self._coordinator.runners.stir(self._job)

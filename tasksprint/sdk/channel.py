@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["WAITING_BYTES_MAX", "Channel", "greet", "open_channel", "take_over_early"]
+__all__ = ["WAITING_BYTES_MAX", "Channel", "greet", "open_channel", "runtime", "take_over_early"]
 
 # How much is read at once.
 _READ_BYTES = 256 * 1024
@@ -43,6 +43,12 @@ _WATCH_SECONDS = 0.01
 _WATCH_ROUNDS = 100
 
 _channel: Channel | None = None
+
+
+def runtime() -> bytes:
+    """Return what this program runs on, for its first line: where it is equal, results are."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"{sys.implementation.name} {version} {os.uname().machine}".encode()
 
 
 def greet(program: str) -> None:

@@ -230,7 +230,7 @@ class _Session:
     def run(self) -> None:
         channel = self._channel
         watch_imports()
-        channel.put(b'{"ready":{}}\n')
+        channel.put(b'{"ready":{},"runtime":"%s"}\n' % channels.runtime())
         while True:
             line = channel.next_line()
             if line is None:

@@ -110,7 +110,8 @@ class _Runner:
     def run(self) -> None:
         channel = self._channel
         watch_imports()
-        channel.put(b'{"ready":{},"frames":true,"window":%d}\n' % _WINDOW)
+        head = b'{"ready":{},"frames":true,"window":%d,"runtime":"%s"}\n'
+        channel.put(head % (_WINDOW, channels.runtime()))
         while True:
             line = channel.next_line()
             if line is None:

@@ -6,15 +6,20 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS, NODE_RUNTIME, SCHEDULER_RUNTIME
+from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
 from tasksprint.process.program import ExitReason
+from tasksprint.protocol.node_lines import NodeReader
+from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import client_surroundings, surroundings
 from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.commands import print_outcome
@@ -24,8 +29,10 @@ from tasksprint.tasks import FinishJob
 from tests.coordination.world import World
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
+from tests.roles.client_world import assignment, shell_node, view, world
 from tests.roles.members import Member, members
 from tests.roles.test_coordinator import archive_of, run, summary, until
+from tests.sdk.programs import NodeDriver, Program, SchedulerDriver, write_program
 
 # What programs say of their surroundings, and what they may let depend on them.
 LOOK = """
@@ -298,3 +305,53 @@ def test_commands_print_the_warnings_of_a_job(capsys: pytest.CaptureFixture[str]
     assert shown[0] == r"tasksprint: warning: job 3: it \x1bdiffers"
     assert json.loads(outcome.encode())["warnings"] == ["it \x1bdiffers"]
     assert b"warnings" not in JobOutcome(JobId(3), "n", "running", {}, None, None, 1.0).encode()
+
+
+def test_a_client_tells_once_what_its_nodes_run_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            body = 'echo "{\\"id\\":${id}}"\n'
+            ready = '{"ready":{},"runtime":"sh 1"}'
+            here.program(shell_node(body, ready=ready))
+            tasks = tuple(assignment(tid) for tid in range(6))
+            here.coordinator.give(view(whole=True, run=tasks))
+            await here.idle()
+            await until(lambda: here.coordinator.observed, "it is told")
+            assert here.coordinator.observed == [
+                JobObserved(JobId(1), NODE_RUNTIME, "client 1", "sh 1")
+            ]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "sentence"),
+    [
+        ("5", "runtime 5, expected a text of 1 to 100 characters"),
+        ('""', "runtime '', expected a text of 1 to 100 characters"),
+        ('"\\ud800"', "runtime '\\ud800', expected a text of 1 to 100 characters"),
+    ],
+)
+def test_what_a_program_runs_on_is_a_short_text(runtime: str, sentence: str) -> None:
+    readers: list[Any] = [
+        NodeReader(who="it", line_bytes_max=1000, value_bytes_max=1000),
+        SchedulerReader(who="it", line_bytes_max=1000),
+    ]
+    for reader in readers:
+        with pytest.raises(RemoteProtocolError) as caught:
+            reader.feed(b'{"ready":{},"runtime":%s}\n' % runtime.encode())
+        assert str(caught.value) == f"it said ready with {sentence}"
+
+
+def test_the_python_sdk_says_what_it_runs_on(tmp_path: Path) -> None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    runtime = f"{sys.implementation.name} {version} {os.uname().machine}"
+    text = "from TaskSprintNode import *\nTaskSprintNode().start()\n"
+    argv = write_program(tmp_path / "node.py", text)
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        assert NodeDriver(program).ready.runtime == runtime
+    text = "from TaskSprintCoordinator import *\nTaskSprintCoordinator().start()\n"
+    argv = write_program(tmp_path / "scheduler.py", text)
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        ready = SchedulerDriver(program).reader.ready
+        assert ready is not None and ready.runtime == runtime

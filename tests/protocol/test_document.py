@@ -107,7 +107,7 @@ def test_digest_in_the_text_is_right() -> None:
 def test_limits_in_the_text_are_the_defaults() -> None:
     units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "": 1}
     found = re.findall(r"\| ([\d,]+) ?([KMG]iB)? \(`(\w+)`\)", TEXT)
-    assert len(found) == 6
+    assert len(found) == 7
     settings = Settings()
     for amount, unit, name in found:
         default = getattr(settings, name, None) or getattr(RULES, name)

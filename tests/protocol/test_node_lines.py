@@ -126,7 +126,7 @@ def test_node_says_what_it_can_do(line: bytes, expected: NodeReady) -> None:
         (b'{"id":1}', 'node 3 began with \'{"id":1}\', expected {"ready":{}} as its first line'),
         (b"\xff\xfe", "node 3 began with '\ufffd\ufffd', expected"),
         (b'{"ready":{}} x', 'expected {"ready":{}} as its first line'),
-        (b'{"ready":{},"frame":true}', "said ready with 'frame', expected only 'frames' and"),
+        (b'{"ready":{},"frame":true}', "said ready with 'frame', expected only 'frames', "),
         (b'{"ready":{},"frames":1}', "said ready with frames 1, expected true or false"),
         (b'{"ready":{},"window":0}', "said ready with window 0, expected how many tasks"),
         (b'{"ready":{},"window":true}', "said ready with window True, expected how many"),

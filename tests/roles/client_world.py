@@ -13,6 +13,7 @@ from typing import Any
 from tasksprint.coordination.commands import (
     Completion,
     Failure,
+    JobObserved,
     JoinClient,
     LeaveClient,
     Lost,
@@ -86,6 +87,7 @@ class Coordinator:
         self.joins: list[JoinClient] = []
         self.left: list[LeaveClient] = []
         self.reports: list[Report] = []
+        self.observed: list[JobObserved] = []
         self.completions: list[Completion] = []
         self.failures: list[Failure] = []
         self.lost: list[Lost] = []
@@ -130,6 +132,8 @@ class Coordinator:
             return json_response({"cid": cid, "cluster": "c", "liveness_ms": 5_000})
         if isinstance(command, LeaveClient):
             self.left.append(command)
+        elif isinstance(command, JobObserved):
+            self.observed.append(command)
         elif isinstance(command, Report):
             if self._incarnations.get(command.cid) != command.incarnation:
                 return json_response({"error": "dead", "rejoin": True})

@@ -114,7 +114,7 @@ def node(tmp_path: Path) -> Iterator[NodeDriver]:
 
 
 def test_node_says_that_it_takes_frames_and_many_tasks(shared: NodeDriver) -> None:
-    assert shared.ready == NodeReady(frames=True, window=64)
+    assert shared.ready == NodeReady(True, 64, shared.ready.runtime)
 
 
 # --- results ---
