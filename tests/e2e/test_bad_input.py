@@ -39,6 +39,7 @@ from tasksprint.settings import Settings
 from tasksprint.store.database import Database
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
 from tests.e2e.conftest import connect, in_this_process, wait_until
+from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
 from tests.roles.test_recover import make_store
 from tests.store.test_backup_file import make_backup
@@ -788,6 +789,36 @@ def test_port_that_is_in_use(what: str, served: Served, tmp_path: Path) -> None:
     data_dir = str(tmp_path / "data")
     served.commands.fails(what, "coordinator", "--listen", address, "--data-dir", data_dir)
     served.commands.fails(what, "client", "--listen", address, "--data-dir", data_dir)
+
+
+def fails_with_limit(limit: int, commands: Commands, what: str, *arguments: str) -> None:
+    """Run a command with so many descriptors, and compare its end with a row."""
+    shell = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*shell, sys.executable, str(commands.archive), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=commands.folder,
+        env=commands.environment,
+        timeout=DEADLINE_S,
+    )
+    check(what, done.returncode, done.stderr)
+
+
+@row("too few open files for the nodes (`run`, `client`)")
+def test_more_nodes_than_the_limit_of_open_files_allows(
+    what: str, commands: Commands, tmp_path: Path
+) -> None:
+    job = str(write_job(tmp_path / "job", "", ""))
+    fails_with_limit(128, commands, what, "run", job, "--nodes", "100")
+    data_dir = str(tmp_path / "data")
+    fails_with_limit(128, commands, what, "client", "--nodes", "100", "--data-dir", data_dir)
+
+
+@row("too few open files for a coordinator")
+def test_coordinator_without_descriptors(what: str, commands: Commands, tmp_path: Path) -> None:
+    fails_with_limit(100, commands, what, *coordinator(tmp_path / "data"))
 
 
 # --- data directories ---
