@@ -4,6 +4,7 @@
     ├── LocalProtocolError        our bug: this process was about to break a protocol
     │   └── CommandFailed         … or can't apply a command of the log
     ├── RemoteProtocolError       somebody else broke a protocol; the connection or attempt ends
+    │   └── UnprovenAnswer        who answered doesn't prove the cluster key: it says nothing
     ├── NodeFailed                a node crashed, hung, or answered nonsense; the attempt ends
     ├── SchedulerFailed           a scheduler crashed, hung, or answered nonsense
     ├── PeerUnreachable           another process doesn't answer; retried where that makes sense
@@ -41,6 +42,7 @@ __all__ = [
     "StoreError",
     "StoreLost",
     "TaskSprintError",
+    "UnprovenAnswer",
     "UsageError",
 ]
 
@@ -110,6 +112,16 @@ class RemoteProtocolError(TaskSprintError):
     """Another process sent something that its protocol doesn't allow."""
 
     exit_code = 76  # EX_PROTOCOL
+
+
+class UnprovenAnswer(RemoteProtocolError):
+    """An answer without a good proof; anybody may have given it, so nothing follows from it."""
+
+    exit_code = 77  # EX_NOPERM: mostly the key is another one.
+
+    def __init__(self, message: str, *, status: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status  # the HTTP status that it claims
 
 
 class NodeFailed(TaskSprintError):

@@ -218,15 +218,13 @@ class Settings:
     # stopped in its tracks keeps its connections. Too small: busy coordinators are asked
     # twice. Too large: a client waits there so long that the next leader takes it for dead.
     leader_answer_timeout_ms: int = 1_500
-    # A request's time may differ from ours by this much: clocks of lab machines drift.
-    clock_skew_max_ms: int = 300_000
     # How long a command looks for a coordinator that answers before it gives up.
     find_leader_timeout_ms: int = 15_000
     # One head (first line and headers) of a request or an answer. Ours need 400 bytes;
     # browsers send some KiB.
     head_bytes_max: int = 16 * KIB
-    # A request body of more than this must name its digest in its head, so that a peer
-    # without the key can't fill our memory. Our own clients name it from half of this on.
+    # The body of a request that proves neither key nor token: what strangers may ask for
+    # needs none.
     unproven_body_bytes_max: int = 8 * KIB
     # Connections that a server keeps at once; fewer if the limit of open files is low.
     connections_max: int = 4_000

@@ -170,18 +170,58 @@ def decode_view(data: bytes | memoryview) -> View:
     body: Any = decode_json(data)
     try:
         version, whole, jobs, run, stop, drop, drop_jobs, clients = body
+        _numbers(version)
         return View(
             version,
-            whole,
-            tuple([JobEntry(*entry) for entry in jobs]),
+            bool(whole),
+            tuple([_job_entry(*entry) for entry in jobs]),
             tuple([_assignment(*one) for one in run]),
-            tuple([Stop(*one) for one in stop]),
-            tuple([Drop(*one) for one in drop]),
-            tuple([DropJob(job, tuple(keep), str(ended)) for job, keep, ended in drop_jobs]),
-            tuple([ClientAddress(*one) for one in clients]),
+            tuple([Stop(*_numbers(*one)) for one in stop]),
+            tuple([_drop(*one) for one in drop]),
+            tuple([_drop_job(*one) for one in drop_jobs]),
+            tuple([_client_address(*one) for one in clients]),
         )
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a view: {error}") from error
+
+
+def _numbers(*values: Any) -> Any:
+    """Return the values, which are integers."""
+    for value in values:
+        if type(value) is not int:
+            raise TypeError(f"{value!r:.80} is not an integer")
+    return values
+
+
+def _texts(*values: Any) -> Any:
+    """Return the values, which are strings."""
+    for value in values:
+        if type(value) is not str:
+            raise TypeError(f"{value!r:.80} is not a string")
+    return values
+
+
+def _job_entry(job: Any, program: Any, node: Any) -> JobEntry:
+    return JobEntry(_numbers(job)[0], *_texts(program, node))
+
+
+def _drop(job: Any, tid: Any, digest: Any) -> Drop:
+    _numbers(job, tid)
+    return Drop(job, tid, digest if digest is None else _texts(digest)[0])
+
+
+def _drop_job(job: Any, keep: Any, ended: Any) -> DropJob:
+    return DropJob(_numbers(job)[0], _numbers(*keep), _texts(ended)[0])
+
+
+def _client_address(cid: Any, address: Any) -> ClientAddress:
+    return ClientAddress(_numbers(cid)[0], address if address is None else _texts(address)[0])
+
+
+def _input(tid: Any, key: Any, digest: Any, holders: Any) -> Input:
+    if digest is not None:
+        _texts(digest)
+    return Input(_numbers(tid)[0], _texts(key)[0], digest, _numbers(*holders))
 
 
 def _assignment(
@@ -195,16 +235,18 @@ def _assignment(
     seed: Any,
     timeout_ms: Any,
 ) -> Assignment:
+    _numbers(job, tid, attempt, seed)
+    _texts(name, base)
+    if timeout_ms is not None:
+        _numbers(timeout_ms)
     return Assignment(
         job,
         tid,
         attempt,
         name,
         base,
-        tuple([Input(tid, key, digest, tuple(holders)) for tid, key, digest, holders in inputs])
-        if inputs
-        else (),
-        tuple(keys),
+        tuple([_input(*one) for one in inputs]),
+        _texts(*keys),
         seed,
         timeout_ms,
     )

@@ -4,32 +4,37 @@ The gate judges heads of requests; it knows no sockets and no paths. A refusal i
 a `Refused` with status 401 (who are you?) or 403 (not from there), and words that
 help the one who was refused by mistake. Each kind of refusal is logged once for
 each peer and then counted.
+
+A signed request counts once: for this life of this process, by an address that this
+process was given, and with a number that its sender has not used yet. No clock is asked.
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tasksprint.errors import Refused
-from tasksprint.net.addresses import host_of
-from tasksprint.net.keys import ClusterKey
+from tasksprint.net.addresses import host_of, parse_address
+from tasksprint.net.keys import ClusterKey, new_life
 from tasksprint.net.tokens import Scope, Token, cookie_token, read_token
-from tasksprint.settings import Settings
 
-__all__ = ["Access", "Claim", "CountedWarnings", "Gate", "Identity"]
+__all__ = ["Access", "Claim", "CountedWarnings", "Gate", "Identity", "OtherLife"]
 
 log = logging.getLogger(__name__)
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 _SIGNATURE = re.compile(
-    r"TaskSprint time=([0-9]{1,15}),nonce=([0-9a-f]{16})([0-9a-f]{16}),mac=([0-9a-f]{64})"
+    r"TaskSprint life=([0-9a-f]{16}),nonce=([0-9a-f]{16})([0-9a-f]{16}),"
+    r"body=([0-9a-f]{64}|stream|),mac=([0-9a-f]{64})"
 )
+_FORM = "'TaskSprint life=<16 hex>,nonce=<32 hex>,body=<digest>,mac=<64 hex>'"
 
 # Kinds of warnings that are told within one interval, and what stands for the rest.
 _KINDS_MAX = 200
@@ -37,9 +42,18 @@ _OTHERS = object()
 
 # Requests of one sender may overtake each other by so many (several connections).
 _WINDOW = 2_048
-# Senders remembered in one generation. Each start of a process is one; only holders of
-# the key get in here, so this is a bound for the worst case, not a working limit.
-_SENDERS_MAX = 200_000
+# Senders remembered in one life. Each start of a process is one; only holders of the
+# key get in here: some 60 MB at most, reached by a script that asks each second for a day.
+_SENDERS_MAX = 100_000
+_PORT = 80  # of an address that names none (RFC 9110, section 4.2.1)
+
+
+class OtherLife(Refused):
+    """The request has to be signed anew, for the life that the answer tells."""
+
+
+class Repeated(OtherLife):
+    """The request was received before; mostly somebody recorded it."""
 
 
 class Access(Enum):
@@ -60,16 +74,14 @@ class Identity(Enum):
     ANYONE = "anyone"  # nothing was asked
 
 
-@dataclass(slots=True)  # One for each request: made twice as fast as a frozen one.
-class Claim:
-    """What the head of a request says about its sender, still to be verified."""
+class Claim(NamedTuple):
+    """What the head of a request that was signed with the cluster key says."""
 
-    method: str
-    target: str
     host: str
-    time_ms: int
+    life: str
     sender: str
-    count: str
+    number: str  # of the request, in hex
+    body: str  # digest of the body, `NO_BODY` or `STREAM_BODY`
     mac: str
 
 
@@ -77,98 +89,67 @@ class Gate:
     """Judges requests by the cluster key.
 
     Args:
-        hosts: Hosts by which this process may be called: of its listening and its
-            advertised address. Loopback names are always allowed.
-        wall_ms: The clock of the machine, in milliseconds since 1970.
+        addresses: By which this process may be called, besides those on which it listens.
+        wall_ms: The clock of the machine, in milliseconds since 1970; for tokens only.
+        life: Names this start of this process.
     """
 
     def __init__(
         self,
         key: ClusterKey,
-        settings: Settings,
         *,
-        hosts: Iterable[str] = (),
+        addresses: Iterable[str] = (),
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        life: str | None = None,
+        senders_max: int = _SENDERS_MAX,
     ) -> None:
-        self._key = key
-        self._settings = settings
+        self.key = key
+        self.life = life or new_life()
+        self._addresses: set[tuple[str, int]] = set()
         self._hosts = set(_LOOPBACK_HOSTS)
-        self._known: set[str] = set()  # Host headers as they came, found to be ours
+        self._known: set[str] = set()  # Host headers as they came, found to be our addresses
+        self._known_hosts: set[str] = set()  # and those with one of our hosts
         self._wall_ms = wall_ms
-        self._nonces = _Nonces(2 * settings.clock_skew_max_ms)
+        self._senders_max = senders_max
+        self._windows: dict[str, tuple[int, int]] = {}  # sender -> (highest count, window)
         self._warnings = CountedWarnings(log)
-        self.allow_hosts(hosts)
+        for address in addresses:
+            self.allow(address)
 
-    def allow_hosts(self, hosts: Iterable[str]) -> None:
-        """Allow more hosts (or addresses with a port) by which this process may be called."""
-        for host in hosts:
-            bare = host_of(host) if host.startswith("[") or host.count(":") == 1 else host.lower()
-            if bare:
-                self._hosts.add(bare)
+    def allow(self, address: str) -> None:
+        """Allow one more address by which this process may be called."""
+        host, port = parse_address(address)
+        self._addresses.add((_plain_host(host), port))
+        self._hosts.add(_plain_host(host))
 
-    def admit(
-        self,
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        query: Mapping[str, str],
-        *,
-        access: Access,
-        bound_host: Callable[[], str],
-    ) -> Claim | Identity:
-        """Judge a head: where it was sent, from where, and what it says about its sender.
+    def claim(self, method: str, target: str, headers: Mapping[str, str]) -> Claim | None:
+        """Return what a signed head says, once it is sure that it was signed with the key.
 
-        Args:
-            bound_host: The host of this end of the connection: one may call a process
-                that listens on all interfaces by any of its numbers.
+        Whatever is refused from then on can be refused with a proof.
 
         Returns:
-            What was proved; or the claim to hand to `verify` once the digest of the
-            body is known.
+            None: it isn't signed.
 
         Raises:
-            Refused: With status 401 or 403.
+            Refused: With status 401: it is signed by another key, or malformed.
         """
-        host = headers.get("host", "")
-        # A page that a browser loaded from elsewhere can make it send requests here
-        # under a name of the page's choice (DNS rebinding): so the name must be ours.
-        if host not in self._known:
-            self._check_host(host, bound_host)
-        origin = headers.get("origin")
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            raise Refused(
-                f"requests from pages of {origin!r} are refused",
-                status=403,
-                hint="only pages of this process itself may send requests to it",
-            )
-        if access is Access.OPEN:
-            return Identity.ANYONE
         authorization = headers.get("authorization")
-        if authorization is not None and authorization.startswith("TaskSprint "):
-            match = _SIGNATURE.fullmatch(authorization)
-            if match is None:
-                raise Refused(
-                    "the Authorization is malformed, expected "
-                    "'TaskSprint time=<ms>,nonce=<32 hex digits>,mac=<64 hex digits>'",
-                    status=401,
-                )
-            time_text, sender, count, mac = match.groups()
-            return Claim(method, target, host, int(time_text), sender, count, mac)
-        return self._admit_token(method, headers, query, access)
-
-    def verify(self, claim: Claim, body_digest: str) -> Identity:
-        """Judge a claim by the digest of its request's body.
-
-        Raises:
-            Refused: With status 401: another key, another time, or a repetition.
-        """
-        mac = self._key.request_mac(
-            claim.method,
-            claim.target,
+        if authorization is None or not authorization.startswith("TaskSprint "):
+            return None
+        match = _SIGNATURE.fullmatch(authorization)
+        if match is None:
+            raise Refused(
+                f"the Authorization is malformed, expected {_FORM}",
+                status=401,
+            )
+        claim = Claim(headers.get("host", ""), *match.groups())
+        mac = self.key.request_mac(
+            method,
+            target,
             claim.host,
-            time_ms=claim.time_ms,
-            nonce=claim.sender + claim.count,
-            body_digest=body_digest,
+            life=claim.life,
+            nonce=claim.sender + claim.number,
+            body=claim.body,
         )
         if not hmac.compare_digest(mac, claim.mac):
             raise Refused(
@@ -176,26 +157,94 @@ class Gate:
                 status=401,
                 hint="both sides must use the same key file (--key-file, TASKSPRINT_KEY_FILE)",
             )
-        now_ms = self._wall_ms()
-        skew_ms = claim.time_ms - now_ms
-        skew_max_ms = self._settings.clock_skew_max_ms
-        if not -skew_max_ms <= skew_ms <= skew_max_ms:
+        return claim
+
+    def admit(
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        claim: Claim | None,
+        *,
+        access: Access,
+        bound: Callable[[], tuple[str, int]],
+    ) -> Identity:
+        """Judge a head: where it was sent, from where, and what its sender proves.
+
+        Args:
+            claim: What `claim` returned.
+            bound: The host and the port of this end of the connection: one may call a
+                process that listens on all interfaces by any of its numbers.
+
+        Raises:
+            Refused: With status 401 or 403.
+        """
+        host = headers.get("host", "")
+        if claim is not None:
+            # The whole address: another process of this key may listen beside this one.
+            if host not in self._known:
+                self._check_address(host, bound)
+        # A page that a browser loaded from elsewhere can make it send requests here
+        # under a name of the page's choice (DNS rebinding): so the name must be ours.
+        elif host not in self._known_hosts:
+            self._check_host(host, bound)
+        origin = headers.get("origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             raise Refused(
-                f"clock differs by {abs(skew_ms) / 1000:.0f} s, allowed {skew_max_ms // 1000} s: "
-                f"the sender's is {'ahead' if skew_ms > 0 else 'behind'}",
-                status=401,
-                hint="set the clocks of both machines",
+                f"requests from pages of {origin!r} are refused",
+                status=403,
+                hint="only pages of this process itself may send requests to it",
             )
-        # Reading twice does no harm; everything else counts once.
-        if claim.method not in ("GET", "HEAD") and not self._nonces.is_new(
-            claim.sender, int(claim.count, 16), signed_ms=claim.time_ms, now_ms=now_ms
-        ):
-            raise Refused(
+        if claim is not None:
+            self._check_life(claim)
+            return Identity.CLUSTER
+        if access is Access.OPEN:
+            return Identity.ANYONE
+        return self._admit_token(method, headers, query, access)
+
+    def _check_life(self, claim: Claim) -> None:
+        """Refuse what was signed for another life of this process, or was received before."""
+        if claim.life != self.life:
+            raise OtherLife(
+                f"the request was signed for life {claim.life} of this process, this is life "
+                f"{self.life}",
+                status=401,
+                hint="sign it anew for this one",
+            )
+        if len(self._windows) >= self._senders_max and claim.sender not in self._windows:
+            # What is forgotten must not come in again: nothing that was signed for the life
+            # that ends here does. Everybody is told the new one.
+            self.life = new_life()
+            self._windows.clear()
+            self._check_life(claim)
+        if not self._is_new(claim.sender, int(claim.number, 16)):
+            raise Repeated(
                 "this request was received before (its nonce is used)",
                 status=401,
                 hint="sign each request anew",
             )
-        return Identity.CLUSTER
+
+    def _is_new(self, sender: str, count: int) -> bool:
+        """Remember a request; return whether it was not received before.
+
+        For each sender: the highest number seen, and a bit for each of the numbers below
+        it (the window of RFC 4303, section 3.4.3).
+        """
+        seen = self._windows.get(sender)
+        if seen is None:
+            seen = (count, 1)
+        else:
+            highest, window = seen
+            ahead = count - highest
+            if ahead > 0:
+                window = (window << ahead | 1) & (1 << _WINDOW) - 1 if ahead < _WINDOW else 1
+                seen = (count, window)
+            elif -ahead >= _WINDOW or window >> -ahead & 1:
+                return False
+            else:
+                seen = (highest, window | 1 << -ahead)
+        self._windows[sender] = seen
+        return True
 
     def report(self, peer: str, method: str, path: str, refusal: Refused) -> None:
         """Log a refusal: the first of its kind from a peer, and then how many followed."""
@@ -205,12 +254,32 @@ class Gate:
             f"peer={peer} refused {method} {path[:200]!r} with {refusal.status}: {message:.400}",
         )
 
-    def _check_host(self, host: str, bound_host: Callable[[], str]) -> None:
+    def _check_address(self, host: str, bound: Callable[[], tuple[str, int]]) -> None:
+        """Refuse a signed request that was addressed to another process than this one."""
+        called = _address_in(host)
+        if called in self._addresses:
+            if len(self._known) < 100:  # An address can be written in many ways.
+                self._known.add(host)
+            return
+        bound_host, bound_port = bound()
+        bound_host = _plain_host(bound_host)
+        is_own_host = called[0] == bound_host or (
+            called[0] in _LOOPBACK_HOSTS and _is_loopback(bound_host)
+        )
+        if not is_own_host or called[1] != bound_port:
+            raise Refused(
+                f"the request was signed for {host!r}, which is no address of this process",
+                status=401,
+                hint="call it by the address on which it listens, or name that one with "
+                "--advertise, which may be given several times",
+            )
+
+    def _check_host(self, host: str, bound: Callable[[], tuple[str, int]]) -> None:
         bare = host_of(host)
         if bare in self._hosts:
-            if len(self._known) < 100:  # A port can be written in many ways.
-                self._known.add(host)
-        elif bare != bound_host().lower():
+            if len(self._known_hosts) < 100:
+                self._known_hosts.add(host)
+        elif bare != bound()[0].lower():
             raise Refused(
                 f"this process is not called {host!r}",
                 status=403,
@@ -242,7 +311,7 @@ class Gate:
         return Identity.BEARER
 
     def _judge_token(self, text: str) -> Token:
-        token = read_token(self._key, text)
+        token = read_token(self.key, text)
         if token is None:
             raise Refused(
                 "wrong token: it was not made with this cluster's key",
@@ -339,56 +408,26 @@ class CountedWarnings:
         self._logger.warning("%s", message)
 
 
-class _Nonces:
-    """Remembers which requests were received, for as long as they would be accepted.
+def _address_in(host: str) -> tuple[str, int]:
+    """Return the host and the port of a Host header; ("", 0) if it isn't an address."""
+    bare = host_of(host)
+    end = host.rpartition("]")[2].rpartition(":")
+    if not bare or not end[1]:
+        return _plain_host(bare), _PORT if bare else 0
+    return _plain_host(bare), int(end[2] or _PORT)
 
-    For each sender: the highest number seen, and a bit for each of the numbers below
-    it (the window of RFC 4303, section 3.4.3). Senders live in two generations; a
-    used one moves to the young generation, so what is dropped was not used for a
-    whole span, and its requests are too old to be accepted.
 
-    Invariant: every request accepted with a time after `_floor_ms` is remembered.
-    """
+def _plain_host(host: str) -> str:
+    """Return a host in the one form in which hosts are compared."""
+    host = host.lower()
+    if ":" not in host:
+        return host
+    try:
+        number = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(number.ipv4_mapped or number)
 
-    def __init__(self, span_ms: int, *, senders_max: int = _SENDERS_MAX) -> None:
-        self._span_ms = span_ms
-        self._senders_max = senders_max
-        self._young: dict[str, tuple[int, int]] = {}  # sender -> (highest, window)
-        self._old: dict[str, tuple[int, int]] = {}
-        self._young_since_ms = 0
-        self._young_newest_ms = 0  # the latest signed time in each generation
-        self._old_newest_ms = 0
-        self._floor_ms = -1
 
-    def is_new(self, sender: str, count: int, *, signed_ms: int, now_ms: int) -> bool:
-        """Remember a request; return whether it was not received before."""
-        if now_ms - self._young_since_ms >= self._span_ms or len(self._young) >= self._senders_max:
-            self._rotate(now_ms)
-        if signed_ms <= self._floor_ms:
-            return False
-        seen = self._young.get(sender) or self._old.get(sender)
-        if seen is None:
-            seen = (count, 1)
-        else:
-            highest, window = seen
-            ahead = count - highest
-            if ahead > 0:
-                window = (window << ahead | 1) & (1 << _WINDOW) - 1 if ahead < _WINDOW else 1
-                seen = (count, window)
-            elif -ahead >= _WINDOW or window >> -ahead & 1:
-                return False
-            else:
-                seen = (highest, window | 1 << -ahead)
-        self._young[sender] = seen
-        if signed_ms > self._young_newest_ms:
-            self._young_newest_ms = signed_ms
-        return True
-
-    def _rotate(self, now_ms: int) -> None:
-        # Two cases: 1. The span is over: what is dropped is too old by itself, and the
-        # floor changes nothing. 2. There are too many senders: what is dropped early must
-        # not come in again, so everything signed before is refused from now on.
-        self._floor_ms = max(self._floor_ms, self._old_newest_ms if self._old else -1)
-        self._old, self._young = self._young, {}
-        self._old_newest_ms, self._young_newest_ms = self._young_newest_ms, 0
-        self._young_since_ms = now_ms
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")

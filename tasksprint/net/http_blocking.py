@@ -1,6 +1,6 @@
 """One request without asyncio, for commands that ask once and end.
 
-The same heads and signatures as `http_client`; a connection for each request.
+The same heads, signatures and proofs as `http_client`; a connection for each request.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ import httptools
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.addresses import cause_of, parse_address
-from tasksprint.net.http_messages import (
-    BODY_DIGEST_HEADER,
-    DIGEST_NAMED_BYTES,
-    JSON_TYPE,
-    HttpResponse,
-    request_head,
-    target_of,
-)
-from tasksprint.net.keys import ClusterKey
+from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, request_head, target_of
+from tasksprint.net.keys import NO_BODY, ClusterKey
+from tasksprint.net.proofs import FRAMES, LINE, AnswerProof, told_life, wavers
 from tasksprint.settings import Settings
 
 __all__ = ["request_blocking"]
 
 _READ_BYTES = 256 * 1024
+# Before a bigger body is sent, the life of the server is asked for, if it isn't known.
+_LIFE_FIRST_BYTES = 64 * 1024
 
 
 def request_blocking(
@@ -42,41 +38,69 @@ def request_blocking(
     content_type: str = JSON_TYPE,
     headers: Mapping[str, str] | None = None,
     wait_ms: int = 0,
+    checks_rest: bool = False,
 ) -> HttpResponse:
     """Send one request and return its whole answer, whatever the status.
+
+    Args:
+        checks_rest: Whether the caller checks what follows the answer's first line by the
+            digests in that line.
 
     Raises:
         PeerUnreachable: There was no connection, no answer in time, or half of one.
         RemoteProtocolError: The answer isn't HTTP, or is too big.
+        UnprovenAnswer: It doesn't prove the key.
     """
+    target = target_of(path, query)
+    headers = {**(headers or {}), "Connection": "close"}
+    digest = hashlib.sha256(body).hexdigest() if body and key is not None else NO_BODY
+    if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
+        request_blocking(address, "GET", "/healthz", key=key, settings=settings)
+    for is_told in (False, True):
+        connection = _connect(address, settings)
+        authorization = signed_for = ""
+        proof: AnswerProof | None = None
+        if key is not None:
+            authorization, mac, signed_for = key.sign(method, target, address, body=digest)
+            proof = AnswerProof(key, mac, address)
+        head = request_head(
+            method,
+            target,
+            address,
+            authorization=authorization,
+            body_bytes=len(body),
+            content_type=content_type,
+            headers=headers,
+        )
+        with connection:
+            response = _exchange(
+                connection, address, method, head + body, wait_ms, settings, proof
+            )
+        if proof is None or key is None:
+            return response
+        if proof.kind == LINE and not checks_rest:
+            raise proof.unproven()
+        if proof.kind != FRAMES:
+            proof.check_body(response.body)
+        life = told_life(response.status, response.headers)
+        if life is None:
+            return response
+        key.learn_life(address, life, signed_for=signed_for)
+        if is_told:
+            break
+    raise wavers(address)
+
+
+def _connect(address: str, settings: Settings) -> socket.socket:
     host, port = parse_address(address)
     try:
-        connection = socket.create_connection((host, port), settings.connect_timeout_ms / 1000)
+        return socket.create_connection((host, port), settings.connect_timeout_ms / 1000)
     except TimeoutError as error:
         raise PeerUnreachable(
             f"cannot reach {address}: no connection within {settings.connect_timeout_ms} ms"
         ) from error
     except OSError as error:
         raise PeerUnreachable(f"cannot reach {address}: {cause_of(error)}") from error
-    target = target_of(path, query)
-    headers = {**(headers or {}), "Connection": "close"}
-    authorization = ""
-    if key is not None:
-        digest = hashlib.sha256(body).hexdigest()
-        if len(body) > DIGEST_NAMED_BYTES:
-            headers[BODY_DIGEST_HEADER] = digest
-        authorization = key.sign(method, target, address, body_digest=digest)
-    head = request_head(
-        method,
-        target,
-        address,
-        authorization=authorization,
-        body_bytes=len(body),
-        content_type=content_type,
-        headers=headers,
-    )
-    with connection:
-        return _exchange(connection, address, method, head + body, wait_ms, settings)
 
 
 def _exchange(
@@ -86,8 +110,9 @@ def _exchange(
     data: bytes,
     wait_ms: int,
     settings: Settings,
+    proof: AnswerProof | None,
 ) -> HttpResponse:
-    answer = _Answer(address, settings.body_bytes_max, is_head_request=method == "HEAD")
+    answer = _Answer(address, settings.body_bytes_max, proof, is_head_request=method == "HEAD")
     timeout_ms = settings.answer_timeout_ms
     try:
         connection.settimeout(timeout_ms / 1000)
@@ -122,8 +147,16 @@ def _exchange(
 class _Answer:
     """Collects what the parser finds."""
 
-    def __init__(self, address: str, body_bytes_max: int, *, is_head_request: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        body_bytes_max: int,
+        proof: AnswerProof | None,
+        *,
+        is_head_request: bool,
+    ) -> None:
         self._address = address
+        self._proof = proof
         self._body_bytes_max = body_bytes_max
         self._is_head_request = is_head_request
         self._parser = httptools.HttpResponseParser(self)
@@ -136,6 +169,8 @@ class _Answer:
     def feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None
         except httptools.HttpParserError as error:
             raise RemoteProtocolError(
                 f"{self._address} answered what is not HTTP/1.1: {error}"
@@ -147,19 +182,28 @@ class _Answer:
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        # What stands behind the proof belongs to the connection.
+        if self._proof is None or self._proof.add_line(name, value):
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        if self._proof is not None and self.status >= 200:
+            self._proof.check_head(self.status, self.headers)
         if self._is_head_request and self.status >= 200:
             self.is_complete = True
 
     def on_body(self, data: bytes) -> None:
-        self.parts.append(data)
+        if self._proof is not None and self._proof.kind == FRAMES:
+            self.parts += self._proof.unframe(data)
+        else:
+            self.parts.append(data)
         self._bytes += len(data)
 
     def on_message_complete(self) -> None:
         if self.status >= 200:
+            if self._proof is not None and self._proof.kind == FRAMES:
+                self._proof.check_end()
             self.is_complete = True
         else:  # "100 Continue" comes before the answer.
             self.status, self.headers = 0, {}

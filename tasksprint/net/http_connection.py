@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -23,14 +23,16 @@ from tasksprint.net.connections import Connections
 from tasksprint.net.gate import Identity
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange, Service, log
-from tasksprint.net.http_messages import response_head
+from tasksprint.net.http_messages import response_head, response_lines
+from tasksprint.net.proofs import DIGEST, DIGEST_HEADER, FRAME_BYTES, FRAMES, LINE, WHOLE
 from tasksprint.net.reading import BufferedReader
 from tasksprint.net.router import Later, Response, Upgrade, error_response
 
 __all__ = ["Connection"]
 
-# Bigger bodies are written in slices, so that they aren't copied into the transport.
-_SLICE_BYTES = 256 * 1024
+# Bigger bodies are written in slices, so that they aren't copied into the transport; proved
+# ones of these in frames.
+_SLICE_BYTES = FRAME_BYTES
 # After a refusal whose request is still arriving: read on for so long, unseen, so that
 # the answer isn't destroyed by a reset (RFC 9112, section 9.6).
 _LINGER_S = 2.0
@@ -38,7 +40,6 @@ _LINGER_S = 2.0
 _HEADERS_MAX = 100
 # Bytes that wait for a stranger who doesn't read.
 _STRANGER_WRITE_BYTES = 4 * 1024
-_CHUNKED = {"Transfer-Encoding": "chunked"}
 
 
 class Connection(BufferedReader):
@@ -256,7 +257,7 @@ class Connection(BufferedReader):
             headers,
             head_may_be_big=self._head_is_split
             or self._feed_bytes > self._service.settings.head_bytes_max,
-            bound_host=self._bound_host,
+            bound=self._bound,
         )
         if self._is_stranger:
             self._look_who_it_is(exchange)
@@ -309,9 +310,9 @@ class Connection(BufferedReader):
                 400, "a request to upgrade can't follow others unanswered"
             )
 
-    def _bound_host(self) -> str:
+    def _bound(self) -> tuple[str, int]:
         name = self._transport.get_extra_info("sockname")
-        return str(name[0]) if isinstance(name, tuple) else ""
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else ("", 0)
 
     def _refuse_rest(self, response: Response) -> None:
         """Answer what is being received with a refusal, and look at nothing after it."""
@@ -416,7 +417,7 @@ class Connection(BufferedReader):
                 await self._drain()
             elif isinstance(body, bytes):
                 answer.body_bytes = len(body)
-                await self._write_stream(exchange, answer, _slices(body))
+                await self._write_stream(exchange, answer, _slices(body), whole=body)
             else:
                 await self._write_stream(exchange, answer, body)
         except asyncio.CancelledError:
@@ -470,64 +471,116 @@ class Connection(BufferedReader):
 
     def _write_bytes(self, exchange: Exchange, response: Response, body: bytes) -> None:
         size = len(body)
+        headers, kind = response.headers, WHOLE
         if exchange.is_head_only:
             size = response.body_bytes or size
             body = b""
-        head = response_head(
+        elif response.covers_line:
+            kind = LINE
+        elif response.digest is not None:
+            kind, headers = DIGEST, {**(headers or {}), DIGEST_HEADER: response.digest}
+        lines = response_lines(
             response.status,
             content_type=response.content_type if size else "",
             body_bytes=size,
-            headers=response.headers,
+            headers=headers,
+        )
+        head = response_head(
+            response.status,
+            lines,
+            proof=exchange.prove(kind, response.status, lines, body),
             connection=self._connection_header(exchange),
         )
         self._write(head + body)
 
     async def _write_stream(
-        self, exchange: Exchange, response: Response, body: AsyncIterator[bytes]
+        self,
+        exchange: Exchange,
+        response: Response,
+        body: AsyncIterator[bytes],
+        *,
+        whole: bytes = b"",
     ) -> None:
-        size = response.body_bytes
+        """Write an answer whose body comes in pieces.
+
+        Args:
+            whole: The body of which they are pieces, if it is there.
+        """
+        size, headers = response.body_bytes, response.headers
+        kind = FRAMES
+        if exchange.is_head_only:
+            kind = WHOLE
+        elif response.covers_line:
+            kind = LINE
+        elif response.digest is not None:
+            kind, headers = DIGEST, {**(headers or {}), DIGEST_HEADER: response.digest}
+        is_framed = kind == FRAMES and exchange.is_signed
+        if is_framed:
+            size = None  # That of the body isn't that of its frames.
         is_chunked = size is None and exchange.version == "1.1"
         if size is None and not is_chunked:
             exchange.keep_alive = False  # HTTP/1.0 knows the end by the connection's.
-        headers = {**(response.headers or {}), **(_CHUNKED if is_chunked else {})}
+        lines = response_lines(
+            response.status,
+            content_type=response.content_type,
+            body_bytes=size,
+            headers=headers,
+        )
         self._write(
             response_head(
                 response.status,
-                content_type=response.content_type,
-                body_bytes=size,
-                headers=headers,
+                lines,
+                proof=exchange.prove(kind, response.status, lines, whole),
                 connection=self._connection_header(exchange),
+                is_chunked=is_chunked,
             )
         )
         self._flush()
         try:
             if not exchange.is_head_only:
-                await self._write_chunks(body, size, is_chunked)
+                await self._write_pieces(
+                    exchange, body, response.body_bytes, is_framed=is_framed, is_chunked=is_chunked
+                )
         finally:
             close = getattr(body, "aclose", None)
             if close is not None:
                 await close()
 
-    async def _write_chunks(
-        self, body: AsyncIterator[bytes], size: int | None, is_chunked: bool
+    async def _write_pieces(
+        self,
+        exchange: Exchange,
+        body: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        is_framed: bool,
+        is_chunked: bool,
     ) -> None:
         written = 0
-        async for chunk in body:
-            if not chunk:
+        framer = exchange.frame_writer() if is_framed else None
+        async for piece in body:
+            if not piece:
                 continue
-            written += len(chunk)
+            written += len(piece)
             if size is not None and written > size:
                 break
-            if is_chunked:
-                self._transport.write(b"%x\r\n" % len(chunk) + chunk + b"\r\n")
-            else:
-                self._transport.write(chunk)
+            self._write_piece([piece] if framer is None else framer.frames(piece), is_chunked)
             await self._drain()
         if size is not None and written != size:
             raise LocalProtocolError(f"a body announced {size} bytes and had {written} or more")
+        if framer is not None:
+            self._write_piece([framer.end()], is_chunked)
         if is_chunked:
             self._transport.write(b"0\r\n\r\n")
         await self._drain()
+
+    def _write_piece(self, parts: Sequence[bytes | memoryview], is_chunked: bool) -> None:
+        if is_chunked:
+            size = sum([len(part) for part in parts])
+            parts = [b"%x\r\n" % size, *parts, b"\r\n"]
+        if len(parts) > 1:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.write(parts[0])
 
     async def _drain(self) -> None:
         if self._drained is not None:
@@ -556,14 +609,11 @@ class Connection(BufferedReader):
             self._is_discarding = True  # It closes after the answer, which is a refusal.
             return
         self._flush()
-        self._transport.write(
-            response_head(
-                101,
-                body_bytes=None,
-                headers={"Upgrade": upgrade.protocol_name, **upgrade.headers},
-                connection="Upgrade",
-            )
-        )
+        headers = {"Upgrade": upgrade.protocol_name, **upgrade.headers}
+        lines = response_lines(101, body_bytes=None, headers=headers)
+        exchange = self._current
+        proof = "" if exchange is None else exchange.prove(WHOLE, 101, lines, b"")
+        self._transport.write(response_head(101, lines, proof=proof, connection="Upgrade"))
         self._connections.remove(self)
         self._connections.keep_upgraded(self._transport)
         self._is_discarding = True

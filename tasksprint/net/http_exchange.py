@@ -21,10 +21,11 @@ from tasksprint.errors import (
     UsageError,
 )
 from tasksprint.net.bugs import Bugs
-from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity
+from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity, OtherLife
 from tasksprint.net.http_body import BodyFeeder
-from tasksprint.net.http_messages import BODY_DIGEST_HEADER, parse_query
-from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST
+from tasksprint.net.http_messages import parse_query
+from tasksprint.net.keys import NO_BODY, STREAM_BODY
+from tasksprint.net.proofs import LIFE_HEADER, FrameWriter, proof_line
 from tasksprint.net.router import (
     Later,
     Request,
@@ -76,10 +77,10 @@ class Exchange:
     """
 
     __slots__ = (
+        "_answer_mac",
         "_body_bytes",
         "_body_bytes_max",
         "_claim",
-        "_declared_digest",
         "_hash",
         "_parts",
         "_peer",
@@ -101,8 +102,8 @@ class Exchange:
         self.route: Route | None = None
         self.refusal: Response | None = None
         self.feeder: BodyFeeder | None = None  # set if the body streams in
-        self._claim: Claim | None = None  # of a signature that is still to be verified
-        self._declared_digest: str | None = None  # verified; the body must have it
+        self._claim: Claim | None = None  # of a good signature: what follows is proved
+        self._answer_mac = ""
         self._body_bytes_max = 0
         self._body_bytes = 0
         self._parts: list[bytes] | None = None  # of a body in several pieces
@@ -125,9 +126,13 @@ class Exchange:
         headers: dict[str, str],
         *,
         head_may_be_big: bool,
-        bound_host: Callable[[], str],
+        bound: Callable[[], tuple[str, int]],
     ) -> None:
-        """Judge the head: route, sender, sizes. It may set `refusal`."""
+        """Judge the head: route, sender, sizes. It may set `refusal`.
+
+        Args:
+            bound: The host and the port of our end of the connection.
+        """
         try:
             target = raw_target.decode("ascii")
         except UnicodeDecodeError:
@@ -144,7 +149,7 @@ class Exchange:
                 self.keep_alive = False
                 return
         try:
-            self.route = route = self._find_route(request, target, bound_host)
+            self.route = route = self._find_route(request, target, bound)
             self._judge_body(route, request)
         except Exception as error:
             self.refusal = self.answer_to(error)
@@ -189,15 +194,8 @@ class Exchange:
         request, route = self.request, self.route
         assert request is not None and route is not None
         try:
-            if self._claim is not None:
-                self._verify(self._claim, self._body_digest(request))
-            elif self._declared_digest is not None:
-                digest = self._body_digest(request)
-                if digest != self._declared_digest:
-                    raise Refused(
-                        f"the body's digest is {digest}, the head named {self._declared_digest}",
-                        status=400,
-                    )
+            if self._claim is not None and self._claim.body not in (NO_BODY, STREAM_BODY):
+                self._check_body(self._claim, request)
             answer = route.handler(request)
             if type(answer) is Upgrade and not may_upgrade:
                 return error_response(
@@ -223,7 +221,8 @@ class Exchange:
         status = 500
         if isinstance(error, Refused):
             status = error.status or 403
-            if status in (401, 403) and service.gate is not None:
+            # (That one has to be told our life is no news.)
+            if status in (401, 403) and service.gate is not None and type(error) is not OtherLife:
                 service.gate.report(self._peer.rpartition(":")[0], method, path, error)
         elif isinstance(error, (RemoteProtocolError, UsageError)):
             status = 400
@@ -234,40 +233,67 @@ class Exchange:
         response = error_response(status, str(error.args[0]), hint=error.hint)
         if status == 405:
             response.headers = {"Allow": service.router.allowed(path)}
+        elif isinstance(error, OtherLife) and service.gate is not None:
+            response.headers = {**(response.headers or {}), LIFE_HEADER: service.gate.life}
         return response
+
+    # --- proving the answer ---
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether who asked proved the cluster key, and is to get answers that prove it."""
+        return self._claim is not None
+
+    def prove(self, kind: str, status: int, lines: bytes, body: bytes) -> str:
+        """Return the line that proves an answer; "" for who can't check it.
+
+        Args:
+            kind: How the body is proved (proofs.py).
+            lines: Of the answer's head, as they are written before the proof.
+        """
+        claim, gate = self._claim, self._service.gate
+        if claim is None or gate is None:
+            return ""
+        self._answer_mac, line = proof_line(gate.key, claim.mac, kind, status, lines, body)
+        return line
+
+    def frame_writer(self) -> FrameWriter:
+        """Return what frames the body of the answer whose head was proved."""
+        assert self._service.gate is not None and self._answer_mac
+        return FrameWriter(self._service.gate.key, self._answer_mac)
 
     # --- inside ---
 
-    def _find_route(self, request: Request, target: str, bound_host: Callable[[], str]) -> Route:
+    def _find_route(
+        self, request: Request, target: str, bound: Callable[[], tuple[str, int]]
+    ) -> Route:
         path = request.path
         if not path.startswith("/"):
             raise Refused(f"the request's path {path!r} doesn't begin with '/'", status=400)
         service = self._service
-        if service.gate is None:
+        gate = service.gate
+        if gate is None:
             route, request.segments = service.router.find(request.method, path)
             request.identity = Identity.CLUSTER
             return route
+        self._claim = gate.claim(request.method, target, request.headers)
         found: Route | None = None
         unknown: Refused | None = None
         try:
             found, request.segments = service.router.find(request.method, path)
         except Refused as refusal:
             unknown = refusal
-        admitted = service.gate.admit(
+        request.identity = gate.admit(
             request.method,
-            target,
             request.headers,
             request.query,
+            self._claim,
             access=Access.KEY if found is None else found.access,
-            bound_host=bound_host,
+            bound=bound,
         )
         # After the gate: who shows neither signature nor token learns no paths.
         if found is None:
             raise cast(Refused, unknown)
-        if type(admitted) is Identity:
-            request.identity = admitted
-        else:
-            self._claim = cast(Claim, admitted)
         return found
 
     def _judge_body(self, route: Route, request: Request) -> None:
@@ -275,30 +301,24 @@ class Exchange:
         headers = request.headers
         limit = route.body_bytes_max
         self._body_bytes_max = settings.body_bytes_max if limit is None else limit
-        length = _length_of(headers)
-        is_chunked = "transfer-encoding" in headers
         claim = self._claim
-        if claim is None and request.identity is Identity.ANYONE:
+        if request.identity is Identity.ANYONE:
             self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
+        length = _length_of(headers)
         if length > self._body_bytes_max:
             raise self._body_too_big(request)
         if claim is None:
             return
+        has_body = length > 0 or "transfer-encoding" in headers
+        is_fit = (claim.body != NO_BODY) == has_body
         if route.streams_body:
-            self._verify(claim, STREAM_DIGEST)
-            return
-        declared = headers.get(BODY_DIGEST_HEADER)
-        if declared is not None:
-            self._verify(claim, declared)
-            self._declared_digest = declared
-        elif is_chunked:
-            self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
-        elif length > settings.unproven_body_bytes_max:
+            is_fit = claim.body == STREAM_BODY or not (has_body or claim.body)
+        if not is_fit or (claim.body == STREAM_BODY and not route.streams_body):
             raise Refused(
-                f"a body of {length} bytes must name its digest in its head",
+                f"the signature says {claim.body!r} of the body, which isn't so",
                 status=401,
-                hint=f"send the header {BODY_DIGEST_HEADER}: <SHA-256 in hex> with bodies of "
-                f"more than {settings.unproven_body_bytes_max} bytes",
+                hint="sign with the SHA-256 of the body, with nothing if there is none, or with "
+                "'stream' where it streams in",
             )
 
     def _body_too_big(self, request: Request) -> Refused:
@@ -307,15 +327,15 @@ class Exchange:
             status=413,
         )
 
-    def _verify(self, claim: Claim, digest: str) -> None:
-        assert self._service.gate is not None and self.request is not None
-        self.request.identity = self._service.gate.verify(claim, digest)
-        self._claim = None
-
-    def _body_digest(self, request: Request) -> str:
+    def _check_body(self, claim: Claim, request: Request) -> None:
         if self._hash is not None:
-            return cast(str, self._hash.hexdigest())
-        return hashlib.sha256(request.body).hexdigest() if request.body else EMPTY_DIGEST
+            digest = cast(str, self._hash.hexdigest())
+        else:
+            digest = hashlib.sha256(request.body).hexdigest()
+        if digest != claim.body:
+            raise Refused(
+                f"the body's digest is {digest}, the signature names {claim.body!r}", status=401
+            )
 
 
 def _length_of(headers: dict[str, str]) -> int:

@@ -17,24 +17,17 @@ from tasksprint.encoding import decode_json
 from tasksprint.errors import LocalProtocolError, Refused, RemoteProtocolError
 
 __all__ = [
-    "BODY_DIGEST_HEADER",
-    "DIGEST_NAMED_BYTES",
     "JSON_TYPE",
     "HttpResponse",
     "parse_query",
     "parse_range",
     "request_head",
     "response_head",
+    "response_lines",
     "target_of",
 ]
 
 JSON_TYPE = "application/json"
-
-# Names the SHA-256 of a request's body in its head, so that the signature can be
-# checked before the body is read.
-BODY_DIGEST_HEADER = "body-sha256"
-# Our clients name the digest of bodies of more than this; below what servers demand.
-DIGEST_NAMED_BYTES = 4 * 1024
 
 _STATUS_LINES = {
     int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -144,42 +137,50 @@ def request_head(
 
 
 def response_head(
+    status: int, lines: bytes, *, proof: str = "", connection: str = "", is_chunked: bool = False
+) -> bytes:
+    """Return the head of an answer, up to and with the empty line.
+
+    Args:
+        lines: What `response_lines` returns, for the same status.
+        proof: The line that proves the answer and these lines; those behind it
+            belong to the connection.
+    """
+    text = proof
+    if connection:
+        text += f"Connection: {connection}\r\n"
+    if is_chunked:
+        text += "Transfer-Encoding: chunked\r\n"
+    start = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+    return b"%b%b%b\r\n" % (start, lines, text.encode("latin-1"))
+
+
+def response_lines(
     status: int,
     *,
     content_type: str = "",
     body_bytes: int | None = 0,
     headers: Mapping[str, str] | None = None,
-    connection: str = "",
 ) -> bytes:
-    """Return the head of an answer, up to and with the empty line.
+    """Return the lines of an answer's head that say something of the answer itself.
 
     Args:
         body_bytes: Size of the body; None: none is announced (chunks, or until the end
-            of the connection; `headers` then say which).
+            of the connection).
     """
     if headers:
-        return _response_head(status, content_type, body_bytes, connection, _header_lines(headers))
-    return _plain_head(status, content_type, body_bytes, connection)
+        return _lines(status, content_type, body_bytes) + _header_lines(headers).encode("latin-1")
+    return _lines(status, content_type, body_bytes)
 
 
-def _response_head(
-    status: int, content_type: str, body_bytes: int | None, connection: str, lines: str
-) -> bytes:
+@lru_cache(maxsize=1024)  # Most answers are small, and alike but for their sizes.
+def _lines(status: int, content_type: str, body_bytes: int | None) -> bytes:
     text = ""
     if content_type:
         text = f"Content-Type: {content_type}\r\n"
     if body_bytes is not None and status >= 200 and status != 204:
         text += f"Content-Length: {body_bytes}\r\n"
-    if connection:
-        text += f"Connection: {connection}\r\n"
-    text += lines
-    start = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
-    return start + text.encode("latin-1") + b"\r\n"
-
-
-@lru_cache(maxsize=1024)  # Most answers are small, and alike but for their sizes.
-def _plain_head(status: int, content_type: str, body_bytes: int | None, connection: str) -> bytes:
-    return _response_head(status, content_type, body_bytes, connection, "")
+    return text.encode("latin-1")
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

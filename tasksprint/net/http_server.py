@@ -89,9 +89,13 @@ class HttpServer:
                     bugs=self._service.bugs,
                 )
             )
-        self.address = format_address(host, sockets[0].getsockname()[1])
-        if self._service.gate is not None:
-            self._service.gate.allow_hosts([self.address])
+        port = sockets[0].getsockname()[1]
+        self.address = format_address(host, port)
+        gate = self._service.gate
+        if gate is not None:
+            gate.allow(self.address)
+            for bound in sockets:  # "localhost" has several numbers.
+                gate.allow(format_address(*bound.getsockname()[:2]))
         self._sweep()
         return self.address
 

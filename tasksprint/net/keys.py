@@ -1,23 +1,26 @@
-"""The cluster key: its file, and the signatures made with it.
+"""The cluster key: its file, and what is proved with it.
 
 Every request between processes carries
 
-    Authorization: TaskSprint time=<ms>,nonce=<32 hex digits>,mac=<64 hex digits>
+    Authorization: TaskSprint life=<16 hex>,nonce=<32 hex>,body=<…>,mac=<64 hex>
 
 where `mac` is HMAC-SHA256 with the key over these lines, each ended by a newline
 but for the last:
 
     tasksprint-request
     <method> <path with query> <Host header>
-    <time> <nonce>
-    <SHA-256 of the body in hex, or "stream" for a body that is sent as a stream>
+    <life> <nonce>
+    <body: its SHA-256 in hex, nothing for none, or "stream" for one sent as a stream>
 
-The Host stands in it so that a request overheard on the way to one process can't
-be sent to another. The nonce's first half names the sender (random at its start)
+The Host, with its port, stands in it so that a request to one process can't be handed
+to another; the *life*, random for each start of a server, so that it can't be sent again
+to a later start. The nonce's first half names the sender (random at its start)
 and its second half counts up: so a server remembers one number and a window for
-each sender, not one entry for each request.
+each sender, not one entry for each request. No clock has a part in it.
 
-This proves who wrote a request and that nobody changed it. It hides nothing:
+Every answer to such a request is proved as well; proofs.py says how.
+
+This proves who wrote what and that nobody changed it. It hides nothing:
 bodies are readable on the wire.
 """
 
@@ -29,31 +32,39 @@ import itertools
 import os
 import re
 import stat
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from tasksprint.durable_files import sync_directory
 from tasksprint.errors import SettingsError
 from tasksprint.net.addresses import cause_of
 
 __all__ = [
-    "EMPTY_DIGEST",
-    "STREAM_DIGEST",
+    "NO_BODY",
+    "STREAM_BODY",
+    "UNKNOWN_LIFE",
     "ClusterKey",
     "Mac",
+    "Signature",
     "create_key",
     "find_key_file",
     "load_key",
+    "new_life",
     "open_key",
 ]
 
-EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()
-STREAM_DIGEST = "stream"  # stands for the digest of a body that isn't known beforehand
+# What a signature says of a body in place of its digest:
+NO_BODY = ""
+STREAM_BODY = "stream"  # It isn't known beforehand.
+# Named to a server whose life isn't known; no server has it, so it is told the right one.
+UNKNOWN_LIFE = "0" * 16
 
 KEY_BYTES = 32
 _KEY_PATTERN = re.compile(rb"([0-9a-fA-F]{64})\s*\Z")
 _BLOCK_BYTES = 64  # of SHA-256
+# Addresses whose life is remembered. Forgetting one costs a round trip.
+_LIVES_MAX = 4_096
 
 
 class Mac:
@@ -81,14 +92,25 @@ class Mac:
         return outer.digest()
 
 
+class Signature(NamedTuple):
+    """What proves one request."""
+
+    authorization: str  # the header
+    mac: str  # its last part, by which answers name the request
+    life: str  # of the server, for which it was signed
+
+
 class ClusterKey:
     """The secret that every process of a cluster knows; it never travels.
+
+    It also knows what a process needs to sign with it: its own name as a sender, how
+    many requests it has signed, and the lives of the servers that it asks.
 
     Raises:
         SettingsError: The secret hasn't 32 bytes.
     """
 
-    __slots__ = ("_counter", "_digest", "_sender")
+    __slots__ = ("_counter", "_digest", "_lives", "_sender")
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != KEY_BYTES:
@@ -96,38 +118,67 @@ class ClusterKey:
         self._digest = Mac(secret).digest
         self._sender = os.urandom(8).hex()
         self._counter = itertools.count(1)
+        self._lives: dict[str, str] = {}  # of the server at each address, as it told
 
     def __repr__(self) -> str:
         return "ClusterKey(…)"  # Never the secret: it would end in a log.
 
+    @property
+    def fingerprint(self) -> str:
+        """Digits by which this key is known again; they tell nothing of it."""
+        return self._digest(b"tasksprint-fingerprint").hex()[:16]
+
     def request_mac(
-        self, method: str, target: str, host: str, *, time_ms: int, nonce: str, body_digest: str
+        self, method: str, target: str, host: str, *, life: str, nonce: str, body: str
     ) -> str:
         """Return the hex digits that prove a request (see the module's docstring)."""
-        what = f"tasksprint-request\n{method} {target} {host}\n"
-        return self._digest(f"{what}{time_ms} {nonce}\n{body_digest}".encode()).hex()
+        what = f"tasksprint-request\n{method} {target} {host}\n{life} {nonce}\n{body}"
+        return self._digest(what.encode()).hex()
 
-    def sign(
-        self,
-        method: str,
-        target: str,
-        host: str,
-        *,
-        body_digest: str = EMPTY_DIGEST,
-        time_ms: int | None = None,
-    ) -> str:
-        """Return the `Authorization` of a request that is sent now.
+    def sign(self, method: str, target: str, address: str, *, body: str = NO_BODY) -> Signature:
+        """Return what proves a request that is sent now.
 
         Sign at the last moment: a request that is overtaken by thousands of later
         ones of this process counts as a repetition.
+
+        Args:
+            address: As the Host header has it.
+            body: The SHA-256 of the body in hex, `NO_BODY` or `STREAM_BODY`.
         """
+        life = self._lives.get(address, UNKNOWN_LIFE)
         nonce = f"{self._sender}{next(self._counter):016x}"
-        if time_ms is None:
-            time_ms = time.time_ns() // 1_000_000
-        mac = self.request_mac(
-            method, target, host, time_ms=time_ms, nonce=nonce, body_digest=body_digest
-        )
-        return f"TaskSprint time={time_ms},nonce={nonce},mac={mac}"
+        mac = self.request_mac(method, target, address, life=life, nonce=nonce, body=body)
+        text = f"TaskSprint life={life},nonce={nonce},body={body},mac={mac}"
+        return Signature(text, mac, life)
+
+    def knows_life(self, address: str) -> bool:
+        """Whether the server at an address has told its life."""
+        return address in self._lives
+
+    def learn_life(self, address: str, life: str, *, signed_for: str) -> None:
+        """Take the life of the server at an address, as a proven refusal told it.
+
+        Args:
+            signed_for: The life for which the refused request was signed.
+        """
+        if life == signed_for:
+            # It wasn't the life that was wrong, then, but the number: somebody else signs as
+            # this sender. A process that was copied with its memory, as virtual machines are.
+            self._sender = os.urandom(8).hex()
+        elif len(self._lives) >= _LIVES_MAX:
+            self._lives.clear()
+        self._lives[address] = life
+
+    def answer_mac(
+        self, request_mac: str, kind: str, status: int, lines: bytes, covered: bytes | memoryview
+    ) -> str:
+        """Return the hex digits that prove an answer (see proofs.py)."""
+        start = f"tasksprint-answer\n{request_mac} {kind} {status}\n".encode()
+        return self._digest(start, lines, b"\r\n", covered).hex()
+
+    def frame_mac(self, answer_mac: str, number: int, data: bytes | memoryview) -> bytes:
+        """Return what proves one piece of an answer that streams (see proofs.py)."""
+        return self._digest(f"tasksprint-frame\n{answer_mac} {number}\n".encode(), data)
 
     def token_mac(self, scope: str, expiry_s: int) -> str:
         """Return the hex digits that prove a token (see `tokens`)."""
@@ -136,6 +187,11 @@ class ClusterKey:
     def derive(self, purpose: str) -> Mac:
         """Return a MAC for one purpose, such as one connection between replicas."""
         return Mac(self._digest(f"tasksprint-derive\n{purpose}".encode()))
+
+
+def new_life() -> str:
+    """Return a name for one start of one server."""
+    return os.urandom(8).hex()
 
 
 def find_key_file(

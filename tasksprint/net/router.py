@@ -89,6 +89,10 @@ class Response:
     `body` is bytes, or an iterator of bytes that is read no faster than the other end
     reads; with `body_bytes` its size is announced and must be kept, without it goes
     in chunks.
+
+    For who proves the key the answer is proved, body and all. That of bytes that a digest
+    covers costs nothing: `digest` names it (of a 2xx answer); or `covers_line` says that the
+    body's first line holds digests of all that follows it.
     """
 
     status: int = 200
@@ -96,6 +100,8 @@ class Response:
     content_type: str = JSON_TYPE
     headers: Mapping[str, str] | None = None
     body_bytes: int | None = None
+    digest: str | None = None  # SHA-256 of the whole body
+    covers_line: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ receives comes on the connections that its peers opened. A connection begins as
     POST /v1/replica?source=1&target=2&nonce=<32 hex digits>&life=<number>
     Upgrade: tasksprint-replica, Connection: Upgrade, Authorization: …
 
-signed like any request. The answer is 101 with the header `Stream-Nonce`, the nonce of
-the other side, and `Stream-Proof`, by which it shows that it knows the key too. Then come
+signed and answered like any request: 101 with the header `Stream-Nonce`, the nonce of the
+other side, and a `Proof` (proofs.py). Then come
 frames, from the opener only:
 
     4 bytes  size of the body, big-endian
@@ -56,6 +56,7 @@ from tasksprint.net.deadlines import wait_at_most, within
 from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_messages import HttpResponse, request_head, target_of
 from tasksprint.net.keys import ClusterKey, Mac
+from tasksprint.net.proofs import WHOLE, AnswerProof, told_life, wavers
 from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.net.router import Request, Response, Router, Upgrade
 from tasksprint.settings import Settings
@@ -216,13 +217,16 @@ class PeerStreams:
         """
         host, port = parse_address(address)
         loop = asyncio.get_running_loop()
-        _, sender = await loop.create_connection(lambda: _Sender(self, peer), host, port)
-        try:
-            await sender.open(address)
-        except BaseException:
+        for _ in range(2):
+            _, sender = await loop.create_connection(lambda: _Sender(self, peer), host, port)
+            try:
+                if await sender.open(address):
+                    return sender
+            except BaseException:
+                sender.close()
+                raise
             sender.close()
-            raise
-        return sender
+        raise wavers(address)
 
     def mark(self, sender: _Sender) -> None:
         """Flush this sender at the end of the turn."""
@@ -300,7 +304,7 @@ class PeerStreams:
         mac = _stream_mac(self.key, source, self.me, nonce, own_nonce)
         return Upgrade(
             PROTOCOL_NAME,
-            {"Stream-Nonce": own_nonce, "Stream-Proof": mac.digest(b"accepted").hex()},
+            {"Stream-Nonce": own_nonce},
             lambda: _Receiver(self, source, mac, life),
         )
 
@@ -409,6 +413,7 @@ class _Sender(BufferedReader):
         self._answer_bytes = 0
         self._headers: dict[str, str] = {}
         self._body = b""
+        self._proof: AnswerProof | None = None  # of the answer, while there is none
         self._answer: asyncio.Future[HttpResponse] = self._loop.create_future()
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self._is_open = False
@@ -450,7 +455,8 @@ class _Sender(BufferedReader):
         self._lose(cause_of(error) if isinstance(error, OSError) else "it closed the connection")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if self._proof is None or self._proof.add_line(name, value):
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, data: bytes) -> None:
         self._body = (self._body + data)[: self._streams.settings.head_bytes_max]
@@ -460,8 +466,11 @@ class _Sender(BufferedReader):
             status = self._parser.get_status_code()
             self._answer.set_result(HttpResponse(status, self._headers, self._body))
 
-    async def open(self, address: str) -> None:
+    async def open(self, address: str) -> bool:
         """Ask for the stream and check that the other side knows the key.
+
+        Returns:
+            False: its life was another one than it was thought to be; ask anew.
 
         Raises:
             PeerUnreachable, Refused, RemoteProtocolError: It can't be had.
@@ -476,19 +485,25 @@ class _Sender(BufferedReader):
             query["cluster"] = self._streams.cluster
         target = target_of(STREAM_PATH, query)
         headers = {"Upgrade": PROTOCOL_NAME, "Connection": "Upgrade"}
-        authorization = key.sign("POST", target, address)
+        authorization, mac, signed_for = key.sign("POST", target, address)
+        self._proof = proof = AnswerProof(key, mac, address)
         self._transport.write(
             request_head("POST", target, address, authorization=authorization, headers=headers)
         )
         answer = await self._answer
+        proof.check_head(answer.status, answer.headers)
+        if proof.kind != WHOLE:
+            raise proof.unproven()
+        proof.check_body(answer.body)
+        if (life := told_life(answer.status, answer.headers)) is not None:
+            key.learn_life(address, life, signed_for=signed_for)
+            return False
         if answer.status != 101:
             answer.checked()
             raise RemoteProtocolError(f"answered with status {answer.status}, expected 101")
-        mac = _stream_mac(key, me, peer, nonce, answer.headers.get("stream-nonce", ""))
-        proof = answer.headers.get("stream-proof", "")
-        if not hmac.compare_digest(mac.digest(b"accepted").hex().encode(), proof.encode()):
-            raise RemoteProtocolError("the process there doesn't prove the cluster key")
-        self._mac = mac
+        peer_nonce = answer.headers.get("stream-nonce", "")
+        self._mac = _stream_mac(key, me, peer, nonce, peer_nonce)
+        return True
 
     def send(self, frame: bytes) -> bool:
         waiting = self._parts_bytes

@@ -268,7 +268,8 @@ class _Backup:
         give_up_ms = monotonic_ms() + self._settings.mirror_session_idle_ms
         while True:
             try:
-                return self._ask("GET", f"/v1/mirror/{session}/{number}").body
+                # (`check_piece` checks the rest.)
+                return self._ask("GET", f"/v1/mirror/{session}/{number}", checks_rest=True).body
             except PeerUnreachable:
                 if monotonic_ms() >= give_up_ms:
                     raise
@@ -296,8 +297,9 @@ class _Backup:
             self._archives += 1
             self._tell(writer)
 
-    def _ask(self, method: str, path: str) -> HttpResponse:
-        return self._cluster.direct(self._source.address, method, path)
+    def _ask(self, method: str, path: str, *, checks_rest: bool = False) -> HttpResponse:
+        address = self._source.address
+        return self._cluster.direct(address, method, path, checks_rest=checks_rest)
 
     def _tell(self, writer: BackupWriter) -> None:
         now_s = time.monotonic()

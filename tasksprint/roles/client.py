@@ -27,7 +27,7 @@ from tasksprint.coordination.commands import (
     Report,
     encode_command,
 )
-from tasksprint.coordination.view import decode_view
+from tasksprint.coordination.view import View, decode_view
 from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     LocalProtocolError,
@@ -56,6 +56,7 @@ from tasksprint.execution.effects import (
 from tasksprint.execution.workbench import LOST_UNREPORTED, Workbench
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 from tasksprint.net.bugs import Bugs
+from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachedProgram, socket_path
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
@@ -124,6 +125,9 @@ class Client:
         self.leader = Leader(
             options.coordinators, self.http, random, self.now_ms, refuse=self._other_cluster
         )
+        # Once a cluster took this client with this key, whoever says that the key is wrong is
+        # no coordinator of it.
+        self.leader.ends_by_wrong_key = store.get_fact("key") != options.key.fingerprint
         self._lives = ClientLives(options.data_dir, random)
         self.started_ms = self.now_ms()
         self.database_path = store.path
@@ -302,20 +306,17 @@ class Client:
             held=tuple(Held(job, tid, digest) for job, tid, digest in held),
         )
         body = encode_command(command)
-        response = await self.leader.request("POST", "/v1/commands", body=body)
-        reply = response.checked().json_object()
-        if "error" in reply:
-            raise SettingsError(f"the cluster refuses this client: {reply['error']}")
-        cluster, number, former = reply.get("cluster"), reply.get("cid"), self.leader.cluster
-        if not isinstance(cluster, str) or type(number) is not int:
-            raise RemoteProtocolError(f"what answers as the leader says {reply!r:.80} to a join")
-        if cluster != former:
+        cluster, cid = await self.leader.ask("POST", "/v1/commands", _read_joined, body=body)
+        former, facts = self.leader.cluster, {"cluster": cluster}
+        if cluster != former and former is not None:
             # Ours has gone on under this name: others of it aren't listened to any more.
-            if former is not None:
-                _log.warning("cluster %s went on as cluster %s", former, cluster)
+            _log.warning("cluster %s went on as cluster %s", former, cluster)
+        if self.leader.ends_by_wrong_key:
+            self.leader.ends_by_wrong_key = False
+            facts["key"] = self.options.key.fingerprint
+        if cluster != former or len(facts) > 1:
             self.leader.cluster = cluster
-            await self.writer.run(lambda store: store.set_fact("cluster", cluster))
-        cid = ClientId(number)
+            await self.writer.run(_set_facts, facts)
         self.workbench.reset(cid, incarnation, self.now_ms())
         self._joined.set()
         self._lives.joined(self.now_ms())
@@ -356,17 +357,20 @@ class Client:
             }
             if stalls := self._find_stalls():
                 query["stalls"] = stalls
-            response = await self.leader.request("GET", "/v1/view", query=query, wait_ms=wait_ms)
-            if response.status == _CONFLICT:
+            if (complaint := self.leader.complaint) is not None:
+                query["complaint"] = complaint
+            view, members = await self.leader.ask(
+                "GET", "/v1/view", _read_view, query=query, wait_ms=wait_ms
+            )
+            if not isinstance(view, View):
                 self._joined.clear()
-                self._lives.give_way(workbench.cid, response.json_object())
+                self._lives.give_way(workbench.cid, view)
                 _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
                 await self._lives.pause(self.now_ms())
                 await self._join()
                 continue
-            view = decode_view(response.checked().body)
-            if members := response.headers.get(MEMBERS_HEADER):
-                self.leader.learn(members.split(","))
+            if members:
+                self.leader.learn(members)
             for client in view.clients:
                 self.addresses[client.cid] = client.address
             workbench.view_changed(view, self.now_ms())
@@ -381,8 +385,7 @@ class Client:
             if effect is None:
                 continue
             body = await self._encode_report(effect)
-            response = await self.leader.request("POST", "/v1/commands", body=body)
-            reply = response.checked().json_object()
+            reply = await self.leader.ask("POST", "/v1/commands", _read_object, body=body)
             if "error" in reply:
                 # Dead, or of an older incarnation: the poll learns it too, and joins anew.
                 _log.warning(
@@ -420,9 +423,9 @@ class Client:
                 self.workbench.cid, incarnation, request, tuple(nodes.items())
             )
             body = encode_command(command)
-            response = await self.leader.request("POST", "/v1/commands", body=body)
+            reply = await self.leader.ask("POST", "/v1/commands", _read_object, body=body)
             # Else it joins anew, and tells then.
-            if "error" not in response.checked().json_object():
+            if "error" not in reply:
                 told = (incarnation, nodes)
 
     async def _watch_disk(self) -> None:
@@ -727,6 +730,34 @@ class Client:
         else:
             self.workbench.program_ready(program)
         self.turn()
+
+
+def _set_facts(store: ResultStore, facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        store.set_fact(name, value)
+
+
+def _read_object(response: HttpResponse) -> dict[str, Any]:
+    return response.checked().json_object()
+
+
+def _read_joined(response: HttpResponse) -> tuple[str, ClientId]:
+    """Return the cluster and the number that a join was answered with."""
+    reply = _read_object(response)
+    if "error" in reply:
+        raise SettingsError(f"the cluster refuses this client: {reply['error']}")
+    cluster, number = reply.get("cluster"), reply.get("cid")
+    if not isinstance(cluster, str) or type(number) is not int:
+        raise RemoteProtocolError(f"says {reply!r:.80} to a join")
+    return cluster, ClientId(number)
+
+
+def _read_view(response: HttpResponse) -> tuple[View | dict[str, Any], list[str]]:
+    """Return a view, and where the coordinators are; or what is said to who isn't alive."""
+    if response.status == _CONFLICT:
+        return response.json_object(), []
+    members = response.headers.get(MEMBERS_HEADER, "")
+    return decode_view(response.checked().body), members.split(",") if members else []
 
 
 def _bytes_in_memory(result: Result) -> int:

@@ -78,7 +78,10 @@ class Fetcher:
         if address is None:
             raise PeerUnreachable(f"client {cid} has no address")
         body = encode_json([[one.job, one.tid, one.digest, list(one.keys)] for one in left])
-        response = await self._client.http.request(address, "POST", "/v1/values", body=body)
+        # (`_take` checks the rest.)
+        response = await self._client.http.request(
+            address, "POST", "/v1/values", body=body, checks_rest=True
+        )
         entries, rest = _split(response.checked().body, len(left))
         for entry in entries:
             request = left[0]
@@ -110,7 +113,7 @@ class Fetcher:
                     if size > ROW_VALUE_BYTES_MAX and client.values.is_half_full:
                         content = await on_thread(partial(client.held.files.write, content))
                 elif key in request.keys:
-                    content = await self._stream(address, request, key, size)
+                    content = await self._stream(address, request, key, size, digest)
                     found = content.digest
                 else:
                     continue
@@ -132,13 +135,17 @@ class Fetcher:
         )
         return rest
 
-    async def _stream(self, address: str, request: FetchRequest, key: str, size: int) -> FileValue:
-        """Fetch one value, however large, into a file."""
+    async def _stream(
+        self, address: str, request: FetchRequest, key: str, size: int, digest: str
+    ) -> FileValue:
+        """Fetch one value, however large, into a file; `_take` checks its digest."""
         path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
         query = {"digest": request.digest}
         staging = Staging(self._client.held.files)
         try:
-            async with self._client.http.stream(address, "GET", path, query=query) as response:
+            async with self._client.http.stream(
+                address, "GET", path, query=query, digest=digest
+            ) as response:
                 if response.status != _OK:
                     (await response.read()).checked()
                 async for chunk in response.chunks():

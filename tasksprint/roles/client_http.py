@@ -68,7 +68,9 @@ class ClientPaths:
             entries.append([manifest, list(found)])
             parts += found.values()
             left -= sum(map(len, found.values()))
-        return Response(200, encode_json(entries) + b"\n" + b"".join(parts), _BYTES)
+        # The line has the manifests, and those the digests of the values that follow.
+        body = encode_json(entries) + b"\n" + b"".join(parts)
+        return Response(200, body, _BYTES, covers_line=True)
 
     async def _batch(
         self, job: JobId, tid: TaskId, digest: str, manifest: Manifest, keys: list[str], left: int
@@ -127,7 +129,7 @@ class ClientPaths:
                 f"no value under key {key!r} of task {tid} of job {job} here", status=404
             )
         assert manifest is not None
-        _, kind, size, _ = found
+        _, kind, size, value_digest = found
         content_type = "application/json" if kind == "json" else _BYTES
         status, first, end = 200, 0, size
         headers: dict[str, str] = {"Accept-Ranges": "bytes"}
@@ -145,7 +147,14 @@ class ClientPaths:
         else:
             whole = (first, end) == (0, size)
             body = self._pieces(job, tid, digest, loaded[1], None if whole else (first, end))
-        return Response(status, body, content_type, headers, body_bytes=end - first)
+        return Response(
+            status,
+            body,
+            content_type,
+            headers,
+            body_bytes=end - first,
+            digest=value_digest if status == 200 else None,
+        )
 
     async def _pieces(
         self,
@@ -187,7 +196,10 @@ class ClientPaths:
     def _status(self, request: Request) -> Response:
         client = self._client
         free_space = client.free_space.summary()
-        return json_response({**client.workbench.summary(), "free_space": free_space})
+        complaint = client.leader.complaint
+        return json_response(
+            {**client.workbench.summary(), "free_space": free_space, "complaint": complaint}
+        )
 
     def _stop(self, request: Request) -> Response:
         _log.info("stops: asked to by %s", request.peer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
+from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.archive import unpack
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.last_use import (
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tasksprint.roles.client import Client
 
 __all__ = ["ClientPrograms"]
+
+_NOT_FOUND = 404
 
 
 class ClientPrograms:
@@ -70,7 +73,9 @@ class ClientPrograms:
             return
         self._uses.use(digest, monotonic_ms())
         if not self.directory(digest).is_dir():
-            response = await self._client.leader.request("GET", f"/v1/archives/{digest}")
+            response = await self._client.leader.ask(
+                "GET", f"/v1/archives/{digest}", _read_archive, digest=digest
+            )
             archive = response.checked().body
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, lambda: unpack(archive, digest, self._root))
@@ -83,3 +88,7 @@ class ClientPrograms:
                 timeout_ms=self._client.settings.setup_timeout_ms,
                 failure=NodeFailed,
             )
+
+
+def _read_archive(response: HttpResponse) -> HttpResponse:
+    return response if response.status == _NOT_FOUND else response.checked()

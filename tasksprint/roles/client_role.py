@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.errors import EXIT_OK, Refused, TaskSprintError, UsageError
+from tasksprint.errors import EXIT_OK, Refused, UnprovenAnswer, UsageError
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
@@ -40,8 +40,6 @@ __all__ = ["run_role"]
 _log = logging.getLogger("tasksprint.client")
 
 _NODES_MAX = 1_000
-_WRONG_KEY = "wrong key"  # in the sentence with which a client ends that is refused for it
-
 
 def run_role(options: argparse.Namespace) -> int:
     """Run one client until it is told to stop."""
@@ -55,8 +53,9 @@ def run_role(options: argparse.Namespace) -> int:
         note_own_key(key_file)
     coordinators = parse_addresses(options.coordinators)
     _, port = parse_address(options.listen)
-    if options.advertise is not None:
-        parse_address(options.advertise)
+    advertised: list[str] = options.advertise or []
+    for address in advertised:
+        parse_address(address)
     if options.nodes is not None and not 1 <= options.nodes <= _NODES_MAX:
         raise UsageError(f"--nodes {options.nodes} is not from 1 to {_NODES_MAX}")
     resources = measure(options.nodes)
@@ -73,12 +72,13 @@ def run_role(options: argparse.Namespace) -> int:
                 private_directory(data_dir),
                 resources.nodes,
                 listen=options.listen,
-                advertise=options.advertise,
+                advertised=advertised,
                 state=state,
             )
         )
-    except TaskSprintError as error:
-        if _WRONG_KEY not in str(error) or not (hint := own_key_hint(key_file)):
+    except UnprovenAnswer as error:
+        # (So a client ends only at its first start, by its key.)
+        if not (hint := own_key_hint(key_file)):
             raise
         raise Refused(f"{error}: {hint}") from error
 
@@ -90,7 +90,7 @@ async def _serve(
     slots: int,
     *,
     listen: str,
-    advertise: str | None,
+    advertised: list[str],
     state: Path,
 ) -> int:
     watch_loop()
@@ -99,14 +99,14 @@ async def _serve(
         _log.warning("%s", lowered)
     FreeSpace(settings, data_dir).require("client")
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
-    gate = Gate(key, settings, hosts=[] if advertise is None else [advertise])
+    gate = Gate(key, addresses=advertised)
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
     client.loop.set_exception_handler(client.bugs.handle)
     server = HttpServer(ClientPaths(client).router, gate, settings, bugs=client.bugs)
     registered = register_client(state, data_dir, socket_path(data_dir))
     try:
         address = await server.listen(listen)
-        client.address = advertise or address
+        client.address = advertised[0] if advertised else address
         _log.info("listens on %s, data in %s", address, data_dir)
         await client.start()
         await wait_for_end(client.stopped)

@@ -115,20 +115,29 @@ class Cluster:
         Raises:
             PeerUnreachable: No coordinator led within `give_up_ms` (default: a setting).
             Refused: The leader refused; with its words.
+            RemoteProtocolError: What answers at all addresses is none of ours, or has
+                another key.
         """
         limit_ms = self._settings.find_leader_timeout_ms if give_up_ms is None else give_up_ms
         started_ms = monotonic_ms()
         cause, is_answered = "", False
+        strange: set[str] = set()  # where something answers that can't be believed
         while True:
             address = self._rota.address
             try:
                 response = self._ask(address, method, path, query, body, wait_ms)
-            except PeerUnreachable as error:
+            except (PeerUnreachable, RemoteProtocolError) as error:
                 pause_s = self._rota.failed()
                 # One that answers and doesn't lead says more than one that is gone.
                 cause = cause if is_answered else str(error)
+                strange.discard(address)
+                if isinstance(error, RemoteProtocolError):
+                    strange.add(address)
+                    if strange.issuperset(self._rota.known):
+                        raise
             else:
                 is_answered = True
+                strange.discard(address)
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
                     cause = _words(response) or f"{address} doesn't lead"
@@ -162,9 +171,15 @@ class Cluster:
         *,
         query: Mapping[str, str | int] | None = None,
         body: bytes = b"",
+        checks_rest: bool = False,
     ) -> HttpResponse:
-        """Ask one process, whoever leads."""
-        return self._ask(address, method, path, query, body, 0).checked()
+        """Ask one process, whoever leads.
+
+        Args:
+            checks_rest: As for `request_blocking`.
+        """
+        response = self._ask(address, method, path, query, body, 0, checks_rest=checks_rest)
+        return response.checked()
 
     def _ask(
         self,
@@ -174,6 +189,8 @@ class Cluster:
         query: Mapping[str, str | int] | None,
         body: bytes,
         wait_ms: int,
+        *,
+        checks_rest: bool = False,
     ) -> HttpResponse:
         if self._name is not None:
             query = {**(query or {}), "cluster": self._name, "exact": 1}
@@ -186,6 +203,7 @@ class Cluster:
             query=query,
             body=body,
             wait_ms=wait_ms,
+            checks_rest=checks_rest,
         )
 
     # --- jobs ---
@@ -286,7 +304,7 @@ class Cluster:
         for address in info["addresses"]:
             try:
                 return self.direct(address, "GET", path)
-            except (PeerUnreachable, Refused) as error:
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 failures.append(str(error))
         raise PeerUnreachable("no client that has it answers: " + "; ".join(failures))
 

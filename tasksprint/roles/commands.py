@@ -330,6 +330,9 @@ def _clients(cluster: Cluster, options: argparse.Namespace) -> int:
         for client in clients
     ]
     print_table(["CLIENT", "HOST", "ADDRESS", "STATE", "NODES", "ASSIGNED", "ATTACHED"], rows)
+    for client in clients:
+        if client["complaint"] is not None:
+            print_plain(f"client {client['cid']} disregarded an answer: {client['complaint']}")
     return EXIT_OK
 
 
@@ -351,7 +354,7 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
             continue
         try:
             found = cluster.direct(client["address"], "GET", f"/v1/logs/{job}{suffix}").json()
-        except (PeerUnreachable, Refused) as error:
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             print_plain(f"tasksprint: no logs of client {client['cid']}: {error}", file=sys.stderr)
             continue
         for entry in found:
@@ -536,6 +539,6 @@ def _stop_each(cluster: Cluster, addresses: list[str]) -> int:
         try:
             cluster.direct(address, "POST", "/v1/stop")
             stopped += 1
-        except (PeerUnreachable, Refused) as error:
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             print_plain(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)
     return stopped

@@ -174,7 +174,7 @@ class CoordinatorPaths:
             if view is None:
                 return _not_alive(schedule.replacement(cid, incarnation))
             coordinator.heard(incarnation)
-            self._told.heard(cid, request.query.get("stalls"))
+            self._told.heard(cid, request.query.get("stalls"), request.query.get("complaint"))
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
                 return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})
@@ -202,7 +202,7 @@ class CoordinatorPaths:
         archive = await (programs.read(digest) if is_member else programs.obtain(digest))
         if archive is None:
             raise Refused(f"no archive {digest!r} here", status=404)
-        return Response(200, archive, _BYTES)
+        return Response(200, archive, _BYTES, digest=digest)
 
     # --- what people ask ---
 
@@ -362,7 +362,16 @@ class CoordinatorPaths:
         )
 
     async def _clients(self, request: Request) -> Response:
-        return await self._read(lambda schedule: json_response(schedule.client_summaries()))
+        def answer(schedule: Any) -> Response:
+            complaint_of = self._told.complaint_of
+            return json_response(
+                [
+                    {**one, "complaint": complaint_of(one["cid"])}
+                    for one in schedule.client_summaries()
+                ]
+            )
+
+        return await self._read(answer)
 
     async def _members(self, request: Request) -> Response:
         """List the members, as the leader knows them."""

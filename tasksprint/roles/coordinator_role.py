@@ -67,15 +67,16 @@ def run_role(options: argparse.Namespace) -> int:
     state = state_directory()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     _, port = parse_address(options.listen)
-    advertise = options.advertise or options.listen
-    parse_address(advertise)
+    advertised = options.advertise or [options.listen]
+    for address in advertised:
+        parse_address(address)
     me = check_replica_id(options.id, "--id")
     if options.join is not None and options.peers is not None:
         raise UsageError(
             "--join goes without --peers", hint="--peers founds a cluster, --join waits for one"
         )
     join = tuple(parse_addresses(options.join)) if options.join is not None else ()
-    peers = parse_peers(options.peers, me, advertise)
+    peers = parse_peers(options.peers, me, advertised[0])
     if options.data_dir is None:
         data_dir = default_data_directory(state, f"coordinator-{me}-{port}")
     else:
@@ -89,13 +90,17 @@ def run_role(options: argparse.Namespace) -> int:
         join=join,
     )
     try:
-        return asyncio.run(_serve(coordinator_options, options.listen, options.listen_fd))
+        return asyncio.run(
+            _serve(coordinator_options, options.listen, options.listen_fd, advertised)
+        )
     except CommandFailed as error:
         _log.error("replica=%d can't go on", me, exc_info=error)
         raise explain(error, data_dir, settings_from_environment()) from error
 
 
-async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None) -> int:
+async def _serve(
+    options: CoordinatorOptions, listen: str, listen_fd: int | None, advertised: list[str]
+) -> int:
     watch_loop()
     settings, lowered = fit_coordinator(settings_from_environment(), raise_limit())
     if lowered is not None:
@@ -113,7 +118,7 @@ async def _serve(options: CoordinatorOptions, listen: str, listen_fd: int | None
     gc.freeze()
     paths = CoordinatorPaths(coordinator)
     coordinator.streams.add_to(paths.router)
-    gate = Gate(options.key, settings, hosts=[options.advertise])
+    gate = Gate(options.key, addresses=[options.advertise, *advertised])
     coordinator.loop.set_exception_handler(coordinator.bugs.handle)
     server = HttpServer(paths.router, gate, settings, bugs=coordinator.bugs)
     try:

@@ -11,11 +11,20 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from tasksprint.encoding import decode_json
-from tasksprint.errors import PeerUnreachable, RemoteProtocolError, SettingsError, UsageError
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    UnprovenAnswer,
+    UsageError,
+)
 from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
 from tasksprint.net.addresses import parse_address
+from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 
@@ -29,6 +38,9 @@ __all__ = [
     "parse_member",
 ]
 
+AnswerT = TypeVar("AnswerT")
+
+_WRONG_KEY = 401
 MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 _UNAVAILABLE = 503
 _DIGITS_MAX = 1_000  # far more than any id has; Python converts no more than 4,300
@@ -43,6 +55,9 @@ _PAUSE_MIN_S = 0.01
 _PAUSE_MAX_S = 0.25
 # Longer than an election: after this a process says once that it finds nobody.
 _WARN_AFTER_MS = 2_000
+# So long a wrong answer is shown where people look.
+_SHOWN_MS = 600_000
+_SHOWN_CHARS = 200
 
 
 def parse_addresses(text: str) -> list[str]:
@@ -157,10 +172,15 @@ def _refusal(cluster: str) -> Exception:
 class Leader:
     """Asks whoever leads, through elections and restarts.
 
+    What nobody should have answered (no proof, a bug, nonsense) ends nothing: the next
+    one is asked, it is warned of once, and `complaint` tells it for a while.
+
     Args:
         now_ms: The clock.
         refuse: Makes the error with which to end once all coordinators that are known
             belong to another cluster; it gets the name of one of those.
+        ends_by_wrong_key: Whether to end once all that answer say that the key is wrong.
+            Anybody could say so: only for who was never taken with this key.
     """
 
     def __init__(
@@ -171,11 +191,16 @@ class Leader:
         now_ms: Callable[[], int],
         *,
         refuse: Callable[[str], Exception] = _refusal,
+        ends_by_wrong_key: bool = False,
     ) -> None:
         # Only who is of this cluster, or goes on for it, is listened to; None: anybody.
         self.cluster: str | None = None
         self._refuse = refuse
         self._elsewhere: dict[str, str] = {}  # the clusters of those who aren't, by address
+        self.ends_by_wrong_key = ends_by_wrong_key
+        self._refusing_key: dict[str, bool] = {}  # address -> says that; False: it is silent
+        self._wrong: tuple[int, str] | None = None  # the last wrong answer: when, what
+        self._warnings = CountedWarnings(_log, now_ms=now_ms)
         self._rota = Rota(addresses)
         self._http = http
         self._random = rng
@@ -194,14 +219,41 @@ class Leader:
         wait_ms: int = 0,
         give_up_ms: int | None = None,
     ) -> HttpResponse:
-        """Return the leader's answer, whatever its status, but for "not me".
+        """As `ask`, for who takes every answer as it is."""
+        return await self.ask(
+            method,
+            path,
+            lambda response: response,
+            query=query,
+            body=body,
+            wait_ms=wait_ms,
+            give_up_ms=give_up_ms,
+        )
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[HttpResponse], AnswerT],
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes = b"",
+        wait_ms: int = 0,
+        give_up_ms: int | None = None,
+        digest: str | None = None,
+    ) -> AnswerT:
+        """Return what `read` makes of the leader's answer.
 
         Args:
+            read: Gets the answer of one that doesn't say "not me", whatever its status; if it
+                raises `Refused` or `RemoteProtocolError`, nobody should have answered that.
             wait_ms: How long the answer itself may take on purpose (a long poll).
             give_up_ms: Stop looking after this; None: look for ever.
+            digest: SHA-256 that the body of a 2xx answer must have.
 
         Raises:
             PeerUnreachable: Nobody led within `give_up_ms`.
+            UnprovenAnswer: All that answer have another key.
             Exception: What `refuse` makes.
         """
         settings = self._http.settings
@@ -221,13 +273,19 @@ class Leader:
                     body=body,
                     wait_ms=wait_ms,
                     answer_timeout_ms=answer_ms,
+                    digest=digest,
                 )
-            except (PeerUnreachable, RemoteProtocolError) as error:
+            except PeerUnreachable as error:
                 pause_s, cause = self._rota.failed(), str(error)
+                self._refusing_key[address] = False
                 if self._now_ms() - asked_ms >= answer_ms:
                     # Not stalled but slow, perhaps: then it must get its time in the end.
                     answer_ms = min(2 * answer_ms, settings.answer_timeout_ms)
+            except RemoteProtocolError as error:
+                pause_s, cause = self._rota.failed(), str(error)
+                self._take_wrong(address, error)
             else:
+                self._refusing_key.pop(address, None)
                 cluster = other_cluster(response) if response.status == MISDIRECTED else None
                 if cluster is not None:
                     pause_s, cause = self._rota.failed(), f"{address} is of cluster {cluster}"
@@ -241,14 +299,44 @@ class Leader:
                 elif response.status == _UNAVAILABLE:
                     pause_s, cause = self._rota.failed(), f"{address} is not ready"
                 else:
-                    self._rota.answered()
                     self._elsewhere.pop(address, None)
-                    self._found(address)
-                    return response
+                    try:
+                        answer = read(response)
+                    except (Refused, RemoteProtocolError) as error:
+                        pause_s, cause = self._rota.failed(), f"{address} answers: {error}"
+                        self._take_wrong(address, error)
+                    else:
+                        self._rota.answered()
+                        self._found(address)
+                        return answer
             self._missed(cause)
             if give_up_ms is not None and self._now_ms() - started_ms >= give_up_ms:
                 raise PeerUnreachable(f"no coordinator answers: {cause}")
             await asyncio.sleep(pause_s * (1 + self._random.random() / 4))
+
+    @property
+    def complaint(self) -> str | None:
+        """What a coordinator answered a while ago at the most that none should answer."""
+        if self._wrong is None or self._now_ms() - self._wrong[0] > _SHOWN_MS:
+            return None
+        return self._wrong[1]
+
+    def _take_wrong(self, address: str, error: Refused | RemoteProtocolError) -> None:
+        """Take that something was answered that can't be, or can't be believed."""
+        text = str(error.args[0])
+        if address not in text:
+            text = f"{address} answers: {text}"
+        self._wrong = (self._now_ms(), text[:_SHOWN_CHARS])
+        self._warnings.warn(
+            (address, text[:40]), f"an answer is disregarded, another coordinator is asked: {text}"
+        )
+        is_refusing = isinstance(error, UnprovenAnswer) and error.status == _WRONG_KEY
+        if not is_refusing:
+            self._refusing_key.pop(address, None)
+            return
+        self._refusing_key[address] = True
+        if self.ends_by_wrong_key and self._refusing_key.keys() >= set(self._rota.known):
+            raise error
 
     def learn(self, addresses: list[str]) -> None:
         """Take the addresses of the members as the leader knows them: they change."""

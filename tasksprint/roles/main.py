@@ -246,7 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--advertise",
         metavar="HOST:PORT",
-        help="address that others reach it by (default: --listen)",
+        action="append",
+        help="address that others reach it by (default: --listen); may be repeated: the first "
+        "is told to others, calls by any of them are answered",
     )
     sub.add_argument(
         "--peers",
@@ -282,7 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--advertise",
         metavar="HOST:PORT",
-        help="address that others reach it by (default: --listen)",
+        action="append",
+        help="address that others reach it by (default: --listen); may be repeated: the first "
+        "is told to others, calls by any of them are answered",
     )
     sub.add_argument(
         "--nodes",

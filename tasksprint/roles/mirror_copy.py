@@ -210,7 +210,7 @@ class MirrorPaths:
         session.used_ms = self._coordinator.monotonic_ms()
         reading = session.reading
         if reading is None and number == session.next_number - 1:
-            return Response(200, session.last_body, _BYTES)
+            return Response(200, session.last_body, _BYTES, covers_line=True)
         if reading is None and number == session.next_number and session.next_place is not None:
             reading = self._begin_reading(session)
         if reading is None or number != session.reading_number:
@@ -222,7 +222,7 @@ class MirrorPaths:
             body = await asyncio.shield(reading)
         except StoreDamaged as error:
             raise Refused("the state of this replica is damaged", status=_BUSY) from error
-        return Response(200, body, _BYTES)
+        return Response(200, body, _BYTES, covers_line=True)
 
     def _begin_reading(self, session: _Session) -> asyncio.Future[bytes]:
         assert session.next_place is not None
@@ -449,7 +449,8 @@ class MirrorFetcher:
         give_up_ms = self._coordinator.monotonic_ms() + coordinator.settings.mirror_session_idle_ms
         while True:
             try:
-                response = await coordinator.http.request(address, "GET", path)
+                # (`check_piece` checks the rest.)
+                response = await coordinator.http.request(address, "GET", path, checks_rest=True)
                 return response.checked().body
             except PeerUnreachable:
                 if self._coordinator.monotonic_ms() >= give_up_ms:

@@ -20,6 +20,8 @@ __all__ = ["ToldHere"]
 
 # A client that lives polls sooner; what it said before is no longer so.
 _STALL_VALID_MS = 3_000
+_COMPLAINT_VALID_MS = 20_000  # for some polls: it is shown for minutes
+_COMPLAINT_CHARS = 200
 
 
 class ToldHere:
@@ -28,9 +30,20 @@ class ToldHere:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._stalls: dict[ClientId, tuple[int, tuple[Stall, ...]]] = {}
+        self._complaints: dict[ClientId, tuple[int, str]] = {}
 
-    def heard(self, cid: ClientId, text: str | None) -> None:
-        """Take what a client says with its poll; None: all of its jobs go on."""
+    def heard(self, cid: ClientId, text: str | None, complaint: str | None = None) -> None:
+        """Take what a client says with its poll.
+
+        Args:
+            text: Of jobs that don't go on; None: all of its jobs do.
+            complaint: Of an answer that no coordinator should have given it.
+        """
+        if complaint is not None:
+            now_ms = self._coordinator.monotonic_ms()
+            self._complaints[cid] = (now_ms, complaint[:_COMPLAINT_CHARS])
+        elif self._complaints:
+            self._complaints.pop(cid, None)
         if text is None:
             if self._stalls:
                 self._stalls.pop(cid, None)
@@ -45,6 +58,16 @@ class ToldHere:
         # Those of clients that died, perhaps, though nobody may ever ask.
         while now_ms - next(iter(self._stalls.values()))[0] > _STALL_VALID_MS:
             del self._stalls[next(iter(self._stalls))]
+
+    def complaint_of(self, cid: ClientId) -> str | None:
+        """Return what a client complained of with its last poll, if that was lately."""
+        if (found := self._complaints.get(cid)) is None:
+            return None
+        at_ms, complaint = found
+        if self._coordinator.monotonic_ms() - at_ms <= _COMPLAINT_VALID_MS:
+            return complaint
+        del self._complaints[cid]
+        return None
 
     def of(self, *jobs: JobId) -> Told:
         """Return what is told of these jobs, or of all."""

@@ -15,7 +15,7 @@ import pytest
 from tasksprint.bounded_text import keep_end
 from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import encode_json
-from tasksprint.errors import PeerUnreachable, Refused
+from tasksprint.errors import PeerUnreachable, Refused, UnprovenAnswer
 from tasksprint.execution.effects import KillNode, TaskError
 from tasksprint.ids import JobId
 from tasksprint.net.keys import create_key
@@ -403,7 +403,7 @@ def test_client_with_a_key_of_its_own_making_says_so_when_it_is_refused(
     monkeypatch.delenv("TASKSPRINT_KEY_FILE", raising=False)
 
     async def refused(*_: Any, **__: Any) -> int:
-        raise Refused("wrong key: the signature doesn't fit the request", status=401)
+        raise UnprovenAnswer("what answers at h:1 has another cluster key", status=401)
 
     monkeypatch.setattr(client_role, "_serve", refused)
     options = parse_command(["client", "--nodes", "1", "--data-dir", str(tmp_path / "data")])
@@ -414,11 +414,11 @@ def test_client_with_a_key_of_its_own_making_says_so_when_it_is_refused(
     for _ in range(2):  # Also when it is started again.
         with pytest.raises(Refused) as caught:
             client_role.run_role(options)
-        assert str(caught.value) == (f"wrong key: the signature doesn't fit the request: {hint}")
+        assert str(caught.value) == f"what answers at h:1 has another cluster key: {hint}"
     key.write_text("ab" * 32 + "\n", encoding="ascii")  # Copied from elsewhere.
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UnprovenAnswer) as caught:
         client_role.run_role(options)
-    assert str(caught.value) == "wrong key: the signature doesn't fit the request"
+    assert str(caught.value) == "what answers at h:1 has another cluster key"
 
 
 def test_key_without_a_note_is_not_taken_for_one_made_here(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _head(random: Random, address: str, token: str) -> bytes:
     digits = "0123456789abcdef"
     hexes = ["".join(random.choices(digits, k=k)) for k in (32, 64, 64)]
     for line in (
-        f"Authorization: TaskSprint time=1700000000000,nonce={hexes[0]},mac={hexes[1]}",
+        f"Authorization: TaskSprint life={hexes[0][:16]},nonce={hexes[0]},body=,mac={hexes[1]}",
         f"Authorization: Bearer {token}",
         "Authorization: " + random.choice(["Basic YTpi", "Bearer \xb2.0", "Bearer", "x" * 5_000]),
         "Transfer-Encoding: " + random.choice(["chunked", "gzip", "chunked, chunked", "identity"]),

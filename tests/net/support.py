@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_client import HttpClient
+from tasksprint.net.http_messages import response_head, response_lines
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey
+from tasksprint.net.proofs import proof_line
 from tasksprint.net.router import Handler, Response, Router
 from tasksprint.settings import Settings
 
@@ -63,6 +66,25 @@ async def serving(
         yield server
     finally:
         await server.close(grace_ms=0)
+
+
+def proven(
+    head: bytes,
+    status: int = 200,
+    body: bytes = b"ok",
+    *,
+    headers: Mapping[str, str] | None = None,
+    key: ClusterKey = KEY,
+    kind: str = "whole",
+) -> bytes:
+    """Return the answer to a signed request as who knows the key gives it, whatever it says."""
+    mac = re.search(rb"mac=([0-9a-f]{64})", head)
+    assert mac is not None, head
+    lines = response_lines(
+        status, content_type="application/json", body_bytes=len(body), headers=headers
+    )
+    _, proof = proof_line(key, mac[1].decode(), kind, status, lines, body)
+    return response_head(status, lines, proof=proof) + body
 
 
 @contextlib.asynccontextmanager

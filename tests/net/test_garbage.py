@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.gate import Gate
+from tasksprint.net.keys import STREAM_BODY
 from tasksprint.net.router import Router
 from tests.net.support import (
     KEY,
@@ -53,11 +55,15 @@ def test_changed_requests_are_answered_or_cut_and_never_a_bug() -> None:
         router.add("POST", "/x", echo)
         router.add("POST", "/jobs/{job}/values/{key:text}", echo)
         router.add("PUT", "/stream", echo, streams_body=True)
-        async with serving(router, gate=Gate(KEY, SETTINGS), on_bug=bugs.append) as server:
+        gate = Gate(KEY)
+        async with serving(router, gate=gate, on_bug=bugs.append) as server:
             address = server.address
+            KEY.learn_life(address, gate.life, signed_for="")
 
             def good(method: str, target: str, framing: str, body: str) -> bytes:
-                signature = KEY.sign(method, target, address)
+                digest = hashlib.sha256(body.encode()).hexdigest() if body else ""
+                digest = STREAM_BODY if method == "PUT" else digest
+                signature = KEY.sign(method, target, address, body=digest).authorization
                 return (
                     f"{method} {target} HTTP/1.1\r\nHost: {address}\r\n"
                     f"Authorization: {signature}\r\n{framing}\r\n\r\n{body}"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, UnprovenAnswer
 from tasksprint.net.gate import Gate
 from tasksprint.net.router import Request, Response, Router
 from tests.net.support import (
@@ -21,6 +21,7 @@ from tests.net.support import (
     SETTINGS,
     client_of,
     echo,
+    proven,
     routes,
     run,
     serving,
@@ -62,8 +63,13 @@ class _Recorder:
         self._reader = reader
         self._heads = heads
 
-    async def head(self) -> None:
-        self._heads.append(await self._reader.readuntil(b"\r\n\r\n"))
+    async def head(self) -> bytes:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        self._heads.append(head)
+        return head
+
+    async def readexactly(self, size: int) -> bytes:
+        return await self._reader.readexactly(size)
 
     async def read(self) -> bytes:
         return await self._reader.read()
@@ -88,7 +94,7 @@ def test_signed_requests_on_one_kept_connection() -> None:
             peers.add(request.peer)
             return echo(request)
 
-        gate = Gate(KEY, SETTINGS)
+        gate = Gate(KEY)
         async with (
             serving(routes(("POST", "/x", handler)), gate=gate) as server,
             client_of(KEY) as client,
@@ -103,16 +109,19 @@ def test_signed_requests_on_one_kept_connection() -> None:
     run(main)
 
 
-def test_wrong_key_is_answered_like_any_refusal() -> None:
+def test_who_has_another_key_proves_nothing_by_refusing() -> None:
     async def main() -> None:
         async with (
-            serving(routes(("POST", "/x", echo)), gate=Gate(KEY, SETTINGS)) as server,
+            serving(routes(("POST", "/x", echo)), gate=Gate(KEY)) as server,
             client_of(OTHER_KEY) as client,
         ):
-            response = await client.request(server.address, "POST", "/x", body=b"{}")
-            assert response.status == 401
-            with pytest.raises(Refused, match="wrong key"):
-                response.checked()
+            with pytest.raises(UnprovenAnswer) as caught:
+                await client.request(server.address, "POST", "/x", body=b"{}")
+            assert caught.value.status == 401
+            assert str(caught.value) == (
+                f"what answers at {server.address} has another cluster key; "
+                "both sides must use the same key file (--key-file, TASKSPRINT_KEY_FILE)"
+            )
 
     run(main)
 
@@ -122,7 +131,7 @@ def test_big_bodies_both_ways() -> None:
     async def main() -> None:
         data = bytes(range(256)) * (1 << 17)  # 32 MiB
         async with (
-            serving(routes(("POST", "/x", echo)), gate=Gate(KEY, SETTINGS)) as server,
+            serving(routes(("POST", "/x", echo)), gate=Gate(KEY)) as server,
             client_of(KEY) as client,
         ):
             response = await client.request(server.address, "POST", "/x", body=data)
@@ -190,7 +199,7 @@ def test_streamed_upload_arrives_in_order_and_slowly_enough(announced: bool) -> 
         router.add("PUT", "/value", handler, streams_body=True)
         settings = replace(SETTINGS, write_buffer_bytes_max=50_000)
         async with (
-            serving(router, gate=Gate(KEY, settings), settings=settings) as server,
+            serving(router, gate=Gate(KEY), settings=settings) as server,
             client_of(KEY, settings) as client,
         ):
             size = 5_000_000 if announced else None
@@ -328,16 +337,22 @@ def test_stream_that_stops_half_way_raises_after_what_came() -> None:
 # --- stale connections ---
 
 
+async def _answers_once(reader, writer) -> None:  # type: ignore[no-untyped-def]
+    head = await reader.head()
+    if b"Content-Length: 2\r\n" in head:
+        await reader.readexactly(2)
+    writer.write(proven(head) if b"mac=" in head else ANSWER)
+
+
 async def _answers_once_then_closes(reader, writer) -> None:  # type: ignore[no-untyped-def]
-    await reader.head()
-    writer.write(ANSWER)
+    await _answers_once(reader, writer)
     await reader.head()  # The next request is read, and not answered.
 
 
 def test_kept_connection_that_was_closed_is_tried_once_more_on_a_new_one() -> None:
     async def main() -> None:
         async with (
-            strange_server(_answers_once_then_closes, _says(ANSWER)) as (address, heads),
+            strange_server(_answers_once_then_closes, _answers_once) as (address, heads),
             client_of(KEY) as client,
         ):
             for _ in range(2):
@@ -369,7 +384,7 @@ def test_new_connection_that_closes_is_not_tried_again() -> None:
 def test_request_that_may_not_be_repeated_takes_a_new_connection() -> None:
     async def main() -> None:
         async with (
-            strange_server(_answers_once_then_closes, _says(ANSWER)) as (address, heads),
+            strange_server(_answers_once_then_closes, _answers_once) as (address, heads),
             client_of() as client,
         ):
             await client.request(address, "POST", "/x")

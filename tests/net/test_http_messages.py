@@ -10,7 +10,7 @@ from tasksprint.net.http_messages import (
     parse_query,
     parse_range,
     request_head,
-    response_head,
+    response_lines,
     target_of,
 )
 
@@ -70,7 +70,7 @@ def test_target_that_would_break_the_head_is_our_bug(target: str) -> None:
 
 def test_header_that_would_break_the_head_is_our_bug() -> None:
     with pytest.raises(LocalProtocolError, match="header 'X-Name' can't carry"):
-        response_head(200, headers={"X-Name": "a\r\nSet-Cookie: b"})
+        response_lines(200, headers={"X-Name": "a\r\nSet-Cookie: b"})
 
 
 def test_refusal_of_a_server_keeps_its_words() -> None:

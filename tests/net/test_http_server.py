@@ -21,7 +21,7 @@ from tasksprint.errors import (
 )
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.keys import EMPTY_DIGEST, STREAM_DIGEST
+from tasksprint.net.keys import NO_BODY, STREAM_BODY, UNKNOWN_LIFE
 from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.net.tokens import Scope, make_token
 from tests.net.support import (
@@ -639,11 +639,11 @@ def _signed(
     headers: tuple[str, ...] = (),
 ) -> bytes:
     if digest is None:
-        digest = hashlib.sha256(body).hexdigest()
+        digest = hashlib.sha256(body).hexdigest() if body else NO_BODY
     lines = [
         f"{method} {target} HTTP/1.1",
         f"Host: {address}",
-        f"Authorization: {key.sign(method, target, address, body_digest=digest)}",
+        f"Authorization: {key.sign(method, target, address, body=digest).authorization}",
         f"Content-Length: {len(body)}",
         *headers,
     ]
@@ -666,12 +666,13 @@ async def _read_stream(request: Request) -> Response:
 
 def test_gate_stands_before_handlers() -> None:
     async def main() -> None:
-        gate = Gate(KEY, SETTINGS)
+        gate = Gate(KEY)
         async with (
             serving(_gated_router(), gate=gate) as server,
             raw_connection(server.address) as raw,
         ):
             address = server.address
+            _know(gate, address)
 
             async def ask(data: bytes) -> tuple[int, bytes]:
                 raw.write(data)
@@ -680,11 +681,11 @@ def test_gate_stands_before_handlers() -> None:
                 return status, body
 
             assert await ask(_signed("POST", "/x", address, b"data")) == (200, b"data")
-            status, body = await ask(_signed("POST", "/x", address, b"data", key=OTHER_KEY))
+            status, body = await ask(_signed("GET", "/read", address, key=OTHER_KEY))
             assert status == 401 and b"wrong key" in body
-            status, body = await ask(_signed("POST", "/x", address, b"data", digest=EMPTY_DIGEST))
-            assert status == 401 and b"wrong key" in body
-            repeated = _signed("POST", "/x", address, b"data")
+            status, body = await ask(_signed("POST", "/x", address, b"data", digest="0" * 64))
+            assert status == 401 and b"the body's digest is" in body
+            repeated = _signed("POST", "/x", address)
             assert (await ask(repeated))[0] == 200
             status, body = await ask(repeated)
             assert status == 401 and b"received before" in body
@@ -710,46 +711,55 @@ def test_gate_stands_before_handlers() -> None:
     run(main)
 
 
-def test_unproven_body_is_not_read() -> None:
+def test_body_is_read_only_for_who_proves_the_key() -> None:
     async def main() -> None:
-        settings = replace(SETTINGS, unproven_body_bytes_max=1_000)
-        async with serving(_gated_router(), gate=Gate(KEY, settings), settings=settings) as server:
+        gate = Gate(KEY)
+        async with serving(_gated_router(), gate=gate) as server:
             address = server.address
-            body = b"y" * 2_000
+            _know(gate, address)
+            body = b"y" * 200_000
             digest = hashlib.sha256(body).hexdigest()
-            named = (f"Body-SHA256: {digest}",)
-            cases = [
-                (_signed("POST", "/x", address, body, headers=named), 200, b"y" * 2_000),
-                (_signed("POST", "/x", address, body), 401, b"must name its digest"),
+            refused = [
+                (_signed("POST", "/x", address, body, digest=NO_BODY), 401, b"says ''"),
+                (_signed("POST", "/x", address, body, digest=STREAM_BODY), 401, b"isn't so"),
+                (_signed("POST", "/x", address, b"", digest=digest), 401, b"isn't so"),
+                (_signed("POST", "/x", address, body, key=OTHER_KEY), 401, b"wrong key"),
                 (
-                    _signed("POST", "/x", address, body, headers=named, key=OTHER_KEY),
-                    401,
-                    b"wrong key",
+                    f"GET /healthz HTTP/1.1\r\nHost: {address}\r\nContent-Length: 8193\r\n"
+                    "\r\n".encode(),
+                    413,
+                    b"more than 8192 bytes",
                 ),
+            ]
+            # Refused by the head alone:
+            for data, status, words in refused:
+                async with raw_connection(address) as raw:
+                    raw.write(data[: data.index(b"\r\n\r\n") + 4])
+                    found = await raw.answer()
+                    assert found[0] == status and words in found[2]
+            whole = [
+                (_signed("POST", "/x", address, body), 200, body),
                 (
-                    _signed("POST", "/x", address, b"z" * 2_000, digest=digest, headers=named),
-                    400,
+                    _signed("POST", "/x", address, b"z" * 2_000, digest=digest),
+                    401,
                     b"the body's digest is",
                 ),
             ]
-            for data, status, words in cases:
+            for data, status, words in whole:
                 async with raw_connection(address) as raw:
                     raw.write(data)
                     found = await raw.answer()
                     assert found[0] == status and words in found[2]
-            # Refused by the head alone:
-            for data in (cases[1][0], cases[2][0]):
-                async with raw_connection(address) as raw:
-                    raw.write(data[: data.index(b"\r\n\r\n") + 4])
-                    assert (await raw.answer())[0] == 401
 
     run(main)
 
 
 def test_streamed_body_is_let_in_by_its_head() -> None:
     async def main() -> None:
-        async with serving(_gated_router(), gate=Gate(KEY, SETTINGS)) as server:
-            for digest, status in ((STREAM_DIGEST, 200), (EMPTY_DIGEST, 401)):
+        gate = Gate(KEY)
+        async with serving(_gated_router(), gate=gate) as server:
+            _know(gate, server.address)
+            for digest, status in ((STREAM_BODY, 200), (NO_BODY, 401)):
                 async with raw_connection(server.address) as raw:
                     raw.write(_signed("PUT", "/stream", server.address, b"abc", digest=digest))
                     assert (await raw.answer())[0] == status
@@ -757,10 +767,15 @@ def test_streamed_body_is_let_in_by_its_head() -> None:
     run(main)
 
 
+def _know(gate: Gate, address: str) -> None:
+    """Let the key know the life of a server, as after a first request."""
+    KEY.learn_life(address, gate.life, signed_for=UNKNOWN_LIFE)
+
+
 def test_refusals_name_the_peer_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with (
-            serving(_gated_router(), gate=Gate(KEY, SETTINGS)) as server,
+            serving(_gated_router(), gate=Gate(KEY)) as server,
             raw_connection(server.address) as raw,
         ):
             for _ in range(3):

@@ -13,7 +13,7 @@ import pytest
 
 from tasksprint.errors import SettingsError
 from tasksprint.net.keys import (
-    EMPTY_DIGEST,
+    UNKNOWN_LIFE,
     ClusterKey,
     Mac,
     create_key,
@@ -21,7 +21,7 @@ from tasksprint.net.keys import (
     load_key,
     open_key,
 )
-from tests.net.support import KEY
+from tests.net.support import KEY, OTHER_KEY
 
 SECRET = bytes(range(32))
 
@@ -38,20 +38,74 @@ def test_mac_is_hmac_sha256() -> None:
         assert Mac(SECRET).digest(message[:7], memoryview(message)[7:]) == expected
 
 
+def _mac(message: str, rest: bytes = b"") -> str:
+    return hmac.new(SECRET, message.encode() + rest, hashlib.sha256).hexdigest()
+
+
 def test_signature_is_as_documented() -> None:
-    header = KEY.sign("POST", "/v1/x?a=1", "h:1", body_digest=EMPTY_DIGEST, time_ms=1234)
-    kind, _, rest = header.partition(" ")
+    body = hashlib.sha256(b"data").hexdigest()
+    key = ClusterKey(SECRET)
+    key.learn_life("h:1", "f" * 16, signed_for=UNKNOWN_LIFE)
+    signature = key.sign("POST", "/v1/x?a=1", "h:1", body=body)
+    kind, _, rest = signature.authorization.partition(" ")
     fields = dict(pair.split("=") for pair in rest.split(","))
     assert kind == "TaskSprint"
-    assert fields["time"] == "1234"
-    message = f"tasksprint-request\nPOST /v1/x?a=1 h:1\n1234 {fields['nonce']}\n{EMPTY_DIGEST}"
-    assert fields["mac"] == hmac.new(SECRET, message.encode(), hashlib.sha256).hexdigest()
-    assert len(fields["nonce"]) == 32
+    assert (fields["life"], fields["body"]) == ("f" * 16, body)
+    message = f"tasksprint-request\nPOST /v1/x?a=1 h:1\n{'f' * 16} {fields['nonce']}\n{body}"
+    assert fields["mac"] == signature.mac == _mac(message)
+    assert len(fields["nonce"]) == 32 and signature.life == "f" * 16
+
+
+def test_proof_of_an_answer_is_as_documented() -> None:
+    lines = b"Content-Type: application/json\r\nContent-Length: 2\r\n"
+    message = "tasksprint-answer\nabc whole 200\n"
+    assert KEY.answer_mac("abc", "whole", 200, lines, b"{}") == _mac(message, lines + b"\r\n{}")
+    frame = KEY.frame_mac("def", 7, b"data")
+    assert frame.hex() == _mac("tasksprint-frame\ndef 7\n", b"data")
 
 
 def test_no_two_signatures_have_the_same_nonce() -> None:
-    nonces = {KEY.sign("GET", "/", "h").split(",")[1] for _ in range(100)}
+    nonces = {KEY.sign("GET", "/", "h").authorization.split(",")[1] for _ in range(100)}
     assert len(nonces) == 100
+
+
+def test_life_of_each_server_is_remembered_by_its_address() -> None:
+    key = ClusterKey(SECRET)
+    assert not key.knows_life("h:1")
+    assert key.sign("GET", "/", "h:1").life == UNKNOWN_LIFE
+    key.learn_life("h:1", "a" * 16, signed_for=UNKNOWN_LIFE)
+    assert key.knows_life("h:1") and not key.knows_life("h:2")
+    assert [key.sign("GET", "/", address).life for address in ("h:1", "h:2")] == [
+        "a" * 16,
+        UNKNOWN_LIFE,
+    ]
+
+
+def test_process_whose_number_was_used_by_another_takes_a_new_name() -> None:
+    """A machine was copied with its memory: both copies sign as the same sender."""
+    key = ClusterKey(SECRET)
+
+    def sender() -> str:
+        return key.sign("GET", "/", "h:1").authorization.partition("nonce=")[2][:16]
+
+    first = sender()
+    key.learn_life("h:1", "a" * 16, signed_for=UNKNOWN_LIFE)
+    assert sender() == first
+    key.learn_life("h:1", "a" * 16, signed_for="a" * 16)
+    assert sender() != first
+
+
+def test_lives_are_bounded() -> None:
+    key = ClusterKey(SECRET)
+    for number in range(10_000):
+        key.learn_life(f"h:{number}", "a" * 16, signed_for=UNKNOWN_LIFE)
+    assert sum(key.knows_life(f"h:{number}") for number in range(10_000)) < 5_000
+    assert key.knows_life("h:9999")
+
+
+def test_fingerprint_tells_keys_apart_and_nothing_of_them() -> None:
+    assert KEY.fingerprint == ClusterKey(SECRET).fingerprint != OTHER_KEY.fingerprint
+    assert len(KEY.fingerprint) == 16 and KEY.fingerprint not in SECRET.hex()
 
 
 def test_key_does_not_show_itself() -> None:

@@ -102,7 +102,7 @@ class Coordinator:
         router.add("GET", "/v1/status", self._status, access=Access.OPEN)
         router.add("GET", "/v1/view", self._view, access=Access.OPEN)
         router.add("GET", "/v1/archives/{digest:text}", self._archive, access=Access.OPEN)
-        self.server = HttpServer(router, None, Settings())
+        self.server = HttpServer(router, Gate(KEY), Settings())
 
     def give(self, made: View, cid: int = 1) -> None:
         """Hand a view to a client with its next poll."""
@@ -214,7 +214,7 @@ async def world(
     store = ResultStore.open(data_dir, now_ms=0, settings=settings)
     client = Client(ClientOptions([coordinator.address], data_dir, KEY, slots), settings, store)
     server = HttpServer(
-        ClientPaths(client).router, Gate(KEY, settings), settings, bugs=client.bugs
+        ClientPaths(client).router, Gate(KEY), settings, bugs=client.bugs
     )
     client.address = await server.listen("127.0.0.1:0")
     joined = len(coordinator.joins)

@@ -35,7 +35,7 @@ class Coordinators:
         self.addresses = [f"h:{number}" for number, _ in enumerate(found, 1)]
         self._found = dict(zip(self.addresses, found, strict=True))
 
-    def direct(self, address: str, method: str, path: str) -> HttpResponse:
+    def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
         found = self._found[address]
         if found is None:
             raise PeerUnreachable(f"cannot reach {address}")
@@ -79,7 +79,7 @@ def test_other_members_are_asked_after_those_that_are_named() -> None:
 @pytest.mark.parametrize("status", [{"tasks": {}}, [], {"replica": 1, "members": []}])
 def test_backup_of_what_is_no_coordinator_is_refused(status: Any) -> None:
     class Other:
-        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+        def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
             return HttpResponse(200, {}, encode_json(status))
 
     with pytest.raises(PeerUnreachable, match="no coordinator can be backed up: h:1: "):
@@ -105,7 +105,7 @@ class Giver:
         self.happens = happens
         self.asked: list[str] = []
 
-    def direct(self, address: str, method: str, path: str) -> HttpResponse:
+    def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
         self.asked.append(path)
         if path == self.at and self.happens is not None:
             raise self.happens
@@ -195,7 +195,7 @@ def test_backup_goes_on_to_the_next_that_gives_one(tmp_path: Path) -> None:
     class Three(Giver):
         """Two of three can't give it: one is busy, one goes away in the middle."""
 
-        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+        def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
             if path == "/v1/status":
                 status = {"replica": int(address[-1]), "leader": 3, "cluster": "c"}
                 members = {str(number): f"h:{number}" for number in (1, 2, 3)}
@@ -232,7 +232,7 @@ def test_second_backup_to_one_name_fails_also_if_both_began_without(
     class Slow(Giver):
         """Gives its last piece only after another backup was made."""
 
-        def direct(self, address: str, method: str, path: str) -> HttpResponse:
+        def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
             if path == "/v1/mirror/s/2":
                 back_up(Giver(), tmp_path / "backup")
             return super().direct(address, method, path)

@@ -17,9 +17,9 @@ import pytest
 from tasksprint.coordination.commands import encode_command
 from tasksprint.coordination.view import ClientAddress, JobEntry, Stop, View
 from tasksprint.encoding import encode_json, result_digest, value_digest
-from tasksprint.errors import DiskFull, RemoteProtocolError, SettingsError, StoreError
+from tasksprint.errors import DiskFull, SettingsError, StoreError
 from tasksprint.ids import ClientId, JobId, TaskId
-from tasksprint.net.gate import Access
+from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.attach import socket_path
@@ -27,6 +27,7 @@ from tasksprint.roles import client as client_module
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.roles.client_world import (
+    KEY,
     Coordinator,
     World,
     assignment,
@@ -248,11 +249,11 @@ def test_fetch_that_breaks_half_way_keeps_what_came(tmp_path: Path) -> None:
 
             def answer(request: Request) -> Response:
                 entries = [[manifests[tid], ["result"]] for _, tid, _, _ in request.json()]
-                return Response(200, encode_json(entries) + b"\n" + b"0x")
+                return Response(200, encode_json(entries) + b"\n" + b"0x", covers_line=True)
 
             peer = Router()
             peer.add("POST", "/v1/values", answer, access=Access.OPEN)
-            server = HttpServer(peer, None, here.client.settings)
+            server = HttpServer(peer, Gate(KEY), here.client.settings)
             address = await server.listen("127.0.0.1:0")
             both = (consumed(0, digests[0], 9), consumed(1, digests[1], 9))
             here.coordinator.give(
@@ -314,6 +315,7 @@ def test_nodes_faster_than_the_disk_have_to_wait(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, slots=2, value_cache_bytes_max=MIB) as here:
             here.program(shell_node(body))
+            await until(lambda: here.client.is_joined)  # That takes the disk.
             stuck = here.client.writer.run(lambda _: free.wait())
             here.coordinator.give(view(whole=True, run=tuple(map(assignment, range(20)))))
             await until(lambda: here.client.values.total_bytes > MIB)
@@ -365,23 +367,31 @@ def test_data_directory_of_another_client_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"cluster": "c"}, {"cluster": 1, "cid": 1}])
-def test_client_ends_with_a_sentence_where_no_coordinator_answers(
-    tmp_path: Path, answer: Any
+def test_client_goes_on_where_nonsense_is_answered_to_a_join(
+    tmp_path: Path, answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Other(Coordinator):
+        is_sane = False
+
         def _command(self, request: Request) -> Response:
-            super()._command(request)
-            return json_response(answer)
+            found = super()._command(request)
+            return found if self.is_sane else json_response(answer)
 
     async def main() -> None:
         other = Other()
         other.address = await other.server.listen("127.0.0.1:0")
-        with pytest.raises(RemoteProtocolError, match="answer"):
-            async with world(tmp_path, coordinator=other) as here:
-                await until(here.client.stopped.done)
+        async with world(tmp_path, coordinator=other) as here:
+            await until(lambda: len(other.joins) > 3)
+            assert not here.client.is_joined
+            complaint = here.client.leader.complaint
+            assert complaint is not None and complaint.startswith(f"{other.address} answers: ")
+            other.is_sane = True
+            await until(lambda: here.client.is_joined)
         await other.server.close(grace_ms=0)
 
     run(main)
+    told = [line for line in caplog.messages if "an answer is disregarded" in line]
+    assert len(told) == 1
 
 
 # --- death and return ---
@@ -424,7 +434,7 @@ def test_reports_wait_while_no_coordinator_is_up(tmp_path: Path) -> None:
             await until(lambda: here.coordinator.done())
             await here.coordinator.server.close(grace_ms=0)
             await until(lambda: here.client.workbench.summary()["held"] == 300)
-            here.coordinator.server = HttpServer(here.coordinator.router, None, Settings())
+            here.coordinator.server = HttpServer(here.coordinator.router, Gate(KEY), Settings())
             await here.coordinator.server.listen(here.coordinator.address)
             await until(lambda: len(here.coordinator.done()) == 300)
             assert len(here.coordinator.completions) == 300
@@ -509,6 +519,7 @@ def test_node_that_is_stopped_by_a_signal_is_killed_when_its_task_is_late(tmp_pa
     async def main() -> None:
         async with world(tmp_path) as here:
             here.program(shell_node(body))
+            await until(lambda: here.client.is_joined)  # That takes the disk.
             stuck = assignment(0, name="stuck", timeout_ms=50)
             here.coordinator.give(view(whole=True, run=(stuck, assignment(1))))
             await here.idle()

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from tasksprint.errors import PeerUnreachable
+from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange
 from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, target_of
@@ -68,7 +69,7 @@ class _Call:
             target.encode(),
             headers,
             head_may_be_big=False,
-            bound_host=lambda: process.address,
+            bound=lambda: parse_address(process.address),
         )
         if exchange.refusal is None:
             if exchange.route is not None and exchange.route.streams_body:
@@ -212,8 +213,10 @@ class SimHttp:
         wait_ms: int = 0,
         answer_timeout_ms: int | None = None,
         repeatable: bool = True,
+        digest: str | None = None,
+        checks_rest: bool = False,
     ) -> HttpResponse:
-        """As `HttpClient.request`."""
+        """As `HttpClient.request`; nobody here answers in another's name."""
         if not isinstance(body, bytes):
             body = b"".join([piece async for piece in body])
             repeatable = False
@@ -308,6 +311,7 @@ class SimHttp:
         headers: Mapping[str, str] | None = None,
         wait_ms: int = 0,
         repeatable: bool = True,
+        digest: str | None = None,
     ) -> AsyncIterator[SimStreamed]:
         """As `HttpClient.stream`; but the whole answer is there at once."""
         response = await self.request(

@@ -1,0 +1,320 @@
+r"""Answers that prove themselves: what a server adds, and what a receiver demands.
+
+Whoever may listen on an address can answer there; a dead coordinator's port is free for
+everybody. So an answer to a signed request counts only with
+
+    Proof: <kind> <64 hex digits>
+
+which is HMAC-SHA256 with the cluster key over
+
+    tasksprint-answer\n
+    <mac of the request> <kind> <status>\n
+    <the head's lines between the first one and this one, as they are>
+    \r\n
+    <what the kind says>
+
+The request's mac stands for everything that it covers: method, path, address, life,
+nonce and body. So an answer is worth something to one request, once. Lines behind the
+proof (`Connection`, `Transfer-Encoding`) belong to the connection and are read by
+nobody else. The kinds:
+
+    whole   the body
+    line    the body's first line, with its newline; it holds digests of all that follows,
+            and only who checks those asks for such an answer
+    digest  nothing: a line of the head, `Body-Sha256`, names the body's digest
+    frames  nothing: the body comes in frames, each with a proof of its own
+
+A frame is its size (4 bytes, big-endian), the first 16 bytes of HMAC-SHA256 over
+
+    tasksprint-frame\n
+    <the 64 digits of the answer's proof> <number of the frame, from 0>\n
+    <data>
+
+and the data. One without data is the end; a body that stops before it was cut off.
+
+Refusals are proved, too, once the mac of the request was right. What is not proved says
+nothing but "something answers here".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from typing import Any
+
+from tasksprint.errors import RemoteProtocolError, UnprovenAnswer
+from tasksprint.net.keys import ClusterKey
+
+__all__ = [
+    "DIGEST",
+    "DIGEST_HEADER",
+    "FRAMES",
+    "FRAME_BYTES",
+    "LIFE_HEADER",
+    "LINE",
+    "WHOLE",
+    "AnswerProof",
+    "FrameWriter",
+    "proof_line",
+    "told_life",
+    "wavers",
+]
+
+WHOLE = "whole"
+LINE = "line"
+DIGEST = "digest"
+FRAMES = "frames"
+
+DIGEST_HEADER = "Body-Sha256"
+# In a 401: the life for which the request should have been signed.
+LIFE_HEADER = "Life"
+
+# Bodies of more than this go in frames: hashing one whole would hold up the loop.
+FRAME_BYTES = 256 * 1024
+
+_FRAME_HEAD = struct.Struct(">I16s")
+_MAC_BYTES = 16
+_UNAUTHORIZED = 401
+_PROOF = b"proof"
+
+
+def proof_line(
+    key: ClusterKey, request_mac: str, kind: str, status: int, lines: bytes, body: bytes
+) -> tuple[str, str]:
+    """Return the hex digits that prove an answer, and the line of its head with them."""
+    if kind == LINE:
+        covered: bytes | memoryview = memoryview(body)[: body.index(b"\n") + 1]
+    else:
+        covered = body if kind == WHOLE else b""
+    mac = key.answer_mac(request_mac, kind, status, lines, covered)
+    return mac, f"Proof: {kind} {mac}\r\n"
+
+
+class FrameWriter:
+    """Puts the pieces of a body into frames."""
+
+    __slots__ = ("_answer_mac", "_key", "_number")
+
+    def __init__(self, key: ClusterKey, answer_mac: str) -> None:
+        self._key = key
+        self._answer_mac = answer_mac
+        self._number = 0
+
+    def frames(self, data: bytes | memoryview) -> list[bytes | memoryview]:
+        """Return the next piece as parts to be written one after the other."""
+        parts: list[bytes | memoryview] = []
+        view = memoryview(data)
+        for start in range(0, len(view), FRAME_BYTES):
+            piece = view[start : start + FRAME_BYTES]
+            parts += [self._head(piece), piece]
+        return parts
+
+    def end(self) -> bytes:
+        """Return the frame that ends a body."""
+        return self._head(b"")
+
+    def _head(self, piece: bytes | memoryview) -> bytes:
+        mac = self._key.frame_mac(self._answer_mac, self._number, piece)
+        self._number += 1
+        return _FRAME_HEAD.pack(len(piece), mac[:_MAC_BYTES])
+
+
+class AnswerProof:
+    """Checks one answer, whatever reads it: told its head's lines, its status and its body.
+
+    The order of calls: `add_line` for each line of the head; `check_head`; then
+    `check_body` with the whole body; or, for the kind frames, `unframe` for each piece and
+    `check_end`; or, for the kind digest, `count` for each piece and `check_counted`.
+
+    Args:
+        request_mac: Of the request that is answered.
+        address: Where it was sent, for errors.
+    """
+
+    __slots__ = (
+        "_address",
+        "_frame_number",
+        "_hash",
+        "_key",
+        "_lines",
+        "_mac",
+        "_named_digest",
+        "_pending",
+        "_request_mac",
+        "_status",
+        "is_ended",
+        "kind",
+    )
+
+    def __init__(self, key: ClusterKey, request_mac: str, address: str) -> None:
+        self._key = key
+        self._request_mac = request_mac
+        self._address = address
+        self._lines = b""
+        self._status = 0
+        self._mac = ""
+        self._named_digest = ""
+        self._frame_number = 0
+        self._hash: Any = None  # of a body whose digest is named, while nobody else checks it
+        self._pending = b""
+        self.kind = ""  # "" until the proof was seen
+        self.is_ended = False  # the last frame was read
+
+    def add_line(self, name: bytes, value: bytes) -> bool:
+        """Take a line of the head; return whether it may be believed once all is checked."""
+        if self.kind:
+            return False
+        if len(name) == len(_PROOF) and name.lower() == _PROOF:
+            kind, _, self._mac = value.decode("latin-1").partition(" ")
+            self.kind = kind or "?"
+            return False
+        self._lines += b"%b: %b\r\n" % (name, value)
+        return True
+
+    def check_head(self, status: int, headers: dict[str, str]) -> None:
+        """Check what can be without the body; before any of the body is kept.
+
+        Raises:
+            UnprovenAnswer: It has no proof, or a wrong one.
+        """
+        self._status = status
+        match self.kind:
+            case "whole" | "line":
+                pass
+            case "frames":
+                self._check(b"")
+            case "digest":
+                self._check(b"")
+                self._named_digest = headers.get(DIGEST_HEADER.lower(), "")
+                self._hash = hashlib.sha256()
+            case _:
+                raise self.unproven()
+
+    def check_body(self, body: bytes, digest: str | None = None) -> None:
+        """Check a whole body.
+
+        Args:
+            digest: Of the body, if it was counted already.
+
+        Raises:
+            UnprovenAnswer: It isn't the one that was proved.
+        """
+        match self.kind:
+            case "whole":
+                self._check(body)
+            case "line":
+                self._check(memoryview(body)[: body.find(b"\n") + 1])
+            case "digest":
+                self.check_digest(digest or hashlib.sha256(body).hexdigest())
+            case _:
+                raise AssertionError(f"a body of kind {self.kind!r}")
+
+    def check_digest(self, digest: str) -> None:
+        """Check the digest of a body against the one that the head names.
+
+        Raises:
+            UnprovenAnswer: It is another one.
+        """
+        if digest != self._named_digest:
+            raise UnprovenAnswer(
+                f"what answers at {self._address} sent a body with another digest than it named",
+                status=self._status,
+            )
+
+    def trust_caller(self, digest: str) -> None:
+        """Leave it to the caller to check that the body has a digest.
+
+        Raises:
+            UnprovenAnswer: The head names another one.
+        """
+        if self.kind == DIGEST:
+            self.check_digest(digest)
+            self._hash = None
+
+    def count(self, piece: bytes) -> None:
+        """Take the next piece of a body whose digest is named."""
+        if self._hash is not None:
+            self._hash.update(piece)
+
+    def check_counted(self) -> None:
+        """Check that all pieces together have the digest that is named.
+
+        Raises:
+            UnprovenAnswer: They have another one.
+        """
+        if self._hash is not None:
+            self.check_digest(self._hash.hexdigest())
+            self._hash = None
+
+    def unframe(self, data: bytes) -> list[bytes]:
+        """Return the pieces of the body that `data` completes.
+
+        Raises:
+            UnprovenAnswer: One isn't the next that was proved.
+        """
+        if self._pending:
+            data = self._pending + data
+        pieces: list[bytes] = []
+        start, end = 0, len(data)
+        while end - start >= _FRAME_HEAD.size:
+            size, mac = _FRAME_HEAD.unpack_from(data, start)
+            if self.is_ended or size > FRAME_BYTES:
+                raise self.unproven()
+            frame_end = start + _FRAME_HEAD.size + size
+            if frame_end > end:
+                break
+            piece = data[start + _FRAME_HEAD.size : frame_end]
+            expected = self._key.frame_mac(self._mac, self._frame_number, piece)
+            if not hmac.compare_digest(expected[:_MAC_BYTES], mac):
+                raise self.unproven()
+            self._frame_number += 1
+            start = frame_end
+            if size:
+                pieces.append(piece)
+            else:
+                self.is_ended = True
+        self._pending = data[start:]
+        return pieces
+
+    def check_end(self) -> None:
+        """Check that a body in frames was not cut off.
+
+        Raises:
+            UnprovenAnswer: Its last frame is missing.
+        """
+        if not self.is_ended or self._pending:
+            raise self.unproven()
+
+    def unproven(self) -> UnprovenAnswer:
+        """Return the error for an answer that doesn't prove the key."""
+        what = f"doesn't prove the cluster key (status {self._status})"
+        if self._status == _UNAUTHORIZED:
+            what = "has another cluster key"
+        return UnprovenAnswer(
+            f"what answers at {self._address} {what}",
+            status=self._status,
+            hint="both sides must use the same key file (--key-file, TASKSPRINT_KEY_FILE)",
+        )
+
+    def _check(self, covered: bytes | memoryview) -> None:
+        mac = self._key.answer_mac(
+            self._request_mac, self.kind, self._status, self._lines, covered
+        )
+        if not hmac.compare_digest(mac.encode(), self._mac.encode("latin-1")):
+            raise self.unproven()
+
+
+def told_life(status: int, headers: dict[str, str]) -> str | None:
+    """Return the life for which a proven refusal wants the request to be signed, or None."""
+    if status != _UNAUTHORIZED:
+        return None
+    return headers.get(LIFE_HEADER.lower())
+
+
+def wavers(address: str) -> RemoteProtocolError:
+    """Return the error for a server that refuses the very life that it told."""
+    return RemoteProtocolError(
+        f"{address} told another life right after it told one: two processes answer there, "
+        "or it starts again and again"
+    )
