@@ -247,7 +247,10 @@ class Placement:
                 for name in client.attached:
                     self._tries[name] = None
         self._loosened.clear()
-        for job in self._state.changes.jobs:
+        changes = self._state.changes
+        for job in changes.jobs:
+            self._requeue(job)
+        for job in changes.forgotten:  # It may have ended in this very entry.
             self._requeue(job)
         if self._tries:
             self._place_ready()

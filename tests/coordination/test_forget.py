@@ -126,3 +126,15 @@ def test_one_tick_forgets_a_bounded_number_of_jobs() -> None:
     world.tick(1)
     assert len(world.schedule.jobs()) == 1
     world.schedule.check()
+
+
+def test_job_that_ends_and_is_forgotten_in_one_entry_waits_for_no_client() -> None:
+    """It stayed in the queue of those with ready tasks: the next placement raised."""
+    world = World()
+    job, other = world.submit(), world.submit()
+    world.answer(job, StartTask("map"))
+    world.apply(CancelJob("me", 1, job, "enough"), ForgetJob("me", 2, job))
+    client = world.join("a", slots=1)
+    world.answer(other, StartTask("map"))
+    client.poll()
+    assert [one.job for one in client.assigned.values()] == [other]
