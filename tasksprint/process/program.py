@@ -373,7 +373,7 @@ class Program(Connection):
         if self._reaped:
             return  # Its process id may belong to somebody else by now.
         self._signalled = True
-        _signal_group(self._child.pid, number)
+        signal_group(self._child.pid, number)
 
     # --- its end ---
 
@@ -382,7 +382,7 @@ class Program(Connection):
         self._stderr_transport, _ = await self._loop.connect_read_pipe(
             lambda: self._stderr, stderr
         )
-        _watch_exit(self._loop, self._child.pid, self._ended)
+        watch_exit(self._loop, self._child.pid, self._ended)
         self.closed.add_done_callback(lambda _: self._linger())
 
     def _linger(self) -> None:
@@ -397,7 +397,7 @@ class Program(Connection):
     def _ended(self) -> None:
         """The process is a zombie: kill its group, then reap it."""
         # In this order: until it is reaped, its id names no other group.
-        _signal_group(self._child.pid, signal.SIGKILL)
+        signal_group(self._child.pid, signal.SIGKILL)
         self._child.wait()
         self._reaped = True
         self._finish_task = self._loop.create_task(self._finish())
@@ -471,7 +471,7 @@ class _Stderr(asyncio.Protocol):
             self.closed.set_result(None)
 
 
-def _watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
+def watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], None]) -> None:
     """Call `on_exit` in the loop when the child is a zombie; it is not reaped here."""
     pidfd = -1
     if sys.platform == "linux":
@@ -516,7 +516,7 @@ def _watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[],
     threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
 
 
-def _signal_group(pid: int, number: signal.Signals) -> None:
+def signal_group(pid: int, number: signal.Signals) -> None:
     try:
         os.killpg(pid, number)
     except ProcessLookupError:

@@ -110,7 +110,7 @@ class Agreement:
             found = {me: mine.digest}
             majority = majority_digest(found, voters)
             asks = [
-                asyncio.ensure_future(self._ask_one(member.address, mine))
+                self._coordinator.tasks.spawn(self._ask_one(member.address, mine))
                 for member in membership.voters
                 if member.replica != me
             ]

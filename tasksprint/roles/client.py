@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +68,7 @@ from tasksprint.roles.client_runtimes import Runtimes
 from tasksprint.roles.client_surroundings import REAL_CLIENT, ClientSurroundings
 from tasksprint.roles.client_values import ValueCache
 from tasksprint.roles.leader import MEMBERS_HEADER, Leader
+from tasksprint.roles.own_tasks import OwnTasks
 from tasksprint.roles.recent_output import RecentOutput
 from tasksprint.roles.steps import Step
 from tasksprint.roles.waiters import Waiters
@@ -166,7 +167,8 @@ class Client:
             on_hello=lambda hello: attach_callbacks(self, hello),
             on_attached=self._attached,
         )
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks = OwnTasks(self.fail)
+        self.background = self.tasks.background
         self._joined = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
@@ -223,9 +225,7 @@ class Client:
     async def close(self) -> None:
         """Leave the cluster if it still answers, end the nodes, close the files."""
         self._in_turn = True  # No more turns: nodes that end now must not be started anew.
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.tasks.close()
         attached = [
             node.program
             for node in self.nodes.values()
@@ -269,18 +269,6 @@ class Client:
         """Stop this client: its disk or its own code failed."""
         if not self.stopped.done():
             self.stopped.set_exception(error)
-
-    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something beside the turns; its failure is this client's."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._background_done)
-        return task
-
-    def _background_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.fail(error)
 
     def now_ms(self) -> int:
         """Return elapsed milliseconds; the same clock as microseconds of run times."""

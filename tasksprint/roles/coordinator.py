@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from tasksprint.roles.disk_space import DiskSpace
 from tasksprint.roles.log_tail import LogTail
 from tasksprint.roles.members import MemberChanges, reason_to_stop, voters_of
 from tasksprint.roles.mirror_copy import MirrorFetcher, MirrorPaths
+from tasksprint.roles.own_tasks import OwnTasks
 from tasksprint.roles.peers import Peers
 from tasksprint.roles.programs import Programs
 from tasksprint.roles.runners import Runners
@@ -176,7 +177,8 @@ class Coordinator:
         self._last_tick_ms = 0
         self._tick_due_ms = 0
         self._tick_waits = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks = OwnTasks(self.fail)
+        self.background = self.tasks.background
         self._turn_due = False
         self._in_turn = False
         self._has_heard = False  # frames that make a turn due
@@ -224,6 +226,7 @@ class Coordinator:
         self.programs.close()
         self.copying.close()
         self.copies.close()
+        await self.tasks.close()
         await self.streams.close()
         await self.http.close()
         await self.writer.close()
@@ -232,18 +235,6 @@ class Coordinator:
         """Stop in good order."""
         if not self.stopped.done():
             self.stopped.set_result(None)
-
-    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run something beside the loop's turns; its failure is this replica's."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._background_done)
-        return task
-
-    def _background_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Stop this replica: it can't explain its own state or write to its disk."""

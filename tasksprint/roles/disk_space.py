@@ -95,7 +95,7 @@ class DiskSpace:
         membership = coordinator.replica.membership
         voters = () if membership is None else membership.voters
         asks = [
-            asyncio.ensure_future(self._has_space(voter.address))
+            coordinator.tasks.spawn(self._has_space(voter.address))
             for voter in voters
             if voter.replica != me
         ]

@@ -426,14 +426,14 @@ class MirrorFetcher:
         await coordinator.writer.run(lambda store: store.begin_copy())
         hasher = hashlib.sha256()
         number = 0
-        fetching = asyncio.ensure_future(self._fetch(address, session, number))
+        fetching = coordinator.tasks.spawn(self._fetch(address, session, number))
         try:
             while True:
                 body = await fetching
                 table, text, is_last = check_piece(body, number, hasher, who=who)
                 number += 1
                 if not is_last:
-                    fetching = asyncio.ensure_future(self._fetch(address, session, number))
+                    fetching = coordinator.tasks.spawn(self._fetch(address, session, number))
                 await coordinator.writer.run(_add_copied, table, text)
                 progress.pieces = number
                 progress.received_bytes += len(body)

@@ -11,10 +11,7 @@ cut off is run again, and then the command that was run.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import shlex
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +26,12 @@ from tasksprint.process.command_line import (
     is_of_the_job,
 )
 from tasksprint.process.open_files import with_first_limit
-from tasksprint.process.program import DRAIN_S, die_with_parent
+from tasksprint.process.program import die_with_parent
+from tasksprint.process.run_to_end import run_to_end
 
 __all__ = ["scheduler_needs_setup", "set_up"]
 
 _TAIL_BYTES = 4_000
-_READ_BYTES = 64 * 1024
 
 
 def scheduler_needs_setup(directory: Path, manifest: Mapping[str, Any]) -> bool:
@@ -75,8 +72,10 @@ async def set_up(
         return
     done.write_text("", encoding="utf-8")
     try:
-        process = await asyncio.create_subprocess_exec(
-            *setup,
+        code, output = await run_to_end(
+            setup,
+            timeout_s=timeout_ms / 1000,
+            tail_bytes_max=_TAIL_BYTES,
             cwd=directory,
             env=child_environment(
                 sdk_directory=Path(sdk_directory()),
@@ -84,13 +83,13 @@ async def set_up(
                 directory=directory,
                 extra=environment,
             ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
             preexec_fn=with_first_limit(die_with_parent()),
             umask=UMASK,
         )
+    except asyncio.TimeoutError:  # (It is an OSError in newer Pythons.)
+        raise failure(
+            f"setup {text!r} ran longer than {timeout_ms} ms (setup_timeout_ms)"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
         raise explain_start_error(
             error if isinstance(error, OSError) else OSError(0, str(error)),
@@ -100,33 +99,11 @@ async def set_up(
             what="setup command",
             failure=failure,
         ) from error
-    try:
-        output = await asyncio.wait_for(_run(process), timeout_ms / 1000)
-    except asyncio.TimeoutError:
-        raise failure(
-            f"setup {text!r} ran longer than {timeout_ms} ms (setup_timeout_ms)"
-        ) from None
-    finally:
-        # Whatever it started, too; in good order this finds nobody.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.communicate(), DRAIN_S)
-    if process.returncode != 0:
+    if code != 0:
         tail = output.decode(errors="replace").strip()
-        raise failure(f"setup {text!r} ended with exit code {process.returncode}: {tail}")
+        raise failure(f"setup {text!r} ended with exit code {code}: {tail}")
     done.write_text(text, encoding="utf-8")
 
 
 def _marker(directory: Path) -> Path:
     return directory.parent / f"{directory.name}.setup"
-
-
-async def _run(process: asyncio.subprocess.Process) -> bytes:
-    """Wait for the end of a process and return the tail of what it wrote."""
-    assert process.stdout is not None
-    tail = b""
-    while data := await process.stdout.read(_READ_BYTES):
-        tail = (tail + data)[-_TAIL_BYTES:]
-    await process.wait()
-    return tail

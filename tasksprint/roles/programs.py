@@ -184,7 +184,7 @@ class Programs:
         if needed == 0:
             return digest
 
-        tasks = [asyncio.ensure_future(self._copy(address, archive)) for address in others]
+        tasks = [self._coordinator.tasks.spawn(self._copy(address, archive)) for address in others]
         kept = 0
         failures: list[str] = []
         is_short = False
@@ -375,7 +375,7 @@ class Programs:
         self._folder_uses.use(digest, self._coordinator.monotonic_ms())
         task = self._unpacking.get(digest)
         if task is None:
-            task = asyncio.ensure_future(self._unpack(digest))
+            task = self._coordinator.tasks.spawn(self._unpack(digest))
             self._unpacking[digest] = task
         if digest in self._obtained:
             on_obtained()

@@ -297,7 +297,7 @@ class SchedulerRunner:
 
     async def _fetch(self) -> Path:
         """Return the folder of the program, unpacked and set up."""
-        self._fetching = asyncio.ensure_future(
+        self._fetching = self._coordinator.tasks.spawn(
             self._coordinator.programs.prepared(
                 self._program_digest, self._manifest, on_obtained=self._set_up_begins
             )

@@ -11,13 +11,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tasksprint.process import run_to_end as run_to_end_module
 from tasksprint.process.directories import state_directory
+from tasksprint.process.run_to_end import run_to_end
 from tasksprint.process.signals import ending_signals, interrupted_by_signals
 from tasksprint.roles.coordinator_role import wait_for_end
 from tasksprint.roles.main import parse_command
+from tests.e2e.conftest import wait_until
 from tests.packaging.standin import CHECKOUT
+from tests.roles.members import members
 
 # --- streams ---
 
@@ -179,3 +184,82 @@ def test_state_is_kept_at_an_absolute_path(
     monkeypatch.chdir(tmp_path)
     found = state_directory({"TMPDIR": "temporary"})
     assert found == tmp_path / "temporary" / f"tasksprint-{os.getuid()}"
+
+
+# --- what is left behind ---
+
+
+def test_group_is_killed_while_its_leader_is_a_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the leader is reaped, its id may be that of somebody else's group."""
+    states: list[str] = []
+
+    def kill(pid: int, number: signal.Signals) -> None:
+        states.append(psutil.Process(pid).status())
+        os.killpg(pid, number)
+
+    monkeypatch.setattr(run_to_end_module, "signal_group", kill)
+    command = ["sh", "-c", "sleep 999 & echo $!; exit 3"]
+
+    async def scenario() -> int:
+        code, said = await run_to_end(command, timeout_s=60, tail_bytes_max=100)
+        assert code == 3
+        return int(said)
+
+    left = asyncio.run(scenario())
+    assert states == [psutil.STATUS_ZOMBIE]
+    wait_until(lambda: not is_running(left), "what it started is gone")
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_command_that_takes_too_long_is_ended_with_all_that_it_started(
+    is_cancelled: bool, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    command = ["sh", "-c", f"sleep 999 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"]
+
+    async def scenario() -> None:
+        timeout_s = 60.0 if is_cancelled else 0.2
+        running = asyncio.ensure_future(
+            run_to_end(command, timeout_s=timeout_s, tail_bytes_max=100)
+        )
+        if is_cancelled:
+            while not pids.exists():
+                await asyncio.sleep(0.002)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        else:
+            with pytest.raises(asyncio.TimeoutError):
+                await running
+
+    asyncio.run(scenario())
+    if pids.exists():
+        for pid in map(int, pids.read_text().split()):
+            wait_until(lambda pid=pid: not is_running(pid), "it is gone")  # type: ignore[misc]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_coordinator_that_is_closed_leaves_no_task(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = asyncio.all_tasks()
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            coordinator = leader.coordinator
+            # Nobody has this archive, and somebody waits for it.
+            waiting = asyncio.ensure_future(coordinator.programs.unpacked("f" * 64))
+            asked = coordinator.tasks.spawn(asyncio.sleep(999))
+            while not coordinator.programs._unpacking:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert asked.cancelled()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(scenario())
