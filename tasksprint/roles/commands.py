@@ -46,6 +46,7 @@ from tasksprint.roles.member_commands import run_member_command
 from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
 from tasksprint.roles.progress import counts_in_words, waits_for
 from tasksprint.roles.terminal import (
+    event_line,
     print_as_is,
     print_bytes,
     print_json,
@@ -129,7 +130,7 @@ def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
 def print_submitted(job: JobId, name: str, seed: int) -> None:
     """Print the first of the events that programs read."""
     event = {"event": "submitted", "job": job, "name": name, "seed": seed}
-    print_plain(encode_json(event).decode(), file=sys.stderr)
+    print_plain(event_line(event), file=sys.stderr)
 
 
 def _wait_for_end(cluster: Cluster, options: argparse.Namespace, job: JobId) -> int:
@@ -178,7 +179,11 @@ def end_of_job(
 def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
     """Print how a job ended, and return the exit code that says so."""
     for warning in outcome.warnings:
-        print_plain(f"tasksprint: warning: job {outcome.job}: {warning}", file=sys.stderr)
+        if as_json:
+            line = event_line({"event": "warning", "job": outcome.job, "text": warning})
+        else:
+            line = f"tasksprint: warning: job {outcome.job}: {warning}"
+        print_plain(line, file=sys.stderr)
     if as_json:
         print_json_text(outcome.encode())
     elif outcome.state == "finished":

@@ -11,10 +11,10 @@ import shutil
 from collections import deque
 from typing import Any, TextIO
 
-from tasksprint.encoding import encode_json
 from tasksprint.plain_text import plain_line, plain_lines
 from tasksprint.roles.cluster import JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
+from tasksprint.roles.terminal import event_line
 
 __all__ = ["Progress", "counts_in_words", "waits_for"]
 
@@ -248,7 +248,7 @@ class Progress:
         """Write one thing that happened, above the bar if there is one."""
         if self._as_json:
             if fields:
-                self._stream.write(encode_json(fields).decode() + "\n")
+                self._stream.write(event_line(fields) + "\n")
         else:
             self._stream.write(f"{_CLEAR_LINE if self._has_bar else ''}{text}\n")
         self._stream.flush()

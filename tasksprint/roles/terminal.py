@@ -16,6 +16,7 @@ from tasksprint.plain_text import plain_json, plain_line, plain_lines
 
 __all__ = [
     "PlainFormatter",
+    "event_line",
     "print_as_is",
     "print_bytes",
     "print_json",
@@ -48,6 +49,11 @@ def print_table(heads: list[str], rows: list[list[str]]) -> None:
 def print_json(value: Any) -> None:
     """Print a value of ours as one line of JSON."""
     print_json_text(encode_json(value))
+
+
+def event_line(fields: dict[str, Any]) -> str:
+    """Return a line of JSON for whoever reads stderr: a program, or a person at a terminal."""
+    return plain_json(encode_json(fields).decode())
 
 
 def print_json_text(text: bytes) -> None:

@@ -303,6 +303,9 @@ def test_commands_print_the_warnings_of_a_job(capsys: pytest.CaptureFixture[str]
     print_outcome(outcome, as_json=False)
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == r"tasksprint: warning: job 3: it \x1bdiffers"
+    print_outcome(outcome, as_json=True)
+    event = json.loads(capsys.readouterr().err)
+    assert event == {"event": "warning", "job": 3, "text": "it \x1bdiffers"}
     assert json.loads(outcome.encode())["warnings"] == ["it \x1bdiffers"]
     assert b"warnings" not in JobOutcome(JobId(3), "n", "running", {}, None, None, 1.0).encode()
 
