@@ -73,7 +73,7 @@ def test_montecarlo_with_a_number_of_samples_gives_the_same_bytes(tmp_path: Path
 
 @pytest.mark.slow
 def test_montecarlo_takes_the_seconds_that_it_is_given(tmp_path: Path) -> None:
-    assert manifest("montecarlo")["params"] == {"seconds": 1}
+    assert manifest("montecarlo")["params"] == {"seconds": 1, "samples": None}
     job = montecarlo(tmp_path, seconds=0.05)
     assert abs(job.values["result"] - 3.14159) < 0.1
 
