@@ -66,6 +66,25 @@ class LineBuffer:
             self._at = found.end()
         return found
 
+    def next_long_line(self, bytes_min: int) -> list[bytes] | None:
+        """Take the next line in pieces, if it is complete and so long; see `next_line`.
+
+        Raises:
+            RemoteProtocolError: It is longer than allowed.
+        """
+        if self._piece_bytes + len(self._chunk) - self._at < bytes_min:
+            return None
+        end = self._chunk.find(b"\n", self._at)
+        length = self._piece_bytes + end - self._at
+        if end < 0 or length < bytes_min:
+            return None
+        pieces = [*self._pieces, self._chunk[self._at : end]]
+        self._at = end + 1
+        self._pieces = []
+        self._piece_bytes = 0
+        self._check_length(length)
+        return pieces
+
     def next_line(self) -> bytes | None:
         """Take the next line, without its newline; `None` if it isn't complete.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ __all__ = [
     "FilePath",
     "InPieces",
     "NodeFailure",
+    "NodeLongLine",
     "NodeMessage",
     "NodePiece",
     "NodeReader",
@@ -72,7 +74,8 @@ class InPieces:
 
 # (key, kind, data): kind "json" with the text's bytes, or "bytes" with the bytes, the
 # pieces that they came in, or a file.
-NodeValue = tuple[str, str, "bytes | InPieces | FilePath"]
+# Of lines that were long, what `take_long` was given for it.
+NodeValue = tuple[str, str, "bytes | InPieces | FilePath | Carried"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +122,23 @@ class NodePiece:
     data: bytes
 
 
-NodeMessage = NodeReady | NodeReply | NodeFailure | NodePiece
+@dataclass(frozen=True, slots=True)
+class NodeLongLine:
+    """A line that takes long to read; the last message until `NodeReader.take_long`.
+
+    Whoever gets it calls `take_values_out` (long_lines.py) for the joined pieces, on a thread.
+    """
+
+    pieces: tuple[bytes, ...]
+
+
+NodeMessage = NodeReady | NodeReply | NodeFailure | NodePiece | NodeLongLine
 
 _STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "send large results as frames or files"
 
+# Longer lines are scanned elsewhere: here it would take a tenth of a second.
+_LONG_LINE_BYTES = 512 * 1024
 # Larger values are handed on in pieces, and so are those above the smaller limit once so
 # many bytes of one reply are in memory. Joining and hashing 8 MiB takes some 20 ms.
 _VALUE_IN_MEMORY_MAX = 1024 * 1024
@@ -235,18 +250,23 @@ class NodeReader:
         self._value_bytes_max = value_bytes_max
         self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
         # A reply whose raw bytes are not all here: its id, its values so far, and
-        # (key, size) of the frames to come, the next one last.
+        # (key, size, kind) of the frames to come, the next one last.
         self._id = 0
         self._values: list[NodeValue] = []
-        self._frames: list[tuple[str, int]] | None = None
+        self._frames: list[tuple[str, int, str]] | None = None
+        self._decoder: codecs.IncrementalDecoder | None = None  # of JSON that comes in pieces
         self._frame_bytes = 0  # of those values, in memory
         self.in_pieces = 0  # values that came in pieces so far
+        self._is_waiting = False  # for `take_long`
+        self._long_values: list[NodeValue] = []  # of the long line that is being read
         self._left = 0  # bytes to come of the one that comes in pieces; 0: none does
 
     @property
     def is_inside_message(self) -> bool:
         """Whether the node stopped in the middle of a message, if it stopped now."""
-        return self._frames is not None or self._buffer.pending_bytes > 0
+        return (
+            self._is_waiting or self._frames is not None or self._buffer.pending_bytes > 0
+        )
 
     def why_not_ready(self) -> str:
         """Return what is missing of a node that ended before its first line, in words."""
@@ -264,6 +284,8 @@ class NodeReader:
         messages: list[NodeMessage] = []
         buffer = self._buffer
         buffer.feed(data)
+        if self._is_waiting:
+            return messages
         try:
             while True:
                 if self._frames is not None:
@@ -282,7 +304,12 @@ class NodeReader:
                         )
                         messages.append(NodeReply(int(number), values))
                         continue
-                line = buffer.next_line()
+                long = buffer.next_long_line(_LONG_LINE_BYTES)
+                if long is not None and self.ready is not None:
+                    self._is_waiting = True
+                    messages.append(NodeLongLine(tuple(long)))
+                    return messages
+                line = buffer.next_line() if long is None else b"".join(long)
                 if line is None:
                     return messages
                 message = self._read_line(line)
@@ -294,28 +321,54 @@ class NodeReader:
             self.refusal = error
             return messages
 
+    def take_long(
+        self, line: bytes, values: Sequence[tuple[str, bytes | Carried]]
+    ) -> list[NodeMessage]:
+        """Go on after a `NodeLongLine`; return what `feed` would have.
+
+        Args:
+            line: What is left of it, from `take_values_out`.
+            values: What was taken out, as the reply is to hold it.
+
+        Raises:
+            RemoteProtocolError: As `feed`.
+        """
+        self._is_waiting = False
+        if len(line) > _LONG_LINE_BYTES * 16:
+            raise RemoteProtocolError(
+                f"line from {self._who} has {len(line)} bytes beside its values; {_LONG_LINE}"
+            )
+        self._long_values = [(key, "json", data) for key, data in values]
+        message = self._read_line(line)
+        return ([] if message is None else [message]) + self.feed(b"")
+
     def _take_frames(self, messages: list[NodeMessage]) -> NodeReply | None:
         """Take raw bytes; pieces of large values go to the messages at once."""
         frames = self._frames
         assert frames is not None
         while frames:
-            key, size = frames[-1]
-            if self._left or self._comes_in_pieces(size):
+            key, size, kind = frames[-1]
+            if self._left or self._comes_in_pieces(size, kind):
                 if not self._left:
                     self._left = size
                     self.in_pieces += 1
+                    self._decoder = _new_decoder() if kind == "json" else None
                 some = self._buffer.take_some(self._left)
                 if some:
-                    messages.append(NodePiece(self.in_pieces, some))
                     self._left -= len(some)
+                    if self._decoder is not None:
+                        self._check_text(key, some, is_last=not self._left)
+                    messages.append(NodePiece(self.in_pieces, some))
                 if self._left:
                     return None
-                self._values.append((key, "bytes", InPieces(self.in_pieces, size)))
+                self._values.append((key, kind, InPieces(self.in_pieces, size)))
             else:
                 raw = self._buffer.take(size)
                 if raw is None:
                     return None
-                self._values.append((key, "bytes", raw))
+                if kind == "json":
+                    self._check_json(key, raw)
+                self._values.append((key, kind, raw))
                 self._frame_bytes += size
             frames.pop()
         self._frames = None
@@ -323,7 +376,37 @@ class NodeReader:
         values, self._values = self._values, []
         return _reply(self._id, values)
 
-    def _comes_in_pieces(self, size: int) -> bool:
+    def _check_json(self, key: str, raw: bytes) -> None:
+        """Refuse what isn't one JSON value in a line."""
+        self._decoder = _new_decoder()
+        self._check_text(key, raw, is_last=True)
+        text = raw.decode()
+        if scan_carried(text, 0) != len(text):
+            raise RemoteProtocolError(
+                f"{self._who} answered id {self._id} with a frame under key {show(key)} "
+                f"that isn't JSON: {excerpt(text)}"
+            )
+
+    def _check_text(self, key: str, some: bytes, *, is_last: bool) -> None:
+        """Refuse what would break a line of whoever gets it.
+
+        More isn't looked at: a scanner takes seconds for what comes in pieces.
+        """
+        assert self._decoder is not None
+        try:
+            self._decoder.decode(some, is_last)
+            why = "holds a newline" if b"\n" in some else ""
+        except UnicodeDecodeError:
+            why = "isn't UTF-8"
+        if why:
+            raise RemoteProtocolError(
+                f"{self._who} answered id {self._id} with JSON in a frame under key {show(key)} "
+                f"that {why}"
+            )
+
+    def _comes_in_pieces(self, size: int, kind: str) -> bool:
+        if kind == "json":
+            return size > _VALUE_IN_MEMORY_MIN
         if size > _VALUE_IN_MEMORY_MAX:
             return True
         # Of many values the later ones, but not the tiny ones: each costs a file.
@@ -458,6 +541,9 @@ class NodeReader:
                     (key, "json", text[start:end].encode())
                     for key, (_, start, end) in spans.items()
                 ]
+        if self._long_values:
+            values += self._long_values
+            self._long_values = []
         if len(members) <= 2 and "values" in members:
             return _reply(id, values)
         seen = {value[0] for value in values}
@@ -501,7 +587,9 @@ class NodeReader:
                 )
         return list(found.items())
 
-    def _read_frames(self, id: int, found: Any, seen: set[str]) -> list[tuple[str, int]]:
+    def _read_frames(
+        self, id: int, found: Any, seen: set[str]
+    ) -> list[tuple[str, int, str]]:
         who = self._who
         assert self.ready is not None
         if not self.ready.frames:
@@ -514,19 +602,21 @@ class NodeReader:
                 f"{who} answered id {id} with frames {show(found)}, "
                 "expected a list of [key, bytes]"
             )
-        frames: list[tuple[str, int]] = []
+        frames: list[tuple[str, int, str]] = []
         for item in found:
             if (
                 not isinstance(item, list)
-                or len(item) != 2
+                or len(item) not in (2, 3)
                 or not isinstance(item[0], str)
                 or type(item[1]) is not int
                 or item[1] < 0
+                or item[2:] not in ([], ["json"])
             ):
                 raise RemoteProtocolError(
-                    f"{who} answered id {id} with frame {show(item)}, expected [key, bytes]"
+                    f"{who} answered id {id} with frame {show(item)}, "
+                    'expected [key, bytes] or [key, bytes, "json"]'
                 )
-            key, size = item
+            key, size = item[:2]
             self._check_key(id, key, seen)
             if size > self._value_bytes_max:
                 raise RemoteProtocolError(
@@ -534,7 +624,7 @@ class NodeReader:
                     f"expected at most {self._value_bytes_max} (value_bytes_max); "
                     "split the value over several keys or tasks"
                 )
-            frames.append((key, size))
+            frames.append((key, size, "json" if len(item) == 3 else "bytes"))
         frames.reverse()
         return frames
 
@@ -570,6 +660,9 @@ _ID_BEFORE_VALUES = re.compile(
     r'[ \t\r\n]*\{[ \t\r\n]*"id"[ \t\r\n]*:[ \t\r\n]*(0|[1-9][0-9]{0,17})'
     r'[ \t\r\n]*,[ \t\r\n]*"values"[ \t\r\n]*:[ \t\r\n]*\{'
 )
+
+
+_new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 def _reply(id: int, values: list[NodeValue]) -> NodeReply:

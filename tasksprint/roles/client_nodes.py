@@ -26,10 +26,12 @@ from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskE
 from tasksprint.ids import JobId, TaskId
 from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
 from tasksprint.process.program import ExitReason, Program
+from tasksprint.protocol.long_lines import take_values_out
 from tasksprint.protocol.node_lines import (
     Carried,
     InPieces,
     NodeFailure,
+    NodeLongLine,
     NodeMessage,
     NodePiece,
     NodeReader,
@@ -37,8 +39,13 @@ from tasksprint.protocol.node_lines import (
     NodeReply,
 )
 from tasksprint.roles.client_values import CachedValue, task_buffers
-from tasksprint.store.result_records import CHUNK_BYTES, FileValue, LogText
-from tasksprint.store.staging import Staging, stage_file
+from tasksprint.store.result_records import (
+    CHUNK_BYTES,
+    ROW_VALUE_BYTES_MAX,
+    FileValue,
+    LogText,
+)
+from tasksprint.store.staging import Staging, on_thread, stage_file
 
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
@@ -190,12 +197,59 @@ class NodeShell:
         except RemoteProtocolError as error:
             self._refuse_reply(error)
             return
-        if messages and self._reader.in_pieces:
+        if messages:
+            self._heard(messages)
+        if self._reader.refusal is not None:
+            self._refuse_reply(self._reader.refusal)
+
+    def _heard(self, messages: list[NodeMessage]) -> None:
+        if isinstance(messages[-1], NodeLongLine):
+            self.hold("long line", is_held=True)
+            self._client.background(self._read_long(messages.pop()))
+        if self._reader.in_pieces:
             messages = self._take_pieces(messages)
         if messages:
             self._take(messages)
-        if self._reader.refusal is not None:
-            self._refuse_reply(self._reader.refusal)
+
+    async def _read_long(self, message: NodeMessage) -> None:
+        """Read a long line on a thread; meanwhile nothing more is read from the node."""
+        assert isinstance(message, NodeLongLine)
+        values: list[tuple[str, bytes | Carried]] = []
+        try:
+            line, values = await on_thread(lambda: self._cut(b"".join(message.pieces)))
+            messages = self._reader.take_long(line, values)
+            values = []
+            if messages:
+                self._heard(messages)
+            if self._reader.refusal is not None:
+                raise self._reader.refusal
+        except RemoteProtocolError as error:
+            for _, content in values:
+                if isinstance(content, Carried) and isinstance(content.content, FileValue):
+                    self._client.held.discard(content.content)
+            self._refuse_reply(error)
+        finally:
+            self.hold("long line", is_held=False)
+            if self._exit is not None and not self._is_busy:
+                self.on_exit(self._exit)
+
+    def _cut(self, line: bytes) -> tuple[bytes, list[tuple[str, bytes | Carried]]]:
+        """Take the values out of a line; large ones go into files. On a thread."""
+        left, found = take_values_out(line, who=f"node {self.node}")
+        files = self._client.held.files
+        values: list[tuple[str, bytes | Carried]] = []
+        for key, text in found:
+            if len(text) > ROW_VALUE_BYTES_MAX:
+                kept = files.write(text)
+                values.append((key, Carried(kept, kept.size)))
+            else:
+                values.append((key, bytes(text)))
+        return left, values
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether something that it said is still being read or written."""
+        return self._held_back is not None or "long line" in self._holds
 
     def _refuse_reply(self, error: RemoteProtocolError) -> None:
         self._garbage = str(error)
@@ -291,6 +345,9 @@ class NodeShell:
         for key, kind, content in message.values:
             if isinstance(content, bytes):
                 values.append((key, kind, content))
+            elif isinstance(content, Carried):
+                assert isinstance(content.content, FileValue)
+                values.append((key, kind, content.content))
             elif isinstance(content, InPieces):
                 values.append((key, kind, await self._stagings.pop(content.number).finish()))
             elif error is None:
@@ -322,7 +379,7 @@ class NodeShell:
         held_back, self._held_back = self._held_back, None
         if held_back:
             self._take(held_back)
-        if self._exit is not None and self._held_back is None:
+        if self._exit is not None and not self._is_busy:
             self.on_exit(self._exit)
 
     def _abandon(self, values: Iterable[tuple[str, str, bytes | FileValue]]) -> None:
@@ -356,9 +413,10 @@ class NodeShell:
             self._output.clear()
 
     def on_exit(self, reason: ExitReason) -> None:
-        if self._held_back is not None:
-            self._exit = reason  # It has answered: first its files are read.
+        if self._is_busy:
+            self._exit = reason  # It has answered: first that is read.
             return
+        self._exit = None
         for staging in self._stagings.values():
             staging.abandon()
         self._stagings.clear()

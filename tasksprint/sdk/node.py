@@ -34,6 +34,10 @@ _WINDOW = 64
 _ERROR_CHARACTERS_MAX = 2_000
 _TRACEBACK_CHARACTERS_MAX = 16_000
 
+# Answers that are longer carry JSON of more than the second limit in frames.
+_LINE_CHARACTERS_MAX = 256 * 1024
+_FRAME_CHARACTERS_MIN = 64 * 1024
+
 _BYTES = (bytes, bytearray, memoryview)
 
 channels.take_over_early()
@@ -286,11 +290,27 @@ def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
             frames[key] = _as_buffer(value)
     try:
         if frames is None:
-            return (f'{{"id":{number},"values":{encode(result, first_key=1)}}}\n'.encode(),)
-        values = {key: value for key, value in result.items() if key not in frames}
-        places = ",".join([f"[{quote(key)},{len(raw)}]" for key, raw in frames.items()])
-        head = f'{{"id":{number},"values":{encode(values, first_key=1)},"frames":[{places}]}}\n'
-        return (head.encode(), *frames.values())
+            text = encode(result, first_key=1)
+            if len(text) <= _LINE_CHARACTERS_MAX:
+                return (f'{{"id":{number},"values":{text}}}\n'.encode(),)
+            values, buffers = dict(result), {}
+        else:
+            values = {key: value for key, value in result.items() if key not in frames}
+            buffers = dict(frames)
+            text = encode(values, first_key=1)
+        places = [f"[{quote(key)},{len(raw)}]" for key, raw in buffers.items()]
+        if len(text) > _LINE_CHARACTERS_MAX:
+            # JSON that is large goes like bytes: whoever has to find its end takes long.
+            text = ""
+            for key, value in list(values.items()):
+                part = encode(value)
+                if len(part) > _FRAME_CHARACTERS_MIN:
+                    del values[key]
+                    buffers[key] = part.encode()
+                    places.append(f'[{quote(key)},{len(buffers[key])},"json"]')
+            text = encode(values, first_key=1)
+        head = f'{{"id":{number},"values":{text},"frames":[{",".join(places)}]}}\n'
+        return (head.encode(), *buffers.values())
     except Exception:
         for key, value in result.items():
             why = why_not_encoded(value) if frames is None or key not in frames else None

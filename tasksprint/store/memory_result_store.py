@@ -74,7 +74,7 @@ class MemoryValueFiles:
         self._directory.last_file += 1
         return _MemoryValueWriter(self._directory, self._directory.last_file)
 
-    def write(self, data: bytes) -> FileValue:
+    def write(self, data: bytes | memoryview) -> FileValue:
         """As `ValueFiles.write`."""
         writer = self.begin()
         writer.append((data,))

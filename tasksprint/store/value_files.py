@@ -53,14 +53,16 @@ class ValueFiles:
         """Begin a new value; its file is made with its first bytes."""
         return ValueWriter(self, next(self._numbers))
 
-    def write(self, data: bytes) -> FileValue:
+    def write(self, data: bytes | memoryview) -> FileValue:
         """Keep a value that is in memory.
 
         Raises:
             StoreError: It isn't kept, and nothing of it stays.
         """
         writer = self.begin()
-        writer.append((data,))
+        view = memoryview(data)
+        for first in range(0, len(view), CHUNK_BYTES):
+            writer.append((view[first : first + CHUNK_BYTES],))
         return writer.finish()
 
     def path(self, number: int) -> Path:

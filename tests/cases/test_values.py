@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,8 +19,12 @@ from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import ClientAddress, DropJob, View
 from tasksprint.encoding import encode_json, result_digest, value_digest
 from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.process.job_directory import read_job
+from tasksprint.protocol.node_lines import NodeReply
 from tasksprint.roles.loop_watch import longest_hold_s, watch_loop
 from tasksprint.roles.metrics import client_metrics
+from tasksprint.roles.run import PrivateCluster
+from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.roles.client_world import (
     World,
@@ -125,6 +132,63 @@ def test_node_without_frames_gets_a_large_value_as_base64(tmp_path: Path) -> Non
             assert 0 < int(loaded[1]) - 4 * -(-size // 3) < 200
 
     run(main)
+
+
+@pytest.mark.slow
+def test_large_json_holds_no_loop_either(tmp_path: Path) -> None:
+    """Neither as a line of any node, which is scanned elsewhere, nor as the SDK sends it."""
+    text = b"[" + b'[1,2.5,"word"],' * 300_000 + b'"\\"]"]'
+    (tmp_path / "text").write_bytes(text)
+    line = f"""printf '{{"id":%s,"values":{{"result":' $id; cat {tmp_path}/text; echo '}}}}'"""
+    node = shell_node(
+        f"""case $line in
+        *'"name":"sdk"'*) printf '{{"id":%s,"frames":[["result",{len(text)},"json"]]}}\\n' $id
+           cat {tmp_path}/text ;;
+        *) {line} ;;
+        esac""",
+        ready=FRAMES,
+    )
+
+    async def main() -> None:
+        async with world(tmp_path / "1") as here:
+            watch_loop()
+            here.program(node)
+            run = (assignment(0), assignment(1, name="sdk"))
+            here.coordinator.give(view(whole=True, run=run))
+            await until(lambda: len(here.coordinator.done()) == 2)
+            digests = {one.result_digest for one in here.coordinator.completions}
+            assert digests == {result_digest([("result", "json", len(text), value_digest(text))])}
+            assert longest_hold_s() < 0.2
+            assert {path.read_bytes() for path in files_of(here)} == {text}
+
+    run(main)
+
+
+def test_sdk_sends_large_json_in_frames(tmp_path: Path) -> None:
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        from TaskSprintNode import *
+        class Node(TaskSprintNode):
+            def large(self):
+                return {"small": [1], "rows": ["é"] * 200_000, "raw": b"x", "one": "y" * 70_000}
+            def many(self): return {f"k{i}": "z" * 20_000 for i in range(20)}
+        Node().start()
+        """,
+    )
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        node = NodeDriver(program)
+        reply = node.run("large")
+        assert isinstance(reply, NodeReply)
+        rows = "[" + ",".join(['"é"'] * 200_000) + "]"
+        assert reply.values == (
+            ("one", "json", b'"' + b"y" * 70_000 + b'"'),
+            ("raw", "bytes", b"x"),
+            ("rows", "json", rows.encode()),
+            ("small", "json", b"[1]"),
+        )
+        assert node.reader.in_pieces == 2
+        assert node.values("many") == {f"k{i}": b'"' + b"z" * 20_000 + b'"' for i in range(20)}
 
 
 def test_small_file_is_a_value_that_a_report_carries(tmp_path: Path) -> None:
@@ -399,3 +463,61 @@ def test_damaged_database_of_a_running_client_costs_only_what_was_in_it(
 
     run(main)
     assert "is damaged" in caplog.text and "made anew without" in caplog.text
+
+
+BIG_SCHEDULER = """
+from TaskSprintCoordinator import *
+class Big(TaskSprintCoordinator):
+    def init(self, seed):
+        self.told = []
+        self.start_task("load", keys=["size"])
+    def task_done(self, tid, values):
+        if tid == 0:
+            for _ in range(2):
+                self.start_task("count", pretasks=[0], prekeys=["data"], keys=["size"])
+        else:
+            self.told.append(values["size"])
+            if len(self.told) == 2:
+                self.finish([1, 2], values=self.told)
+Big().start()
+"""
+BIG_NODE = """
+from TaskSprintNode import *
+import os, time
+class Big(TaskSprintNode):
+    def load(self):
+        return {"data": os.urandom(1 << 20) * 512, "size": 0}
+    def count(self, data):
+        time.sleep(1)  # So that the other client takes the other one.
+        return {"size": len(data)}
+Big().start()
+"""
+
+
+@pytest.mark.long
+def test_large_values_kill_nobody_on_a_busy_machine(tmp_path: Path) -> None:
+    """512 MiB between two clients, beside four loops that never rest: each task runs once."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "scheduler.py").write_text(BIG_SCHEDULER)
+    (folder / "node.py").write_text(BIG_NODE)
+    manifest = {"name": "big", "scheduler": "scheduler.py", "node": "node.py"}
+    (folder / "tasksprint.json").write_bytes(encode_json(manifest))
+    with contextlib.ExitStack() as stack:
+        private = stack.enter_context(
+            PrivateCluster(coordinators=1, clients=2, nodes=1, keep=tmp_path / "cluster")
+        )
+        cluster = private.connect(Settings())
+        for _ in range(4):
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        job = cluster.submit(folder, read_job(folder), seed=1, params="{}")
+        *_, outcome = cluster.follow(job)
+        assert outcome.state == "finished", outcome.error
+        for tid in (1, 2):
+            assert cluster.request("GET", f"/v1/jobs/{job}/tasks/{tid}").json()["attempts"] == 1
+    log = (tmp_path / "cluster" / "coordinator-1.log").read_text()
+    assert " dead: silent" not in log
+    for number in (1, 2):
+        assert not list((tmp_path / "cluster" / f"client-{number}" / "values").iterdir())

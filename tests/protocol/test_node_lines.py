@@ -11,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasksprint.errors import RemoteProtocolError
+from tasksprint.protocol.long_lines import take_values_out
 from tasksprint.protocol.node_lines import (
     FilePath,
+    InPieces,
     NodeFailure,
+    NodeLongLine,
     NodeMessage,
+    NodePiece,
     NodeReader,
     NodeReady,
     NodeReply,
@@ -33,8 +37,11 @@ def reader(ready: bytes = READY, limit: int = 1 << 20) -> NodeReader:
 
 
 def refused(line: bytes, ready: bytes = READY) -> str:
+    one = reader(ready)
     with pytest.raises(RemoteProtocolError) as caught:
-        reader(ready).feed(line)
+        one.feed(line)
+        assert one.refusal is not None
+        raise one.refusal
     return str(caught.value)
 
 
@@ -367,9 +374,132 @@ def test_error_as_long_as_a_line_is_cut_before_it_reaches_the_log() -> None:
 def test_many_small_frames_are_taken_in_linear_time() -> None:
     count = 50_000
     frames = ",".join(f'["k{number}",1]' for number in range(count))
-    messages = reader(READY, 1 << 24).feed(
-        f'{{"id":1,"frames":[{frames}]}}\n'.encode() + b"x" * count
-    )
-    assert len(messages) == 1
-    reply = messages[0]
-    assert isinstance(reply, NodeReply) and len(reply.values) == count
+    line = f'{{"id":1,"frames":[{frames}]}}\n'.encode()
+    assert len(values_of(line + b"x" * count, 1 << 24)[0]) == count
+
+
+# --- what is large ---
+
+
+def values_of(stream: bytes, chunk: int) -> tuple[dict[str, tuple[str, bytes]], int]:
+    """Return (kind, bytes) of each value of one reply, however it came, and the most at once."""
+    one = reader(limit=1 << 24)
+    pieces: dict[int, bytearray] = {}
+    most = 0
+    for at in range(0, len(stream), chunk):
+        messages = one.feed(stream[at : at + chunk])
+        while messages and isinstance(messages[-1], NodeLongLine):
+            line, found = take_values_out(b"".join(messages.pop().pieces), who="node 3")
+            messages += one.take_long(line, [(key, bytes(text)) for key, text in found])
+        for message in messages:
+            if isinstance(message, NodePiece):
+                pieces.setdefault(message.number, bytearray()).extend(message.data)
+                most = max(most, len(message.data))
+            else:
+                assert isinstance(message, NodeReply)
+                values = {}
+                for key, kind, data in message.values:
+                    if isinstance(data, InPieces):
+                        data = bytes(pieces.pop(data.number))
+                    assert isinstance(data, bytes)
+                    values[key] = (kind, data)
+                return values, most
+    raise AssertionError("no reply")
+
+
+LIST = b'[{"a":["\\"]"]},' + b'[1,"a"],' * 70_000 + b"{}]"
+
+
+@pytest.mark.parametrize("chunk", [100_000, 1 << 24])
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("bytes", [999_999]),
+        ("bytes", [60_000] * 200),
+        ("json", [70_000, 3, 900_000]),
+        ("json", [2]),
+    ],
+)
+def test_large_frames_come_in_pieces(kind: str, sizes: list[int], chunk: int) -> None:
+    expected = {}
+    raw = []
+    for number, size in enumerate(sizes):
+        data = b'"' + b"x" * (size - 2) + b'"'
+        expected[f"k{number}"] = (kind, data)
+        raw.append(data)
+    more = ',"json"' if kind == "json" else ""
+    frames = ",".join(f'["{key}",{len(data)}{more}]' for key, (_, data) in expected.items())
+    stream = f'{{"id":1,"values":{{}},"frames":[{frames}]}}\n'.encode() + b"".join(raw)
+    found, most = values_of(stream, chunk)
+    assert found == expected
+    assert most <= max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"[1,\n2]", "answered id 1 with JSON in a frame under key 'a' that holds a newline"),
+        (b'"\xff"', "answered id 1 with JSON in a frame under key 'a' that isn't UTF-8"),
+        (b'"' + b"x" * 70_000 + b'\n"', "under key 'a' that holds a newline"),
+        (b'"' + b"\xc3" * 70_000 + b'"', "under key 'a' that isn't UTF-8"),
+        (b'"' + b"x" * 70_000 + b"\xc3", "under key 'a' that isn't UTF-8"),
+        (b"[1", "answered id 1 with a frame under key 'a' that isn't JSON: '[1'"),
+        (b"1 2", "that isn't JSON: '1 2'"),
+        (b"NaN", "that isn't JSON: 'NaN'"),
+        (b"", "that isn't JSON: ''"),
+    ],
+)
+def test_json_in_frames_can_break_nobody_else_s_line(frame: bytes, message: str) -> None:
+    line = b'{"id":1,"frames":[["a",%d,"json"]]}\n' % len(frame)
+    assert message in refused(line + frame)
+
+
+@pytest.mark.parametrize("chunk", [100_000, 1 << 24])
+def test_long_line_gives_its_values_as_any_other(chunk: int) -> None:
+    values = {"é": LIST, "s": b'"' + b"\\\\" * 300_000 + b'"', "n": b"1" * 9_000, "": b"null"}
+    members = b",".join(json.dumps(key).encode() + b" : " + text for key, text in values.items())
+    line = b'{"base64":{"b":"AP8="}, "values" :{' + members + b'} ,"id":1}\n'
+    found, _ = values_of(line, chunk)
+    assert found == {key: ("json", text) for key, text in values.items()} | {
+        "b": ("bytes", b"\x00\xff")
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"id":1,"values":{"a":' + LIST, "isn't JSON: no end of a value at byte"),
+        (b'{"id":1,"values":{"a":' + LIST[:-1] + b"}}", "isn't JSON: no ',' or '}' at byte"),
+        (b'{"id":1,"values":{"a":' + LIST + b',"a":1}}', "the key 'a' a second time at byte"),
+        (b'{"id":1,"values":{"a":' + LIST + b'},"values":{}}', "the key 'values' a second time"),
+        (b'{"id":1,"values":{"\\ud800":' + LIST + b"}}", "has key '\\ud800', which isn't Unicode"),
+        (b'{"id":1,"values":{a:' + LIST + b"}}", "isn't JSON: no key in double quotes at byte"),
+        (b'{"id":1,"values":{"a" ' + LIST + b"}}", "isn't JSON: no ':' at byte"),
+        (b'{"id":1,"values":{"a":,"b":' + LIST + b"}}", "isn't JSON: no value at byte"),
+        (b'{"id":1,"values":{"a":"' + b"x" * 600_000, "isn't JSON: no end of a string at byte"),
+        (b'["id",' + LIST + b"]", "isn't JSON: no object at byte 1 of"),
+        (b'{"id":1,"values":{"a":' + LIST + b',"b":"\xff"}}', "line from node 3 isn't UTF-8"),
+        (b'{"id":1,"values":{"a":' + LIST + b'},"x":1}', "node 3 answered id 1 with 'x', "),
+        (b'{"id":1,"values":{"a":' + LIST + b'},"error":"x"}', "with 'error' and 'values'"),
+        (
+            b'{"id":1,"base64":{"a":"' + b"A" * 9_000_000 + b'"}}',
+            "bytes beside its values; send large results as frames or files",
+        ),
+    ],
+)
+def test_long_line_that_is_wrong_is_refused_with_a_sentence(line: bytes, message: str) -> None:
+    one = NodeReader(who="node 3", line_bytes_max=1 << 24, value_bytes_max=1_000_000)
+    one.feed(READY)
+    with pytest.raises(RemoteProtocolError) as caught:
+        (long,) = one.feed(line + b"\n")
+        assert isinstance(long, NodeLongLine)
+        assert one.is_inside_message
+        left, found = take_values_out(b"".join(long.pieces), who="node 3")
+        one.take_long(left, [(key, bytes(text)) for key, text in found])
+    assert message in str(caught.value)
+
+
+def test_answers_before_a_mistake_count() -> None:
+    one = reader()
+    assert one.feed(b'{"id":1}\nprinted\n{"id":2}\n') == [NodeReply(1, ())]
+    assert "line from node 3 isn't a JSON object: 'printed'" in str(one.refusal)
