@@ -509,7 +509,7 @@ class Connection(BufferedReader):
         size, headers = response.body_bytes, response.headers
         kind = FRAMES
         if exchange.is_head_only:
-            kind = WHOLE
+            kind, whole = WHOLE, b""
         elif response.covers_line:
             kind = LINE
         elif response.digest is not None:
