@@ -132,7 +132,11 @@ class Connection(BufferedReader):
         self.peer = format_address(name[0], name[1]) if isinstance(name, tuple) else "local"
         self._transport.set_write_buffer_limits(high=_STRANGER_WRITE_BYTES)
         has_room = self._connections.try_add(self)
-        if self._service.is_closing or not has_room:
+        if self._service.is_closing:
+            # As if it were closed already: an answer before the request can prove nothing.
+            self._is_discarding = True
+            self._transport.close()
+        elif not has_room:
             self._is_discarding = True
             exchange = Exchange(self._service, self.peer, version="1.1", keep_alive=False)
             response = error_response(503, "too many connections", hint="try again later")

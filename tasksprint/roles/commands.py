@@ -22,6 +22,7 @@ from tasksprint.errors import (
     Refused,
     RemoteProtocolError,
     TaskSprintError,
+    UnprovenAnswer,
     UsageError,
 )
 from tasksprint.ids import JobId
@@ -495,7 +496,7 @@ def _members(cluster: Cluster, known: list[str]) -> dict[str, dict[str, Any]]:
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             failure = error
     else:
-        if isinstance(failure, Refused):
+        if isinstance(failure, (Refused, UnprovenAnswer)):
             raise failure
         raise PeerUnreachable(
             f"no coordinator answers at {', '.join(known)}: {failure}",

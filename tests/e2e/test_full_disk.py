@@ -76,7 +76,8 @@ class People:
         manifest = {"scheduler": ["scheduler.sh"], "node": ["attached:nobody"]}
         body = {
             **{"sender": "me", "request": self._requests, "name": "job", "seed": 1},
-            **{"params": json.dumps("x" * padding), "program": post.json()["digest"]},
+            "params": json.dumps({"padding": "x" * padding}),
+            "program": post.json()["digest"],
             "manifest": json.dumps(manifest),
         }
         answer = cluster.request("POST", "/v1/jobs", body=encode_json(body), give_up_ms=give_up_ms)
