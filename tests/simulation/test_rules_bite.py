@@ -425,7 +425,7 @@ def test_log_time_that_follows_the_clock_of_a_stalled_leader_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(coordinator_module, "RULES", Rules(tick_elapsed_max_ms=10**9))
-    assert _rule_broken(10, SimCoordinator, _StalledJudges) in _UNFAIR
+    assert _rule_broken(20, SimCoordinator, _StalledJudges) in _UNFAIR
 
 
 @pytest.mark.slow
