@@ -8,8 +8,9 @@ when this process dies; elsewhere it sees the end of its input.
 
 A program that ended has left nothing behind: its group is killed before it is
 reaped, while its process id can't have been given to somebody else. A grandchild
-that made itself a session of its own escapes that, and so do, after a kill -9 of
-*this* process, grandchildren of any kind.
+that made itself a session of its own escapes that, unless this process may make cgroups
+(cgroups.py). After a kill -9 of *this* process grandchildren of any kind stay, until the
+next process in its cgroup ends them.
 
 This module moves bytes. Lines, ready messages and timeouts of answers are the
 business of whoever gives it its callbacks.
@@ -18,6 +19,7 @@ business of whoever gives it its callbacks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -25,16 +27,30 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from tasksprint.errors import LocalProtocolError, NodeFailed, SchedulerFailed
+from tasksprint.process.cgroups import Cgroups
 from tasksprint.process.command_line import UMASK, explain_start_error
 from tasksprint.process.open_files import with_first_limit
+from tasksprint.process.orphans import own_children
 
-__all__ = ["Connection", "ExitReason", "Program", "die_with_parent", "start_program"]
+__all__ = [
+    "Connection",
+    "ExitReason",
+    "Program",
+    "die_with_parent",
+    "programs_in_cgroups",
+    "signal_group",
+    "start_program",
+    "watch_exit",
+]
+
+_cgroups: Cgroups | None = None  # what `programs_in_cgroups` has made
 
 _DRAIN_BYTES = 64 * 1024
 _DRAINS_MAX = 16  # A pipe holds 1 MiB at most (/proc/sys/fs/pipe-max-size), 64 KiB mostly.
@@ -274,6 +290,7 @@ async def start_program(
         raise
     finally:
         theirs.close()
+    own_children.add(child.pid)
     program = Program(
         child,
         ours,
@@ -287,9 +304,11 @@ async def start_program(
     try:
         await loop.create_unix_connection(lambda: program, sock=ours)
         await program.watch(child.stderr)
+        if _cgroups is not None:
+            await program.enter_cgroup(_cgroups)
     except BaseException:
         program.kill()
-        child.wait()
+        program.reap()
         raise
     # In the next turn of the loop: by then the caller has the program.
     loop.call_soon(program.deliver_early)
@@ -318,6 +337,7 @@ class Program(Connection):
         self._stderr_transport: asyncio.BaseTransport | None = None
         self._kills_before = kills_before
         self._reaped = False
+        self._leave_cgroup: Callable[[], None] | None = None
         self._signalled = False  # we sent SIGKILL or SIGTERM
         self._why = ""
         self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
@@ -398,11 +418,29 @@ class Program(Connection):
         """The process is a zombie: kill its group, then reap it."""
         # In this order: until it is reaped, its id names no other group.
         signal_group(self._child.pid, signal.SIGKILL)
-        self._child.wait()
-        self._reaped = True
+        self.reap()
         self._finish_task = self._loop.create_task(self._finish())
 
+    def reap(self) -> None:
+        """Wait for the process, which has ended or was killed."""
+        if not self._reaped:
+            self._child.wait()
+            self._reaped = True
+            own_children.discard(self._child.pid)
+
+    async def enter_cgroup(self, cgroups: Cgroups) -> None:
+        """Let the kernel keep this program together with all that it starts."""
+        # In a thread: it takes 10 ms and more, while the program's interpreter starts.
+        path = await self._loop.run_in_executor(None, cgroups.enter, self._child.pid)
+        if path is not None:
+            self._leave_cgroup = partial(cgroups.end, path)
+            if self._reaped:  # Just now.
+                await self._loop.run_in_executor(None, self._leave_cgroup)
+
     async def _finish(self) -> None:
+        if self._leave_cgroup is not None:
+            # It has ended, and so must what fled its group.
+            await self._loop.run_in_executor(None, self._leave_cgroup)
         self.resume_reading()  # What it still wrote fits the kernel's buffer.
         await asyncio.wait([self.closed, self._stderr.closed], timeout=DRAIN_S)
         self.close()
@@ -525,6 +563,22 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         if sys.platform == "darwin":
             return  # There a group of zombies answers EPERM.
         raise LocalProtocolError(f"process group {pid} isn't ours to signal") from error
+
+
+@contextlib.contextmanager
+def programs_in_cgroups() -> Iterator[None]:
+    """Give each program that is started in the block a cgroup, where this process may.
+
+    At its end whatever is left of them is killed.
+    """
+    global _cgroups
+    _cgroups = Cgroups.try_make()
+    try:
+        yield
+    finally:
+        if _cgroups is not None:
+            _cgroups.close()
+            _cgroups = None
 
 
 def die_with_parent() -> Callable[[], None] | None:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from tasksprint.process.orphans import own_children
 from tasksprint.process.program import DRAIN_S, signal_group, watch_exit
 
 __all__ = ["run_to_end"]
@@ -65,6 +66,7 @@ async def run_to_end(
         **options,
     )
     assert child.stdout is not None
+    own_children.add(child.pid)
     transport: asyncio.BaseTransport | None = None
     try:
         watch_exit(loop, child.pid, ended)
@@ -76,6 +78,7 @@ async def run_to_end(
         # In this order: until it is reaped, its id names no other group.
         signal_group(child.pid, signal.SIGKILL)
         child.wait()
+        own_children.discard(child.pid)
         if transport is None:
             child.stdout.close()
         else:

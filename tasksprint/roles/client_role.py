@@ -17,6 +17,8 @@ from tasksprint.process.attach import register_client, socket_path
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.process.open_files import fit_client, raise_limit
+from tasksprint.process.orphans import reap_orphans
+from tasksprint.process.program import programs_in_cgroups
 from tasksprint.process.resources import measure
 from tasksprint.roles.client import Client, ClientOptions
 from tasksprint.roles.client_http import ClientPaths
@@ -45,6 +47,7 @@ def run_role(options: argparse.Namespace) -> int:
     """Run one client until it is told to stop."""
     configure_log()
     tune_interpreter()
+    reap_orphans()
     state = state_directory()
     key_file, _ = find_key_file(options.key_file, state_dir=state)
     was_there = key_file.exists()
@@ -65,17 +68,18 @@ def run_role(options: argparse.Namespace) -> int:
     else:
         data_dir = Path(options.data_dir)
     try:
-        return asyncio.run(
-            _serve(
-                coordinators,
-                key,
-                private_directory(data_dir),
-                resources.nodes,
-                listen=options.listen,
-                advertised=advertised,
-                state=state,
+        with programs_in_cgroups():
+            return asyncio.run(
+                _serve(
+                    coordinators,
+                    key,
+                    private_directory(data_dir),
+                    resources.nodes,
+                    listen=options.listen,
+                    advertised=advertised,
+                    state=state,
+                )
             )
-        )
     except UnprovenAnswer as error:
         # (So a client ends only at its first start, by its key.)
         if not (hint := own_key_hint(key_file)):

@@ -21,6 +21,8 @@ from tasksprint.net.keys import open_key
 from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.process.open_files import fit_coordinator, raise_limit
+from tasksprint.process.orphans import reap_orphans
+from tasksprint.process.program import programs_in_cgroups
 from tasksprint.process.signals import ending_signals
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
@@ -64,6 +66,7 @@ def run_role(options: argparse.Namespace) -> int:
     """Run one coordinator until it is told to stop."""
     configure_log()
     tune_interpreter()
+    reap_orphans()
     state = state_directory()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     _, port = parse_address(options.listen)
@@ -90,9 +93,10 @@ def run_role(options: argparse.Namespace) -> int:
         join=join,
     )
     try:
-        return asyncio.run(
-            _serve(coordinator_options, options.listen, options.listen_fd, advertised)
-        )
+        with programs_in_cgroups():
+            return asyncio.run(
+                _serve(coordinator_options, options.listen, options.listen_fd, advertised)
+            )
     except CommandFailed as error:
         _log.error("replica=%d can't go on", me, exc_info=error)
         raise explain(error, data_dir, settings_from_environment()) from error

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +23,14 @@ from tasksprint.installation import own_command
 from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
 from tasksprint.process.open_files import fit_client, reachable_limit
+from tasksprint.process.orphans import own_children, reap_orphans
 from tasksprint.process.program import die_with_parent
 from tasksprint.process.resources import measure
 from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
 from tasksprint.roles.commands import counted, end_of_job, print_submitted, seed_of
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.run_directory import RunDirectory, sweep_run_directories
 from tasksprint.roles.terminal import print_plain
 from tasksprint.settings import Settings
 
@@ -59,6 +59,13 @@ def run_job(options: argparse.Namespace) -> int:
     if nodes is None:
         nodes = max(measure().nodes // options.clients, 1)
     fit_client(settings, reachable_limit(), nodes=nodes)  # Before anything is started.
+    reap_orphans()
+    for left, ended in sweep_run_directories():
+        print(
+            f"tasksprint: a former run was killed: deleted {str(left)!r}, and ended "
+            f"{ended} of its processes",
+            file=sys.stderr,
+        )
     with (
         interrupted_by_signals(),
         PrivateCluster(
@@ -118,10 +125,12 @@ class PrivateCluster:
         self._arguments: dict[str, list[str]] = {}
         self.addresses: list[str] = []
         self.directory = Path()
+        self._temporary: RunDirectory | None = None
 
     def __enter__(self) -> PrivateCluster:
         if self._keep is None:
-            self.directory = Path(tempfile.mkdtemp(prefix="tasksprint-run-")).absolute()
+            self._temporary = RunDirectory()
+            self.directory = self._temporary.path
         else:
             try:
                 self._keep.mkdir(parents=True, mode=0o700)
@@ -219,6 +228,7 @@ class PrivateCluster:
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )
+        own_children.add(process.pid)
         self._processes[name] = process
 
     def join(self, number: int) -> str:
@@ -274,6 +284,18 @@ class PrivateCluster:
         )
 
     def _stop(self) -> None:
+        try:
+            self._stop_in_order()
+        except BaseException:  # Interrupted once more: somebody is in a hurry.
+            for process in self._processes.values():
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            if self._temporary is not None:
+                self._temporary.delete()
+
+    def _stop_in_order(self) -> None:
         # Clients first: they leave, and end their nodes, while coordinators still answer.
         for role in ("client", "coordinator"):
             group = [each for name, each in self._processes.items() if name.startswith(role)]
@@ -288,5 +310,3 @@ class PrivateCluster:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        if self._keep is None:
-            shutil.rmtree(self.directory, ignore_errors=True)

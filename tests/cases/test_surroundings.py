@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +16,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasksprint.errors import NodeFailed
+from tasksprint.process import cgroups
 from tasksprint.process import run_to_end as run_to_end_module
+from tasksprint.process.cgroups import Cgroups, own_cgroup
 from tasksprint.process.directories import state_directory
+from tasksprint.process.program import programs_in_cgroups, start_program
 from tasksprint.process.run_to_end import run_to_end
 from tasksprint.process.signals import ending_signals, interrupted_by_signals
 from tasksprint.roles.coordinator_role import wait_for_end
 from tasksprint.roles.main import parse_command
+from tasksprint.roles.run_directory import RunDirectory, sweep_run_directories
 from tests.e2e.conftest import wait_until
+from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
 from tests.roles.members import members
 
@@ -263,3 +271,220 @@ def test_coordinator_that_is_closed_leaves_no_task(tmp_path: Path) -> None:
         assert asyncio.all_tasks() == before
 
     asyncio.run(scenario())
+
+
+# --- children of others ---
+
+ORPHANS = """\
+import ctypes, subprocess, sys, time
+from tasksprint.process.orphans import Orphans, own_children
+assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER
+own = subprocess.Popen(["sh", "-c", "exit 3"])
+own_children.add(own.pid)
+parent = subprocess.run(["sh", "-c", "sleep 0 & echo $!"], stdout=subprocess.PIPE)
+orphan = int(parent.stdout)
+def state(pid):
+    return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+while state(orphan) != "Z" or state(own.pid) != "Z":
+    time.sleep(0.001)
+orphans = Orphans()
+assert orphans.look() == []  # Whoever waits for it may be just about to.
+assert orphans.look() == [orphan]
+assert orphans.look() == []
+assert own.wait() == 3
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no subreapers")
+def test_orphans_are_reaped_and_own_children_are_not() -> None:
+    done = under_shell("", sys.executable, "-S", "-c", ORPHANS)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what a `run` that was killed left ---
+
+
+def left_directory() -> RunDirectory:
+    """Return one whose `run` is gone: the kernel has let go of its lock."""
+    made = RunDirectory()
+    os.close(made._lock)
+    return made
+
+
+def test_directory_of_a_killed_run_is_deleted_with_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living, left = RunDirectory(), left_directory()
+    (left.path / "client-1").mkdir()
+    environment = {"PATH": os.environ["PATH"], "PWD": str(left.path / "client-1")}
+    started = [
+        subprocess.Popen(["sleep", "999"], start_new_session=True, **options)
+        for options in (
+            {"cwd": left.path / "client-1"},
+            {"cwd": "/", "env": environment},
+            {"cwd": living.path},
+        )
+    ]
+    try:
+        assert sweep_run_directories() == [(left.path, 2)]
+        assert [process.wait(10) for process in started[:2]] == [-signal.SIGKILL] * 2
+        assert started[2].poll() is None
+        assert not left.path.exists() and living.path.exists()
+        assert sweep_run_directories() == []
+        living.delete()
+        assert not living.path.exists()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.long
+def test_run_that_was_killed_is_cleaned_up_by_the_next(
+    command: list[str], tmp_path: Path, environment: Path
+) -> None:
+    node = (
+        "import subprocess, time\n"
+        "from TaskSprintNode import *\n"
+        "class N(TaskSprintNode):\n"
+        "    def work(self, s):\n"
+        "        child = subprocess.Popen(['sleep', '999'])\n"
+        f"        open({str(tmp_path / 'pid')!r}, 'w').write(f'{{child.pid}} ')\n"
+        "        time.sleep(s)\n"
+        "        return {'x': 1}\n"
+        "N().start()\n"
+    )
+    slow = write_job(tmp_path / "slow", SCHEDULER % 999, node)
+    quick = write_job(tmp_path / "quick", SCHEDULER % 0, node)
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    variables = {**os.environ, "TMPDIR": str(temporary)}
+    killed = subprocess.Popen([*command, "run", str(slow)], env=variables)
+    wait_until(lambda: (tmp_path / "pid").exists(), "the task runs")
+    wait_until(lambda: (tmp_path / "pid").read_text().endswith(" "), "its child is known")
+    child = int((tmp_path / "pid").read_text())
+    killed.kill()
+    killed.wait()
+    (left,) = temporary.glob("tasksprint-run-*")
+    done = subprocess.run(
+        [*command, "run", str(quick)], env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = rf"a former run was killed: deleted '{left}', and ended \d+ of its processes"
+    assert re.search(said, done.stderr), done.stderr
+    assert not is_running(child)
+    assert list(temporary.glob("tasksprint-run-*")) == []
+
+
+SCHEDULER = """\
+from TaskSprintCoordinator import *
+class S(TaskSprintCoordinator):
+    def init(self, seed): self.start_task("work", base=[%d])
+    def task_done(self, tid, values): self.finish()
+S().start()
+"""
+
+
+@pytest.mark.long
+def test_hangup_of_run_leaves_nothing(
+    command: list[str], tmp_path: Path, environment: Path
+) -> None:
+    """As when its terminal is closed."""
+    node = (
+        "import subprocess, time\n"
+        "from TaskSprintNode import *\n"
+        "class N(TaskSprintNode):\n"
+        "    def work(self, s):\n"
+        "        child = subprocess.Popen(['sleep', '999'])\n"
+        f"        open({str(tmp_path / 'pid')!r}, 'w').write(f'{{child.pid}} ')\n"
+        "        time.sleep(s)\n"
+        "N().start()\n"
+    )
+    job = write_job(tmp_path / "job", SCHEDULER % 999, node)
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    variables = {**os.environ, "TMPDIR": str(temporary)}
+    running = subprocess.Popen(
+        [*command, "run", str(job)], env=variables, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (tmp_path / "pid").exists(), "the task runs")
+    wait_until(lambda: (tmp_path / "pid").read_text().endswith(" "), "its child is known")
+    running.send_signal(signal.SIGHUP)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and said.endswith("tasksprint: interrupted\n")
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(child), "its child is gone")
+    assert list(temporary.glob("tasksprint-run-*")) == []
+
+
+# --- cgroups ---
+
+
+def can_make_cgroups() -> bool:
+    made = Cgroups.try_make()
+    if made is not None:
+        made.close()
+    return made is not None
+
+
+@pytest.mark.skipif(not can_make_cgroups(), reason="no cgroup here that this process may divide")
+def test_program_is_ended_with_whoever_fled_its_group(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    text = f"setsid sleep 999 & echo $! > {pids}.new; mv {pids}.new {pids}; read line"
+
+    async def scenario() -> None:
+        with programs_in_cgroups():
+            for ends_itself in (True, False):
+                ended = asyncio.get_running_loop().create_future()
+                program = await start_program(
+                    ["sh", "-c", text],
+                    cwd=None,
+                    env=None,
+                    what="node",
+                    failure=NodeFailed,
+                    on_data=lambda data: None,
+                    on_exit=ended.set_result,
+                )
+                while not pids.exists():
+                    await asyncio.sleep(0.002)
+                child = int(pids.read_text())
+                pids.unlink()
+                # It may have fled before its program was in the cgroup: then it stays out.
+                is_inside = "/tasksprint-" in Path(f"/proc/{child}/cgroup").read_text()
+                if ends_itself:
+                    program.write(b"\n")
+                else:
+                    program.kill()
+                await ended
+                if is_inside:
+                    assert not is_running(child)
+                else:
+                    os.kill(child, signal.SIGKILL)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not can_make_cgroups(), reason="no cgroup here that this process may divide")
+def test_what_a_killed_process_left_in_its_cgroup_is_ended(tmp_path: Path) -> None:
+    base = own_cgroup()
+    assert base is not None
+    left = base / f"tasksprint-{2**22 + 1}-1"  # No process has such an id.
+    (left / "1").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "999"], start_new_session=True) as child:
+        (left / "1" / "cgroup.procs").write_text(str(child.pid))
+        made = Cgroups.try_make()
+        assert made is not None
+        assert child.wait(10) == -signal.SIGKILL
+        made.close()
+    wait_until(lambda: not left.exists(), "it is removed")
+    assert not list(base.glob(f"tasksprint-{os.getpid()}-*"))
+
+
+def test_where_no_cgroup_can_be_made_programs_run_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cgroups, "own_cgroup", lambda: None)
+    assert Cgroups.try_make() is None
+    monkeypatch.setattr(cgroups, "own_cgroup", lambda: tmp_path / "none")
+    assert Cgroups.try_make() is None
