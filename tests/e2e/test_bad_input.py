@@ -21,6 +21,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ import pytest
 
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.ids import JobId
+from tasksprint.net.addresses import parse_address
 from tasksprint.process.job_directory import read_job
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
@@ -682,6 +684,31 @@ def test_other_key_is_refused(what: str, served: Served, tmp_path: Path) -> None
     served.commands.fails(what, "jobs", "--key-file", str(key))
     client = ["client", "--key-file", str(key), "--data-dir", str(tmp_path / "client")]
     served.commands.fails(what, *client)
+
+
+@row("coordinator called by an address that it wasn't given")
+def test_other_address_is_refused(what: str, served: Served) -> None:
+    """As through a tunnel of which the coordinator wasn't told."""
+    host, port = parse_address(served.private.addresses[0])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def carry(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def forward() -> None:
+            with contextlib.suppress(OSError):  # The listener is closed at the end.
+                while True:
+                    here, there = listener.accept()[0], socket.create_connection((host, port))
+                    for pair in ((here, there), (there, here)):
+                        threading.Thread(target=carry, args=pair, daemon=True).start()
+
+        threading.Thread(target=forward, daemon=True).start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        served.commands.fails(what, "jobs", "--coordinators", address)
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(
