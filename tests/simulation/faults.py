@@ -163,8 +163,8 @@ class Faults:
         self._world.count("machines that changed speed")
 
     def _set_clock(self, node: CoordinatorNode) -> None:
-        """Let somebody set the time of day, back or ahead."""
-        node.machine.wall_offset_ms += self._random.randrange(-100_000, 100_000)
+        """Let somebody set the time of day, back or ahead; by a day at most."""
+        node.machine.wall_offset_ms += 864 * self._random.randrange(-100_000, 100_000)
 
     def _wipe(self, node: CoordinatorNode) -> None:
         """Lose a disk for good; the operator replaces its member."""

@@ -38,6 +38,11 @@ class Machine:
         self.long_share = random.choice((0.0, 0.0, 0.01, 0.05))
         self.slow_ms = 0.0  # what a piece of work may take, now and then
         self.process: Process | None = None  # the last one, dead or alive
+        # What a stranger answers at this address while no process of ours does; None: there
+        # is none. (By a chance of its own, so that all else goes as it would without. At one
+        # address nobody says "wrong key": if all did, a client would rightly end at its start.)
+        says = (200,) if name.endswith("1") else (None, 200, 401)
+        self.stranger_status = Random(f"{name} {self.offset_ms}").choice(says)
         self.has_power = True  # A machine without it says nothing to who calls.
 
     @property

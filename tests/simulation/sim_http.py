@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any, BinaryIO
 
-from tasksprint.errors import PeerUnreachable
+from tasksprint.errors import PeerUnreachable, UnprovenAnswer
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange
@@ -157,6 +157,14 @@ class _Call:
             self.target, self.source.machine, lambda: self._tell(_Broken(cause)), lambda: None
         )
 
+    def answer_strangely(self, status: int) -> None:
+        """Answer without the key, at the address of somebody who isn't there."""
+        text = f"what answers at {self.target.address} is a stranger"
+        error = UnprovenAnswer(text, status=status)
+        self.wire.carry(
+            self.target, self.source.machine, lambda: self._tell(error), lambda: None
+        )
+
     def _tell(self, outcome: HttpResponse | Exception) -> None:
         self.source.loop.call_soon(self._take, outcome)
 
@@ -260,7 +268,10 @@ class SimHttp:
             if call.is_given_up:
                 return
             if server is None or not server.is_alive or server.service is None:
-                call.refuse("connection refused")
+                if machine.stranger_status is None or not machine.has_power:
+                    call.refuse("connection refused")
+                else:
+                    call.answer_strangely(machine.stranger_status)
                 return
             call.server = server
             server.calls[call] = None
