@@ -21,6 +21,7 @@ from tasksprint.coordination.commands import Failure, JoinClient, Report, encode
 from tasksprint.encoding import value_digest
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 from tasksprint.net.addresses import parse_address
+from tasksprint.net.http_blocking import request_blocking
 from tasksprint.net.keys import ClusterKey, load_key
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
@@ -60,8 +61,10 @@ def _tasksprint(count: int, seconds: float) -> dict[str, float]:
         for number in range(count):
             join = JoinClient(f"{number:032x}", incarnation, None, "bench", 1)
             reply = cluster.request("POST", _PATH, body=encode_command(join)).json()
-            # A key object of its own: to the server each client is a sender of its own.
+            # A key object of its own: to the server each client is a sender of its own. It
+            # must hear the server's life before it can sign for it.
             key = load_key(private.directory / "key")
+            request_blocking(address, "GET", "/healthz", key=key, settings=Settings())
             reports = _reports(key, address, ClientId(reply["cid"]), incarnation)
             ahead = int(_SIGNED_PER_S * (seconds + _WARM_UP_S) / count)
             requests.append(itertools.chain(list(itertools.islice(reports, ahead)), reports))
@@ -96,9 +99,9 @@ def _reports(
     for number in itertools.count(1):
         command = _report(cid, incarnation, number, "x")
         command = _report(cid, incarnation, number, "x" * (COMMAND_BYTES + 1 - len(command)))
-        proof = key.sign("POST", _PATH, address, body_digest=value_digest(command))
+        signed = key.sign("POST", _PATH, address, body=value_digest(command)).authorization
         head = (
-            f"POST {_PATH} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {proof}\r\n"
+            f"POST {_PATH} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {signed}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(command)}\r\n\r\n"
         )
         yield head.encode() + command
