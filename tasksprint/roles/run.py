@@ -61,7 +61,7 @@ def run_job(options: argparse.Namespace) -> int:
     fit_client(settings, reachable_limit(), nodes=nodes)  # Before anything is started.
     reap_orphans()
     for left, ended in sweep_run_directories():
-        print(
+        print_plain(
             f"tasksprint: a former run was killed: deleted {str(left)!r}, and ended "
             f"{ended} of its processes",
             file=sys.stderr,
