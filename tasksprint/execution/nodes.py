@@ -52,6 +52,10 @@ _ESTIMATES_MAX = 1_000
 _READY = TaskState.READY
 _RUNNING = TaskState.RUNNING
 _SERVING = NodeState.SERVING
+_ENDING = (NodeState.STOPPING, NodeState.KILLED)
+
+# Entries of nodes that aren't free any more, beside two for each node.
+_STALE_MAX = 16
 
 Arguments = tuple[tuple[TaskId, str, str], ...]
 
@@ -90,6 +94,10 @@ class Nodes:
         self._last_node = 0
         self._offers = 0
         self._own_count = 0  # Invariant: nodes that aren't attached; at most `slots`.
+        # Of the nodes that aren't attached: those that serve and have nothing to do, and those
+        # that are being stopped or killed.
+        self._idle: dict[NodeId, Node] = {}
+        self._ending: dict[NodeId, None] = {}
         self._hungry: dict[Program, None] = {}  # programs with ready tasks
         # One more than may stand before another task: nothing goes behind such a task.
         self._unknown_us = settings.node_ahead_us + 1
@@ -161,17 +169,24 @@ class Nodes:
     def attached(self, node_id: NodeId, program: Program, now_ms: int) -> Node:
         """Add a node that somebody else started."""
         node = Node(node_id, program, now_ms, attached=True)
-        self.nodes[node_id] = program.nodes[node_id] = node
+        self._add(node)
         program.told_absent = False
         return node
+
+    def _add(self, node: Node) -> None:
+        self.nodes[node.id] = node.program.nodes[node.id] = node
+        states = node.program.node_states
+        states[node.state] = states.get(node.state, 0) + 1
 
     def ready(self, node: Node, window: int, now_ms: int) -> None:
         """Note that a node takes tasks."""
         if node.state is not NodeState.STARTING:
             return  # It was killed meanwhile.
-        node.state = _SERVING
+        self._enter(node, _SERVING)
+        self._becomes_free(node)
         node.was_ready = True
         node.window = max(1, window)
+        node.program.takes_several |= window > 1
         node.idle_since_ms = now_ms
         self._arm(node, now_ms + self._settings.node_idle_max_ms)
         node.program.start_failures = 0
@@ -188,6 +203,8 @@ class Nodes:
             self.kill(node, found, error=found)
             return None
         node.work_us -= entry.estimate_us
+        if not node.pipe and node.state is _SERVING:
+            self._becomes_free(node)
         return entry
 
     def is_wanted(self, entry: Entry) -> bool:
@@ -234,7 +251,7 @@ class Nodes:
         """
         if node.state is NodeState.KILLED:
             return
-        node.state = NodeState.KILLED
+        self._enter(node, NodeState.KILLED)
         node.kill_error = error
         self._outbox.append(KillNode(node.id, why))
         self._empty_pipe(node, keep_head=error is not None)
@@ -244,6 +261,9 @@ class Nodes:
         del self.nodes[node.id]
         program = node.program
         del program.nodes[node.id]
+        program.node_states[node.state] -= 1
+        self._ending.pop(node.id, None)
+        self._idle.pop(node.id, None)
         if not node.attached:
             self._own_count -= 1
         state = node.state
@@ -284,11 +304,20 @@ class Nodes:
         own = [node for node in self.nodes.values() if not node.attached]
         assert len(own) == self._own_count
         assert self._own_count <= self.slots
+        assert sorted(self._ending) == [node.id for node in own if node.state in _ENDING]
+        assert sorted(self._idle) == [
+            node.id for node in own if node.state is _SERVING and not node.pipe
+        ]
         for node_id, node in self.nodes.items():
             assert node.id == node_id
-            assert node.program.nodes[node_id] is node
-            assert len(node.pipe) <= node.window, f"{len(node.pipe)} tasks in node {node_id}"
-            assert node.work_us == sum(entry.estimate_us for entry in node.pipe.values())
+            program = node.program
+            assert program.nodes[node_id] is node
+            states = [other.state for other in program.nodes.values()]
+            for state, count in program.node_states.items():
+                assert count == states.count(state), f"{count} nodes of {program} are {state}"
+            if node.state is _SERVING and not node.pipe:
+                assert node_id in program.free
+                assert not node.is_stalled
             if node.state in (NodeState.STARTING, NodeState.STOPPING):
                 assert not node.pipe
             if node.state is NodeState.KILLED:
@@ -320,11 +349,7 @@ class Nodes:
     def _fill(self, program: Program, now_us: int) -> None:
         """Give the program's nodes what they can take, the oldest task first."""
         ready = program.ready
-        serving = [
-            node
-            for node in program.nodes.values()
-            if node.state is _SERVING and not node.is_stalled
-        ]
+        piped: list[tuple[int, NodeId, Node]] | None = None
         estimates = program.estimates
         ahead_us = self._settings.node_ahead_us
         while ready:
@@ -334,20 +359,19 @@ class Nodes:
                 continue
             assignment = task.assignment
             estimate = estimates.get(assignment.name, self._unknown_us)
-            behind_us = -1 if assignment.timeout_ms is not None else ahead_us - estimate
-            best: Node | None = None
-            best_us = 0
-            for node in serving:
-                if not node.pipe:
-                    best = node
-                    break
-                work_us = node.work_us
-                if work_us > behind_us or len(node.pipe) >= node.window:
-                    continue
-                if best is None or work_us < best_us:
-                    best, best_us = node, work_us
+            best = self._first_free(program)
             if best is None:
-                return
+                # Behind another task it goes only if it is short, and without a limit.
+                behind_us = -1 if assignment.timeout_ms is not None else ahead_us - estimate
+                if behind_us < 0:
+                    return
+                if piped is None:
+                    piped = _piped(program)
+                while piped and len(piped[0][2].pipe) >= piped[0][2].window:
+                    heapq.heappop(piped)
+                if not piped or piped[0][0] > behind_us:
+                    return
+                best = piped[0][2]
             heapq.heappop(ready)
             inputs = self._arguments(task) if assignment.inputs else ()
             if inputs is None:
@@ -355,6 +379,40 @@ class Nodes:
                 ready = program.ready
                 continue
             self._send(best, task, inputs, estimate, now_us)
+            if piped and piped[0][2] is best:
+                heapq.heapreplace(piped, (best.work_us, best.id, best))
+
+    def _first_free(self, program: Program) -> Node | None:
+        """Return the node of lowest number that has nothing to do; None: there is none."""
+        free = program.free
+        while free:
+            node = program.nodes.get(free[0])
+            if node is not None and node.state is _SERVING and not node.pipe:
+                return node
+            heapq.heappop(free)  # It has a task by now, or has ended.
+        return None
+
+    def _becomes_free(self, node: Node) -> None:
+        """Note that a node that serves has nothing to do."""
+        program = node.program
+        free = program.free
+        node.is_stalled = False
+        if len(free) > 2 * len(program.nodes) + _STALE_MAX:
+            free[:] = sorted({number for number in free if number in program.nodes})
+        heapq.heappush(free, node.id)
+        if not node.attached:
+            self._idle[node.id] = node
+
+    def _enter(self, node: Node, state: NodeState) -> None:
+        """Change a node's state."""
+        counts = node.program.node_states
+        counts[node.state] -= 1
+        counts[state] += 1
+        node.state = state
+        if state in _ENDING and not node.attached:
+            self._ending[node.id] = None
+        if state is not _SERVING:
+            self._idle.pop(node.id, None)
 
     def _send(
         self, node: Node, task: Task, inputs: Arguments, estimate_us: int, now_us: int
@@ -365,6 +423,7 @@ class Nodes:
             entry.digests = tuple([digest for _, _, digest in inputs])
         if not node.pipe:
             node.head_since_us = now_us
+            self._idle.pop(node.id, None)
         else:
             self._arm(node, now_us // 1_000 + self._settings.node_stall_ms)
         timeout_ms = task.assignment.timeout_ms
@@ -491,21 +550,16 @@ class Nodes:
             return True
         if now_ms < program.paused_until_ms:
             return True
-        states = [node.state for node in program.nodes.values()]
-        wanted = len(program.ready) - states.count(NodeState.STARTING)
+        states = program.node_states
+        wanted = len(program.ready) - states[NodeState.STARTING]
         while wanted > 0 and self._own_count < self.slots:
             self._start(program, now_ms)
-            states.append(NodeState.STARTING)
             wanted -= 1
         if wanted <= 0:
             return True
-        if any(
-            node.state in (NodeState.STOPPING, NodeState.KILLED)
-            for node in self.nodes.values()
-            if not node.attached
-        ):
+        if self._ending:
             return True  # A slot will be free; who gets it is seen then.
-        has_nodes = _SERVING in states or NodeState.STARTING in states
+        has_nodes = bool(states[_SERVING] or states[NodeState.STARTING])
         switch_ms = self._settings.node_switch_wait_ms
         starves = False
         if not has_nodes:
@@ -525,21 +579,23 @@ class Nodes:
     def _find_idle(self, program: Program, *, starving: bool) -> Node | None:
         """Return the node of another program that has been idle for longest, or None."""
         best: Node | None = None
-        for node in self.nodes.values():
+        best_rank = (0, 0)
+        for node in self._idle.values():
             other = node.program
-            if other is program or node.attached or node.state is not _SERVING or node.pipe:
+            if other is program:
                 continue
             if other.ready and not (
                 starving and _age_of_oldest(other) > _age_of_oldest(program)
             ):
                 continue
-            if best is None or node.idle_since_ms < best.idle_since_ms:
-                best = node
+            rank = (node.idle_since_ms, node.id)
+            if best is None or rank < best_rank:
+                best, best_rank = node, rank
         return best
 
     def _start(self, program: Program, now_ms: int) -> None:
         node = Node(self.next_node(), program, now_ms, attached=False)
-        self.nodes[node.id] = program.nodes[node.id] = node
+        self._add(node)
         self._own_count += 1
         program.short_since_ms = None
         self._outbox.append(StartNode(node.id, program.digest, program.command))
@@ -547,7 +603,7 @@ class Nodes:
 
     def _stop(self, node: Node) -> None:
         assert not node.pipe
-        node.state = NodeState.STOPPING
+        self._enter(node, NodeState.STOPPING)
         self._outbox.append(StopNode(node.id))
 
     def _failed_start(
@@ -558,7 +614,7 @@ class Nodes:
         tries = program.start_failures
         if tries < self._settings.node_start_tries_max:
             return
-        if any(node.state is _SERVING for node in program.nodes.values()):
+        if program.node_states[_SERVING]:
             return  # Those that did start will run the tasks.
         starts = "1 start" if tries == 1 else f"{tries} starts"
         error = f"no node of {program} got ready in {starts}: {reason}"
@@ -583,6 +639,19 @@ def _age_of_oldest(program: Program) -> int:
 def _stopped(entry: Entry) -> str:
     """Return why a node is killed whose task isn't wanted any more."""
     return f"{entry.why} {entry.task}" if entry.why else f"{entry.task} was stopped"
+
+
+def _piped(program: Program) -> list[tuple[int, NodeId, Node]]:
+    """Return a heap of the nodes that run a task and may take more, by what they have to do."""
+    if not program.takes_several:
+        return []
+    piped = [
+        (node.work_us, node.id, node)
+        for node in program.nodes.values()
+        if node.pipe and node.state is _SERVING and not node.is_stalled
+    ]
+    heapq.heapify(piped)
+    return piped
 
 
 def _describe_ids(node: Node) -> str:

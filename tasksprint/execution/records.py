@@ -184,14 +184,17 @@ class Program:
         "deaths",
         "digest",
         "estimates",
+        "free",
         "is_attached",
         "name",
+        "node_states",
         "nodes",
         "paused_until_ms",
         "ready",
         "short_since_ms",
         "start_failures",
         "state",
+        "takes_several",
         "tasks",
         "told_absent",
     )
@@ -203,6 +206,10 @@ class Program:
         self.is_attached = command.startswith("attached:")
         self.state = ProgramState.PREPARED if self.is_attached else ProgramState.UNKNOWN
         self.nodes: dict[NodeId, Node] = {}
+        self.node_states = dict.fromkeys(NodeState, 0)  # how many nodes are in each
+        # Heap of nodes that serve and have nothing to do; others in it are skipped.
+        self.free: list[NodeId] = []
+        self.takes_several = False  # some of them took more than one task at once
         # Heap of (arrival, number, task); an entry whose task isn't READY is skipped.
         self.ready: list[tuple[int, int, Task]] = []
         self.tasks = 0  # assignments in the table
