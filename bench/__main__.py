@@ -1,6 +1,7 @@
 """`python -m bench`: what TaskSprint costs here, on real processes.
 
     python -m bench noop --tasks 10000
+    python -m bench noop --idle-jobs 1000 --idle-clients 1000
     python -m bench chain --links 500
     python -m bench commit --submitters 1,64,256
     python -m bench failover --kills 20
@@ -16,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
-from bench import commit, failover, restart, throughput
+from bench import commit, failover, idle, restart, throughput
 
 
 def main(arguments: list[str]) -> int:
@@ -27,11 +29,9 @@ def main(arguments: list[str]) -> int:
 
     sub = commands.add_parser("noop", help="independent tasks that do nothing, per second")
     sub.add_argument("--tasks", type=int, default=10_000)
-    sub.set_defaults(
-        measure=lambda options: throughput.noop(
-            options.tasks, runs=options.runs, **_shape(options)
-        )
-    )
+    sub.add_argument("--idle-jobs", type=int, default=0, help="that wait beside it")
+    sub.add_argument("--idle-clients", type=int, default=0, help="simulated, without slots")
+    sub.set_defaults(measure=_noop)
     _add_shape(sub)
     sub = commands.add_parser("chain", help="dependent tasks, ms a link")
     sub.add_argument("--links", type=int, default=500)
@@ -83,6 +83,18 @@ def main(arguments: list[str]) -> int:
         for name, value in figures.items():
             print(f"{name}: {value}")
     return 0
+
+
+def _noop(options: argparse.Namespace) -> dict[str, Any]:
+    if not (options.idle_jobs or options.idle_clients):
+        return dict(throughput.noop(options.tasks, runs=options.runs, **_shape(options)))
+    return idle.measure(
+        options.tasks,
+        runs=options.runs,
+        idle_jobs=options.idle_jobs,
+        idle_clients=options.idle_clients,
+        **_shape(options),
+    )
 
 
 def _counts(text: str) -> list[int]:
