@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from tasksprint.coordination.commands import JoinClient, Report, decode_command
+from tasksprint.errors import UnprovenAnswer
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles.client import Client, ClientOptions
@@ -181,7 +182,15 @@ class ClientMachine:
         client.address = process.address
         self.client = client
         await client.start()
-        await client.stopped
+        try:
+            await client.stopped
+        except UnprovenAnswer:
+            # Only strangers answer, and say that its key is wrong: at its first start that ends
+            # it, and never later. Its people see the sentence and start it again.
+            if not client.leader.ends_by_wrong_key:
+                raise
+            self.world.count("clients whose key was refused at their first start")
+            self.world.after(2_000, self._start_again)
         await client.close()
         # Its process ends: later, since this is it.
         self.world.after(0.1, partial(self._ended, process))
@@ -189,6 +198,10 @@ class ClientMachine:
     def _ended(self, process: SimProcess) -> None:
         if self.process is process and process.is_alive:
             self.kill()
+
+    def _start_again(self) -> None:
+        if not self.is_up:
+            self.start()
 
     async def _measure(self, directory: Path) -> tuple[int, int]:
         return (GIB // 8 if self.is_disk_low else 100 * GIB), 200 * GIB
