@@ -100,7 +100,7 @@ class LiveClient:
 def register_client(state_directory: Path, data_directory: Path, socket_file: Path) -> Path:
     """Write this client's file into the registry, and return its path; delete it at the end.
 
-    A file that a kill -9 leaves behind does no harm: its socket doesn't answer.
+    What a kill -9 leaves behind is removed here, and whenever somebody looks.
     """
     folder = private_directory(state_directory / "clients")
     path = folder / f"{_host()}-{os.getpid()}.json"
@@ -114,16 +114,18 @@ def register_client(state_directory: Path, data_directory: Path, socket_file: Pa
     beside = path.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+    live_clients(state_directory)
     return path
 
 
 def live_clients(state_directory: Path) -> list[LiveClient]:
     """Return the clients of this user on this machine that answer, by process id.
 
-    A home directory may be shared by several machines, so the files' names begin with the
-    machine's, and others' are left alone.
+    A client is whoever listens on its socket: a file of another process, which had the
+    same data directory and was killed, is removed. A home directory may be shared by several
+    machines, so the files' names begin with the machine's, and others' are left alone.
     """
-    result = []
+    found: dict[str, tuple[int, Path, LiveClient]] = {}
     for path in sorted((state_directory / "clients").glob("*.json")):
         if path.name.rpartition("-")[0] != _host():
             continue
@@ -132,14 +134,24 @@ def live_clients(state_directory: Path) -> list[LiveClient]:
             client = LiveClient(
                 int(fields["pid"]), str(fields["data_directory"]), str(fields["socket"])
             )
+            written_ns = path.stat().st_mtime_ns
         except (OSError, ValueError, KeyError, TypeError):
             continue  # Written or deleted just now, or not ours.
-        if _answers(client.socket):
-            result.append(client)
+        # Where the system doesn't say who listens, the newest of a directory does.
+        known = found.get(client.data_directory)
+        stale: Path | None
+        if not _is_alive(client):
+            stale = path
+        elif known is None:
+            stale = None
         else:
+            stale = path if written_ns < known[0] else known[1]
+        if stale is not path:
+            found[client.data_directory] = (written_ns, path, client)
+        if stale is not None:
             with contextlib.suppress(OSError):
-                path.unlink()
-    return sorted(result, key=lambda client: client.pid)
+                stale.unlink()
+    return sorted((client for _, _, client in found.values()), key=lambda client: client.pid)
 
 
 def find_client(state_directory: Path, wanted: str | None = None) -> LiveClient:
@@ -185,15 +197,37 @@ def _listed(state_directory: Path) -> str:
     )
 
 
+def _is_alive(client: LiveClient) -> bool:
+    """Return whether that very process listens on its socket."""
+    listener = _listener_pid(client.socket)
+    if listener:
+        return listener == client.pid
+    if listener is None:
+        return False
+    try:
+        os.kill(client.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # Not ours to ask; it exists.
+    return True
+
+
 def _answers(path: str) -> bool:
+    return _listener_pid(path) is not None
+
+
+def _listener_pid(path: str) -> int | None:
+    """Return who listens on a socket; 0: somebody of whom no more is known; None: nobody."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(1.0)
         try:
             sock.connect(path)
         except OSError as error:
             # A full queue of connections is a sign of life.
-            return error.errno == errno.EAGAIN or isinstance(error, TimeoutError)
-    return True
+            is_full = error.errno == errno.EAGAIN or isinstance(error, TimeoutError)
+            return 0 if is_full else None
+        return _peer_pid(sock) or 0
 
 
 def _host() -> str:

@@ -107,15 +107,18 @@ async def _serve(
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
     client.loop.set_exception_handler(client.bugs.handle)
     server = HttpServer(ClientPaths(client).router, gate, settings, bugs=client.bugs)
-    registered = register_client(state, data_dir, socket_path(data_dir))
+    registered: Path | None = None
     try:
         address = await server.listen(listen)
         client.address = advertised[0] if advertised else address
         _log.info("listens on %s, data in %s", address, data_dir)
         await client.start()
+        # Once it listens: who looks would take it for one that was killed.
+        registered = register_client(state, data_dir, socket_path(data_dir))
         await wait_for_end(client.stopped)
     finally:
-        registered.unlink(missing_ok=True)
+        if registered is not None:
+            registered.unlink(missing_ok=True)
         await server.close()
         await client.close()
     return EXIT_OK

@@ -150,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         # Once, here: programs run in directories of their own.
         return os.path.abspath(os.path.expanduser(text)) if text else text
 
+    def client(text: str) -> str:
+        return text if text.isascii() and text.isdigit() else directory(text)
+
     def common() -> argparse.ArgumentParser:
         shared = argparse.ArgumentParser(add_help=False)
         shared.add_argument(
@@ -315,9 +318,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--client",
-        metavar="DIR",
-        type=directory,
-        help="data directory of the client to join (default: the only live one)",
+        metavar="PID|DIR",
+        type=client,
+        help="process id or data directory of the client to join (default: the only live one)",
     )
     sub.add_argument("arguments", nargs="*", help="arguments of the program")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasksprint.errors import NodeFailed
+from tasksprint.errors import NodeFailed, UsageError
 from tasksprint.process import cgroups
 from tasksprint.process import run_to_end as run_to_end_module
 from tasksprint.process.cgroups import Cgroups, own_cgroup
@@ -184,6 +184,12 @@ def test_path_is_absolute_from_the_start(
 ) -> None:
     found = getattr(parse_command(arguments), option)
     assert found == os.path.abspath(expected)
+
+
+def test_client_to_attach_to_is_named_by_its_process_id_as_well() -> None:
+    assert parse_command(["node", "--exec", "n.py", "--client", "22125"]).client == "22125"
+    with pytest.raises(UsageError, match="it is empty, expected a directory"):
+        parse_command(["node", "--exec", "n.py", "--client", ""])
 
 
 def test_state_is_kept_at_an_absolute_path(

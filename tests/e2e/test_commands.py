@@ -601,6 +601,33 @@ def test_attached_nodes_are_found_wherever_they_are_and_keep_no_slot(
             node.wait()
 
 
+def test_client_that_was_killed_and_restarted_is_the_only_one_to_attach_to(
+    archive: Path, tmp_path: Path
+) -> None:
+    """By itself, or by its process id; what the killed one left of itself is removed."""
+    commands = Commands(archive, tmp_path)
+    (tmp_path / "hello.sh").write_text("echo attached >&2; exit 0\n")
+    (tmp_path / "key").write_text("0" * 64 + "\n")
+    (tmp_path / "key").chmod(0o600)
+    records = commands.state / "tasksprint" / "clients"
+    client = [
+        "client", "--key-file", str(tmp_path / "key"), "--coordinators", "127.0.0.1:1",
+        "--data-dir", str(tmp_path / "data"),
+    ]  # fmt: skip
+    for _ in range(2):
+        process = commands.start(*client, stderr=subprocess.DEVNULL)
+        name = f"*-{process.pid}.json"
+        try:
+            wait_until(lambda name=name: list(records.glob(name)), "the client is registered")
+            for wanted in ([], ["--client", str(process.pid)], ["--client", "data"]):
+                done = commands("node", "--exec", "./hello.sh", *wanted)
+                assert f"to client {process.pid} of this machine" in done.stderr.decode()
+            assert len(list(records.iterdir())) == 1
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_defaults_work_together(archive: Path, attached_folder: Path, tmp_path: Path) -> None:
     """`coordinator`, `client`, `node --exec PROG` and `submit`, with no other argument."""
     with socket.socket() as probe:

@@ -96,9 +96,7 @@ attach_and_exec(
 """
 
 
-def start_node(
-    path: Path, script: str, stderr: int | None = None
-) -> subprocess.Popen[bytes]:
+def start_node(path: Path, script: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
     # In a group of its own, as an interactive shell starts it.
     return subprocess.Popen(
         [sys.executable, "-c", NODE_CODE, str(path), script],
@@ -458,6 +456,7 @@ class Registry:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.listening: dict[str, int] = {}  # socket -> process id, or 0: not known
         self._listeners: list[socket.socket] = []
 
     def add(self, monkeypatch: pytest.MonkeyPatch, pid: int, *, is_alive: bool = True) -> Path:
@@ -468,8 +467,12 @@ class Registry:
         if is_alive:
             listener.listen()
             self._listeners.append(listener)
+            self.listening[str(path)] = pid
         else:
             listener.close()
+        return self.register(monkeypatch, pid, data, path)
+
+    def register(self, monkeypatch: pytest.MonkeyPatch, pid: int, data: Path, path: Path) -> Path:
         with monkeypatch.context() as patched:
             patched.setattr(os, "getpid", lambda: pid)
             return register_client(self.directory, data, path)
@@ -480,14 +483,18 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path)
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    made = Registry(tmp_path)
+    monkeypatch.setattr(
+        attach_module, "_peer_pid", lambda sock: made.listening[sock.getpeername()]
+    )
+    return made
 
 
 def test_only_live_client_is_found(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = registry.directory
-    dead = registry.add(monkeypatch, 11, is_alive=False)
     registry.add(monkeypatch, 22)
+    dead = registry.add(monkeypatch, 11, is_alive=False)
     expected = LiveClient(22, str(directory / "data22"), str(directory / "22.sock"))
     assert find_client(directory) == expected
     assert find_client(directory, "22") == expected
@@ -499,6 +506,67 @@ def test_only_live_client_is_found(registry: Registry, monkeypatch: pytest.Monke
         f"no client '33' runs on this machine: 22 (data in '{directory}/data22')"
     )
     registry.close()
+
+
+def test_client_that_was_killed_is_none_though_its_socket_answers_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next client on its data directory listens on the same socket."""
+    directory = registry.directory
+    killed = registry.add(monkeypatch, 11)
+    left = killed.read_text(encoding="utf-8")
+    path, data = directory / "11.sock", directory / "data11"
+    registry.listening[str(path)] = 22
+    restarted = registry.register(monkeypatch, 22, data, path)
+    assert not killed.exists(), "who starts tidies up"
+    expected = LiveClient(22, str(data), str(path))
+    assert find_client(directory) == expected
+    killed.write_text(left, encoding="utf-8")
+    assert live_clients(directory) == [expected], "nor if its number came to be another process"
+    assert (killed.exists(), restarted.exists()) == (False, True)
+    registry.close()
+
+
+def test_where_nobody_says_who_listens_the_newest_client_of_a_directory_counts(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = registry.directory
+    path, data = directory / "s.sock", directory / "data"
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    mine, parent = os.getpid(), os.getppid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        registry.listening[str(path)] = 0
+        files = {
+            pid: registry.register(monkeypatch, pid, data, path)
+            for pid in (ended.pid, parent, mine)
+        }
+        texts = {
+            pid: file.read_text(encoding="utf-8") for pid, file in files.items() if file.exists()
+        }
+        assert list(texts) == [mine]
+        for newest, other in ((mine, parent), (parent, mine)):
+            for pid, seconds in ((newest, 2_000), (other, 1_000), (ended.pid, 3_000)):
+                files[pid].write_text(
+                    texts[mine].replace(f'"pid": {mine}', f'"pid": {pid}'), encoding="utf-8"
+                )
+                os.utime(files[pid], (seconds, seconds))
+            assert [client.pid for client in live_clients(directory)] == [newest]
+            assert [pid for pid, file in files.items() if file.exists()] == [newest]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who listens")
+def test_this_process_is_found_by_its_id_and_directory(tmp_path: Path) -> None:
+    path, data = tmp_path / "s.sock", tmp_path / "data"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        register_client(tmp_path, data, path)
+        expected = LiveClient(os.getpid(), str(data), str(path))
+        for wanted in (None, str(os.getpid()), str(data)):
+            assert find_client(tmp_path, wanted) == expected
 
 
 def test_no_client_runs(tmp_path: Path) -> None:
@@ -528,7 +596,8 @@ def test_clients_of_other_machines_in_a_shared_home_are_left_alone(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(socket, "gethostname", lambda: "other")
-        theirs = registry.add(monkeypatch, 5, is_alive=False)
+        theirs = registry.add(monkeypatch, 5)
+    registry.close()
     (theirs.parent / "nonsense.json").write_text("{")
     (theirs.parent / f"{socket.gethostname()}-7.json").write_text("{}")
     assert live_clients(registry.directory) == []
