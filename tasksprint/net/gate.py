@@ -63,6 +63,7 @@ class Access(Enum):
     READ = "read"  # the same, and who bears a token of this scope, or of one that covers it
     SUBMIT = "submit"
     OPERATE = "operate"
+    PROOF = "proof"  # who proves the key, and who bears any token: it reads nothing
     OPEN = "open"  # everybody
 
 
@@ -295,6 +296,8 @@ class Gate:
         access: Access,
     ) -> Identity:
         token = self._judge_token(_token_text(method, headers, query))
+        if access is Access.PROOF:
+            return Identity.BEARER
         needed = _SCOPES.get(access)
         if needed is None:
             raise Refused(

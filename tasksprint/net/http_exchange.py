@@ -288,7 +288,7 @@ class Exchange:
             request.headers,
             request.query,
             self._claim,
-            access=Access.KEY if found is None else found.access,
+            access=Access.PROOF if found is None else found.access,
             bound=bound,
         )
         # After the gate: who shows neither signature nor token learns no paths.

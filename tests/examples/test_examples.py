@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tasksprint.process.job_directory import read_job
+from tasksprint.roles.cluster import parse_params
 from tests.sdk.programs import ROOT, JobRun, NodeDriver, Program, SchedulerDriver, run_job
 
 EXAMPLES = ROOT / "examples"
@@ -49,6 +51,40 @@ def test_example_has_what_a_job_needs(name: str) -> None:
     assert f"run examples/{name}" in readme
     for parameter in fields["params"]:
         assert f"`{parameter}`" in readme
+
+
+def parameters_that_are_told_of() -> list[tuple[str, str]]:
+    """Return (example, NAME=VALUE) of each parameter in each README's table and commands."""
+    told = []
+    for readme in sorted(EXAMPLES.glob("*/README.md")):
+        text, name = readme.read_text(encoding="utf-8"), readme.parent.name
+        told += [(name, f"{word}=1") for word in re.findall(r"^\| `(\w+)` \|", text, re.M)]
+        told += [(name, word) for word in re.findall(r"--param (\S+)", text)]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("example", "option"),
+    [
+        *parameters_that_are_told_of(),
+        ("montecarlo", "samples=1000"),
+        ("wordcount", "folder=/usr/lib"),
+    ],
+)
+def test_example_takes_the_parameters_that_its_readme_tells_of(example: str, option: str) -> None:
+    job = read_job(EXAMPLES / example)
+    params = json.loads(parse_params(job, [option]))
+    name, _, value = option.partition("=")
+    assert params[name] == (value if value.startswith("/") else json.loads(value))
+
+
+def test_every_example_tells_of_its_parameters() -> None:
+    told = {(name, option.partition("=")[0]) for name, option in parameters_that_are_told_of()}
+    assert told == {
+        (folder.name, parameter)
+        for folder in EXAMPLES.iterdir()
+        for parameter in manifest(folder.name)["params"]
+    }
 
 
 # --- Monte Carlo ---

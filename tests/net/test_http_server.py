@@ -707,6 +707,15 @@ def test_gate_stands_before_handlers() -> None:
             assert status == 401 and body.startswith(b'{"error":"no Authorization","hint"')
             secret = f"GET /secret HTTP/1.1\r\nHost: {address}\r\n\r\n".encode()
             assert (await ask(secret))[0] == 401  # Not even which paths there are.
+            # But whoever bears a token has mistyped one, and is told so.
+            bearer = f"Host: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
+            status, body = await ask(f"GET /secret HTTP/1.1\r\n{bearer}".encode())
+            assert (status, body) == (404, b'{"error":"no such path \'/secret\'"}')
+            status, body = await ask(f"DELETE /x HTTP/1.1\r\n{bearer}".encode())
+            assert status == 405 and b"possible: POST" in body
+            forged = bearer.replace(token, token[:-1] + ("0" if token[-1] != "0" else "1"))
+            status, body = await ask(f"GET /secret HTTP/1.1\r\n{forged}".encode())
+            assert status == 401 and b"wrong token" in body
 
     run(main)
 
