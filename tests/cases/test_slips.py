@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from tasksprint.errors import JobFailed, Refused, RemoteProtocolError, UsageErro
 from tasksprint.ids import JobId
 from tasksprint.plain_text import plain_json, plain_line, plain_lines
 from tasksprint.process.attach import socket_path
-from tasksprint.process.job_directory import Manifest, parse_manifest
+from tasksprint.process.job_directory import Manifest, parse_manifest, read_job
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import main, terminal
@@ -31,7 +33,7 @@ from tasksprint.tasks import FailJob, StartTask, WriteLog
 from tests.coordination.world import World
 from tests.roles.client_world import assignment, run, until, view, world
 from tests.roles.members import members
-from tests.sdk.programs import NodeDriver, Program, SchedulerDriver, write_program
+from tests.sdk.programs import ROOT, NodeDriver, Program, SchedulerDriver, write_program
 
 # A terminal's title, a wiped screen, C1's one-character CSI, DEL, and text that is read
 # from right to left.
@@ -587,6 +589,24 @@ def submission(**changed: Any) -> dict[str, Any]:
         **changed,
     }
     return {name: value for name, value in whole.items() if value is not None}
+
+
+def test_job_that_the_document_hands_in_with_curl_is_taken(tmp_path: Path) -> None:
+    """The document's own lines, run by a shell up to what curl would send."""
+    document = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    script = document.partition("TOKEN=$(tasksprint token")[2].partition("```")[0]
+    script = script.partition("\n")[2].replace("-C examples", f"-C {ROOT}/examples")
+    without_network = "curl() { :; }\n" + script
+    subprocess.run(["sh", "-ec", without_network], cwd=tmp_path, check=True, timeout=30)
+    command = read_submit((tmp_path / "job.json").read_bytes())
+    archive = (tmp_path / "job.tar.gz").read_bytes()
+    assert command.program == hashlib.sha256(archive).hexdigest()
+    job = read_job(ROOT / "examples" / "wordcount")
+    assert json.loads(command.params) == json.loads(job.params)
+    with tarfile.open(tmp_path / "job.tar.gz") as tar:
+        assert {f"./{job.scheduler[0]}", f"./{job.node[0]}"} <= set(tar.getnames())
+    assert json.loads(json.loads(command.manifest)["node"]) == {"node": list(job.node)}
+    assert json.loads(command.manifest)["scheduler"] == list(job.scheduler)
 
 
 @pytest.mark.parametrize(
