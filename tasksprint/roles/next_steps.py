@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from tasksprint.ids import JobId
@@ -11,7 +12,7 @@ from tasksprint.ids import JobId
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["how_to_come_back", "how_to_go_on"]
+__all__ = ["how_to_come_back", "how_to_go_on", "program_words"]
 
 # Options that say which cluster is meant, and the variables that say the same.
 _REACHING = (
@@ -19,6 +20,21 @@ _REACHING = (
     ("key_file", "TASKSPRINT_KEY_FILE", None),
     ("cluster", "TASKSPRINT_CLUSTER", None),
 )
+
+
+def program_words(started_as: str | None = None) -> list[str]:
+    """Return the words by which a person starts this program, as they did it now.
+
+    Args:
+        started_as: What stands in `sys.argv[0]` (the default).
+    """
+    path = sys.argv[0] if started_as is None else started_as
+    folder, name = os.path.split(path)
+    if name.endswith(".pyz") or name == "tasksprint.py":
+        return ["python3", path]
+    if name == "__main__.py" and os.path.basename(folder) == "tasksprint":
+        return ["python3", "-m", "tasksprint"]
+    return ["tasksprint"]
 
 
 def how_to_go_on(options: argparse.Namespace, job: JobId) -> str:
@@ -42,7 +58,7 @@ def how_to_come_back(options: argparse.Namespace, job: JobId) -> str:
 
 
 def _command(options: argparse.Namespace, name: str, job: JobId, *more: str) -> str:
-    words = ["tasksprint", name, str(job), *more]
+    words = [*program_words(), name, str(job), *more]
     for option, variable, default in _REACHING:
         value = getattr(options, option, None)
         if value is not None and value != os.environ.get(variable, default):

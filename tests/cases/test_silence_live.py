@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -24,6 +25,7 @@ from tasksprint.process.attach import LiveClient
 from tasksprint.roles import client_role, commands, following, node
 from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.main import main, parse_command
+from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
 from tasksprint.roles.recent_output import RecentOutput
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText
@@ -445,6 +447,26 @@ def test_every_command_has_help_with_an_example(
     assert main([*command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"example: tasksprint {' '.join(command)}" in text
+
+
+@pytest.mark.parametrize(
+    ("started_as", "words"),
+    [
+        ("tasksprint.pyz", "python3 tasksprint.pyz"),
+        ("/opt/my tools/ts-0.2.pyz", "python3 '/opt/my tools/ts-0.2.pyz'"),
+        ("../tasksprint.py", "python3 ../tasksprint.py"),
+        ("/src/tasksprint/__main__.py", "python3 -m tasksprint"),
+        ("/usr/local/bin/tasksprint", "tasksprint"),
+        ("/usr/lib/pytest/__main__.py", "tasksprint"),
+    ],
+)
+def test_what_can_be_done_next_names_the_program_as_it_was_started(
+    started_as: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [started_as, "submit", "."])
+    options = parse_command(["submit", "."])
+    assert f"follow it:        {words} result 5 --wait" in how_to_go_on(options, JobId(5))
+    assert f"come back with: {words} result 5 --wait" in how_to_come_back(options, JobId(5))
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
