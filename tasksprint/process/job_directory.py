@@ -126,6 +126,11 @@ def read_job(directory: Path) -> Manifest:
         UsageError: There is no such directory, the manifest is wrong, or the scheduler
             or node isn't there or isn't clear.
     """
+    if directory.is_file():
+        raise UsageError(
+            f"{str(directory)!r} is a file, expected the job's directory",
+            hint=f"name its directory: {str(directory.parent)!r}",
+        )
     if not directory.is_dir():
         raise UsageError(
             f"no job directory {str(directory)!r}",

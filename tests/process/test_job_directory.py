@@ -370,3 +370,12 @@ def test_names_that_differ_only_in_case(job: Path) -> None:
         pytest.skip("this file system doesn't tell them apart")
     with pytest.raises(UsageError, match=r"'Node.py' and 'node.py' differ only in upper and"):
         pack(job, archive_bytes_max=LIMIT)
+
+
+def test_file_of_a_job_is_named_instead_of_its_directory(job: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_job(job / "scheduler.py")
+    assert str(caught.value) == (
+        f"'{job}/scheduler.py' is a file, expected the job's directory; "
+        f"name its directory: '{job}'"
+    )
