@@ -32,7 +32,7 @@ from tasksprint.ids import REPLICA_ID_MAX, ClientId, Incarnation, JobId, Replica
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
-from tasksprint.roles.job_notes import read_failures, read_log_lines, task_of_failure
+from tasksprint.roles.job_notes import cause_of_end, read_failures, read_log_lines, task_of_failure
 from tasksprint.roles.leader import MEMBERS_HEADER, MISDIRECTED
 from tasksprint.roles.metrics import coordinator_metrics, coordinator_readiness
 from tasksprint.roles.status import coordinator_status
@@ -307,12 +307,12 @@ class CoordinatorPaths:
                 return
 
     async def _failure_of(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Return the last failure by which a task of a failed job was given up, if any."""
+        """Return the failure that a failed job ended with, if any."""
         if summary["state"] != "failed" or not summary["failures"]:
             return {}
         kept = await read_failures(self._coordinator, summary["job"])
-        final = [failure for failure in kept if failure["final"]]
-        return {"failure": final[-1]} if final else {}
+        cause = cause_of_end(summary["error"] or "", kept)
+        return {} if cause is None else {"failure": cause}
 
     async def _task(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))

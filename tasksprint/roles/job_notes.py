@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.encoding import decode_json
@@ -15,11 +16,12 @@ from tasksprint.store.replica_store import ReplicaStore
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
 
-__all__ = ["read_failures", "read_log_lines", "task_of_failure"]
+__all__ = ["cause_of_end", "read_failures", "read_log_lines", "task_of_failure"]
 
 # Of one answer; who wants more asks again, from the next number on.
 _ROWS_MAX = 10_000
 _BYTES_MAX = 8 * 1024 * 1024
+_NAMED_TASK = re.compile(r"\btask ([0-9]{1,15})\b")
 
 
 async def read_log_lines(coordinator: Coordinator, job: JobId, first: int = 0) -> list[str]:
@@ -37,6 +39,18 @@ async def read_failures(
             decoded: Any = decode_json(body.encode())
             found.append(decoded)
     return found
+
+
+def cause_of_end(error: str, failures: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the failure that belongs beneath the sentence with which a job failed.
+
+    That is the one of the task which the sentence names first, if it is kept; of a sentence
+    that names none, the last one by which a task was given up.
+    """
+    final = [failure for failure in failures if failure["final"]]
+    if (named := _NAMED_TASK.search(error.partition("\n")[0])) is not None:
+        final = [failure for failure in final if failure["tid"] == int(named[1])]
+    return final[-1] if final else None
 
 
 async def _rows(

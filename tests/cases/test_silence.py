@@ -18,6 +18,7 @@ from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.roles.cluster import JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
+from tasksprint.roles.job_notes import cause_of_end
 from tasksprint.roles.progress import Progress, counts_in_words, waits_for
 from tasksprint.settings import RULES, Rules
 from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
@@ -172,6 +173,24 @@ def test_failure_in_one_line_names_file_and_line() -> None:
         "task 3 'work' failed, attempt 5 on client 7 (vm): "
         "exit code 3; its stderr ended with:; given up"
     )
+
+
+def test_failure_beneath_the_end_of_a_job_is_that_of_the_task_which_the_sentence_names() -> None:
+    kept = [
+        failure(number=0, tid=1, final=True),
+        failure(number=1, tid=1, final=False),
+        failure(number=2, tid=12, final=True),
+    ]
+    for error, number in {
+        "task 1 'work' failed after 3 attempts; last on client 12: KeyError: 'task 12'": 0,
+        "task 12 'work' failed after 3 attempts; last on client 1: boom\ntask 1": 2,
+        "task 7 'work' failed after 1 attempt; last on client 1: boom": None,
+        "too many tasks failed": 2,
+        "": 2,
+    }.items():
+        found = cause_of_end(error, kept)
+        assert (None if found is None else found["number"]) == number, error
+    assert cause_of_end("too many tasks failed", kept[1:2]) is None
 
 
 def test_failure_in_full_says_where_when_and_what_it_printed() -> None:
