@@ -178,7 +178,12 @@ def end_of_job(
 
 
 def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
-    """Print how a job ended, and return the exit code that says so."""
+    """Print how a job ended, and return the exit code that says so.
+
+    Raises:
+        JobFailed: It failed or was cancelled.
+        Refused: It runs; as JSON that is printed all the same, with its state.
+    """
     for warning in outcome.warnings:
         if as_json:
             line = event_line({"event": "warning", "job": outcome.job, "text": warning})
@@ -190,11 +195,12 @@ def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
     elif outcome.state == "finished":
         print_json_text((outcome.values or "null").encode())
         print_plain(f"job {outcome.job} finished in {outcome.seconds:.1f} s", file=sys.stderr)
-    elif outcome.state == "running":
-        counts = counts_in_words(outcome.tasks, outcome.obstacle)
-        print_plain(f"job {outcome.job} is running: {counts}")
+    if outcome.state == "running":  # Nothing of it stands where a program looks for the result.
+        text = f"job {outcome.job} has no result yet, it is running: "
+        text += counts_in_words(outcome.tasks, outcome.obstacle)
         if outcome.obstacle is not None:
-            print_plain(f"job {outcome.job} waits: {waits_for(outcome.obstacle)}")
+            text += f"; it waits: {waits_for(outcome.obstacle)}"
+        raise Refused(text, hint=f"'result {outcome.job} --wait' waits for the job's end")
     if outcome.state in ("failed", "cancelled"):
         raise JobFailed(
             f"job {outcome.job} {outcome.state}: {outcome.error}" + _beneath(outcome.failure)

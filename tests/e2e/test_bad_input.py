@@ -549,6 +549,14 @@ def test_logs_of_an_unknown_task(what: str, served: Served) -> None:
     served.commands.fails(what, "logs", str(job), "999")
 
 
+@row("result of a job that runs")
+def test_result_of_a_job_that_runs(what: str, served: Served, tmp_path: Path) -> None:
+    directory = Job(node=READY + SLOW).write(tmp_path / "job")
+    job = served.cluster.submit(directory, read_job(directory), seed=1, params="{}")
+    served.commands.fails(what, "result", str(job))
+    assert served.commands("cancel", str(job)).returncode == 0
+
+
 @row("values of a task that isn't done")
 def test_result_of_a_task_that_runs(what: str, served: Served, tmp_path: Path) -> None:
     directory = Job(node=READY + SLOW).write(tmp_path / "job")

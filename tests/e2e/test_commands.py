@@ -291,8 +291,14 @@ def test_result_of_a_running_job_says_so(shared: Shared, job_folder: Path, tmp_p
     job = shared.submit(job_folder, params=json.dumps({"gate": str(gate)}))
     wait_at(gate)
     wait_until(lambda: shared.cluster.job(job)[0].tasks["done"] == 2, "the others are done")
-    text = shared.commands.text("result", str(job))
-    assert text == f"job {job} is running: 2 of 3 tasks done, 1 running\n"
+    done = shared.commands("result", str(job), code=77)
+    assert done.stdout == b"", "a program would take it for the result"
+    assert done.stderr.decode() == (
+        f"tasksprint: job {job} has no result yet, it is running: 2 of 3 tasks done, 1 running; "
+        f"'result {job} --wait' waits for the job's end\n"
+    )
+    done = shared.commands("result", str(job), "--json", code=77)
+    assert json.loads(done.stdout)["state"] == "running"
     why = shared.commands("result", str(job), "--task", "2", code=77).stderr.decode()
     assert why.startswith(f"tasksprint: task 2 of job {job} isn't done, it is running; ")
     status = shared.commands.text("status")
