@@ -5,7 +5,10 @@ Pure functions; what is left out is said by an ellipsis.
 
 from __future__ import annotations
 
-__all__ = ["cut_middle", "keep_end"]
+__all__ = ["STDERR_FOLLOWS", "cut_middle", "keep_end", "on_one_line"]
+
+# Ends the first line of an error beneath which the end of a program's stderr stands.
+STDERR_FOLLOWS = "its stderr ended with:"
 
 
 def cut_middle(text: str, bytes_max: int) -> str:
@@ -26,3 +29,20 @@ def keep_end(text: str, bytes_max: int) -> str:
     end = data[-bytes_max:].decode(errors="ignore")
     first, newline, rest = end.partition("\n")
     return f"…\n{rest}" if newline and len(first) < bytes_max // 2 else f"… {end}"
+
+
+def on_one_line(error: str, characters_max: int) -> str:
+    """Return an error's first line; where stderr follows, that has the cause: its last line."""
+    first, _, rest = error.partition("\n")
+    first = first.rstrip()
+    if not first.endswith(STDERR_FOLLOWS):
+        return _cut(first, characters_max)
+    last = rest.strip().rpartition("\n")[2].strip()
+    if not last:
+        return _cut(first.removesuffix(STDERR_FOLLOWS).rstrip("; "), characters_max)
+    head = _cut(first, characters_max // 2 if len(last) > characters_max // 2 else characters_max)
+    return f"{head} {_cut(last, max(characters_max - len(head) - 1, 1))}"
+
+
+def _cut(text: str, characters_max: int) -> str:
+    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"

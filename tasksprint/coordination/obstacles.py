@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
@@ -24,6 +25,8 @@ __all__ = ["NOTHING_TOLD", "Obstacle", "Obstacles", "Stall", "Told", "decode_sta
 _LOOKED_AT_MAX = 10_000
 # Inputs that are named, of those that are being fetched.
 _NAMED_MAX = 3
+# Characters of what a client says of a node that doesn't start.
+_ERROR_MAX = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Stall:
     kind: str  # a key of `_STALLS`
     tasks: int  # how many it has
     inputs: tuple[TaskId, ...] = ()  # the results that it fetches, some of them
+    error: str = ""  # how the job's node ended, if it doesn't start
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ NOTHING_TOLD = Told()
 _START_CLIENT = "start one with: tasksprint client"
 
 # What a client may wait for, the most telling first.
-_STALLS = ("fetching", "preparing", "disk", "starting", "queued")
+_STALLS = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 
 class Obstacles:
@@ -126,21 +130,24 @@ class Obstacles:
 
     def _stalled(self, job: Job) -> Obstacle | None:
         """Say why none of the job's tasks runs, if all clients that have some say so."""
-        stalls = self._stalls.get(job.job, [])
+        stalls = sorted(self._stalls.get(job.job, []), key=lambda stall: stall.cid)
         if sum([stall.tasks for stall in stalls]) < job.counts[ASSIGNED]:
             return None
         kind = min([stall.kind for stall in stalls], key=_STALLS.index)
         of_kind = [stall for stall in stalls if stall.kind == kind]
-        who = ", ".join([str(stall.cid) for stall in of_kind[:_NAMED_MAX]])
-        who = f"client {who}" if len(of_kind) == 1 else f"clients {who}"
-        more = ", …" if len(of_kind) > _NAMED_MAX else ""
         if kind == "fetching":
             return Obstacle(kind, self._fetching(job, of_kind))
+        who = _clients([stall.cid for stall in of_kind])
+        if kind == "crashing":
+            errors = [stall.error for stall in of_kind if stall.error]
+            why = f"its node doesn't start: {errors[0]}" if errors else "its node doesn't start"
+            return Obstacle(kind, f"{why} (on {who})", f"see: tasksprint logs {job.job}")
+        s = "s" if len(of_kind) == 1 else ""
         text = {
-            "preparing": f"{who}{more} prepares its program: unpacks it, and runs its setup",
-            "disk": f"{who}{more} starts no task: too little disk space",
-            "starting": f"{who}{more} starts nodes",
-            "queued": f"its tasks wait at {who}{more} for nodes that run other tasks",
+            "preparing": f"{who} prepare{s} its program: unpack{s} it, and run{s} its setup",
+            "disk": f"{who} start{s} no task: too little disk space",
+            "starting": f"{who} start{s} nodes",
+            "queued": f"its tasks wait at {who} for nodes that run other tasks",
         }[kind]
         return Obstacle(kind, text)
 
@@ -202,6 +209,17 @@ def _find_lost_cause(job: Job) -> str | None:
     return None
 
 
+def _clients(cids: list[ClientId]) -> str:
+    """Return e.g. "client 3", "clients 1 and 2" or "clients 1, 2, 3 and 5 others"."""
+    if len(cids) == 1:
+        return f"client {cids[0]}"
+    more = len(cids) - _NAMED_MAX
+    names = [str(cid) for cid in cids[:_NAMED_MAX]]
+    if more > 0:
+        names.append("1 other" if more == 1 else f"{more} others")
+    return f"clients {', '.join(names[:-1])} and {names[-1]}"
+
+
 def _counted(tasks: int) -> str:
     return "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
 
@@ -219,15 +237,21 @@ def decode_stalls(cid: ClientId, listed: Any) -> tuple[Stall, ...]:
     """Return what a client says of the jobs that it can't go on with.
 
     Args:
-        listed: `[[job, kind, tasks, [tid, …]], …]`; what isn't of this form is left out: it
-            is for people, and a newer client may know more kinds.
+        listed: `[[job, kind, tasks, [tid, …]], …]`, perhaps with an error behind the tids;
+            what isn't of this form is left out: it is for people, and a newer client may know
+            more kinds.
     """
     stalls: list[Stall] = []
     if not isinstance(listed, list):
         return ()
     for one in listed:
         match one:
-            case [int(job), str(kind), int(tasks), [*inputs]] if kind in _STALLS:
+            case [int(job), str(kind), int(tasks), [*inputs], *more] if kind in _STALLS:
                 tids = tuple([TaskId(tid) for tid in inputs if type(tid) is int])
-                stalls.append(Stall(cid, JobId(job), kind, tasks, tids))
+                error = on_one_line(more[0], _ERROR_MAX) if _is_text(more) else ""
+                stalls.append(Stall(cid, JobId(job), kind, tasks, tids, error))
     return tuple(stalls)
+
+
+def _is_text(more: list[Any]) -> bool:
+    return bool(more) and isinstance(more[0], str)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 
+from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Completion, Failure, Lost, Report, inputs_digest
 from tasksprint.coordination.failures import clean_detail, record_failure
@@ -48,6 +49,9 @@ from tasksprint.coordination.view import DropJob
 from tasksprint.ids import TaskId
 
 __all__ = ["Results"]
+
+# Of an error in a line of the log.
+_NOTED_CHARACTERS_MAX = 300
 
 # Forgotten dependents that stand in a task's list, if they aren't the most part of it.
 GONE_MAX = 16
@@ -445,7 +449,8 @@ class Results:
         retries = task.retries if task.retries is not None else job.retries
         self._state.note(
             f"job={job.job} tid={task.tid} attempt={failure.attempt} cid={client.cid}"
-            f" failed ({task.failures} of {retries + 1}): {task.error}"
+            f" failed ({task.failures} of {retries + 1}):"
+            f" {on_one_line(task.error, _NOTED_CHARACTERS_MAX)}"
         )
         detail = clean_detail(failure.detail, self._state.rules.failure_text_bytes_max)
         if failure.fatal or task.failures > retries:

@@ -229,6 +229,7 @@ class Note:
     """A line for the client's log."""
 
     text: str
+    is_warning: bool = False  # Somebody should do something about it.
 
 
 Effect = (

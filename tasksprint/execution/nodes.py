@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from tasksprint.bounded_text import on_one_line
 from tasksprint.execution.effects import (
     Effect,
     KillNode,
@@ -46,6 +47,8 @@ from tasksprint.settings import Settings
 
 __all__ = ["Nodes"]
 
+# Of what people are told about nodes that don't start.
+_START_ERROR_MAX = 200
 # Names whose run time is remembered; a program may make up a name for each task.
 _ESTIMATES_MAX = 1_000
 
@@ -190,6 +193,7 @@ class Nodes:
         node.idle_since_ms = now_ms
         self._arm(node, now_ms + self._settings.node_idle_max_ms)
         node.program.start_failures = 0
+        node.program.start_error = ""
 
     def take(self, node: Node, id: int) -> Entry | None:
         """Take the entry that a node answered out of its pipe.
@@ -610,6 +614,10 @@ class Nodes:
         self, program: Program, reason: str, detail: Mapping[str, Any], now_ms: int
     ) -> None:
         program.start_failures += 1
+        program.start_error = on_one_line(reason, _START_ERROR_MAX)
+        self._outbox.append(
+            Note(f"a node of {program} didn't start: {program.start_error}", is_warning=True)
+        )
         self._pause(program, program.start_failures - 1, now_ms)
         tries = program.start_failures
         if tries < self._settings.node_start_tries_max:

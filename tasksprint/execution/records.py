@@ -192,6 +192,7 @@ class Program:
         "paused_until_ms",
         "ready",
         "short_since_ms",
+        "start_error",
         "start_failures",
         "state",
         "takes_several",
@@ -216,6 +217,7 @@ class Program:
         self.estimates: dict[str, int] = {}  # name -> run time in microseconds
         self.deaths = 0  # nodes that died since the last answer of one
         self.start_failures = 0  # nodes that died before they were ready, in a row
+        self.start_error = ""  # how the last of those ended, on one line
         self.paused_until_ms = 0  # no node is started before
         self.short_since_ms: int | None = None  # since when tasks have no node at all
         self.told_absent = False

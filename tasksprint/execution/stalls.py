@@ -5,6 +5,7 @@ For people who look at a job that doesn't move; nothing is decided by it. The ki
     fetching   values of inputs are on their way
     preparing  the program is being fetched, unpacked or set up
     disk       the disk is nearly full, so no task is started
+    crashing   no node got ready so far, and the last one ended; with how it did
     starting   nodes were started and aren't ready yet
     queued     all nodes run other tasks
 """
@@ -22,22 +23,27 @@ __all__ = ["find_stalls"]
 # More than these are of no use to anybody who reads.
 _JOBS_MAX = 20
 _INPUTS_MAX = 4
+_ERRORS_MAX = 3
 
 
 class _Found:
     """What was found of one job."""
 
-    __slots__ = ("inputs", "kinds", "runs", "tasks")
+    __slots__ = ("error", "inputs", "kinds", "runs", "tasks")
 
     def __init__(self) -> None:
         self.tasks = 0
         self.runs = False
         self.kinds: dict[str, None] = {}
         self.inputs: dict[TaskId, None] = {}
+        self.error = ""
 
 
 def find_stalls(tasks: Iterable[Task], *, is_disk_low: bool) -> list[list[Any]]:
-    """Return `[job, kind, tasks, [tid, …]]` of each job without a running task, at most 20."""
+    """Return `[job, kind, tasks, [tid, …]]` of each job without a running task, at most 20.
+
+    Behind the kind "crashing" the list has one member more: how the node ended.
+    """
     jobs: dict[JobId, _Found] = {}
     for task in tasks:
         job = task.assignment.job
@@ -56,17 +62,26 @@ def find_stalls(tasks: Iterable[Task], *, is_disk_low: bool) -> list[list[Any]]:
                     for tid in task.pending:
                         found.inputs[tid] = None
             case _:
-                found.kinds[_why_ready(task, is_disk_low)] = None
+                kind = _why_ready(task, is_disk_low)
+                found.kinds[kind] = None
+                if kind == "crashing":
+                    found.error = task.program.start_error
     stalls: list[list[Any]] = []
+    errors = 0
     for job, found in jobs.items():
         if found.runs or len(stalls) == _JOBS_MAX:
             continue
         kind = next(kind for kind in _ORDER if kind in found.kinds)
-        stalls.append([job, kind, found.tasks, list(found.inputs)[:_INPUTS_MAX]])
+        stall = [job, kind, found.tasks, list(found.inputs)[:_INPUTS_MAX]]
+        if kind == "crashing":
+            errors += 1
+            if errors <= _ERRORS_MAX:  # They stand in the query of a poll.
+                stall.append(found.error)
+        stalls.append(stall)
     return stalls
 
 
-_ORDER = ("fetching", "preparing", "disk", "starting", "queued")
+_ORDER = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 
 def _why_ready(task: Task, is_disk_low: bool) -> str:
@@ -76,6 +91,10 @@ def _why_ready(task: Task, is_disk_low: bool) -> str:
         return "preparing"
     if is_disk_low:
         return "disk"
+    if program.start_failures and not any(
+        node.state is NodeState.SERVING for node in program.nodes.values()
+    ):
+        return "crashing"
     if any(node.state is NodeState.STARTING for node in program.nodes.values()):
         return "starting"
     return "queued"

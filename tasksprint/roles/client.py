@@ -499,8 +499,8 @@ class Client:
                 self._drop(job, tids)
             case DropJobResults(job, keep):
                 self._drop_job(job, keep)
-            case Note(text):
-                _log.info("%s", text)
+            case Note(text, is_warning):
+                _log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
             case _:
                 raise LocalProtocolError(f"no way to carry out {effect!r}")
 

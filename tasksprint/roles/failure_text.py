@@ -9,20 +9,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tasksprint.bounded_text import STDERR_FOLLOWS, on_one_line
+
 __all__ = ["failure_block", "failure_line"]
 
 _INDENT = "  "
 _PLACE = re.compile(r'^\s*File "([^"\n]*)", line (\d+), in (.*)$', re.MULTILINE)
-# What an error of a node that ended has in it already.
-_HAS_STDERR = "its stderr ended with:"
 _LINE_CHARACTERS_MAX = 300
 
 
 def failure_line(failure: dict[str, Any]) -> str:
     """Return which task failed, where and with what, on one line, and what becomes of it."""
-    error = failure["error"].partition("\n")[0]
-    if len(error) > _LINE_CHARACTERS_MAX:
-        error = error[: _LINE_CHARACTERS_MAX - 1] + "…"
+    error = on_one_line(failure["error"], _LINE_CHARACTERS_MAX)
     detail = failure["detail"]
     places = _PLACE.findall(detail.get("traceback") or "")
     where = ""
@@ -57,8 +55,8 @@ def failure_block(failure: dict[str, Any]) -> str:
     else:
         lines += failure["error"].rstrip().splitlines()
     stderr = (detail.get("stderr") or "").rstrip()
-    if stderr and _HAS_STDERR not in failure["error"]:
-        lines.append(_HAS_STDERR)
+    if stderr and STDERR_FOLLOWS not in failure["error"]:
+        lines.append(STDERR_FOLLOWS)
         lines += [_INDENT + line for line in stderr.splitlines()]
     return "\n".join([_INDENT + lines[0], *[2 * _INDENT + line for line in lines[1:]]])
 

@@ -33,7 +33,7 @@ _BAR_COLUMNS = 24
 _FAILURES_MAX = 20
 
 # Obstacles of tasks that clients have: none of those runs.
-_STALLS = ("fetching", "preparing", "disk", "starting", "queued")
+_STALLS = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 _CLEAR_LINE = "\r\x1b[K"
 

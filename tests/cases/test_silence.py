@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasksprint.bounded_text import cut_middle, keep_end
+from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
 from tasksprint.coordination.commands import Failure, NodesAttached
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.ids import ClientId, JobId, TaskId
@@ -171,7 +171,25 @@ def test_failure_in_one_line_names_file_and_line() -> None:
     )
     assert failure_line(ended) == (
         "task 3 'work' failed, attempt 5 on client 7 (vm): "
-        "exit code 3; its stderr ended with:; given up"
+        "exit code 3; its stderr ended with: x; given up"
+    )
+
+
+def test_failure_in_one_line_ends_with_the_last_line_of_stderr() -> None:
+    starts = "no node of 'node.py' got ready in 3 starts: exit code 1"
+    cause = "ModuleNotFoundError: No module named 'numpyyy'"
+    for tail, shown in {
+        f"; its stderr ended with:\nTraceback:\n  import numpyyy\n{cause}\n\n": (
+            f"{starts}; its stderr ended with: {cause}"
+        ),
+        "; its stderr ended with:\n \n": starts,
+        "; its stderr ended with:": starts,
+        "": starts,
+    }.items():
+        told = failure_line(failure(error=starts + tail, detail={}))
+        assert told.endswith(f": {shown}; it is tried again"), tail
+    assert on_one_line("x" * 50 + "; its stderr ended with:\n" + "y" * 50, 20) == (
+        "x" * 9 + "… " + "y" * 8 + "…"
     )
 
 
@@ -378,6 +396,23 @@ def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
     }.items():
         told = Told({}, (Stall(ClientId(2), timer, kind, 1),))
         assert obstacle(world, timer, told) == (kind, f"waits: {words}")
+    crashing = Stall(ClientId(2), timer, "crashing", 1, error="exit code 1")
+    assert obstacle(world, timer, Told({}, (crashing,))) == (
+        "crashing",
+        "waits: its node doesn't start: exit code 1 (on client 2); "
+        f"see: tasksprint logs {timer}",
+    )
+    for order in ((1, 2), (2, 1)):
+        stalls = tuple(Stall(ClientId(cid), timer, "preparing", 1) for cid in order)
+        assert obstacle(world, timer, Told({}, stalls)) == (
+            "preparing",
+            "waits: clients 1 and 2 prepare its program: unpack it, and run its setup",
+        )
+    many = tuple(Stall(ClientId(cid), timer, "starting", 1) for cid in range(9, 0, -1))
+    assert obstacle(world, timer, Told({}, many)) == (
+        "starting",
+        "waits: clients 1, 2, 3 and 6 others start nodes",
+    )
     assert obstacle(world, timer, Told({}, ())) is None
     assert obstacle(world, timer, Told({}, (Stall(ClientId(2), timer, "disk", 0),))) is None
 
@@ -407,6 +442,11 @@ def test_what_newer_or_broken_clients_say_of_their_stalls_is_left_out() -> None:
     cid = ClientId(4)
     assert decode_stalls(cid, [[1, "fetching", 2, [3, "x"]], [1, "dreaming", 1, []]]) == (
         Stall(cid, JobId(1), "fetching", 2, (TaskId(3),)),
+    )
+    crashing = [1, "crashing", 2, [], "exit code 1; its stderr ended with:\nboom"]
+    assert decode_stalls(cid, [crashing, [2, "crashing", 1, [], 5]]) == (
+        Stall(cid, JobId(1), "crashing", 2, error="exit code 1; its stderr ended with: boom"),
+        Stall(cid, JobId(2), "crashing", 1),
     )
     for broken in (
         None,

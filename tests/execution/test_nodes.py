@@ -361,31 +361,59 @@ def test_answer_ends_the_series_of_deaths() -> None:
         bench.effects()
 
 
+def not_started(why: str) -> Note:
+    return Note(f"a node of 'node.py' didn't start: {why}", is_warning=True)
+
+
 def test_program_that_never_becomes_ready_fails_its_tasks_after_some_tries() -> None:
     bench = Bench()
     bench.view(task(0), task(1), task(2, made_here(7)))
     bench.effects()
     bench.workbench.program_ready(PROGRAM)
     bench.expect(StartNode(1, PROGRAM, COMMAND))
-    bench.exited(1, "exit code 127")
+    exit_1 = "exit code 127; its stderr ended with:\nenv: python9\nnot found"
+    bench.exited(1, exit_1)
+    bench.expect(not_started("exit code 127; its stderr ended with: not found"))
     bench.pass_time(100)
     bench.expect(StartNode(2, PROGRAM, COMMAND))
     bench.exited(2, "exit code 127")
+    bench.expect(not_started("exit code 127"))
     bench.pass_time(200)
     bench.expect(StartNode(3, PROGRAM, COMMAND))
     bench.exited(3, "exit code 127", {"stderr": "not found"})
     error = "no node of 'node.py' got ready in 3 starts: exit code 127"
     detail = {"starts": 3, "stderr": "not found"}
-    bench.expect(report(1, failures=(failed(0, error, **detail), failed(1, error, **detail))))
+    failures = (failed(0, error, **detail), failed(1, error, **detail))
+    bench.expect(not_started("exit code 127"), report(1, failures=failures))
     # The next try is the last for those that wait then, until one becomes ready.
     bench.view(task(0, attempt=2))
     bench.assert_empty()
     bench.pass_time(400)
     bench.expect(StartNode(4, PROGRAM, COMMAND))
     bench.exited(4, "exit code 127")
+    bench.expect(not_started("exit code 127"))
     bench.acknowledged(1)
     error = error.replace("3 starts", "4 starts")
     bench.expect(report(2, failures=(failed(0, error, attempt=2, starts=4),)))
+
+
+def test_node_that_ends_before_it_is_ready_is_told_as_a_stall_until_one_serves() -> None:
+    bench = Bench()
+    bench.view(task(0))
+    bench.effects()
+    bench.workbench.program_ready(PROGRAM)
+    bench.expect(StartNode(1, PROGRAM, COMMAND))
+    assert bench.workbench.stalls() == [[1, "starting", 1, []]]
+    bench.exited(1, "exit code 1; its stderr ended with:\nTraceback\nImportError: x")
+    error = "exit code 1; its stderr ended with: ImportError: x"
+    bench.expect(not_started(error))
+    assert bench.workbench.stalls() == [[1, "crashing", 1, [], error]]
+    bench.pass_time(100)
+    bench.expect(StartNode(2, PROGRAM, COMMAND))
+    assert bench.workbench.stalls() == [[1, "crashing", 1, [], error]]
+    bench.ready(2)
+    bench.effects()
+    assert bench.workbench.stalls() == [], "a task runs"
 
 
 def test_node_that_does_not_say_ready_in_time_counts_as_dead() -> None:
@@ -401,7 +429,7 @@ def test_node_that_does_not_say_ready_in_time_counts_as_dead() -> None:
     bench.assert_empty()
     bench.exited(1, "killed by SIGKILL")
     error = f"no node of 'node.py' got ready in 1 start: {late}"
-    bench.expect(report(1, failures=(failed(0, error, starts=1),)))
+    bench.expect(not_started(late), report(1, failures=(failed(0, error, starts=1),)))
 
 
 # --- hanging, and nonsense ---
