@@ -125,7 +125,7 @@ def _submit(cluster: Cluster, options: argparse.Namespace) -> int:
         print_submitted(job, manifest.name, seed)
     else:
         print_plain(f"submitted {manifest.name!r} as job {job}", file=sys.stderr)
-    return _wait_for_end(cluster, options, job)
+    return _wait_for_end(cluster, options, job, is_known=True)
 
 
 def print_submitted(job: JobId, name: str, seed: int) -> None:
@@ -134,11 +134,15 @@ def print_submitted(job: JobId, name: str, seed: int) -> None:
     print_plain(event_line(event), file=sys.stderr)
 
 
-def _wait_for_end(cluster: Cluster, options: argparse.Namespace, job: JobId) -> int:
+def _wait_for_end(
+    cluster: Cluster, options: argparse.Namespace, job: JobId, *, is_known: bool = False
+) -> int:
     """Wait for a job's end; whoever is interrupted is told that it goes on."""
     try:
         with interrupted_by_signals():
-            return end_of_job(cluster, job, as_json=options.json, with_logs=options.logs)
+            return end_of_job(
+                cluster, job, as_json=options.json, with_logs=options.logs, is_known=is_known
+            )
     except KeyboardInterrupt:
         print_plain(how_to_come_back(options, job), file=sys.stderr)
         raise
@@ -162,6 +166,7 @@ def end_of_job(
     as_json: bool,
     with_logs: bool = False,
     with_hints: bool = True,
+    is_known: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Wait for a job's end with progress on stderr, print its result, return the exit code.
@@ -169,10 +174,17 @@ def end_of_job(
     Args:
         with_logs: Show what nodes write to stderr, too.
         with_hints: Say what can be done about what the job waits for.
+        is_known: A coordinator has taken it, so it isn't given up while none answers.
         check: Called every second or so; it may raise.
     """
     outcome = follow_to_end(
-        cluster, job, as_json=as_json, with_logs=with_logs, with_hints=with_hints, check=check
+        cluster,
+        job,
+        as_json=as_json,
+        with_logs=with_logs,
+        with_hints=with_hints,
+        is_known=is_known,
+        check=check,
     )
     return print_outcome(cluster.with_warnings(outcome), as_json=as_json)
 

@@ -46,12 +46,17 @@ def follow_to_end(
     as_json: bool = False,
     with_logs: bool = False,
     with_hints: bool = True,
+    is_known: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> JobOutcome:
     """Show on a stream how a job goes, until it has ended; return how it did.
 
+    A job that was there once isn't lost while no coordinator answers: the waiting goes on.
+
     Args:
         stream: stderr, if none is named.
+        is_known: A coordinator has taken the job. If not, and none ever answers, that is
+            given up.
         with_logs: Show what nodes write to stderr, too.
         with_hints: Say what can be done about what the job waits for.
         check: Called every second or so; it may raise.
@@ -60,7 +65,7 @@ def follow_to_end(
         stream or sys.stderr, now_s=time.monotonic(), as_json=as_json, with_hints=with_hints
     )
     found: queue.Queue[_News | BaseException] = queue.Queue()
-    follower = _Follower(cluster, job, found.put, with_logs=with_logs)
+    follower = _Follower(cluster, job, found.put, with_logs=with_logs, is_known=is_known)
     threading.Thread(target=follower.run, name="follow", daemon=True).start()
     try:
         return _show(progress, found, check)
@@ -123,12 +128,14 @@ class _Follower:
         put: Callable[[_News | BaseException], None],
         *,
         with_logs: bool,
+        is_known: bool,
     ) -> None:
         self.is_over = False  # Nobody waits for it any more.
         self._cluster = cluster
         self._job = job
         self._put = put
         self._with_logs = with_logs
+        self._is_known = is_known  # the job, as a coordinator has taken it or told of it
         self._lines = 0  # those that were handed over
         self._failures = 0
         self._heard = ""
@@ -136,7 +143,7 @@ class _Follower:
         self._lost_since_s: float | None = None
 
     def run(self) -> None:
-        """Ask until the job has ended, or nobody has answered for too long."""
+        """Ask until the job has ended, or nobody has ever answered for too long."""
         try:
             while not self.is_over and self._step():
                 pass
@@ -152,11 +159,12 @@ class _Follower:
             if self._lost_since_s is None:
                 self._lost_since_s = now_s
             limit_s = self._cluster.settings.find_leader_timeout_ms / 1000
-            if now_s - self._lost_since_s >= limit_s:
+            if not self._is_known and now_s - self._lost_since_s >= limit_s:
                 raise
             self._put(_Unanswered(str(error)))
             return True
         self._lost_since_s = None
+        self._is_known = True
         self._put(news)
         return news.outcome.state == "running"
 

@@ -86,6 +86,7 @@ class Progress:
         self._told: tuple[str, float] | None = None  # the last obstacle told in full, and when
         self._done: deque[tuple[float, int]] = deque()  # (when, tasks done)
         self._lost: tuple[float, str] | None = None  # since when nobody answers, and why
+        self._lost_told_s: float | None = None  # when that was told last
         self._line_due_s = now_s
         self._failures_left = _FAILURES_MAX
         self._unshown = 0  # failures
@@ -103,6 +104,7 @@ class Progress:
         elif self._obstacle is None or self._obstacle[0] != kind:
             self._obstacle = (kind, now_s)
         self._outcome, self._seen_s, self._lost = outcome, now_s, None
+        self._lost_told_s = None
         self._done.append((now_s, outcome.tasks.get("done", 0)))
         while len(self._done) > 2 and now_s - self._done[0][0] > _RATE_SPAN_S:
             self._done.popleft()
@@ -164,8 +166,12 @@ class Progress:
         elif self._has_bar:
             columns = shutil.get_terminal_size().columns - 1
             self._stream.write(f"{_CLEAR_LINE}{self._line(now_s)[:columns]}")
-        else:
+        elif self._lost is None or self._lost_told_s is None:
+            self._lost_told_s = None if self._lost is None else now_s
             self._stream.write(self._line(now_s) + "\n")
+        elif now_s - self._lost_told_s >= _TOLD_AGAIN_S:
+            self._lost_told_s = now_s
+            self._stream.write(f"still no answer for {now_s - self._lost[0]:.0f} s\n")
         self._stream.flush()
 
     def end(self) -> None:
@@ -198,7 +204,10 @@ class Progress:
         head = f"[{seconds:6.1f} s] "
         if self._lost is not None:
             since_s, cause = self._lost
-            return f"{head}no answer for {now_s - since_s:.0f} s: {plain_line(cause)}"
+            text = f"{head}no answer for {now_s - since_s:.0f} s: {plain_line(cause)}"
+            if outcome is not None:
+                text += "; the job isn't lost: waiting for an answer"
+            return text
         assert outcome is not None
         if now_s - self._seen_s > _FRESH_S and outcome.state == "running":
             return f"{head}no answer for {now_s - self._seen_s:.0f} s"

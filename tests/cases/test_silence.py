@@ -537,8 +537,13 @@ def test_what_was_seen_long_ago_is_not_shown_as_if_it_were_so() -> None:
     progress.unanswered("cannot reach 127.0.0.1:7070: connection refused", 3.0)
     progress.tell(4.0)
     assert screen.new() == (
-        "[   4.0 s] no answer for 4 s: cannot reach 127.0.0.1:7070: connection refused\n"
+        "[   4.0 s] no answer for 4 s: cannot reach 127.0.0.1:7070: connection refused; "
+        "the job isn't lost: waiting for an answer\n"
     )
+    for second in range(5, 27):
+        progress.unanswered("cannot reach 127.0.0.1:7070: connection refused", float(second))
+        progress.tell(float(second))
+    assert screen.new() == "still no answer for 14 s\nstill no answer for 24 s\n"
     progress.stands(stands(5.0, done=1), 5.0)
     progress.tell(5.0)
     assert screen.new() == "[   5.0 s] 1 of 1 tasks done\n"
