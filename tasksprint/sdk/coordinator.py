@@ -320,6 +320,14 @@ class _Session:
             frames = frames.tb_next
         print(f"scheduler failed in {_name_of(event)}:", file=sys.stderr)
         traceback.print_exception(type(error), error, frames or error.__traceback__)
+        if isinstance(error, KeyError) and event["kind"] == "task_done":
+            key = error.args[0] if error.args else None
+            if isinstance(key, str) and key not in event["values"]:
+                print(
+                    f"task {event['tid']} has no value under {key!r}; "
+                    "name it in keys= of start_task",
+                    file=sys.stderr,
+                )
         self._channel.flush_prints()
         raise SystemExit(1) from None
 

@@ -365,6 +365,22 @@ def test_exception_in_a_handler_ends_the_scheduler_with_its_traceback(
     assert "sdk" not in shown
 
 
+@pytest.mark.parametrize(
+    ("code", "is_hinted"),
+    [("values['result']", True), ("{}['code']", False), ("{}[5]", False)],
+)
+def test_value_that_keys_did_not_name_is_told_with_the_remedy(
+    scheduler: SchedulerDriver, code: str, *, is_hinted: bool
+) -> None:
+    scheduler.init({"tasks": 1})
+    scheduler.program.send(scheduler.line("task_done", tid=0, values={"code": code}))
+    assert scheduler.program.wait() == 1
+    shown = scheduler.program.stderr().splitlines()
+    hint = "task 0 has no value under 'result'; name it in keys= of start_task"
+    assert shown[-2 if is_hinted else -1].startswith("KeyError: ")
+    assert (shown[-1] == hint) == is_hinted
+
+
 def test_sys_exit_in_a_handler_ends_the_scheduler_with_its_code(
     scheduler: SchedulerDriver,
 ) -> None:
@@ -406,3 +422,22 @@ def test_finish_can_return_everything_that_json_has(scheduler: SchedulerDriver) 
     scheduler.init()
     (finish,) = execute(scheduler, "self.finish(values={'a': [1, None, True, {'b': 'ü'}]})")
     assert json.loads(finish.values) == {"a": [1, None, True, {"b": "ü"}]}
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_example_of_the_document_finishes_whatever_its_last_task_does(
+    other: Any, images: int
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    [example] = [part for part in text.split("```") if "class Shrink(" in part and "Coord" in part]
+    scheduler = other(example.removeprefix("python\n"))
+    commands = scheduler.init({"images": [f"{number}.png" for number in range(images)]})
+    if images:
+        assert [type(command) for command in commands] == [StartTask, StartTask]
+        assert scheduler.event("task_done", tid=0, values={"width": 7}) == ()
+        failed = scheduler.event("task_failed", tid=1, error="no", detail={"host": "vm"})
+        assert failed[0] == WriteLog("1 failed on vm: no")
+        commands = failed[1:]
+    [finish] = commands
+    assert isinstance(finish, FinishJob)
+    assert json.loads(finish.values) == {"widths": {"0": 7} if images else {}}
