@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from tasksprint.ids import TaskId, task_seed
+from tasksprint.protocol.long_lines import take_values_out
 from tasksprint.protocol.node_lines import (
     FilePath,
     InPieces,
     NodeFailure,
+    NodeLongLine,
     NodeMessage,
     NodePiece,
     NodeReader,
@@ -145,7 +147,12 @@ class NodeDriver:
 
     def feed(self, data: bytes) -> None:
         """Take what the node said."""
-        for message in self.reader.feed(data):
+        messages = self.reader.feed(data)
+        while messages and isinstance(long := messages[-1], NodeLongLine):
+            line, found = take_values_out(b"".join(long.pieces), who="the node")
+            values = [(key, bytes(text)) for key, text in found]
+            messages[-1:] = self.reader.take_long(line, values)
+        for message in messages:
             if isinstance(message, NodePiece):
                 self._pieces.setdefault(message.number, bytearray()).extend(message.data)
             else:
@@ -198,7 +205,12 @@ class SchedulerDriver:
         while self.reader.ready is None:
             data = program.receive()
             assert data, f"the scheduler ended; stderr: {program.stderr()}"
-            for message in self.reader.feed(data):
+            messages = self.reader.feed(data)
+        while messages and isinstance(long := messages[-1], NodeLongLine):
+            line, found = take_values_out(b"".join(long.pieces), who="the node")
+            values = [(key, bytes(text)) for key, text in found]
+            messages[-1:] = self.reader.take_long(line, values)
+        for message in messages:
                 assert isinstance(message, SchedulerReady)
         self.next_event = 0
 
@@ -213,7 +225,12 @@ class SchedulerDriver:
         while not self._answers:
             data = self.program.receive()
             assert data, f"the scheduler ended; stderr: {self.program.stderr()}"
-            for message in self.reader.feed(data):
+            messages = self.reader.feed(data)
+        while messages and isinstance(long := messages[-1], NodeLongLine):
+            line, found = take_values_out(b"".join(long.pieces), who="the node")
+            values = [(key, bytes(text)) for key, text in found]
+            messages[-1:] = self.reader.take_long(line, values)
+        for message in messages:
                 assert isinstance(message, SchedulerAnswer)
                 self._answers.append(message)
         return self._answers.pop(0)
