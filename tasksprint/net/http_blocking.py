@@ -16,7 +16,15 @@ from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.addresses import cause_of, parse_address
 from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, request_head, target_of
 from tasksprint.net.keys import NO_BODY, ClusterKey
-from tasksprint.net.proofs import FRAMES, LINE, AnswerProof, told_life, wavers
+from tasksprint.net.proofs import (
+    FRAMES,
+    LINE,
+    WHOLE,
+    WHOLE_BYTES_MAX,
+    AnswerProof,
+    told_life,
+    wavers,
+)
 from tasksprint.settings import Settings
 
 __all__ = ["request_blocking"]
@@ -24,6 +32,9 @@ __all__ = ["request_blocking"]
 _READ_BYTES = 256 * 1024
 # Before a bigger body is sent, the life of the server is asked for, if it isn't known.
 _LIFE_FIRST_BYTES = 64 * 1024
+# Of an answer: bytes of heads and trailers, and pieces of a body that is still to be proved.
+_BARREN_BYTES_MAX = 64 * 1024
+_PARTS_MAX = 10_000
 
 
 def request_blocking(
@@ -63,6 +74,7 @@ def request_blocking(
         if key is not None:
             authorization, mac, signed_for = key.sign(method, target, address, body=digest)
             proof = AnswerProof(key, mac, address)
+            proof.takes_line = checks_rest
         head = request_head(
             method,
             target,
@@ -78,8 +90,6 @@ def request_blocking(
             )
         if proof is None or key is None:
             return response
-        if proof.kind == LINE and not checks_rest:
-            raise proof.unproven()
         if proof.kind != FRAMES:
             proof.check_body(response.body)
         life = told_life(response.status, response.headers)
@@ -132,7 +142,8 @@ def _exchange(
                     + ("in the middle of the answer" if answer.status else "without an answer")
                 )
             answer.feed(chunk)
-            if not answer.status and time.monotonic() > deadline:
+            # Who hasn't proved the key gets no more time by sending a byte now and then.
+            if not answer.is_proved and time.monotonic() > deadline:
                 raise TimeoutError
     except TimeoutError as error:
         raise PeerUnreachable(
@@ -161,12 +172,15 @@ class _Answer:
         self._is_head_request = is_head_request
         self._parser = httptools.HttpResponseParser(self)
         self._bytes = 0
+        self._barren_bytes = 0  # since the last piece of the body
+        self.is_proved = False  # What comes is the word of one who has the key.
         self.status = 0
         self.headers: dict[str, str] = {}
         self.parts: list[bytes] = []
         self.is_complete = False
 
     def feed(self, data: bytes) -> None:
+        self._barren_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -180,25 +194,42 @@ class _Answer:
                 f"the answer of {self._address} has more than {self._body_bytes_max} bytes "
                 "(body_bytes_max)"
             )
+        if self._barren_bytes > _BARREN_BYTES_MAX and not self.is_complete:
+            raise RemoteProtocolError(f"{self._address} sends much beside its answer's body")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What stands behind the proof belongs to the connection.
+        # What stands behind the proof belongs to the connection, and trailers say nothing to us.
+        if self.status:
+            return
         if self._proof is None or self._proof.add_line(name, value):
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
+        self._barren_bytes = 0
         if self._proof is not None and self.status >= 200:
             self._proof.check_head(self.status, self.headers)
+            self.is_proved = self._proof.kind not in (WHOLE, LINE)
+            if self._proof.kind == WHOLE:
+                self._body_bytes_max = min(self._body_bytes_max, WHOLE_BYTES_MAX)
+        elif self.status >= 200:
+            self.is_proved = True
         if self._is_head_request and self.status >= 200:
             self.is_complete = True
 
     def on_body(self, data: bytes) -> None:
-        if self._proof is not None and self._proof.kind == FRAMES:
-            self.parts += self._proof.unframe(data)
+        self._barren_bytes = 0
+        proof = self._proof
+        if proof is not None and proof.kind == FRAMES:
+            self.parts += proof.unframe(data)
         else:
+            if proof is not None and proof.kind == LINE and not self.is_proved and b"\n" in data:
+                proof.check_body(b"".join(self.parts) + data)
+                self.is_proved = True
             self.parts.append(data)
         self._bytes += len(data)
+        if proof is not None and not self.is_proved and len(self.parts) > _PARTS_MAX:
+            raise proof.unproven()  # Each costs many times its bytes.
 
     def on_message_complete(self) -> None:
         if self.status >= 200:
@@ -207,3 +238,5 @@ class _Answer:
             self.is_complete = True
         else:  # "100 Continue" comes before the answer.
             self.status, self.headers = 0, {}
+            if self._proof is not None:
+                self._proof.begin_again()

@@ -16,7 +16,7 @@ import httptools
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UnprovenAnswer
 from tasksprint.net.addresses import cause_of, tune_socket
-from tasksprint.net.proofs import FRAMES, LINE, WHOLE, AnswerProof
+from tasksprint.net.proofs import FRAMES, LINE, WHOLE, WHOLE_BYTES_MAX, AnswerProof
 from tasksprint.net.reading import BufferedReader
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ __all__ = ["Connection", "NothingReceived"]
 
 # Bigger bodies are written in slices, no faster than the other end reads.
 _SLICE_BYTES = 256 * 1024
-# What may be proved as a whole; servers send bigger bodies in frames.
-_WHOLE_BYTES_MAX = 1024 * 1024
+# Pieces of a body that is still to be proved: so many, and more of usual sizes.
+_PIECES_MAX = 1_000
+_PIECE_BYTES_MIN = 512
 
 
 class NothingReceived(PeerUnreachable):
@@ -39,6 +40,7 @@ class Connection(BufferedReader):
 
     __slots__ = (
         "_answer_bytes",
+        "_barren_bytes",
         "_bytes_max",
         "_chunks",
         "_client",
@@ -50,10 +52,12 @@ class Connection(BufferedReader):
         "_is_head_request",
         "_is_paused",
         "_is_producing",
+        "_is_proved",
         "_keep_alive",
         "_loop",
         "_moved",
         "_parser",
+        "_pieces",
         "_streams",
         "_timeout_ms",
         "_transport",
@@ -95,6 +99,11 @@ class Connection(BufferedReader):
         self._is_head_request = is_head_request
         self._chunks: deque[bytes] = deque()
         self._answer_bytes = 0  # received, head and all
+        self._barren_bytes = 0  # since the last piece of the body: trailers and the like
+        self._pieces = 0  # of the body
+        # Whether what comes is the word of one who has the key: then a slow transfer isn't a
+        # dead one. Who hasn't shown it gets no more time by sending a byte now and then.
+        self._is_proved = False
         self._bytes_max = self.settings.body_bytes_max
         self._head_complete = False
         self._complete = False
@@ -126,6 +135,7 @@ class Connection(BufferedReader):
             self.abort()  # Nobody asked.
             return
         self._answer_bytes += len(data)
+        self._barren_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -144,6 +154,8 @@ class Connection(BufferedReader):
                     "(head_bytes_max)"
                 )
             )
+        elif self._head_complete and self._barren_bytes > 2 * limit and not self._complete:
+            self._fail(RemoteProtocolError(f"{self.address} sends much beside its answer's body"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
@@ -183,8 +195,8 @@ class Connection(BufferedReader):
             self._keep_alive = False  # Nobody asked for a second answer.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._complete:
-            return
+        if self._complete or self._head_complete:
+            return  # (Trailers say nothing to us.)
         # What stands behind the proof belongs to the connection, and the parser reads it.
         if self.proof is None or self.proof.add_line(name, value):
             self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -196,7 +208,9 @@ class Connection(BufferedReader):
         if self.status < 200:
             return
         self._head_complete = True
+        self._barren_bytes = 0
         self._keep_alive = self._parser.should_keep_alive()
+        self._is_proved = self.proof is None
         if self.proof is not None:
             try:
                 self.proof.check_head(self.status, self.headers)
@@ -204,7 +218,9 @@ class Connection(BufferedReader):
                 self._fail(error)
                 return
             if self.proof.kind == WHOLE:
-                self._bytes_max = _WHOLE_BYTES_MAX
+                self._bytes_max = WHOLE_BYTES_MAX
+            else:
+                self._is_proved = self.proof.kind != LINE
         if self._is_head_request:
             # The parser would wait for the body that the head announces.
             self._parser = httptools.HttpResponseParser(self)
@@ -214,6 +230,9 @@ class Connection(BufferedReader):
 
     def on_body(self, data: bytes) -> None:
         if self._complete or self._error is not None:
+            return
+        self._barren_bytes = 0
+        if not self._is_proved and not self._may_keep(data):
             return
         if self.proof is not None and self.proof.kind == FRAMES:
             try:
@@ -232,11 +251,30 @@ class Connection(BufferedReader):
         elif self._answer_bytes > self._bytes_max + self.settings.head_bytes_max:
             self._fail(self.too_big(self._bytes_max))
 
+    def _may_keep(self, data: bytes) -> bool:
+        """Whether to keep a piece of a body that isn't proved yet; see whether its line is now."""
+        assert self.proof is not None
+        self._pieces += 1
+        if self._pieces > _PIECES_MAX + self._answer_bytes // _PIECE_BYTES_MIN:
+            # Each costs many times its bytes.
+            self._fail(self.proof.unproven())
+            return False
+        if self.proof.kind == LINE and b"\n" in data:
+            try:
+                self.proof.check_body(b"".join(self._chunks) + data)
+            except UnprovenAnswer as error:
+                self._fail(error)
+                return False
+            self._is_proved = True
+        return True
+
     def on_message_complete(self) -> None:
         if self._complete or self._error is not None:
             return
         if self.status < 200:  # "100 Continue" comes before the answer.
             self.headers = {}
+            if self.proof is not None:
+                self.proof.begin_again()
             return
         if self.proof is not None and self.proof.kind == FRAMES:
             try:
@@ -443,5 +481,9 @@ class Connection(BufferedReader):
         )
 
     def _count_moved(self) -> int:
-        """Return the bytes that the kernel took or gave; unread ones of ours don't count."""
-        return self._answer_bytes + self._written - self._transport.get_write_buffer_size()
+        """Return the bytes that the kernel took or gave; unread ones of ours don't count.
+
+        Nor do those of an answer that proves nothing yet, but that there is one.
+        """
+        received = self._answer_bytes if self._is_proved else 0
+        return received + self._written - self._transport.get_write_buffer_size()

@@ -46,6 +46,7 @@ class Connection(BufferedReader):
     """One connection of a peer."""
 
     __slots__ = (
+        "_barren_bytes",
         "_connections",
         "_current",
         "_drained",
@@ -96,6 +97,7 @@ class Connection(BufferedReader):
         self._in_head = False
         self._head_is_split = False
         self._head_bytes = 0  # of feeds that a head took, after its first
+        self._barren_bytes = 0  # since the last piece of a body: trailers and the like
         self._header_count = 0
         self._feed_bytes = 0
         # What is answered, and what waits for its turn:
@@ -192,6 +194,7 @@ class Connection(BufferedReader):
     def _take(self, data: bytes) -> None:
         self._feeding = True
         self._feed_bytes = len(data)
+        self._barren_bytes += len(data)
         self._head_is_split = self._in_head
         try:
             self._parser.feed_data(data)
@@ -207,6 +210,12 @@ class Connection(BufferedReader):
             if self._head_bytes > self._service.settings.head_bytes_max:
                 self._in_head = False
                 self._refuse_rest(self._service.head_too_big())
+        elif (
+            self._barren_bytes > 2 * self._service.settings.head_bytes_max
+            and self._receiving is not None
+            and not self._is_discarding
+        ):
+            self._refuse_rest(error_response(400, "there is much beside the request's body"))
         self._feeding = False
         if self._out:
             self._flush()
@@ -229,6 +238,9 @@ class Connection(BufferedReader):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_discarding:
             return
+        if not self._in_head:  # The gate has judged without it.
+            self._refuse_rest(error_response(400, "headers behind a body aren't taken"))
+            return
         self._header_count += 1
         if self._header_count > _HEADERS_MAX:
             self._refuse_rest(
@@ -245,6 +257,7 @@ class Connection(BufferedReader):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._barren_bytes = 0
         if self._is_discarding:
             return
         parser, headers = self._parser, self._headers
@@ -290,6 +303,7 @@ class Connection(BufferedReader):
         exchange = self._receiving
         if self._is_discarding or exchange is None:
             return
+        self._barren_bytes = 0
         exchange.take(data)
         if exchange.refusal is not None:
             self._refuse_rest(exchange.refusal)

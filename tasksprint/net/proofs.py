@@ -54,6 +54,7 @@ __all__ = [
     "LIFE_HEADER",
     "LINE",
     "WHOLE",
+    "WHOLE_BYTES_MAX",
     "AnswerProof",
     "FrameWriter",
     "proof_line",
@@ -72,6 +73,8 @@ LIFE_HEADER = "Life"
 
 # Bodies of more than this go in frames: hashing one whole would hold up the loop.
 FRAME_BYTES = 256 * 1024
+# What is kept of a body before it is proved as a whole.
+WHOLE_BYTES_MAX = 1024 * 1024
 
 _FRAME_HEAD = struct.Struct(">I16s")
 _MAC_BYTES = 16
@@ -140,6 +143,7 @@ class AnswerProof:
     _hash: Any = None  # of a body whose digest is named, while nobody else checks it
     _pending = b""
     kind = ""  # "" until the proof was seen
+    takes_line = False  # The caller checks what follows a proved first line.
     is_ended = False  # the last frame was read
 
     def __init__(self, key: ClusterKey, request_mac: str, address: str) -> None:
@@ -159,6 +163,11 @@ class AnswerProof:
         self._lines += (name, b": ", value, b"\r\n")
         return True
 
+    def begin_again(self) -> None:
+        """Forget the head: it was that of an interim answer, which says nothing."""
+        self._lines.clear()
+        self.kind = self._mac = ""
+
     def check_head(self, status: int, headers: dict[str, str]) -> None:
         """Check what can be without the body; before any of the body is kept.
 
@@ -167,7 +176,7 @@ class AnswerProof:
         """
         self._status = status
         kind = self.kind
-        if kind in (WHOLE, LINE):
+        if kind == WHOLE or (kind == LINE and self.takes_line):
             return  # It takes the body.
         if kind not in (FRAMES, DIGEST):
             raise self.unproven()
