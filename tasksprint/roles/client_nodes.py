@@ -11,7 +11,6 @@ that answer; the SDK holds no answer back behind a task that printed.
 
 from __future__ import annotations
 
-import binascii
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,7 @@ from tasksprint.protocol.node_lines import (
     NodeReady,
     NodeReply,
 )
-from tasksprint.roles.client_values import CachedValue, task_buffers
+from tasksprint.roles.client_values import CachedValue, base64_pieces, task_buffers
 from tasksprint.store.result_records import (
     CHUNK_BYTES,
     ROW_VALUE_BYTES_MAX,
@@ -58,8 +57,6 @@ _log = logging.getLogger("tasksprint.client")
 _OUTPUT_BYTES_MAX = 64 * 1024
 # Lines with more than this are written piece by piece, as fast as the node reads.
 _WRITE_AT_ONCE_MAX = 1024 * 1024
-# A piece of a file on its way to a node; divisible by 3, for base64.
-_PIECE_BYTES = CHUNK_BYTES // 3 * 3
 
 # (key, kind, content) of each value of one reply.
 NodeValues = tuple[tuple[str, str, "bytes | FileValue"], ...]
@@ -133,21 +130,18 @@ class NodeShell:
                 for buffer in buffers:
                     if isinstance(buffer, bytes):
                         view = memoryview(buffer)
-                        for first in range(0, len(view), _PIECE_BYTES):
-                            self.program.write(view[first : first + _PIECE_BYTES])
+                        for first in range(0, len(view), CHUNK_BYTES):
+                            self.program.write(view[first : first + CHUNK_BYTES])
                             await self.program.drain()
                         continue
                     index = buffer.content
                     assert isinstance(index, int)
                     value = inputs[index][1]
                     assert isinstance(value, FileValue)
+                    pieces = self._client.held.pieces_of(value)
                     try:
-                        async for piece in self._client.held.pieces_of(value):
-                            self.program.write(
-                                binascii.b2a_base64(piece, newline=False)
-                                if buffer.is_base64
-                                else piece
-                            )
+                        async for piece in base64_pieces(pieces) if buffer.is_base64 else pieces:
+                            self.program.write(piece)
                             await self.program.drain()
                     except ValueSpoiled as error:
                         tid, _, digest = effect.inputs[index]

@@ -16,8 +16,9 @@ too, is how a task's line and a report's inline values are put together from byt
 from __future__ import annotations
 
 import base64
+import binascii
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from tasksprint.execution.effects import Completion, Manifest, RunTask
 from tasksprint.ids import JobId, TaskId
@@ -25,7 +26,7 @@ from tasksprint.protocol.node_lines import Carried, encode_task
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import FileValue
 
-__all__ = ["CachedValue", "LoadValue", "ValueCache", "task_buffers"]
+__all__ = ["CachedValue", "LoadValue", "ValueCache", "base64_pieces", "task_buffers"]
 
 CachedValue = tuple[str, "bytes | FileValue"]  # kind, content
 # Reads a value of a result held by this client: (job, tid, result digest, key) -> value.
@@ -385,6 +386,22 @@ def task_buffers(
         assignment.seed,
         frames,
     )
+
+
+async def base64_pieces(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield one base64 text of all pieces together, whatever their sizes are.
+
+    Only the end of the text may be padded: what three bytes don't fill goes to the next piece.
+    """
+    rest = b""
+    async for piece in pieces:
+        data = rest + piece
+        end = len(data) - len(data) % 3
+        rest = data[end:]
+        if end:
+            yield binascii.b2a_base64(memoryview(data)[:end], newline=False)
+    if rest:
+        yield binascii.b2a_base64(rest, newline=False)
 
 
 def _inline(value: CachedValue) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import ClientAddress, DropJob, View
-from tasksprint.encoding import encode_json, result_digest, value_digest
+from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
@@ -113,8 +114,10 @@ def files_of(here: World) -> list[Path]:
 def test_node_without_frames_gets_a_large_value_as_base64(tmp_path: Path) -> None:
     size = 3 * MIB + 2
     # (`read` of a shell takes seconds for such a line.)
-    node = """echo '{"ready":{}}'
-    echo '{"id":1,"values":{"result":'$(head -n 1 | wc -c)'}}'
+    line = tmp_path / "line"
+    node = f"""echo '{{"ready":{{}}}}'
+    head -n 1 >{line}
+    echo '{{"id":1,"values":{{"result":1}}}}'
     cat"""
 
     async def main() -> None:
@@ -126,10 +129,11 @@ def test_node_without_frames_gets_a_large_value_as_base64(tmp_path: Path) -> Non
             two.program(node)
             one.coordinator.give(taking(one, digests), cid=2)
             await until(lambda: 100 in one.coordinator.done())
-            digest = one.coordinator.done()[100].result_digest
-            loaded = await two.client.held.load(JobId(1), TaskId(100), digest, "result")
-            assert loaded is not None and isinstance(loaded[1], bytes)
-            assert 0 < int(loaded[1]) - 4 * -(-size // 3) < 200
+            (file,) = files_of(one)
+            task = decode_json(line.read_bytes())
+            assert task["base64"] == [0]
+            (text,) = task["args"]
+            assert base64.b64decode(text, validate=True) == file.read_bytes()
 
     run(main)
 

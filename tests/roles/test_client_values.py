@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import base64
+from collections.abc import AsyncIterator, Coroutine
+from random import Random
 from typing import Any, TypeVar
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from tasksprint.coordination.view import Assignment, Input
 from tasksprint.execution.effects import Completion, RunTask
-from tasksprint.roles.client_values import CachedValue, ValueCache, task_buffers
+from tasksprint.roles.client_values import CachedValue, ValueCache, base64_pieces, task_buffers
 from tasksprint.settings import Settings
 
 T = TypeVar("T")
@@ -290,3 +293,26 @@ def test_any_sequence_keeps_pinned_values_and_the_limit(
         for (of, digest), values in pinned.items():
             for name, expected in values.items():
                 assert cache.get(1, of, digest, name) == ("bytes", expected)
+
+
+@pytest.mark.parametrize("piece_bytes", [1024 * 1024, 700_001, 786_432])
+@pytest.mark.parametrize("size", [0, 1, 3, 1024 * 1024 + 1, 3 * 1024 * 1024 + 2])
+def test_base64_in_pieces_is_that_of_the_whole(size: int, piece_bytes: int) -> None:
+    assert_same_base64(Random(size).randbytes(size), piece_bytes)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 4, 5])
+def test_base64_in_tiny_pieces_is_that_of_the_whole(piece_bytes: int) -> None:
+    for size in range(12):
+        assert_same_base64(bytes(range(size)), piece_bytes)
+
+
+def assert_same_base64(data: bytes, piece_bytes: int) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for first in range(0, len(data), piece_bytes):
+            yield data[first : first + piece_bytes]
+
+    async def joined() -> bytes:
+        return b"".join([text async for text in base64_pieces(pieces())])
+
+    assert wait(joined()) == base64.b64encode(data)
