@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.encoding import decode_json, result_digest
-from tasksprint.errors import RemoteProtocolError, ValueSpoiled
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
 from tasksprint.ids import JobId, TaskId
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
@@ -145,8 +145,11 @@ class HeldValues:
             if whole.get((job, tid)) != digest
         ]
         _log.warning("%s; made anew without %d lost results", damage, len(lost))
-        for job, tid, digest in lost:
-            self._client.workbench.result_lost(job, tid, digest)
+        try:
+            for job, tid, digest in lost:
+                self._client.step(self._client.workbench.result_lost, job, tid, digest)
+        except PeerUnreachable:
+            return  # A bug in the core: the client stops.
         self._client.turn()
 
 

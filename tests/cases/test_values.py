@@ -469,6 +469,25 @@ def test_damaged_database_of_a_running_client_costs_only_what_was_in_it(
     assert "is damaged" in caplog.text and "made anew without" in caplog.text
 
 
+def test_bug_of_the_core_while_losses_are_told_stops_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*arguments: object) -> bool:
+        raise AssertionError("a broken invariant")
+
+    async def main() -> None:
+        with pytest.raises(AssertionError, match="a broken invariant"):
+            async with world(tmp_path) as here:
+                await make(here, 1)
+                await here.idle()
+                monkeypatch.setattr(type(here.client.workbench), "result_lost", break_down)
+                # As the store's thread does it.
+                here.client.loop.call_soon(here.client.held.rebuilt, "it is damaged", [])
+                await until(here.client.stopped.done, limit_s=10)
+
+    run(main)
+
+
 BIG_SCHEDULER = """
 from TaskSprintCoordinator import *
 class Big(TaskSprintCoordinator):
