@@ -71,12 +71,17 @@ class HeldValues:
             self._client.writer.run(lambda store: store.discard(value))
 
     async def into_memory(self, value: FileValue) -> bytes | FileValue:
-        """Return the bytes of a value that turned out to be small; its file goes."""
+        """Return the bytes of a value that turned out to be small; its file goes.
+
+        Raises:
+            ValueSpoiled: The file isn't what was written; it goes as well.
+        """
         if value.size > ROW_VALUE_BYTES_MAX:
             return value
-        data = b"".join([piece async for piece in self.pieces_of(value)])
-        self.discard(value)
-        return data
+        try:
+            return b"".join([piece async for piece in self.pieces_of(value)])
+        finally:
+            self.discard(value)
 
     async def pieces_of(
         self, value: FileValue, part: tuple[int, int] | None = None

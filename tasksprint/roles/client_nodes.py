@@ -356,6 +356,9 @@ class NodeShell:
                     # What can't be read now may be there at the next attempt.
                     may_pass = isinstance(cause.__cause__, OSError)
                     error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
+                except ValueSpoiled as cause:
+                    what = f"the content of file {content.path!r}, named under key {key!r},"
+                    error = TaskError(f"{what} was spoiled while it was taken: {cause}")
         reply: Reply
         if error is not None:
             self._abandon(values)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,14 @@ from tasksprint.encoding import decode_json, encode_json, result_digest, value_d
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
+from tasksprint.roles import client_nodes
 from tasksprint.roles.loop_watch import longest_hold_s, watch_loop
 from tasksprint.roles.metrics import client_metrics
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
+from tasksprint.store.result_records import FileValue
 from tasksprint.store.result_store import ResultStore
+from tasksprint.store.staging import stage_file
 from tests.roles.client_world import (
     World,
     assignment,
@@ -205,6 +209,43 @@ def test_small_file_is_a_value_that_a_report_carries(tmp_path: Path) -> None:
             here.coordinator.give(view(whole=True, run=(assignment(0, keys=("result",)),)))
             await until(lambda: here.coordinator.done())
             assert here.coordinator.done()[0].inline == {"result": ("bytes", "c21hbGw=")}
+            await until(lambda: not files_of(here))
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_file_that_is_spoiled_while_it_is_taken_costs_an_attempt(
+    is_gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of a node's file is damaged before it is read back: the client goes on."""
+    data = b"more bytes than are left"
+    (tmp_path / "file").write_bytes(data)
+    node = shell_node(f"""echo '{{"id":'$id',"files":{{"result":"{tmp_path}/file"}}}}'""")
+
+    async def main() -> None:
+        async with world(tmp_path / "1") as here:
+
+            async def spoiled(*args: Any, **kwargs: Any) -> FileValue:
+                value = await stage_file(*args, **kwargs)
+                await (delete_file if is_gone else cut_file)(here)
+                return value
+
+            here.program(node)
+            with monkeypatch.context() as patch:
+                patch.setattr(client_nodes, "stage_file", spoiled)
+                here.coordinator.give(view(whole=True, run=(assignment(0, keys=("result",)),)))
+                await until(lambda: here.coordinator.failures)
+            (failure,) = here.coordinator.failures
+            what = f"the content of file '{tmp_path}/file', named under key 'result',"
+            assert failure.error.startswith(f"{what} was spoiled while it was taken: ")
+            assert not failure.fatal
+            # The same node answers the next attempt, and nothing of the first one stays.
+            here.coordinator.give(view(run=(assignment(0, attempt=2, keys=("result",)),)))
+            await until(lambda: here.coordinator.done())
+            assert here.coordinator.done()[0].inline == {
+                "result": ("bytes", base64.b64encode(data).decode())
+            }
             await until(lambda: not files_of(here))
 
     run(main)
