@@ -29,6 +29,8 @@ _SHARES = (
     (1 / 4, "crashes that lost writes", "a crash that lost unsynced writes"),
     (1 / 5, "changes of members that govern", "a change of the members that came to govern"),
     (1 / 5, "logs truncated", "a truncation of the log"),
+    (1 / 5, "clocks that jumped", "a clock that jumped"),
+    (1 / 5, "requests of strangers refused", "a stranger that asked for something"),
 )
 # … and at most, as such a seed says nothing of the rule.
 _SHARES_MAX = ((1 / 50, "histories too hard to judge", "a history too hard to judge"),)

@@ -23,6 +23,7 @@ from tasksprint.roles.client_http import ClientPaths
 from tasksprint.roles.client_surroundings import ClientSurroundings
 from tasksprint.settings import GIB
 from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
+from tests.simulation.machines import KEY_SECRET
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_node import NodeHabits, SimNode
 from tests.simulation.sim_writer import SimDisk, SimWriter
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientMachine"]
 
-_KEY = ClusterKey(bytes(32))
+_KEY = ClusterKey(KEY_SECRET)
 _OK = 200
 
 

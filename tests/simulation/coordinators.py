@@ -36,7 +36,7 @@ from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tests.simulation import jobs
-from tests.simulation.machines import Machine, Process
+from tests.simulation.machines import KEY_SECRET, Machine, Process
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_streams import SimStreams
 from tests.simulation.sim_writer import SimDisk, SimWriter
@@ -45,7 +45,7 @@ from tests.simulation.world import Violation
 
 __all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
 
-KEY = ClusterKey(bytes(range(32)))
+KEY = ClusterKey(KEY_SECRET)
 # Iterations of the loop from one check of the cores to the next.
 _CHECK_EACH = 10
 _CHECK_SCHEDULE_EACH = 1_000

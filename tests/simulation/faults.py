@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tests.simulation.coordinators import CoordinatorNode
+from tests.simulation.machines import Machine
 
 if TYPE_CHECKING:
     from tests.simulation.whole import Whole
@@ -49,6 +50,10 @@ class Cuts:
         self._cut.clear()
 
 
+def _set_back(machine: Machine, jump_ms: int) -> None:
+    machine.wall_offset_ms -= jump_ms
+
+
 class Faults:
     """Lets things go wrong until `stop`."""
 
@@ -73,7 +78,8 @@ class Faults:
             ("hang", 3, self._hang_disk),
             ("network", 3, self._change_network),
             ("slow", 2, self._slow_down),
-            ("wall", 1, self._set_clock),
+            ("wall", 3, self._set_clock),
+            ("stranger", 3, self._visit),
             ("wipe", 2, self._wipe),
             ("spoil", 4, self._spoil),
             ("client", 5, self._hit_client),
@@ -163,8 +169,24 @@ class Faults:
         self._world.count("machines that changed speed")
 
     def _set_clock(self, node: CoordinatorNode) -> None:
-        """Let somebody set the time of day, back or ahead; by a day at most."""
-        node.machine.wall_offset_ms += 864 * self._random.randrange(-100_000, 100_000)
+        """Let the time of day jump, back or ahead, by up to a day; for a second or for good.
+
+        On any machine: the clients' and the people's, too.
+        """
+        random = self._random
+        machine = node.machine
+        if random.random() < 0.4:
+            machine = random.choice(list(self._world.machines.values()))
+        jump_ms = random.choice((1_000, 60_000, 3_600_000, 24 * 3_600_000))
+        jump_ms = round(jump_ms * random.uniform(-1, 1))
+        self._world.say(f"the clock of {machine.name} jumps by {jump_ms} ms")
+        self._world.count("clocks that jumped")
+        machine.wall_offset_ms += jump_ms
+        if random.random() < 0.5:
+            self._world.after(random.uniform(100, 3_000), partial(_set_back, machine, jump_ms))
+
+    def _visit(self, node: CoordinatorNode) -> None:
+        self._world.stranger.visit()
 
     def _wipe(self, node: CoordinatorNode) -> None:
         """Lose a disk for good; the operator replaces its member."""

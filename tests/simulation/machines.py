@@ -7,19 +7,24 @@ requests' handlers, not what a process is for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import hashlib
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from random import Random
 from typing import Any
 
 from tasksprint.net.bugs import Bugs
+from tasksprint.net.gate import Gate
 from tasksprint.net.http_exchange import Service
+from tasksprint.net.keys import NO_BODY, ClusterKey
 from tasksprint.net.router import Router
 from tasksprint.settings import Settings
 from tests.simulation.timeline import Timeline
 from tests.simulation.virtual_loop import VirtualLoop
 
-__all__ = ["Machine", "Process"]
+__all__ = ["KEY_SECRET", "Machine", "Process"]
+
+KEY_SECRET = bytes(range(32))
 
 # The first wall time of all machines, give or take what theirs is wrong by.
 _WALL_MS = 1_700_000_000_000
@@ -86,6 +91,7 @@ class Process:
         )
         self.is_alive = True
         self.service: Service | None = None  # None: nobody listens
+        self._key = ClusterKey(KEY_SECRET)
         # Called when it ends, in order: connections break, disks lose what they hadn't.
         self.at_end: list[Callable[[], None]] = []
         self.calls: dict[Any, None] = {}  # requests that it handles
@@ -136,7 +142,26 @@ class Process:
             if on_bug is not None:
                 on_bug(error)
 
-        self.service = Service(router, None, self._settings, Bugs(bug))
+        # (By a chance of its own, as all else goes without.)
+        life = Random(f"{self.name} {self.machine.offset_ms} {self._timeline.now}")
+        gate = Gate(
+            self._key,
+            addresses=(self.address,),
+            wall_ms=self.wall_ms,
+            life=f"{life.getrandbits(64):016x}",
+        )
+        self.service = Service(router, gate, self._settings, Bugs(bug))
+
+    def signed(
+        self, server: Process, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> dict[str, str]:
+        """Return the headers of a request to another process, with what proves it."""
+        assert server.service is not None and server.service.gate is not None
+        address = server.address
+        self._key.learn_life(address, server.service.gate.life, signed_for="")
+        digest = hashlib.sha256(body).hexdigest() if body else NO_BODY
+        signature = self._key.sign(method, target, address, body=digest)
+        return {**headers, "host": address, "authorization": signature.authorization}
 
     def kill(self) -> None:
         """End it as kill -9 does."""

@@ -2,7 +2,9 @@
 
 `SimHttp` has the face of `net/http_client.py`: deadlines, kept connections and the one
 repetition on them are as there. A request that nobody waits for any more is cancelled
-where it is handled, as a connection that closes does. Left out: parsing, keys, slow bodies.
+where it is handled, as a connection that closes does. Each request is signed, for the life of
+whom it finds: a first one that is refused for another life is left out. So are parsing, the
+proofs of answers, and slow bodies.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tasksprint.settings import Settings
 from tests.simulation.machines import Machine, Process
 from tests.simulation.wire import Wire
 
-__all__ = ["SimHttp"]
+__all__ = ["Call", "SimHttp"]
 
 # How often a connection to somebody is still there from the last request.
 _KEPT_SHARE = 0.7
@@ -34,7 +36,7 @@ class _Broken(PeerUnreachable):
     """The connection ended before an answer."""
 
 
-class _Call:
+class Call:
     """One request on its way, seen from both ends."""
 
     def __init__(
@@ -200,7 +202,7 @@ class SimHttp:
         self._process = process
         self.settings = settings
         self._closed = False
-        self._open: dict[_Call, None] = {}
+        self._open: dict[Call, None] = {}
         process.at_end.append(self._die)
 
     def _die(self) -> None:
@@ -257,7 +259,7 @@ class SimHttp:
         machine = wire.machines.get(address)
         if machine is None:
             raise PeerUnreachable(f"cannot reach {address}: no such machine")
-        call = _Call(wire, process, machine, partial(self.answered, target, body))
+        call = Call(wire, process, machine, partial(self.answered, target, body))
         self._open[call] = None
         is_there = False
 
@@ -275,7 +277,9 @@ class SimHttp:
                 return
             call.server = server
             server.calls[call] = None
-            server.loop.call_soon(call.serve, server, method, target, headers, body)
+            signed = process.signed(server, method, target, headers, body)
+            wire.on_request(address, method, target, signed, body)
+            server.loop.call_soon(call.serve, server, method, target, signed, body)
 
         def lost() -> None:
             if process.is_alive:

@@ -99,6 +99,8 @@ def test_batch_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]) -> 
         "crashes that lost writes": 15,
         "changes of members that govern": 12,
         "logs truncated": 12,
+        "clocks that jumped": 12,
+        "requests of strangers refused": 12,
     }
     assert _has_shares(seen, 60)
     assert "TOO FEW" not in capsys.readouterr().out

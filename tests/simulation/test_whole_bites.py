@@ -7,8 +7,10 @@ alone are in test_checkers_bite.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +21,13 @@ from tasksprint.consensus.members import Members
 from tasksprint.coordination.commands import Command, Report
 from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.schedule import Schedule
+from tasksprint.errors import Refused
 from tasksprint.ids import Slot
+from tasksprint.net import gate as gate_module
+from tasksprint.net.gate import Claim, Gate, Identity
 from tasksprint.roles.decisions import Decided
 from tasksprint.roles.log_tail import LogTail
+from tasksprint.roles.surroundings import Surroundings
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator
@@ -237,3 +243,79 @@ def test_leader_that_asks_no_quorum_is_caught(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Leadership, "has_quorum", _always)
     monkeypatch.setattr(Leadership, "_confirm_reads", confirm_at_once)
     assert _rule_broken(faults_class=_StrandsLeaders) in expects("stale-read", "not-linearizable")
+
+
+_STRANGER_SERVED = expects("stranger-served")
+_LATE = expects("no-progress", "results", "left-over")
+
+
+class _OnlyStrangers(Faults):
+    """Lets strangers come by, and processes be started again."""
+
+    def __init__(self, world: Whole, random: Random) -> None:
+        super().__init__(world, random)
+        self._kinds = [(4, self._visit), (1, self._crash)]
+        self._gap_ms = 400.0
+
+
+def _new(self: Gate, sender: str, count: int) -> bool:
+    """Count each request, however often it comes."""
+    return True
+
+
+def _any_life(self: Gate, claim: Claim) -> None:
+    """Count what was signed for a former life of this process."""
+    if not self._is_new(claim.sender, int(claim.number, 16)):
+        raise Refused("this request was received before", status=401)
+
+
+def _bears_all(self: Gate, *_: Any, **options: Any) -> Identity:
+    """Believe everybody."""
+    return Identity.BEARER
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [
+        # Takes each signature for good, by whatever key it was made.
+        (gate_module, "hmac", SimpleNamespace(compare_digest=lambda one, other: True)),
+        (Gate, "_is_new", _new),
+        (Gate, "_check_life", _any_life),
+        (Gate, "_admit_token", _bears_all),
+    ],
+)
+def test_gate_that_lets_a_stranger_in_is_caught(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Any
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    assert _rule_broken(faults_class=_OnlyStrangers) in _STRANGER_SERVED
+
+
+class _OnlyClocks(Faults):
+    """Lets the time of day jump, and does nothing else."""
+
+    def __init__(self, world: Whole, random: Random) -> None:
+        super().__init__(world, random)
+        self._kinds = [(1, self._set_clock)]
+        self._gap_ms = 400.0
+
+
+class _ByTheWall(SimCoordinator):
+    """Takes the time of day for the time that passes; it sees to it that none goes back."""
+
+    def __init__(self, *arguments: Any, surroundings: Surroundings) -> None:
+        last_ms = 0
+
+        def highest_ms() -> int:
+            nonlocal last_ms
+            last_ms = max(last_ms, surroundings.wall_ms())
+            return last_ms
+
+        super().__init__(*arguments, surroundings=replace(surroundings, monotonic_ms=highest_ms))
+
+
+@pytest.mark.slow
+def test_coordinator_that_goes_by_the_wall_clock_is_caught() -> None:
+    found = _rule_broken(_role(_ByTheWall), _OnlyClocks)
+    assert found in _LATE

@@ -28,6 +28,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.machines import Machine, Process
 from tests.simulation.operators import Operator
 from tests.simulation.sim_http import SimHttp
+from tests.simulation.stranger import Stranger
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
 from tests.simulation.world import Outcome, Unreachable, Violation, violation_of
@@ -98,6 +99,8 @@ class Whole:
         self.clients = clients_class(self)
         self.operator = Operator(self, Random(random.random()))
         self.faults = faults_class(self, Random(random.random()))
+        self.stranger = Stranger(self, Random(f"stranger {seed}"))
+        self.wire.on_request = self.stranger.hears
 
     # --- the world, as its parts see it ---
 
@@ -127,8 +130,11 @@ class Whole:
 
     def spawn(self, name: str) -> Process:
         """Start a process on a machine."""
-        machine = self.machine(name)
-        assert not machine.is_up, f"{name} runs already"
+        return self.spawn_on(self.machine(name))
+
+    def spawn_on(self, machine: Machine) -> Process:
+        """Start a process on a machine, which may be one that nobody knows."""
+        assert not machine.is_up, f"{machine.name} runs already"
         machine.has_power = True
         process = Process(machine, self.timeline, self.settings, self._process_raised)
         machine.process = process

@@ -21,6 +21,10 @@ _RESEND_MIN_MS = 200.0
 _RESEND_MAX_MS = 1_600.0
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 class Wire:
     """All links; a link is a pair of machines, one direction."""
 
@@ -34,6 +38,8 @@ class Wire:
         # As Settings.unacknowledged_timeout_ms: then a connection is given up.
         self.give_up_ms = 4_000.0
         self.sent = 0
+        # Told of each request that has arrived: address, method, target, headers, body.
+        self.on_request: Callable[[str, str, str, dict[str, str], bytes], None] = _ignore
 
     def delay(self) -> float:
         """Draw how long something travels."""
