@@ -239,12 +239,14 @@ class SchedulerRunner:
         coordinator = self._coordinator
         pause_s = _SAY_PAUSE_S
         self._saying += 1
-        while (known := coordinator.schedule) is not None and not known.is_observed(command):
-            coordinator.propose(encode_command(command))
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, coordinator.settings.answer_grace_ms / 1_000)
-        self._saying -= 1
-        coordinator.wake()
+        try:
+            while (known := coordinator.schedule) is not None and not known.is_observed(command):
+                coordinator.propose(encode_command(command))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, coordinator.settings.answer_grace_ms / 1_000)
+        finally:
+            self._saying -= 1
+            coordinator.runners.stir(self._job)  # It may be done by this alone.
 
     async def _read_history(self, number: int, first_event: int, end_event: int) -> None:
         coordinator = self._coordinator
