@@ -328,14 +328,19 @@ class Schedule:
         due = self._state.due
         return due[0][0] if due else None
 
-    def take_followed(self) -> tuple[tuple[ClientId, Slot], ...]:
-        """Return the versions that clients told this replica, for those who told it nothing.
+    @property
+    def followed(self) -> tuple[tuple[ClientId, Slot], ...]:
+        """The versions that clients told this replica, for those who told it nothing.
 
-        Only such by which something was forgotten, and each once.
+        Only such by which something was forgotten, and those that nobody took yet.
         """
-        state = self._state
-        followed, state.followed = state.followed, {}
-        return tuple(followed.items())
+        return tuple(self._state.followed.items())
+
+    def take_followed(self) -> tuple[tuple[ClientId, Slot], ...]:
+        """Return what is `followed` and forget it: each is told once."""
+        followed = self.followed
+        self._state.followed = {}
+        return followed
 
     def view(self, cid: ClientId, incarnation: Incarnation, since: Slot) -> View | None:
         """Return what changed for a client since a version, or (since 0) its whole view.

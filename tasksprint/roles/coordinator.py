@@ -715,9 +715,11 @@ class Coordinator:
         """
         if not self.is_current or self._tick_waits:
             return
-        now_ms = self.monotonic_ms()
+        now_ms, schedule = self.monotonic_ms(), self.schedule
+        assert schedule is not None
         command = self._make_tick(now_ms)
         if self.step(self.replica.propose, command, now_ms):
+            schedule.take_followed()  # A refused tick tells nobody: the next one does.
             self._last_tick_ms = now_ms
             self._tick_waits = True
             self._waiting.wait(command, self._tick_applied)
@@ -735,8 +737,7 @@ class Coordinator:
                 silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
         wall_ms = self.surroundings.wall_ms()
-        followed = schedule.take_followed()
-        claim = self.agreement.claim
+        claim, followed = self.agreement.claim, schedule.followed
         return encode_command(Tick(elapsed_ms, wall_ms, tuple(silent), claim, followed))
 
     def _tick_applied(self, reply: bytes | None) -> None:

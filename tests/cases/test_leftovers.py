@@ -9,7 +9,8 @@ import pytest
 from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.ids import JobId
+from tasksprint.ids import ClientId, JobId, Slot
+from tasksprint.settings import Settings
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, until
 
@@ -44,5 +45,26 @@ def test_job_that_ends_while_its_scheduler_is_spoken_of_leaves_no_runner(
             assert len(coordinator.runners) == 1
             heard.append(True)
             await until(lambda: not coordinator.runners, "nothing is left of it", limit_s=5)
+
+    run(main)
+
+
+def test_what_clients_follow_is_told_by_the_tick_after_a_refused_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(tick_interval_ms=3_600_000)) as of:
+            coordinator = (await of.leader()).coordinator
+            await until(lambda: coordinator.is_current and not coordinator._tick_waits, "quiet")
+            schedule = coordinator.schedule
+            assert schedule is not None
+            followed = (ClientId(7), Slot(1))
+            schedule._state.followed = dict([followed])
+            with monkeypatch.context() as patched:
+                patched.setattr(coordinator, "step", lambda *arguments: False)
+                coordinator.tick_now()
+            assert schedule.followed == (followed,)
+            coordinator.tick_now()
+            assert coordinator._tick_waits and schedule.followed == ()
 
     run(main)
