@@ -39,7 +39,9 @@ def _look_for_ever() -> None:
     orphans = Orphans()
     while True:
         time.sleep(_LOOK_S)
-        orphans.look()
+        # At the limit of open files /proc can't be listed; the next look may find it again.
+        with contextlib.suppress(OSError):
+            orphans.look()
 
 
 class Orphans:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -12,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from tasksprint.errors import NodeFailed, UsageError
 from tasksprint.process import cgroups
+from tasksprint.process import orphans as orphans_module
 from tasksprint.process import run_to_end as run_to_end_module
 from tasksprint.process.cgroups import Cgroups, own_cgroup
 from tasksprint.process.directories import state_directory
@@ -305,6 +308,27 @@ assert own.wait() == 3
 def test_orphans_are_reaped_and_own_children_are_not() -> None:
     done = under_shell("", sys.executable, "-S", "-c", ORPHANS)
     assert done.returncode == 0, done.stderr
+
+
+def test_orphans_are_looked_for_again_after_a_look_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def children() -> list[int]:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise OSError(errno.EMFILE, "Too many open files", "/proc")
+        return []
+
+    def sleep(_: float) -> None:
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(orphans_module, "_children", children)
+    monkeypatch.setattr(orphans_module, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(KeyboardInterrupt):
+        orphans_module._look_for_ever()
 
 
 # --- what a `run` that was killed left ---
