@@ -12,6 +12,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import CountedWarnings
@@ -59,7 +60,9 @@ class Listener:
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more, and close what is accepted but has no connection yet."""
+        for task in self._starting:
+            task.cancel()
         if self._pause is not None:
             self._pause.cancel()
         if self._socket.fileno() >= 0:
@@ -79,7 +82,12 @@ class Listener:
                 continue  # This one is gone already, or its network: accept(2), "Error handling".
             task = self._loop.create_task(self._start(accepted))
             self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            task.add_done_callback(partial(self._started, accepted))
+
+    def _started(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        if task.cancelled():
+            accepted.close()
 
     async def _start(self, accepted: socket.socket) -> None:
         try:

@@ -543,3 +543,32 @@ def test_listener_without_descriptors_rests_makes_room_and_goes_on(
     assert [each.getMessage() for each in caplog.records] == [
         "a connection can't be accepted now: Too many open files; raise the limit (ulimit -n)"
     ]
+
+
+@pytest.mark.parametrize("turns", range(3))
+def test_listener_that_is_closed_leaves_no_newcomer_open(turns: int) -> None:
+    """Whether it has a connection already, or has only been accepted."""
+
+    async def main() -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.setblocking(False)
+        listener = Listener(
+            sock,
+            asyncio.Protocol,
+            make_room=lambda: False,
+            warnings=CountedWarnings(logging.getLogger("tasksprint.test")),
+            bugs=Bugs(),
+        )
+        with socket.create_connection(sock.getsockname()) as peer:
+            peer.setblocking(False)
+            while not listener._starting:  # Each turn counts here.
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert not any(task.done() for task in listener._starting)
+            listener.close()
+            received = asyncio.get_running_loop().sock_recv(peer, 1)
+            assert await asyncio.wait_for(received, 5) == b""
+            assert not listener._starting
+
+    run(main)
