@@ -6,7 +6,7 @@ replica may be silent. Both are asked for when somebody wants to know how a job 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.encoding import decode_json
@@ -22,6 +22,8 @@ __all__ = ["ToldHere"]
 _STALL_VALID_MS = 3_000
 _COMPLAINT_VALID_MS = 20_000  # for some polls: it is shown for minutes
 _COMPLAINT_CHARS = 200
+
+_Said = TypeVar("_Said")
 
 
 class ToldHere:
@@ -40,8 +42,7 @@ class ToldHere:
             complaint: Of an answer that no coordinator should have given it.
         """
         if complaint is not None:
-            now_ms = self._coordinator.monotonic_ms()
-            self._complaints[cid] = (now_ms, complaint[:_COMPLAINT_CHARS])
+            self._keep(self._complaints, cid, complaint[:_COMPLAINT_CHARS], _COMPLAINT_VALID_MS)
         elif self._complaints:
             self._complaints.pop(cid, None)
         if text is None:
@@ -52,12 +53,18 @@ class ToldHere:
             stalls = decode_stalls(cid, decode_json(text.encode()))
         except RemoteProtocolError:
             return  # For people only: a poll is answered all the same.
+        self._keep(self._stalls, cid, stalls, _STALL_VALID_MS)
+
+    def _keep(
+        self, table: dict[ClientId, tuple[int, _Said]], cid: ClientId, said: _Said, valid_ms: int
+    ) -> None:
+        """Note what a client says, behind what others said before it."""
         now_ms = self._coordinator.monotonic_ms()
-        self._stalls.pop(cid, None)
-        self._stalls[cid] = (now_ms, stalls)
+        table.pop(cid, None)
+        table[cid] = (now_ms, said)
         # Those of clients that died, perhaps, though nobody may ever ask.
-        while now_ms - next(iter(self._stalls.values()))[0] > _STALL_VALID_MS:
-            del self._stalls[next(iter(self._stalls))]
+        while now_ms - next(iter(table.values()))[0] > valid_ms:
+            del table[next(iter(table))]
 
     def complaint_of(self, cid: ClientId) -> str | None:
         """Return what a client complained of with its last poll, if that was lately."""

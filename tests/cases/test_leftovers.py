@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +11,7 @@ from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ClientId, JobId, Slot
+from tasksprint.roles.told import ToldHere
 from tasksprint.settings import Settings
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, until
@@ -68,3 +70,24 @@ def test_what_clients_follow_is_told_by_the_tick_after_a_refused_one(
             assert coordinator._tick_waits and schedule.followed == ()
 
     run(main)
+
+
+class Clock:
+    """What `ToldHere` needs of a coordinator here."""
+
+    now_ms = 0
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+
+def test_what_dead_clients_said_is_not_kept() -> None:
+    clock = Clock()
+    told = ToldHere(cast(Any, clock))
+    for number in range(1, 100):
+        clock.now_ms += 1_000
+        told.heard(ClientId(number), "[]", "h:6 answers: nonsense")
+        assert len(told._complaints) <= 21 and len(told._stalls) <= 4
+    assert told.complaint_of(ClientId(99)) == "h:6 answers: nonsense"
+    assert told.complaint_of(ClientId(80)) == "h:6 answers: nonsense"
+    assert told.complaint_of(ClientId(78)) is None
