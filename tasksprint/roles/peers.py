@@ -23,14 +23,18 @@ class Peers:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._refused_since_ms: dict[ReplicaId, int] = {}
+        # The first and the last of the refusals that came one upon the other.
+        self._refused_ms: dict[ReplicaId, tuple[int, int]] = {}
         settings = coordinator.settings
         # A machine that lost power leaves a connection behind that is found dead in this time.
         self._patience_ms = 2 * settings.unacknowledged_timeout_ms
+        # One that refuses is asked again after a pause, of at most half as much more. Was it
+        # cut off for longer, nobody knows whom it would have heard meanwhile.
+        self._gap_ms = settings.connect_timeout_ms + 2 * settings.reconnect_pause_max_ms
 
     def connected(self, peer: ReplicaId) -> None:
         """Take that a peer takes frames now."""
-        self._refused_since_ms.pop(peer, None)
+        self._refused_ms.pop(peer, None)
         coordinator = self._coordinator
         coordinator.step(coordinator.replica.connected, peer, coordinator.monotonic_ms())
         coordinator.wake()
@@ -69,7 +73,10 @@ class Peers:
         """Take that a peer hears another process in the place of this one."""
         coordinator = self._coordinator
         now_ms = coordinator.monotonic_ms()
-        since_ms = self._refused_since_ms.setdefault(peer, now_ms)
+        since_ms, last_ms = self._refused_ms.get(peer, (now_ms, now_ms))
+        if now_ms - last_ms > self._gap_ms:
+            since_ms = now_ms
+        self._refused_ms[peer] = since_ms, now_ms
         if now_ms - since_ms > self._patience_ms:
             options = coordinator.options
             coordinator.fail(

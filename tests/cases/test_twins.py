@@ -177,20 +177,39 @@ def test_process_that_is_refused_for_long_ends() -> None:
     """Not at once: its machine may have lost power, and its former connection looks alive."""
     shell = Shell()
     patience_ms = 2 * SETTINGS.unacknowledged_timeout_ms
-    shell.peers.refused(ReplicaId(1), "no")
-    shell.now_ms += patience_ms
-    shell.peers.refused(ReplicaId(1), "no")
+    refuse_for(shell, patience_ms)
     shell.peers.connected(ReplicaId(1))
     shell.now_ms += 1
-    shell.peers.refused(ReplicaId(1), "no")
+    refuse_for(shell, patience_ms)
     assert shell.failed is None
-    shell.now_ms += patience_ms + 1
+    shell.now_ms += 1
     shell.peers.refused(ReplicaId(1), "replica 3 runs already")
     assert isinstance(shell.failed, SettingsError)
     assert str(shell.failed) == (
         "data directory '/var/3' is that of a replica which runs elsewhere; replica 1 says: "
         "replica 3 runs already"
     )
+
+
+def refuse_for(shell: Shell, span_ms: int) -> None:
+    """Let replica 1 refuse it so long, at each of the tries."""
+    end_ms = shell.now_ms + span_ms
+    shell.peers.refused(ReplicaId(1), "no")
+    while shell.now_ms < end_ms:
+        shell.now_ms = min(shell.now_ms + SETTINGS.reconnect_pause_max_ms * 3 // 2, end_ms)
+        shell.peers.refused(ReplicaId(1), "no")
+
+
+def test_process_that_is_refused_now_and_then_goes_on() -> None:
+    """Between two refusals it was cut off for long: nobody refused it all the time."""
+    shell = Shell()
+    patience_ms = 2 * SETTINGS.unacknowledged_timeout_ms
+    for _ in range(3):
+        refuse_for(shell, patience_ms)
+        shell.now_ms += 10 * patience_ms
+    assert shell.failed is None
+    refuse_for(shell, patience_ms + 1)
+    assert isinstance(shell.failed, SettingsError)
 
 
 # --- clients ---
