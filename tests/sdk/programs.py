@@ -205,12 +205,7 @@ class SchedulerDriver:
         while self.reader.ready is None:
             data = program.receive()
             assert data, f"the scheduler ended; stderr: {program.stderr()}"
-            messages = self.reader.feed(data)
-        while messages and isinstance(long := messages[-1], NodeLongLine):
-            line, found = take_values_out(b"".join(long.pieces), who="the node")
-            values = [(key, bytes(text)) for key, text in found]
-            messages[-1:] = self.reader.take_long(line, values)
-        for message in messages:
+            for message in self.reader.feed(data):
                 assert isinstance(message, SchedulerReady)
         self.next_event = 0
 
@@ -225,12 +220,7 @@ class SchedulerDriver:
         while not self._answers:
             data = self.program.receive()
             assert data, f"the scheduler ended; stderr: {self.program.stderr()}"
-            messages = self.reader.feed(data)
-        while messages and isinstance(long := messages[-1], NodeLongLine):
-            line, found = take_values_out(b"".join(long.pieces), who="the node")
-            values = [(key, bytes(text)) for key, text in found]
-            messages[-1:] = self.reader.take_long(line, values)
-        for message in messages:
+            for message in self.reader.feed(data):
                 assert isinstance(message, SchedulerAnswer)
                 self._answers.append(message)
         return self._answers.pop(0)
