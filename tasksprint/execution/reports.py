@@ -56,6 +56,7 @@ class Reports:
         self._failures: deque[tuple[Failure, int]] = deque()  # with its bytes
         self._lost: dict[Key, None] = {}
         self._under_way: int | None = None
+        self._failures_sent: tuple[Failure, ...] = ()  # in that report
         self._last_request = 0
 
     @property
@@ -118,12 +119,16 @@ class Reports:
         for key in [key for key in self._lost if key[0] == job]:
             del self._lost[key]
 
-    def acknowledged(self, request: int) -> bool:
-        """Note that a report was applied; False: it isn't the one under way."""
+    def acknowledged(self, request: int) -> tuple[Failure, ...]:
+        """Note that a report was applied; return the failures that stood in it.
+
+        Any but the one under way is ignored.
+        """
         if request != self._under_way:
-            return False
+            return ()
         self._under_way = None
-        return True
+        failures, self._failures_sent = self._failures_sent, ()
+        return failures
 
     def reset(self, incarnation: Incarnation) -> None:
         """Forget everything: the coordinator knows a new incarnation from now on."""
@@ -134,6 +139,7 @@ class Reports:
         self._failures.clear()
         self._lost.clear()
         self._under_way = None
+        self._failures_sent = ()
 
     def flush(self) -> None:
         """Send the next report, if none is under way and there is something to say."""
@@ -170,6 +176,7 @@ class Reports:
             del self._lost[key]
         self._last_request += 1
         self._under_way = self._last_request
+        self._failures_sent = tuple(failures)
         self._outbox.append(
             SendReport(
                 self._incarnation,

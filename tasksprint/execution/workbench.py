@@ -18,6 +18,7 @@ reported at once.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,10 @@ class Workbench:
         # The last attempt at each task that ended here, so that a view made before its
         # report was applied doesn't start it again.
         self._ended: dict[JobId, dict[TaskId, int]] = {}
+        # Failed attempts of these, in order, whose report was applied, with the number of views
+        # that had come by then. (Of a task that was done, a drop tells when it may be forgotten.)
+        self._told: deque[tuple[int, Failure]] = deque()
+        self._views = 0
         self._programs = Programs(settings, self._timers, self._outbox)
         self._jobs: dict[JobId, Program] = {}
         self._reports = Reports(settings, self._outbox, incarnation)
@@ -166,6 +171,7 @@ class Workbench:
             RemoteProtocolError: It names a job without saying what runs it.
         """
         self._now(now_ms)
+        self._forget_told()
         if view.version < self.version and not view.whole:
             return  # Overtaken: what it says is known, or no longer true.
         self.version = view.version
@@ -196,7 +202,7 @@ class Workbench:
     def report_acknowledged(self, incarnation: Incarnation, request: int) -> None:
         """Note that a report was applied; others than the one under way are ignored."""
         if incarnation == self.incarnation:
-            self._reports.acknowledged(request)
+            self._told += [(self._views, one) for one in self._reports.acknowledged(request)]
 
     def reset(self, cid: ClientId, incarnation: Incarnation, now_ms: int) -> None:
         """Begin anew after the coordinator refused the incarnation.
@@ -214,6 +220,7 @@ class Workbench:
         self.version = Slot(0)
         self._jobs.clear()
         self._ended.clear()
+        self._told.clear()
         self._reports.reset(incarnation)
         self._outbox.append(Note(f"cid={cid} incarnation={incarnation} began anew"))
 
@@ -502,6 +509,19 @@ class Workbench:
             assert ended < task.assignment.attempt
         for program in self._programs:
             assert program.tasks == tasks_of.get(program, 0)
+
+    def _forget_told(self) -> None:
+        """Forget failed attempts that no view names any more.
+
+        The view that comes first after an acknowledgement may have been made before it; the one
+        after that was asked for later, so it knows, and all others do.
+        """
+        self._views += 1
+        while self._told and self._told[0][0] + 2 <= self._views:
+            _, failure = self._told.popleft()
+            ended = self._ended.get(failure.job, {})
+            if ended.get(failure.tid) == failure.attempt:
+                del ended[failure.tid]
 
     # --- private: assignments --------------------------------------------------------
 

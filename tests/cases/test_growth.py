@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tasksprint.consensus import outbox as outbox_module
 from tasksprint.consensus.outbox import Outbox
-from tasksprint.coordination import placement
+from tasksprint.coordination import claims, host_history, placement
 from tasksprint.coordination import state as state_module
 from tasksprint.coordination.applied import Applied
 from tasksprint.coordination.commands import (
@@ -18,6 +21,7 @@ from tasksprint.coordination.commands import (
     Command,
     ForgetJob,
     JoinClient,
+    LeaveClient,
     Lost,
     NodesAttached,
     SilentClient,
@@ -25,10 +29,19 @@ from tasksprint.coordination.commands import (
     Tick,
     encode_command,
 )
+from tasksprint.coordination.host import SchedulerHost
 from tasksprint.coordination.rows import garbage_ranges
 from tasksprint.coordination.schedule import Schedule
+from tasksprint.coordination.view import Drop, DropJob, JobEntry
+from tasksprint.execution import nodes
+from tasksprint.execution.effects import Effect
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.protocol.scheduler_lines import SchedulerAnswer
+from tasksprint.roles import runners
+from tasksprint.roles.coordinator import Coordinator
 from tasksprint.settings import RULES, Settings
+from tasksprint.store import writer
+from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.tasks import (
     FinishJob,
     KillTask,
@@ -40,7 +53,11 @@ from tasksprint.tasks import (
 )
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
+from tests.coordination.test_host import History
 from tests.coordination.world import FakeClient, World, reply_of
+from tests.execution.helpers import COMMAND, Bench, RunTask, SendReport, TaskError, task
+from tests.roles.members import members
+from tests.roles.test_coordinator import decide, run, submission, until
 
 # A day of these is a minute of the real ones, and so are the limits.
 YEAR_RULES = replace(
@@ -261,6 +278,11 @@ def check_years(days: int) -> None:
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "NOTED_MAX", 20)
     monkeypatch.setattr(placement, "NAMES_MAX", 8)
+    monkeypatch.setattr(host_history, "HISTORY_BYTES", 1_000)
+    monkeypatch.setattr(host_history, "TRIM_LINES_MIN", 10)
+    monkeypatch.setattr(runners, "_OUTPUTS_MAX", 5)
+    monkeypatch.setattr(writer, "_TIMES_KEPT", 20)
+    monkeypatch.setattr(claims, "_KEPT", 8)
     monkeypatch.setattr(placement, "STALE_ENTRIES_MAX", 4)
 
 
@@ -538,3 +560,174 @@ def test_elections_leave_nothing_behind_in_the_replicas() -> None:
 @pytest.mark.long
 def test_thousands_of_elections_leave_nothing_behind_in_the_replicas() -> None:
     check_elections(5_000)
+
+
+# --- the shell of a coordinator ---
+
+# What belongs to the loop, the network below us, or to nobody.
+FOREIGN = (asyncio.AbstractEventLoop, asyncio.Future, asyncio.Handle, random.Random, Settings)
+
+
+def is_quiet(coordinator: Coordinator) -> bool:
+    return not (len(coordinator.runners) or coordinator._rows or coordinator._writing)
+
+
+def check_shell(folder: Path, rounds: int) -> None:
+    """Have commands, polls and jobs come and go on three coordinators in this process."""
+
+    async def main() -> None:
+        settings = Settings(
+            tick_interval_ms=20, log_window_slots=20, log_tail_slots=20, program_unused_max_ms=200
+        )
+        async with members(3, folder, settings) as of:
+            leader = await of.leader()
+            number = 0
+
+            async def round_of_all() -> None:
+                nonlocal number
+                number += 1
+                incarnation = Incarnation(f"{number:016x}")
+                join = JoinClient(f"client {number}", incarnation, None, "host", 1)
+                cid = (await decide(leader, join))["cid"]
+                path = f"/v1/view?cid={cid}&since=0&incarnation={incarnation}"
+                (await leader.ask("GET", path)).checked()
+                job = (await decide(leader, submission(number, f"{number:064x}")))["job"]
+                (await leader.ask("GET", f"/v1/jobs/{job}")).checked()
+                assert (await leader.ask("GET", f"/v1/archives/{number:064x}")).status == 503
+                await decide(leader, CancelJob("canceller", number, job, "enough"))
+                await decide(leader, ForgetJob("forgetter", number, job))
+                await decide(leader, LeaveClient(cid, incarnation))
+
+            async def measured(rounds: int) -> Counter[str]:
+                for _ in range(rounds):
+                    await round_of_all()
+                for member in of.all:
+                    await until(partial(is_quiet, member.coordinator), "nothing is left to do")
+                # The state has limits in log time, and tests of its own above.
+                roots = [member.coordinator for member in of.all]
+                return sizes(*roots, skip=(*FOREIGN, Schedule, MemoryReplicaStore))
+
+            await measured(15)
+            before = await measured(5)
+            for _ in range(3):
+                before |= await measured(5)
+            grown = growth(before, await measured(rounds), slack=SLACK)
+            assert not grown, "\n".join(map(str, grown.items()))
+
+    run(main, limit_s=60 + rounds)
+
+
+@pytest.mark.slow
+def test_coordinators_shells_keep_nothing_of_what_came_and_went(tmp_path: Path) -> None:
+    check_shell(tmp_path, 40)
+
+
+# --- a client ---
+
+
+def check_client(days: int) -> None:
+    """Have tasks of one long job done, failed and dropped, and other jobs come and go."""
+    bench = Bench(slots=2)
+    bench.serving(1, 2)
+    tid = 0
+    job = 1
+
+    def effects() -> list[Effect]:
+        """Take what is to be done; what is reported is acknowledged at once."""
+        found: list[Effect] = []
+        while more := bench.effects():
+            found += more
+            for one in more:
+                if isinstance(one, SendReport):
+                    bench.acknowledged(one.request)
+        return found
+
+    def day() -> None:
+        nonlocal tid, job
+        tid += 2
+        bench.view(task(tid, name=f"name {tid}"), task(tid + 1, name="fails"))
+        for one in effects():
+            if isinstance(one, RunTask):
+                bench.now_us += 1_000
+                if one.assignment.tid == tid:
+                    bench.done(one.node, one.id)
+                else:
+                    bench.failed(one.node, one.id, TaskError("day's failure", retry=True))
+        effects()
+        bench.stored(tid)
+        effects()
+        bench.view(drop=(Drop(1, tid, None),))
+        bench.view()
+        job += 1
+        program = f"{job:064x}"
+        bench.view(replace(task(1), job=job), jobs=(JobEntry(job, program, COMMAND),))
+        effects()
+        bench.workbench.program_failed(program, "no such archive", bench.now_ms)
+        effects()
+        bench.view(drop_jobs=(DropJob(job, ()),))
+        bench.pass_time(6_000)
+        effects()
+
+    def live(days: int) -> Counter[str]:
+        for _ in range(days):
+            day()
+        return sizes(bench.workbench, skip=(Settings, type(RULES)))
+
+    live(200)  # Programs and names of tasks are remembered up to a limit.
+    before = live(10)
+    grown = growth(before, live(days), slack=SLACK)
+    assert not grown, grown
+
+
+@pytest.mark.slow
+def test_days_leave_nothing_behind_in_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "_ESTIMATES_MAX", 20)
+    check_client(150)
+
+
+# --- the host of a scheduler ---
+
+
+def check_host(events: int) -> None:
+    """Tell a scheduler of many events; it answers each, in turn with something and nothing."""
+    history = History(1)
+    host = SchedulerHost(
+        job=JobId(7),
+        replica=ReplicaId(1),
+        settings=Settings(),
+        events=history.events,
+        answers={},
+        answered_end=(0, 0),
+        next_tid=0,
+        now_ms=0,
+    )
+    host.lead(0, is_leader=True)
+    number = 0
+
+    def effects() -> None:
+        while host.effects() is not None:
+            pass
+
+    def live(events: int) -> Counter[str]:
+        nonlocal number
+        for _ in range(events):
+            commands = (StartTask("map"),) if number % 2 else ()
+            host.answered([SchedulerAnswer(number, 0, True, commands)], number)
+            effects()
+            host.answers_chosen(history.choose(*commands), number)
+            host.events_chosen(history.add_events(1), number)
+            effects()
+            number += 1
+        return sizes(host, skip=(Settings, type(RULES)))
+
+    effects()
+    host.ready(0)
+    effects()
+    live(100)  # The last chosen answers are kept, and what may be in the pipe.
+    before = live(10)
+    grown = growth(before, live(events), slack=SLACK)
+    assert not grown, grown
+
+
+def test_many_events_leave_nothing_behind_in_the_host_of_a_scheduler() -> None:
+    check_host(2_000)
