@@ -69,6 +69,7 @@ YEAR_RULES = replace(
     ended_jobs_max=20,
     dead_client_ms=20_000,
     dead_clients_max=20,
+    failures_kept_max=5,
 )
 HISTORY = ("events", "answers", "job_log")
 # Heaps have stale entries, a few for each client that is remembered.
