@@ -116,7 +116,7 @@ def _ask(
 ) -> str:
     """Send a request; return what is wrong with its answer, if anything."""
     response = request_blocking(
-        target.address, method, path, key=key, settings=settings, body=body
+        target.address, method, path, key=key, settings=settings, body=body, checks_rest=True
     )
     if response.status == 500:
         return f"answered 500: {response.body[:300]!r}"
