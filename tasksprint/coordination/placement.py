@@ -52,9 +52,6 @@ STALE_ENTRIES_MAX = 64
 # Estimates are kept for so many names of a job; tasks of further names count as unknown.
 NAMES_MAX = 10_000
 
-# Jobs in order, and how they are told apart: see `Placement._queues`.
-_Queue = tuple[list[JobId], tuple[str | None, int]]
-
 
 class Placement:
     """Places ready tasks, and takes tasks from clients; see the module."""
@@ -113,6 +110,12 @@ class Placement:
         job.counts[READY] += 1
         task.state = READY
         heappush(job.ready, task.tid)
+        if len(job.ready) > 2 * job.counts[READY] + STALE_ENTRIES_MAX:
+            job.ready = sorted(
+                tid
+                for tid in dict.fromkeys(job.ready)
+                if (one := job.tasks.get(tid)) is not None and one.state == READY
+            )
         self._state.changes.tasks[task] = None
         self._state.changes.jobs[job] = None
 
@@ -264,12 +267,6 @@ class Placement:
         if job.is_running:
             ready = job.ready
             tasks = job.tasks
-            if len(ready) > 2 * job.counts[READY] + STALE_ENTRIES_MAX:
-                ready[:] = sorted(
-                    tid
-                    for tid in dict.fromkeys(ready)
-                    if (one := tasks.get(tid)) is not None and one.state == READY
-                )
             while ready:
                 task = tasks.get(ready[0])
                 if task is not None and task.state == READY:
@@ -300,17 +297,6 @@ class Placement:
             return int(load_us < self._ahead_us)
         return self._ahead_us // load_us
 
-    def _whose_turn(self, queues: list[_Queue]) -> tuple[JobId, tuple[str | None, int]]:
-        """Return the job in some queues that comes after the one that placed a task last."""
-        last_job = self._state.last_job
-        chosen, place = (2, JobId(0)), queues[0][1]
-        for jobs, queue in queues:
-            turn = bisect_right(jobs, last_job)
-            found = (0, jobs[turn]) if turn < len(jobs) else (1, jobs[0])
-            if found < chosen:
-                chosen, place = found, queue
-        return chosen[1], place
-
     def _place_ready(self) -> None:
         """Give out ready tasks, round robin between jobs, until no client is open to any."""
         state = self._state
@@ -328,30 +314,32 @@ class Placement:
                 is_new = False
                 if not queues:
                     return
-            jobs, place = queues[0]
-            job_id = jobs[0]
-            if len(jobs) > 1 or len(queues) > 1:
-                job_id, place = self._whose_turn(queues)
-            job = running[job_id]
+            last_job = state.last_job
+            chosen = (2, JobId(0))
+            for jobs, queue in queues:
+                turn = bisect_right(jobs, last_job)
+                found = (0, jobs[turn]) if turn < len(jobs) else (1, jobs[0])
+                if found < chosen:
+                    chosen, place = found, queue
+            job = running[chosen[1]]
             ready = job.ready
-            tasks = job.tasks
-            task = tasks[ready[0]]
+            task = job.tasks[ready[0]]
             name, depth = place
-            if name is None:
-                client = self._choose(task, not depth)
-                load_us = self._load_us(job, task.name)
-            else:
+            if name is not None:
                 client = self._choose_attached(task, name, depth)
                 load_us = 1  # It takes nothing from the client's own nodes.
+            else:
+                load_us = self._load_us(job, task.name)
+                client = self._choose(task, load_us >= self._ahead_us)
             if client is None:
                 closed.add(place)  # Its jobs wait; others may have tasks of another weight.
                 is_new = True
                 continue
             heappop(ready)
             self._assign(task, client, load_us)
-            state.last_job = job_id
+            state.last_job = job.job
             if ready:
-                after = tasks.get(ready[0])
+                after = job.tasks.get(ready[0])
                 if after is not None and after.name is task.name and after.state == READY:
                     continue
             self._requeue(job)
@@ -570,9 +558,7 @@ class Placement:
         while heap:
             entry = heap[0]
             client = clients.get(ClientId(entry[2]))
-            if client is None or (
-                client.heavy_entry if is_heavy else client.light_entry
-            ) is not entry:
+            if client is None or _entry(client, is_heavy) is not entry:
                 heappop(heap)  # A newer one of this client is in the heap, or none.
                 continue
             if not self._is_open(client, is_heavy):
@@ -621,7 +607,7 @@ class Placement:
             entry
             for entry in heap
             if (client := clients.get(ClientId(entry[2]))) is not None
-            and (client.heavy_entry if is_heavy else client.light_entry) is entry
+            and _entry(client, is_heavy) is entry
         ]
         heapify(heap)
 
@@ -694,6 +680,10 @@ class Placement:
                 return
             estimates[name] = changed_us
         self._state.changes.estimates[job, name] = None
+
+
+def _entry(client: Client, is_heavy: bool) -> tuple[int, int, int] | None:
+    return client.heavy_entry if is_heavy else client.light_entry
 
 
 def _attached_key(client: Client, name: str) -> tuple[int, int]:
