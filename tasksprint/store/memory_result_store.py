@@ -7,7 +7,6 @@ stands for the data directory: it outlives the store, so a crash is to forget th
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from tasksprint.store.result_records import (
     Result,
     ResultCommit,
     ValueInfo,
+    checked,
 )
 
 __all__ = ["MemoryResultReader", "MemoryResultStore", "MemoryResults", "MemoryValueFiles"]
@@ -136,15 +136,8 @@ class _MemoryOpenValue:
             yield self.read(at, min(CHUNK_BYTES, end - at))
 
     def checked_pieces(self) -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        for piece in self.pieces(0, self._value.size):
-            digest.update(piece)
-            yield piece
-        if digest.hexdigest() != self._value.digest:
-            raise ValueSpoiled(
-                f"'{self._value.number}' has SHA-256 {digest.hexdigest()}, "
-                f"expected {self._value.digest}"
-            )
+        pieces = self.pieces(0, self._value.size)
+        return checked(pieces, self._value.digest, what=str(self._value.number))
 
     def close(self) -> None:
         pass

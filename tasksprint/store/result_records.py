@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from tasksprint.errors import ValueSpoiled
 
 __all__ = [
     "CHUNK_BYTES",
@@ -14,6 +18,7 @@ __all__ = [
     "ResultCommit",
     "Value",
     "ValueInfo",
+    "checked",
 ]
 
 # Values up to this size stand in the row with their names; larger ones in files beside the
@@ -106,3 +111,21 @@ class BoundedText:
         if not self.left_out:
             return self.head + self.tail
         return self.head + b"\n[%d bytes left out]\n" % self.left_out + self.tail
+
+
+def checked(pieces: Iterable[bytes], digest: str, *, what: str) -> Iterator[bytes]:
+    """Yield the pieces of a value, and see at the end that they are what they should be.
+
+    Args:
+        digest: SHA-256 of all of them together, in hex.
+        what: The value, for the error.
+
+    Raises:
+        ValueSpoiled: They have another digest.
+    """
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+        yield piece
+    if found.hexdigest() != digest:
+        raise ValueSpoiled(f"{what!r} has SHA-256 {found.hexdigest()}, expected {digest}")

@@ -11,8 +11,9 @@ when they are dropped, files one after the other behind the commits. In quiet mo
 database gives free pages back to the disk.
 
 A damaged database ends nobody: what is whole goes into a new one (result_repair.py), and
-`on_lost` is told of the results that didn't. Doesn't know tasks, jobs or the network; to be
-used by one thread, reading by one more with a `ResultReader` of its own.
+`on_rebuilt` is told what was damaged, and which results are still there. Doesn't know tasks,
+jobs or the network; to be used by one thread, reading by one more with a `ResultReader` of
+its own.
 """
 
 from __future__ import annotations

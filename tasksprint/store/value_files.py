@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasksprint.errors import DiskFull, StoreError, ValueSpoiled
-from tasksprint.store.result_records import CHUNK_BYTES, FileValue
+from tasksprint.store.result_records import CHUNK_BYTES, FileValue, checked
 
 __all__ = ["OpenValue", "ValueFiles", "ValueWriter"]
 
@@ -221,15 +221,8 @@ class OpenValue:
         Raises:
             ValueSpoiled: At the end: it isn't what its digest says.
         """
-        digest = hashlib.sha256()
-        for piece in self.pieces(0, self._value.size):
-            digest.update(piece)
-            yield piece
-        if digest.hexdigest() != self._value.digest:
-            raise ValueSpoiled(
-                f"{str(self._path)!r} has SHA-256 {digest.hexdigest()}, "
-                f"expected {self._value.digest}"
-            )
+        pieces = self.pieces(0, self._value.size)
+        return checked(pieces, self._value.digest, what=str(self._path))
 
     def close(self) -> None:
         """Let go of the file."""
