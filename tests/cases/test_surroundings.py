@@ -370,21 +370,26 @@ def test_directory_of_a_killed_run_is_deleted_with_its_processes(
             process.wait()
 
 
-@pytest.mark.long
-def test_run_that_was_killed_is_cleaned_up_by_the_next(
-    command: list[str], tmp_path: Path, environment: Path
-) -> None:
-    node = (
+def node_with_child(pid_file: Path) -> str:
+    """Return a node whose task starts a process, writes its id, and sleeps as it is told."""
+    return (
         "import subprocess, time\n"
         "from TaskSprintNode import *\n"
         "class N(TaskSprintNode):\n"
         "    def work(self, s):\n"
         "        child = subprocess.Popen(['sleep', '999'])\n"
-        f"        open({str(tmp_path / 'pid')!r}, 'w').write(f'{{child.pid}} ')\n"
+        f"        open({str(pid_file)!r}, 'w').write(f'{{child.pid}} ')\n"
         "        time.sleep(s)\n"
         "        return {'x': 1}\n"
         "N().start()\n"
     )
+
+
+@pytest.mark.long
+def test_run_that_was_killed_is_cleaned_up_by_the_next(
+    command: list[str], tmp_path: Path, environment: Path
+) -> None:
+    node = node_with_child(tmp_path / "pid")
     slow = write_job(tmp_path / "slow", SCHEDULER % 999, node)
     quick = write_job(tmp_path / "quick", SCHEDULER % 0, node)
     temporary = tmp_path / "t"
@@ -421,16 +426,7 @@ def test_hangup_of_run_leaves_nothing(
     command: list[str], tmp_path: Path, environment: Path
 ) -> None:
     """As when its terminal is closed."""
-    node = (
-        "import subprocess, time\n"
-        "from TaskSprintNode import *\n"
-        "class N(TaskSprintNode):\n"
-        "    def work(self, s):\n"
-        "        child = subprocess.Popen(['sleep', '999'])\n"
-        f"        open({str(tmp_path / 'pid')!r}, 'w').write(f'{{child.pid}} ')\n"
-        "        time.sleep(s)\n"
-        "N().start()\n"
-    )
+    node = node_with_child(tmp_path / "pid")
     job = write_job(tmp_path / "job", SCHEDULER % 999, node)
     temporary = tmp_path / "t"
     temporary.mkdir()
