@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 
 from tests.torture.machines import copy_of_checkout
@@ -15,6 +18,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files of tests/interactions anew; read the diff",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_directory() -> Iterator[None]:
+    """Give processes a temporary directory that nobody else uses.
+
+    `run` cleans up there behind killed ones, and says so: behind those of others, too.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("TMPDIR", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -574,8 +574,9 @@ def test_many_deaths_of_nodes_leave_nothing_open(tmp_path: Path) -> None:
             await until(lambda: not here.client.nodes)
             ended = len(here.coordinator.completions) + len(here.coordinator.failures)
             assert ended == 61
+            # One that was just being started, for nothing, ends a moment later.
+            await until(lambda: not psutil.Process().children())
             assert psutil.Process().num_fds() <= open_before + 2
-            assert not psutil.Process().children()
 
     run(main)
 
