@@ -281,11 +281,12 @@ class NodeReader:
             RemoteProtocolError: The node said what no node may say. The reader must
                 not be used any more.
         """
-        messages: list[NodeMessage] = []
+        self._buffer.feed(data)
+        return [] if self._is_waiting else self._read_on([])
+
+    def _read_on(self, messages: list[NodeMessage]) -> list[NodeMessage]:
+        """Add what is complete to the messages of this chunk, and return them."""
         buffer = self._buffer
-        buffer.feed(data)
-        if self._is_waiting:
-            return messages
         try:
             while True:
                 if self._frames is not None:
@@ -340,7 +341,7 @@ class NodeReader:
             )
         self._long_values = [(key, "json", data) for key, data in values]
         message = self._read_line(line)
-        return ([] if message is None else [message]) + self.feed(b"")
+        return self._read_on([] if message is None else [message])
 
     def _take_frames(self, messages: list[NodeMessage]) -> NodeReply | None:
         """Take raw bytes; pieces of large values go to the messages at once."""

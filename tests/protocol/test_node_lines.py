@@ -503,3 +503,14 @@ def test_answers_before_a_mistake_count() -> None:
     one = reader()
     assert one.feed(b'{"id":1}\nprinted\n{"id":2}\n') == [NodeReply(1, ())]
     assert "line from node 3 isn't a JSON object: 'printed'" in str(one.refusal)
+
+
+def test_long_answer_before_a_mistake_counts() -> None:
+    one = reader(limit=1 << 24)
+    values = b'{"id":1,"values":{"a":' + LIST + b"}}\n"
+    (long,) = one.feed(values + b"printed\n")
+    assert isinstance(long, NodeLongLine)
+    left, found = take_values_out(b"".join(long.pieces), who="node 3")
+    messages = one.take_long(left, [(key, bytes(text)) for key, text in found])
+    assert messages == [NodeReply(1, (("a", "json", LIST),))]
+    assert "line from node 3 isn't a JSON object: 'printed'" in str(one.refusal)
