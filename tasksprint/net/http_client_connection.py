@@ -45,7 +45,7 @@ class Connection(BufferedReader):
         "_chunks",
         "_client",
         "_complete",
-        "_deadline",
+        "_due",
         "_drained",
         "_error",
         "_head_complete",
@@ -60,6 +60,7 @@ class Connection(BufferedReader):
         "_pieces",
         "_streams",
         "_timeout_ms",
+        "_timer",
         "_transport",
         "_under_way",
         "_wait_ms",
@@ -87,6 +88,7 @@ class Connection(BufferedReader):
         self._drained: asyncio.Future[None] | None = None  # set while the peer doesn't read
         self._is_paused = False
         self._under_way = False
+        self._timer: asyncio.TimerHandle | None = None
         self._reset(None, streams=False, is_head_request=False)
 
     def _reset(
@@ -110,7 +112,7 @@ class Connection(BufferedReader):
         self._keep_alive = True
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the answer must have moved on; 0: nothing is waited for
         self._is_producing = False  # Waiting for our own next piece, not for the peer.
         self._written = 0  # bytes of the body
         self._moved = 0
@@ -146,6 +148,11 @@ class Connection(BufferedReader):
             self._fail(
                 RemoteProtocolError(f"{self.address} answered what is not HTTP/1.1: {error}")
             )
+        if not self._complete:
+            self._bound_what_is_begun()
+
+    def _bound_what_is_begun(self) -> None:
+        """Fail by a head that is too big, and by much that is neither head nor body."""
         limit = self.settings.head_bytes_max
         if not self._head_complete and self._answer_bytes > 2 * limit:
             self._fail(
@@ -154,11 +161,12 @@ class Connection(BufferedReader):
                     "(head_bytes_max)"
                 )
             )
-        elif self._head_complete and self._barren_bytes > 2 * limit and not self._complete:
+        elif self._head_complete and self._barren_bytes > 2 * limit:
             self._fail(RemoteProtocolError(f"{self.address} sends much beside its answer's body"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
+        self._stop_timer()
         if not self._under_way:
             self._client.forget(self)
             return
@@ -383,6 +391,7 @@ class Connection(BufferedReader):
     def abort(self) -> None:
         """Close at once."""
         self._disarm()
+        self._stop_timer()
         if self.is_open:  # (A lost transport of asyncio can't be aborted again.)
             self._transport.abort()
 
@@ -459,15 +468,30 @@ class Connection(BufferedReader):
 
     def _arm(self, timeout_ms: int) -> None:
         self._moved = self._count_moved()
-        self._deadline = self._loop.call_later(timeout_ms / 1000, self._check_progress)
+        self._due = due = self._loop.time() + timeout_ms / 1000
+        # The timer of an earlier request does as well: it looks how long this one has.
+        # So most requests cost no timer at all.
+        if self._timer is not None and self._timer.when() > due:
+            self._stop_timer()
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._check_progress)
 
     def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._due = 0.0
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _check_progress(self) -> None:
         """Fail if nothing moved since the last look; a slow transfer isn't a dead one."""
+        timer, self._timer = self._timer, None
+        if not self._due:
+            return
+        if timer is not None and self._due > timer.when():
+            self._timer = self._loop.call_at(self._due, self._check_progress)
+            return
         timeout_ms = self._timeout_ms
         if self._is_paused or self._is_producing or self._count_moved() > self._moved:
             self._arm(timeout_ms)

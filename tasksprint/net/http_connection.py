@@ -205,22 +205,26 @@ class Connection(BufferedReader):
         except httptools.HttpParserError as error:
             if not self._is_discarding:
                 self._refuse_rest(error_response(400, f"this is not HTTP/1.1: {error}"))
-        if self._in_head and self._head_is_split and not self._is_discarding:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._service.settings.head_bytes_max:
-                self._in_head = False
-                self._refuse_rest(self._service.head_too_big())
-        elif (
-            self._barren_bytes > 2 * self._service.settings.head_bytes_max
-            and self._receiving is not None
-            and not self._is_discarding
-        ):
-            self._refuse_rest(error_response(400, "there is much beside the request's body"))
+        if self._in_head or self._receiving is not None:
+            self._bound_what_is_begun(len(data))
         self._feeding = False
         if self._out:
             self._flush()
         if self._waiting and not self._reading_paused:
             self._pause_reading()
+
+    def _bound_what_is_begun(self, size: int) -> None:
+        """Refuse a head that is too big, and much that is neither head nor body."""
+        if self._is_discarding:
+            return
+        limit = self._service.settings.head_bytes_max
+        if self._in_head and self._head_is_split:
+            self._head_bytes += size
+            if self._head_bytes > limit:
+                self._in_head = False
+                self._refuse_rest(self._service.head_too_big())
+        elif self._barren_bytes > 2 * limit and self._receiving is not None:
+            self._refuse_rest(error_response(400, "there is much beside the request's body"))
 
     # --- httptools' events ---
 

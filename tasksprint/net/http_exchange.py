@@ -340,7 +340,9 @@ class Exchange:
 
 def _length_of(headers: dict[str, str]) -> int:
     """Return what `Content-Length` says; 0: there is none."""
-    text = headers.get("content-length", "0")
+    text = headers.get("content-length")
+    if text is None:
+        return 0
     if not (text.isascii() and text.isdigit()) or len(text) > _LENGTH_DIGITS_MAX:
         raise Refused(f"Content-Length is {text[:40]!r}, expected a number of bytes", status=400)
     return int(text)

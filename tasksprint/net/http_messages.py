@@ -88,8 +88,14 @@ def target_of(path: str, query: Mapping[str, str | int] | None = None) -> str:
     """
     if not query:
         return path
-    pairs = "&".join(f"{quote(name)}={quote(str(value))}" for name, value in query.items())
-    return f"{path}?{pairs}"
+    pairs = [
+        f"{_quote(name)}={value if type(value) is int else _quote(str(value))}"
+        for name, value in query.items()
+    ]
+    return f"{path}?{'&'.join(pairs)}"
+
+
+_quote = lru_cache(maxsize=256)(quote)  # Names, and texts that are asked for again and again.
 
 
 def parse_query(text: str) -> dict[str, str]:

@@ -63,6 +63,8 @@ UNKNOWN_LIFE = "0" * 16
 KEY_BYTES = 32
 _KEY_PATTERN = re.compile(rb"([0-9a-fA-F]{64})\s*\Z")
 _BLOCK_BYTES = 64  # of SHA-256
+# What is proved is joined up to this size: copying so little is cheaper than more calls.
+_JOINED_BYTES = 1024
 # Addresses whose life is remembered. Forgetting one costs a round trip.
 _LIVES_MAX = 4_096
 
@@ -174,6 +176,8 @@ class ClusterKey:
     ) -> str:
         """Return the hex digits that prove an answer (see proofs.py)."""
         start = f"tasksprint-answer\n{request_mac} {kind} {status}\n".encode()
+        if len(covered) <= _JOINED_BYTES:
+            return self._digest(b"%b%b\r\n%b" % (start, lines, covered)).hex()
         return self._digest(start, lines, b"\r\n", covered).hex()
 
     def frame_mac(self, answer_mac: str, number: int, data: bytes | memoryview) -> bytes:

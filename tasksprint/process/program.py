@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -480,13 +481,17 @@ class _Stderr(asyncio.Protocol):
         self._on_stderr = on_stderr
         self.tail = bytearray()
         self._pipe = -1
+        self._poll = select.poll()  # Asked for every answer: cheaper than to read nothing.
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._pipe = transport.get_extra_info("pipe").fileno()
+        self._poll.register(self._pipe, select.POLLIN)
 
     def drain(self) -> None:
         """Read what is there; the pipe doesn't block."""
+        if self._pipe < 0 or not self._poll.poll(0):
+            return
         try:
             # No more than any pipe holds: who writes faster than we read must not keep us.
             for _ in range(_DRAINS_MAX):
@@ -531,8 +536,6 @@ def watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], 
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         else:  # macOS before Python 3.13
-            import select
-
             event = select.kevent(  # type: ignore[attr-defined]
                 pid,
                 select.KQ_FILTER_PROC,  # type: ignore[attr-defined]
