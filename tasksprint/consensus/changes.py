@@ -53,6 +53,11 @@ def addition(
             f"replica {replica} is a member already, in another life ({known.incarnation}, "
             f"this one is {member.incarnation}): choose another id for the new coordinator"
         )
+    if known is not None and known.address != member.address:
+        return (
+            f"replica {replica} is a member already, at {known.address}, not at "
+            f"{member.address}: an address stays with its id"
+        )
     if known is None:
         return with_learner(membership, member, replaces=replaces)
     pairs = dict(membership.replaces)

@@ -56,6 +56,10 @@ class Repeated(OtherLife):
     """The request was received before; mostly somebody recorded it."""
 
 
+class Misaddressed(Refused):
+    """The request was signed for another process; who brought it here may be neither's friend."""
+
+
 class Access(Enum):
     """Who may use a route."""
 
@@ -268,7 +272,7 @@ class Gate:
             called[0] in _LOOPBACK_HOSTS and _is_loopback(bound_host)
         )
         if not is_own_host or called[1] != bound_port:
-            raise Refused(
+            raise Misaddressed(
                 f"the request was signed for {host!r}, which is no address of this process",
                 status=401,
                 hint="call it by the address on which it listens, or name that one with "

@@ -22,8 +22,7 @@ from tasksprint.net.proofs import (
     WHOLE,
     WHOLE_BYTES_MAX,
     AnswerProof,
-    told_life,
-    wavers,
+    SignedRequest,
 )
 from tasksprint.settings import Settings
 
@@ -50,10 +49,12 @@ def request_blocking(
     headers: Mapping[str, str] | None = None,
     wait_ms: int = 0,
     checks_rest: bool = False,
+    repeatable: bool = True,
 ) -> HttpResponse:
     """Send one request and return its whole answer, whatever the status.
 
     Args:
+        repeatable: Whether doing it twice is doing it once.
         checks_rest: Whether the caller checks what follows the answer's first line by the
             digests in that line.
 
@@ -67,13 +68,18 @@ def request_blocking(
     digest = hashlib.sha256(body).hexdigest() if body and key is not None else NO_BODY
     if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
         request_blocking(address, "GET", "/healthz", key=key, settings=settings)
-    for is_told in (False, True):
+    signed: SignedRequest | None = None
+    if key is not None:
+        signed = SignedRequest(
+            key, method, target, address, body=digest, repeatable=repeatable
+        )
+    while True:
         connection = _connect(address, settings)
-        authorization = signed_for = ""
+        authorization = ""
         proof: AnswerProof | None = None
-        if key is not None:
-            authorization, mac, signed_for = key.sign(method, target, address, body=digest)
-            proof = AnswerProof(key, mac, address)
+        if signed is not None:
+            authorization = signed.sign()
+            proof = signed.proof
             proof.takes_line = checks_rest
         head = request_head(
             method,
@@ -88,17 +94,12 @@ def request_blocking(
             response = _exchange(
                 connection, address, method, head + body, wait_ms, settings, proof
             )
-        if proof is None or key is None:
+        if signed is None or proof is None:
             return response
         if proof.kind != FRAMES:
             proof.check_body(response.body)
-        life = told_life(response.status, response.headers)
-        if life is None:
+        if not signed.must_go_again(response.status, response.headers, response.body):
             return response
-        key.learn_life(address, life, signed_for=signed_for)
-        if is_told:
-            break
-    raise wavers(address)
 
 
 def _connect(address: str, settings: Settings) -> socket.socket:

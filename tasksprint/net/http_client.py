@@ -24,7 +24,7 @@ from tasksprint.net.deadlines import within
 from tasksprint.net.http_client_connection import Connection, NothingReceived
 from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, request_head, target_of
 from tasksprint.net.keys import NO_BODY, STREAM_BODY, ClusterKey
-from tasksprint.net.proofs import DIGEST, FRAMES, WHOLE, AnswerProof, told_life, wavers
+from tasksprint.net.proofs import DIGEST, FRAMES, WHOLE, AnswerProof, SignedRequest
 from tasksprint.net.reading import new_read_buffer
 from tasksprint.settings import Settings
 
@@ -201,22 +201,23 @@ class HttpClient:
             and not key.knows_life(address)
         ):
             await self._ask_life(address)
+        signed: SignedRequest | None = None
+        if key is not None:
+            signed = SignedRequest(
+                key, method, target, address, body=digest, repeatable=repeatable
+            )
         connection = self._take(address) if repeatable else None
         is_kept = connection is not None
-        is_told = False
         while True:
             if connection is None:
                 connection = await self._connect(address)
             self._in_use.add(connection)
             try:
-                # Signed for each try, and only now: a nonce counts once.
-                authorization = signed_for = ""
+                authorization = ""
                 proof: AnswerProof | None = None
-                if key is not None:
-                    authorization, mac, signed_for = key.sign(
-                        method, target, address, body=digest
-                    )
-                    proof = AnswerProof(key, mac, address)
+                if signed is not None:
+                    authorization = signed.sign()
+                    proof = signed.proof
                     proof.takes_line = checks_rest
                 head = request_head(
                     method,
@@ -237,14 +238,11 @@ class HttpClient:
                     answer_timeout_ms=answer_timeout_ms or self.settings.answer_timeout_ms,
                     streams=streams,
                 )
-                if connection.status != 401 or key is None or proof is None:
+                status = connection.status
+                if status != 401 or signed is None:
                     return connection
-                life = self._told_life(connection, proof)
-                if life is None:
+                if not signed.must_go_again(status, connection.headers, connection.peek_body()):
                     return connection
-                key.learn_life(address, life, signed_for=signed_for)
-                if is_told:
-                    raise wavers(address)
                 if not isinstance(body, bytes):
                     raise PeerUnreachable(f"cannot reach {address}: it was started anew")
             except NothingReceived:
@@ -257,19 +255,10 @@ class HttpClient:
                 self._drop(connection)
                 raise
             else:
-                is_told = True
                 connection.take_body()
                 self._release(connection)
                 connection = self._take(address) if repeatable else None
                 is_kept = connection is not None
-
-    def _told_life(self, connection: Connection, proof: AnswerProof) -> str | None:
-        """Return the life that a refusal names, once the refusal is proved."""
-        life = told_life(connection.status, connection.headers)
-        if life is not None and proof.kind == WHOLE:
-            proof.check_body(connection.peek_body())
-            return life
-        return None
 
     async def _ask_life(self, address: str) -> None:
         """Learn the life of a server by a request without a body."""

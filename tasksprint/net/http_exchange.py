@@ -21,11 +21,19 @@ from tasksprint.errors import (
     UsageError,
 )
 from tasksprint.net.bugs import Bugs
-from tasksprint.net.gate import Access, Claim, CountedWarnings, Gate, Identity, OtherLife
+from tasksprint.net.gate import (
+    Access,
+    Claim,
+    CountedWarnings,
+    Gate,
+    Identity,
+    Misaddressed,
+    OtherLife,
+)
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_messages import parse_query
 from tasksprint.net.keys import NO_BODY, STREAM_BODY
-from tasksprint.net.proofs import LIFE_HEADER, FrameWriter, proof_line
+from tasksprint.net.proofs import LIFE_HEADER, MISADDRESSED_HEADER, FrameWriter, proof_line
 from tasksprint.net.router import (
     Later,
     Request,
@@ -235,6 +243,9 @@ class Exchange:
             response.headers = {"Allow": service.router.allowed(path)}
         elif isinstance(error, OtherLife) and service.gate is not None:
             response.headers = {**(response.headers or {}), LIFE_HEADER: service.gate.life}
+        elif isinstance(error, Misaddressed) and self._claim is not None:
+            # Who asked believes this of nobody but the process that it meant.
+            response.headers = {MISADDRESSED_HEADER: self._claim.host}
         return response
 
     # --- proving the answer ---

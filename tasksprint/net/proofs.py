@@ -43,8 +43,8 @@ import hmac
 import struct
 from typing import Any
 
-from tasksprint.errors import RemoteProtocolError, UnprovenAnswer
-from tasksprint.net.keys import ClusterKey
+from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UnprovenAnswer
+from tasksprint.net.keys import NO_BODY, UNKNOWN_LIFE, ClusterKey
 
 __all__ = [
     "DIGEST",
@@ -53,13 +53,13 @@ __all__ = [
     "FRAME_BYTES",
     "LIFE_HEADER",
     "LINE",
+    "MISADDRESSED_HEADER",
     "WHOLE",
     "WHOLE_BYTES_MAX",
     "AnswerProof",
     "FrameWriter",
+    "SignedRequest",
     "proof_line",
-    "told_life",
-    "wavers",
 ]
 
 WHOLE = "whole"
@@ -70,6 +70,8 @@ FRAMES = "frames"
 DIGEST_HEADER = "Body-Sha256"
 # In a 401: the life for which the request should have been signed.
 LIFE_HEADER = "Life"
+# In a 401: for which address the request was signed, which is none of the refuser's.
+MISADDRESSED_HEADER = "Misaddressed"
 
 # Bodies of more than this go in frames: hashing one whole would hold up the loop.
 FRAME_BYTES = 256 * 1024
@@ -297,16 +299,87 @@ class AnswerProof:
             raise self.unproven()
 
 
-def told_life(status: int, headers: dict[str, str]) -> str | None:
-    """Return the life for which a proven refusal wants the request to be signed, or None."""
-    if status != _UNAUTHORIZED:
-        return None
-    return headers.get(LIFE_HEADER.lower())
+class SignedRequest:
+    """One request on its way: signed, and signed anew, once, for another life of the server.
 
+    Args:
+        repeatable: Whether doing it twice is doing it once.
+    """
 
-def wavers(address: str) -> RemoteProtocolError:
-    """Return the error for a server that refuses the very life that it told."""
-    return RemoteProtocolError(
-        f"{address} told another life right after it told one: two processes answer there, "
-        "or it starts again and again"
+    __slots__ = (
+        "_address",
+        "_body",
+        "_is_told",
+        "_key",
+        "_method",
+        "_repeatable",
+        "_signed_for",
+        "proof",
+        "target",
     )
+
+    proof: AnswerProof  # of the answer to what was signed last
+
+    def __init__(
+        self,
+        key: ClusterKey,
+        method: str,
+        target: str,
+        address: str,
+        *,
+        body: str = NO_BODY,
+        repeatable: bool = True,
+    ) -> None:
+        self._key = key
+        self._method = method
+        self.target = target
+        self._address = address
+        self._body = body
+        self._repeatable = repeatable
+        self._signed_for = UNKNOWN_LIFE
+        self._is_told = False
+
+    def sign(self) -> str:
+        """Return the Authorization for one try, which is made now: a nonce counts once."""
+        authorization, mac, self._signed_for = self._key.sign(
+            self._method, self.target, self._address, body=self._body
+        )
+        self.proof = AnswerProof(self._key, mac, self._address)
+        return authorization
+
+    def must_go_again(self, status: int, headers: dict[str, str], body: bytes) -> bool:
+        """Take an answer; return whether it has to be signed anew and sent again.
+
+        Raises:
+            PeerUnreachable: It may have been carried out, and must not be twice.
+            RemoteProtocolError: The server tells another life again, or isn't the one that
+                was meant, whoever brought it the request.
+            UnprovenAnswer: The answer doesn't prove the key.
+        """
+        if status != _UNAUTHORIZED or self.proof.kind != WHOLE:
+            return False
+        address, signed_for = self._address, self._signed_for
+        life = headers.get(LIFE_HEADER.lower())
+        if life is None and MISADDRESSED_HEADER.lower() not in headers:
+            return False
+        self.proof.check_body(body)
+        if life is None:
+            raise RemoteProtocolError(
+                f"what answers at {address} isn't called by that address",
+                hint="call it by the address on which it listens, or name this one to it with "
+                "--advertise, which may be given several times",
+            )
+        self._key.learn_life(address, life, signed_for=signed_for)
+        if self._is_told:
+            raise RemoteProtocolError(
+                f"{address} told another life right after it told one: two processes answer "
+                "there, or it starts again and again"
+            )
+        # A life that it had before, or a nonce that it has seen: somebody may have carried the
+        # request there, and kept the answer. What no life was named for was never done.
+        if not self._repeatable and signed_for != UNKNOWN_LIFE:
+            raise PeerUnreachable(
+                f"cannot reach {address}: it was started anew, or has the request already"
+            )
+        self._is_told = True
+        return True

@@ -56,7 +56,7 @@ from tasksprint.net.deadlines import wait_at_most, within
 from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_messages import HttpResponse, request_head, target_of
 from tasksprint.net.keys import ClusterKey, Mac
-from tasksprint.net.proofs import WHOLE, AnswerProof, told_life, wavers
+from tasksprint.net.proofs import WHOLE, AnswerProof, SignedRequest
 from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.net.router import Request, Response, Router, Upgrade
 from tasksprint.settings import Settings
@@ -217,16 +217,26 @@ class PeerStreams:
         """
         host, port = parse_address(address)
         loop = asyncio.get_running_loop()
-        for _ in range(2):
+        nonce = os.urandom(16).hex()
+        signed = SignedRequest(self.key, "POST", self._target(peer, nonce), address)
+        while True:
             _, sender = await loop.create_connection(lambda: _Sender(self, peer), host, port)
             try:
-                if await sender.open(address):
+                if await sender.open(address, signed, nonce):
                     return sender
             except BaseException:
                 sender.close()
                 raise
             sender.close()
-        raise wavers(address)
+
+    def _target(self, peer: ReplicaId, nonce: str) -> str:
+        query: dict[str, str | int] = {"source": self.me, "target": peer, "nonce": nonce}
+        query["life"] = self.life
+        if self.address is not None:
+            query["address"] = self.address
+        if self.cluster is not None:
+            query["cluster"] = self.cluster
+        return target_of(STREAM_PATH, query)
 
     def mark(self, sender: _Sender) -> None:
         """Flush this sender at the end of the turn."""
@@ -466,8 +476,11 @@ class _Sender(BufferedReader):
             status = self._parser.get_status_code()
             self._answer.set_result(HttpResponse(status, self._headers, self._body))
 
-    async def open(self, address: str) -> bool:
+    async def open(self, address: str, signed: SignedRequest, nonce: str) -> bool:
         """Ask for the stream and check that the other side knows the key.
+
+        Args:
+            nonce: Our own, which the request names.
 
         Returns:
             False: its life was another one than it was thought to be; ask anew.
@@ -475,34 +488,27 @@ class _Sender(BufferedReader):
         Raises:
             PeerUnreachable, Refused, RemoteProtocolError: It can't be had.
         """
-        me, peer, key = self._streams.me, self._peer, self._streams.key
-        nonce = os.urandom(16).hex()
-        query: dict[str, str | int] = {"source": me, "target": peer, "nonce": nonce}
-        query["life"] = self._streams.life
-        if self._streams.address is not None:
-            query["address"] = self._streams.address
-        if self._streams.cluster is not None:
-            query["cluster"] = self._streams.cluster
-        target = target_of(STREAM_PATH, query)
         headers = {"Upgrade": PROTOCOL_NAME, "Connection": "Upgrade"}
-        authorization, mac, signed_for = key.sign("POST", target, address)
-        self._proof = proof = AnswerProof(key, mac, address)
+        authorization = signed.sign()
+        self._proof = proof = signed.proof
         self._transport.write(
-            request_head("POST", target, address, authorization=authorization, headers=headers)
+            request_head(
+                "POST", signed.target, address, authorization=authorization, headers=headers
+            )
         )
         answer = await self._answer
         proof.check_head(answer.status, answer.headers)
         if proof.kind != WHOLE:
             raise proof.unproven()
         proof.check_body(answer.body)
-        if (life := told_life(answer.status, answer.headers)) is not None:
-            key.learn_life(address, life, signed_for=signed_for)
+        if signed.must_go_again(answer.status, answer.headers, answer.body):
             return False
         if answer.status != 101:
             answer.checked()
             raise RemoteProtocolError(f"answered with status {answer.status}, expected 101")
         peer_nonce = answer.headers.get("stream-nonce", "")
-        self._mac = _stream_mac(key, me, peer, nonce, peer_nonce)
+        streams = self._streams
+        self._mac = _stream_mac(streams.key, streams.me, self._peer, nonce, peer_nonce)
         return True
 
     def send(self, frame: bytes) -> bool:

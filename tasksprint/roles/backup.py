@@ -216,7 +216,7 @@ class _Backup:
 
     def _fill(self, file: IO[bytes]) -> dict[str, Any]:
         with _not_given():
-            opened = self._ask("POST", "/v1/mirror").json_object()
+            opened = self._ask("POST", "/v1/mirror", repeatable=False).json_object()
         session = opened["session"]
         head = {
             "version": VERSION,
@@ -297,9 +297,16 @@ class _Backup:
             self._archives += 1
             self._tell(writer)
 
-    def _ask(self, method: str, path: str, *, checks_rest: bool = False) -> HttpResponse:
-        address = self._source.address
-        return self._cluster.direct(address, method, path, checks_rest=checks_rest)
+    def _ask(
+        self, method: str, path: str, *, checks_rest: bool = False, repeatable: bool = True
+    ) -> HttpResponse:
+        return self._cluster.direct(
+            self._source.address,
+            method,
+            path,
+            checks_rest=checks_rest,
+            repeatable=repeatable,
+        )
 
     def _tell(self, writer: BackupWriter) -> None:
         now_s = time.monotonic()

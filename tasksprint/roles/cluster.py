@@ -172,13 +172,23 @@ class Cluster:
         query: Mapping[str, str | int] | None = None,
         body: bytes = b"",
         checks_rest: bool = False,
+        repeatable: bool = True,
     ) -> HttpResponse:
         """Ask one process, whoever leads.
 
         Args:
-            checks_rest: As for `request_blocking`.
+            checks_rest, repeatable: As for `request_blocking`.
         """
-        response = self._ask(address, method, path, query, body, 0, checks_rest=checks_rest)
+        response = self._ask(
+            address,
+            method,
+            path,
+            query,
+            body,
+            0,
+            checks_rest=checks_rest,
+            repeatable=repeatable,
+        )
         return response.checked()
 
     def _ask(
@@ -191,6 +201,7 @@ class Cluster:
         wait_ms: int,
         *,
         checks_rest: bool = False,
+        repeatable: bool = True,
     ) -> HttpResponse:
         if self._name is not None:
             query = {**(query or {}), "cluster": self._name, "exact": 1}
@@ -204,6 +215,7 @@ class Cluster:
             body=body,
             wait_ms=wait_ms,
             checks_rest=checks_rest,
+            repeatable=repeatable,
         )
 
     # --- jobs ---

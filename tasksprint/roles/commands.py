@@ -561,7 +561,7 @@ def _stop_each(cluster: Cluster, addresses: list[str]) -> int:
     stopped = 0
     for address in addresses:
         try:
-            cluster.direct(address, "POST", "/v1/stop")
+            cluster.direct(address, "POST", "/v1/stop", repeatable=False)
             stopped += 1
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             print_plain(f"tasksprint: {address} didn't stop: {error}", file=sys.stderr)

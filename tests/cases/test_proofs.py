@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import os
 import re
@@ -44,6 +43,7 @@ from tasksprint.roles.leader import Leader
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
+from tests.cases.between import Change, between
 from tests.net.support import OTHER_KEY, client_of, raw_connection, run, serving, until
 from tests.roles.client_world import (
     KEY,
@@ -90,67 +90,6 @@ def _answers() -> Router:
     router.add("POST", "/small", lambda request: Response(200), body_bytes_max=10)
     router.add("GET", "/healthz", lambda request: Response(200), access=Access.OPEN)
     return router
-
-
-Change = Callable[[bytes, bytes], tuple[bytes, bytes]]
-
-
-class Between:
-    """A machine between a server and those who ask it; it may change the answers."""
-
-    def __init__(self, server: HttpServer, gate: Gate) -> None:
-        self._server = server
-        self._gate = gate
-        self.change: Change = lambda head, body: (head, body)
-        self.sent: list[bytes] = []  # heads of requests, and their bodies
-        self.address = ""
-
-    async def listen(self) -> None:
-        self._listener = await asyncio.start_server(self._talk, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
-        self._gate.allow(self.address)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            async with raw_connection(self._server.address) as there:
-                while True:
-                    head, body = await _read_message(reader)
-                    self.sent += [head, body]
-                    there.write(head + body)
-                    head, body = self.change(*await _read_message(there.reader))
-                    if b"chunked" in head:
-                        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-                        body = chunk + b"0\r\n\r\n"
-                    writer.write(head + body)
-        writer.close()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-async def _read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Return a head, and a body without the bounds of its chunks."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    if b"Transfer-Encoding: chunked" in head:
-        body = b""
-        while size := int(await reader.readuntil(b"\r\n"), 16):
-            body += (await reader.readexactly(size + 2))[:-2]
-        await reader.readexactly(2)
-        return head, body
-    length = re.search(rb"Content-Length: (\d+)", head)
-    return head, await reader.readexactly(int(length[1]) if length else 0)
-
-
-@contextlib.asynccontextmanager
-async def between(router: Router | None = None) -> AsyncIterator[Between]:
-    gate = Gate(KEY)
-    async with serving(router or _answers(), gate=gate) as server:
-        made = Between(server, gate)
-        await made.listen()
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def _frames(body: bytes) -> list[bytes]:
@@ -247,7 +186,7 @@ def test_changed_answer_is_refused(path: str, name: str) -> None:
     change = {**_OF_ALL, **_CHANGES[path]}[name]
 
     async def main() -> None:
-        async with between() as there, client_of(KEY) as client:
+        async with between(_answers()) as there, client_of(KEY) as client:
             checks_rest = path == "/line"
             right = await client.request(there.address, "GET", path, checks_rest=checks_rest)
             assert right.status == 200 and (path == "/whole" or right.body[-256:] == _LONG[-256:])
@@ -276,7 +215,7 @@ def test_answer_as_it_was_given_is_taken(path: str) -> None:
     """Also one with lines behind the proof; nobody reads them."""
 
     async def main() -> None:
-        async with between() as there, client_of(KEY) as client:
+        async with between(_answers()) as there, client_of(KEY) as client:
             there.change = _replace(b"\r\n\r\n", b"\r\nMembers: h:6\r\nLife: 0\r\n\r\n")
             first = await client.request(there.address, "GET", path)
             second = await _blocking(there.address, path)
@@ -299,7 +238,7 @@ def test_answer_to_another_request_is_refused() -> None:
             seen.append((head, body))
             return seen[0]
 
-        async with between() as there, client_of(KEY) as client:
+        async with between(_answers()) as there, client_of(KEY) as client:
             await client.request(there.address, "GET", "/whole")  # Learns the life.
             there.change = again
             await client.request(there.address, "GET", "/whole")
@@ -311,7 +250,7 @@ def test_answer_to_another_request_is_refused() -> None:
 
 def test_half_proved_answer_is_only_for_who_checks_the_rest() -> None:
     async def main() -> None:
-        async with between() as there, client_of(KEY) as client:
+        async with between(_answers()) as there, client_of(KEY) as client:
             for asking in (
                 client.request(there.address, "GET", "/line"),
                 _blocking(there.address, "/line"),
@@ -452,7 +391,7 @@ def test_who_asks_signs_anew_for_a_new_life_and_only_once() -> None:
 def test_server_with_a_new_life_each_time_is_given_up() -> None:
     async def main() -> None:
         async with between(_stoppable([], "it")) as there:
-            gate = there._gate
+            gate = there.gate
 
             def renew(head: bytes, body: bytes) -> tuple[bytes, bytes]:
                 gate.life = os.urandom(8).hex()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -139,7 +140,10 @@ def test_additions_and_removals_that_make_no_sense_are_refused() -> None:
         "replica 3 is a member already, in another life (inc3, this one is other): "
         "choose another id for the new coordinator"
     )
-    assert addition(three, _member(3), replaces=None) is None
+    moved = Member(ReplicaId(3), _member(3).incarnation, "elsewhere")
+    assert addition(three, moved, replaces=None) == (
+        "replica 3 is a member already, at h3, not at elsewhere: an address stays with its id"
+    )
     assert addition(three, _member(5), replaces=ReplicaId(9)) == (
         "replica 9 is no voter: there is nothing to replace"
     )
@@ -153,6 +157,22 @@ def test_additions_and_removals_that_make_no_sense_are_refused() -> None:
     assert removal(_founders(1), ReplicaId(1)) == (
         "replica 1 is the last that votes: add another before, or stop the cluster"
     )
+
+
+def test_change_that_is_asked_for_again_is_done_once() -> None:
+    """As who got no answer asks: after each step of what it asked for at first."""
+    three = _founders(3)
+    asked: list[Callable[[Membership], Membership | str | None]] = [
+        lambda at: addition(at, _member(4), replaces=None),
+        lambda at: addition(at, _member(4), replaces=ReplicaId(3)),
+        lambda at: removal(at, ReplicaId(3)),
+    ]
+    for ask in asked:
+        changed = ask(three)
+        assert isinstance(changed, Membership)
+        while isinstance(changed, Membership):
+            assert ask(changed) is None
+            changed = next_step(changed, _ids(1, 2, 3, 4), lambda replica: True)
 
 
 def test_change_that_leaves_a_majority_which_does_not_answer_is_refused() -> None:
