@@ -29,10 +29,15 @@ from tasksprint.coordination.tasks import DONE, Task
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import ClientId, Incarnation
 
-__all__ = ["Liveness"]
+__all__ = ["ATTACHED_NAMES_MAX", "Liveness"]
 
 HOSTNAME_LENGTH_MAX = 255
 SLOTS_MAX = 100_000
+# Names of the nodes that are attached to one client, and bytes of each: they stand in the
+# memory of every replica.
+ATTACHED_NAMES_MAX = 100
+ATTACHED_NAME_BYTES_MAX = 200
+_NAMES_TOLD = 10  # in a line of the log
 # Dead clients that one tick forgets at most, so that no entry takes long.
 FORGOTTEN_MAX = 100
 
@@ -158,13 +163,15 @@ class Liveness:
         client = self.find(command.cid, command.incarnation)
         if client is None:
             return f"client {command.cid} isn't alive in this incarnation"
+        refusal = _too_many(command)
+        if refusal is not None:
+            return refusal
         if command.request > client.attached_request:
             state = self._state
             client.attached_request = command.request
             client.attached = {name: count for name, count in command.nodes if count}
             state.changes.clients[client] = None
-            listed = ", ".join(f"{count} {name!r}" for name, count in client.attached.items())
-            state.note(f"cid={client.cid} attached nodes: {listed or 'none'}")
+            state.note(f"cid={client.cid} attached nodes: {_listed(client.attached)}")
             self._placement.client_changed(client)
             for task in sorted(client.changes.run, key=_placed):
                 name = task.job.attached
@@ -244,6 +251,38 @@ class Liveness:
         for job in list(self._state.running.values()):
             if job.finishing is None:
                 self._state.raise_event(job, make_line(job))
+
+
+def _too_many(command: NodesAttached) -> str | None:
+    """Return why so many nodes, or nodes of such names, can't be attached; None: they can."""
+    nodes = command.nodes
+    if len(nodes) > ATTACHED_NAMES_MAX:
+        return (
+            f"client {command.cid} has attached nodes of {len(nodes)} names, expected at most "
+            f"{ATTACHED_NAMES_MAX}"
+        )
+    for name, count in nodes:
+        size = len(name.encode())
+        if size > ATTACHED_NAME_BYTES_MAX:
+            return (
+                f"client {command.cid} has attached a node whose name has {size} bytes, expected "
+                f"at most {ATTACHED_NAME_BYTES_MAX}"
+            )
+        if count > SLOTS_MAX:
+            return (
+                f"client {command.cid} has attached {count} nodes as {name!r}, expected at most "
+                f"{SLOTS_MAX}"
+            )
+    return None
+
+
+def _listed(nodes: dict[str, int]) -> str:
+    """Return the nodes that are attached to a client, in a line that ends."""
+    names = list(nodes.items())
+    listed = [f"{count} {name!r}" for name, count in names[:_NAMES_TOLD]]
+    if len(names) > _NAMES_TOLD:
+        listed.append(f"{len(names) - _NAMES_TOLD} more names")
+    return ", ".join(listed) or "none"
 
 
 def _placed(task: Task) -> int:

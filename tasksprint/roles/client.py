@@ -412,9 +412,12 @@ class Client:
             )
             body = encode_command(command)
             reply = await self.leader.ask("POST", "/v1/commands", _read_object, body=body)
-            # Else it joins anew, and tells then.
             if "error" not in reply:
                 told = (incarnation, nodes)
+            else:  # If it isn't known any more, it joins anew, and tells then.
+                _log.warning(
+                    "cid=%d its attached nodes aren't taken: %s", command.cid, reply["error"]
+                )
 
     async def _watch_disk(self) -> None:
         free = self.free_space

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.bounded_text import keep_end
+from tasksprint.coordination.liveness import ATTACHED_NAMES_MAX
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
@@ -443,8 +444,11 @@ class NodeShell:
         self._client.turn()
 
 
-def attach_callbacks(client: Client, hello: Hello) -> Callbacks:
-    """Return what a node that attaches itself is to be connected to."""
+def attach_callbacks(client: Client, hello: Hello) -> Callbacks | str:
+    """Return what a node that attaches itself is to be connected to, or why it can't."""
+    names = client.workbench.attached_nodes()
+    if hello.name not in names and len(names) >= ATTACHED_NAMES_MAX:
+        return f"nodes of {len(names)} names are attached to this client, which is the most"
     shell = NodeShell(client, client.workbench.next_node(), hello.name)
     client.attaching[id(hello)] = shell
     return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit)

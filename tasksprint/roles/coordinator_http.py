@@ -27,8 +27,9 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.view import encode_view
 from tasksprint.encoding import decode_json
-from tasksprint.errors import Refused, RemoteProtocolError
+from tasksprint.errors import Refused, RemoteProtocolError, SettingsError
 from tasksprint.ids import REPLICA_ID_MAX, ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Handler, Later, Request, Response, Router, json_response
 from tasksprint.roles.coordinator import Coordinator, NotLeader
@@ -126,6 +127,8 @@ class CoordinatorPaths:
         command = decode_command(request.body)
         match command:
             case JoinClient() | Report():
+                if isinstance(command, JoinClient):
+                    _check_join(command)
                 # A client may be joining again and again, as no answer reaches it.
                 self._coordinator.heard(command.incarnation)
             case LeaveClient() | NodesAttached() | JobObserved(kind=observations.NODE_RUNTIME):
@@ -161,9 +164,15 @@ class CoordinatorPaths:
                 schedule = coordinator.require_schedule()
                 # A state that lacks what a former leader decided would send living clients
                 # to join again, or take back what they know.
-                if not coordinator.is_current or since > schedule.applied_slot:
+                if not coordinator.is_current:
                     raise coordinator.not_leader()
-                view = schedule.view(cid, incarnation, since)
+                view = None
+                is_ahead = since > schedule.applied_slot
+                if is_ahead and is_confirmed:
+                    # No state has that version: it was made up, or all disks went back in time.
+                    since, is_ahead = Slot(0), False
+                if not is_ahead:
+                    view = schedule.view(cid, incarnation, since)
                 if view is None and not is_confirmed:
                     # A leader that was stopped for a while may not know that it lost office.
                     await coordinator.confirm_read()
@@ -470,6 +479,21 @@ def _no_task(schedule: Any, job: JobId, tid: TaskId) -> str:
 def not_leader_response(error: NotLeader) -> Response:
     """Say who leads, or that nobody is known to."""
     return json_response({"error": str(error), "leader": error.leader}, status=MISDIRECTED)
+
+
+def _check_join(command: JoinClient) -> None:
+    """Refuse a client that nobody could tell from another one, or reach.
+
+    Raises:
+        Refused: With status 400.
+    """
+    if not command.identity or not command.incarnation:
+        raise Refused("the client has no name: its identity or incarnation is empty", status=400)
+    if command.address is not None:
+        try:
+            parse_address(command.address)
+        except SettingsError as error:
+            raise Refused(f"the client can't be reached: {error}", status=400) from error
 
 
 def _version(summary: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def test_detail_too_deep_to_be_written_again_is_ignored_in_the_log(tmp_path: Pat
         "/v1/view",
         "/v1/view?cid=1&since=-1&incarnation=bb",
         "/v1/view?cid=x",
-        "/v1/view?cid=1&incarnation=bb&since=9223372036854775807",
+        "/v1/view?cid=1&incarnation=bb&since=9223372036854775808",
         "/v1/jobs/9999999999999999999",
         "/v1/jobs/7/tasks/9",
         "/v1/jobs/7/log",

@@ -1,0 +1,151 @@
+"""Peers that prove the key and say what can't be: each is told so, and nothing grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tasksprint.coordination.commands import JoinClient, NodesAttached, encode_command
+from tasksprint.coordination.view import decode_view
+from tasksprint.ids import ClientId, Incarnation
+from tasksprint.process.attach import Hello
+from tasksprint.roles.client import Client
+from tasksprint.roles.client_nodes import attach_callbacks
+from tests.coordination.world import World, reply_of
+from tests.roles.client_world import until as client_until
+from tests.roles.client_world import world as client_world
+from tests.roles.members import members
+from tests.roles.test_coordinator import decide, run
+
+ME = Incarnation("bb")
+
+
+# --- attached nodes ---
+
+
+def _named(count: int) -> tuple[tuple[str, int], ...]:
+    return tuple((f"n{number:05}", 1) for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "refusal"),
+    [
+        (
+            _named(101),
+            "client 1 has attached nodes of 101 names, expected at most 100",
+        ),
+        (
+            (("n" * 201, 1),),
+            "client 1 has attached a node whose name has 201 bytes, expected at most 200",
+        ),
+        (
+            (("gpu", 100_001),),
+            "client 1 has attached 100001 nodes as 'gpu', expected at most 100000",
+        ),
+    ],
+    ids=["names", "length", "count"],
+)
+def test_more_attached_nodes_than_a_client_can_have_are_refused(
+    nodes: tuple[tuple[str, int], ...], refusal: str
+) -> None:
+    world = World()
+    client = world.join()
+    before = world.schedule.digest
+    reply = reply_of(world.apply(NodesAttached(client.cid, client.incarnation, 1, nodes)))
+    assert reply == {"error": refusal}
+    assert world.schedule.digest == before
+    # The next one counts, and many are told in a line that ends.
+    applied = world.apply(NodesAttached(client.cid, client.incarnation, 1, _named(100)))
+    assert reply_of(applied) == {}
+    (note,) = applied.notes
+    assert note.startswith("cid=1 attached nodes: 1 'n00000', 1 'n00001', ")
+    assert note.endswith("1 'n00009', 90 more names")
+
+
+def test_client_takes_no_node_of_one_name_too_many() -> None:
+    attached = dict(_named(100))
+    workbench = SimpleNamespace(attached_nodes=lambda: attached, next_node=lambda: 7)
+    client = cast(Client, SimpleNamespace(workbench=workbench, attaching={}))
+    assert attach_callbacks(client, Hello("another", 1, "1")) == (
+        "nodes of 100 names are attached to this client, which is the most"
+    )
+    assert not client.attaching
+
+
+def test_client_says_that_its_attached_nodes_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with client_world(tmp_path) as here:
+            before = here.client.leader.ask
+
+            async def ask(*arguments: Any, **options: Any) -> Any:
+                if b'"attached"' in options.get("body", b""):
+                    return {"error": "client 1 has attached …"}
+                return await before(*arguments, **options)
+
+            monkeypatch.setattr(here.client.leader, "ask", ask)
+            monkeypatch.setattr(here.client.workbench, "attached_nodes", lambda: {"gpu": 1})
+            here.client.attached_changed()
+            await client_until(lambda: "aren't taken" in caplog.text)
+
+    run(main)
+    assert "cid=1 its attached nodes aren't taken: client 1 has attached …" in caplog.text
+
+
+# --- joining ---
+
+
+@pytest.mark.parametrize(
+    ("identity", "incarnation", "address", "refusal"),
+    [
+        ("aa", "bb", "", "the client can't be reached: bad address ''"),
+        ("aa", "bb", "h", "the client can't be reached: bad address 'h'"),
+        ("aa", "bb", "h:70000", "the client can't be reached: bad address 'h:70000'"),
+        ("aa", "bb", "::1:70", "the client can't be reached: bad address '::1:70'"),
+        ("", "bb", None, "the client has no name: its identity or incarnation is empty"),
+        ("aa", "", None, "the client has no name: its identity or incarnation is empty"),
+    ],
+)
+def test_client_that_nobody_could_reach_or_tell_apart_is_refused(
+    tmp_path: Path, identity: str, incarnation: str, address: str | None, refusal: str
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            join = JoinClient(identity, Incarnation(incarnation), address, "host", 1)
+            answer = await leader.ask("POST", "/v1/commands", body=encode_command(join))
+            assert answer.status == 400
+            assert answer.json()["error"].startswith(refusal)
+            assert (await leader.ask("GET", "/v1/clients")).json() == []
+
+    run(main)
+
+
+# --- views ---
+
+
+def test_view_since_a_version_that_is_not_there_yet_is_whole(tmp_path: Path) -> None:
+    """As if all disks had gone back in time, or the number was made up."""
+
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            cid = (await decide(leader, JoinClient("aa", ME, None, "host", 1)))["cid"]
+            assert cid == ClientId(1)
+            last = leader.coordinator.require_schedule().applied_slot
+            for since in (last + 1_000_000, 2**63 - 1):
+                query = {"cid": cid, "incarnation": ME, "since": since}
+                answer = await leader.ask("GET", "/v1/view", query=query)
+                assert answer.status == 200
+                view = decode_view(answer.body)
+                assert view.whole and view.version < since
+            # Nor does who lives no more wait for it for ever.
+            query["incarnation"] = "another"
+            answer = await leader.ask("GET", "/v1/view", query=query)
+            assert answer.status == 409 and answer.json()["error"] == "replaced"
+
+    run(main)
