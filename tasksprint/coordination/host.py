@@ -52,7 +52,13 @@ from tasksprint.coordination.commands import Answer, SchedulerOut, answer_digest
 from tasksprint.coordination.host_history import History
 from tasksprint.coordination.host_queue import Entry, OwnAnswer, proposal
 from tasksprint.coordination.host_types import DecodedAnswer, HostEffects, HostState, HostStatus
-from tasksprint.coordination.host_words import describe_answers, describe_event, measure
+from tasksprint.coordination.host_words import (
+    describe_answers,
+    describe_event,
+    describe_preparing,
+    describe_state,
+    measure,
+)
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.settings import RULES, Rules, Settings
@@ -150,6 +156,7 @@ class SchedulerHost:
         self._stand_in_end_ms = now_ms
         self._out_at_ms = now_ms  # when to propose `_out` (again)
         self._late_once = False
+        self._preparing, self._preparing_ms = "", now_ms  # What is done before its start.
 
         # Faults.
         self._is_leader = False
@@ -323,6 +330,10 @@ class SchedulerHost:
         if self._state == "starting":
             self._progress_ms = limit_ms
 
+    def preparing(self, what: str, now_ms: int) -> None:
+        """This coordinator does this, in words, before the start; "": nothing any more."""
+        self._preparing, self._preparing_ms = what, now_ms
+
     def start_failed(self, error: str, now_ms: int) -> None:
         """The process couldn't be started."""
         if self._state == "starting":
@@ -457,17 +468,10 @@ class SchedulerHost:
     def status(self) -> HostStatus:
         """How the scheduler is doing here."""
         count = self._history.event_count
-        match self._state:
-            case "replaying":
-                text = f"replaying, {self._own_event} of {self._replay_end} events"
-            case "live":
-                text = f"live, {self._own_event} of {count} events answered"
-            case "waiting" | "starting" if self._restarts:
-                text = f"restarting ({self._restarts} of at most {RESTARTS_MAX} restarts)"
-            case "out":
-                text = f"out: {self._last_error}"
-            case _:
-                text = self._state
+        events = self._own_event, self._replay_end, count
+        restarts = self._restarts, RESTARTS_MAX
+        detail = self._last_error if self._state == "out" else self._preparing
+        text = describe_state(self._state, events, restarts, detail)
         return HostStatus(self._state, self._own_event, count, self._restarts, text)
 
     def silence(self, now_ms: int) -> str | None:
@@ -479,9 +483,13 @@ class SchedulerHost:
         if self._state in ("waiting", "stopping") and self._restarts:
             return f"its scheduler failed and is started again, for the {self._restarts}. time"
         deadline = self._process_deadline_ms()
-        silent_ms = now_ms - self._progress_ms
+        is_prepared = self._state == "starting" and bool(self._preparing)
+        silent_ms = now_ms - (self._preparing_ms if is_prepared else self._progress_ms)
         if deadline is None or silent_ms < self._settings.silence_shown_ms:
             return None
+        if is_prepared:
+            times = silent_ms, self._progress_ms - now_ms
+            return describe_preparing(self.replica, self._preparing, *times)
         left_s = max(deadline - now_ms, 0) // 1_000
         what = "isn't ready"
         if self._state != "starting":

@@ -26,6 +26,8 @@ __all__ = [
     "describe_command",
     "describe_difference",
     "describe_event",
+    "describe_preparing",
+    "describe_state",
     "measure",
 ]
 
@@ -42,6 +44,39 @@ def describe_event(number: int, line: bytes) -> str:
         return f"event {number} {event['kind']}({subject})"
     except (RemoteProtocolError, KeyError, TypeError):
         return f"event {number}"
+
+
+def describe_state(
+    state: str, events: tuple[int, int, int], restarts: tuple[int, int], detail: str
+) -> str:
+    """Return how a scheduler is doing on one replica.
+
+    Args:
+        events: How many it has answered in this run, has to repeat, and there are.
+        restarts: How many there were, and how many there may be.
+        detail: How it ended; or what is done for it before it starts; or "".
+    """
+    answered, replay_end, count = events
+    match state:
+        case "replaying":
+            return f"replaying, {answered} of {replay_end} events"
+        case "live":
+            return f"live, {answered} of {count} events answered"
+        case "starting" if detail:
+            return f"not started yet: this coordinator {detail}"
+        case "waiting" | "starting" if restarts[0]:
+            return f"restarting ({restarts[0]} of at most {restarts[1]} restarts)"
+        case "out":
+            return f"out: {detail}"
+        case _:
+            return state
+
+
+def describe_preparing(replica: int, what: str, since_ms: int, left_ms: int) -> str:
+    """Return what a coordinator does before a scheduler can start, and for how long."""
+    text = f"its scheduler isn't started yet: coordinator {replica} {what}"
+    text += f" for {since_ms // 1000} s"
+    return f"{text}; it is ended in {left_ms // 1000} s" if left_ms > 0 else text
 
 
 def describe_command(command: SchedulerCommand) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,13 +342,19 @@ class Programs:
         )
 
     async def prepared(
-        self, digest: str, manifest: Mapping[str, Any], *, on_obtained: Callable[[], None]
+        self,
+        digest: str,
+        manifest: Mapping[str, Any],
+        *,
+        on_obtained: Callable[[], None],
+        on_set_up: Callable[[str], None],
     ) -> Path:
         """Return the folder with an archive's files, set up if the scheduler needs that.
 
         Args:
             manifest: Of the job.
             on_obtained: Called once the archive is here: what follows is work on this machine.
+            on_set_up: Called with the manifest's setup, as a command, before it is run.
 
         Raises:
             RemoteProtocolError: The archive can't be unpacked.
@@ -355,6 +362,7 @@ class Programs:
         """
         directory = await self.unpacked(digest, on_obtained=on_obtained)
         if scheduler_needs_setup(directory, manifest):
+            on_set_up(shlex.join(manifest["setup"]))
             async with self._setting_up.setdefault(digest, asyncio.Lock()):
                 await set_up(
                     directory,

@@ -301,17 +301,26 @@ class SchedulerRunner:
         """Return the folder of the program, unpacked and set up."""
         self._fetching = self._coordinator.tasks.spawn(
             self._coordinator.programs.prepared(
-                self._program_digest, self._manifest, on_obtained=self._set_up_begins
+                self._program_digest,
+                self._manifest,
+                on_obtained=self._set_up_begins,
+                on_set_up=lambda setup: self._prepares(f"runs setup {setup!r:.200}"),
             )
         )
+        self._prepares("fetches the program from the other members")
         try:
             return await self._fetching
         finally:
             self._fetching = None
+            self._prepares("")
             self._host.setting_up(self._monotonic_ms())
+
+    def _prepares(self, what: str) -> None:
+        self._host.preparing(what, self._monotonic_ms())
 
     def _set_up_begins(self) -> None:
         # What has to be unpacked and set up now may take long, and has a limit of its own.
+        self._prepares("unpacks the program")
         limit_ms = self._coordinator.settings.setup_timeout_ms
         self._host.setting_up(self._monotonic_ms() + limit_ms)
 

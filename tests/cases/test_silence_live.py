@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -176,6 +177,28 @@ def test_scheduler_that_does_not_answer_is_named_with_its_handler(tmp_path: Path
             assert found[0]["text"].startswith("its scheduler hasn't answered event 0 init() for ")
             [listed] = (await leader.ask("GET", "/v1/jobs")).json()
             assert listed["obstacle"]["kind"] == "scheduler"
+
+    run(main)
+
+
+def test_setup_that_a_coordinator_runs_for_long_is_the_obstacle(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(silence_shown_ms=50)) as of:
+            leader = await of.leader()
+            digest = await archive_of(leader, tmp_path / "setup", node_sh=SILENT)
+            manifest = {"scheduler": ["made.sh"], "setup": ["sleep", "60"]}
+            job = (await decide(leader, submission(1, digest, **manifest)))["job"]
+            obstacle: Any = None
+            while obstacle is None or "setup" not in obstacle["text"]:
+                obstacle = (await summary(leader, job))["obstacle"]
+            assert obstacle["kind"] == "scheduler"
+            assert re.fullmatch(
+                "its scheduler isn't started yet: coordinator 1 runs setup 'sleep 60' for "
+                "[0-9] s; it is ended in [0-9]+ s",
+                obstacle["text"],
+            )
+            status = (await leader.ask("GET", "/v1/status")).json()["schedulers"][str(job)]
+            assert status["text"] == "not started yet: this coordinator runs setup 'sleep 60'"
 
     run(main)
 

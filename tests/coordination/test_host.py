@@ -594,6 +594,25 @@ def test_time_for_setting_up_a_program_is_not_that_for_starting_it() -> None:
     assert host.deadline_ms is None
 
 
+def test_what_is_done_before_a_scheduler_can_start_is_told_with_who_does_it() -> None:
+    host = make(History(1))
+    host.effects()
+    host.preparing("fetches the program", 1_000)
+    assert host.silence(2_999) is None
+    told = "its scheduler isn't started yet: coordinator 2"
+    assert host.silence(4_000) == f"{told} fetches the program for 3 s"
+    host.setting_up(10_000 + 600_000)
+    host.preparing("runs setup 'make'", 10_000)
+    assert host.silence(11_000) is None
+    assert host.silence(15_500) == f"{told} runs setup 'make' for 5 s; it is ended in 594 s"
+    assert host.status.text == "not started yet: this coordinator runs setup 'make'"
+    host.preparing("", 20_000)
+    host.setting_up(20_000)
+    assert host.silence(21_000) is None
+    assert host.silence(23_000) == "its scheduler isn't ready for 3 s; it is ended in 27 s"
+    assert host.status.text == "starting"
+
+
 def test_scheduler_that_is_started_after_it_was_given_up_is_killed_then() -> None:
     host = make(History(1))
     host.effects()
