@@ -15,6 +15,7 @@ from typing import Any
 
 from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.long_runs import LongRun, longest
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
 from tasksprint.ids import ClientId, JobId, TaskId
@@ -61,6 +62,7 @@ class Told:
     # Of each scheduler that has been silent for long: what it should have done, in words.
     silences: Mapping[JobId, str] = field(default_factory=dict)
     stalls: tuple[Stall, ...] = ()
+    runs: tuple[LongRun, ...] = ()
 
 
 NOTHING_TOLD = Told()
@@ -86,6 +88,9 @@ class Obstacles:
         self._stalls: dict[JobId, list[Stall]] = {}
         for stall in told.stalls:
             self._stalls.setdefault(stall.job, []).append(stall)
+        self._runs: dict[JobId, list[LongRun]] = {}
+        for run in told.runs:
+            self._runs.setdefault(run.job, []).append(run)
 
     def of(self, job: Job) -> Obstacle | None:
         """Return what a job waits for; None: it moves, or has ended."""
@@ -106,6 +111,10 @@ class Obstacles:
         if is_asked or job.timers or job.finishing is not None:
             return None
         return self._nothing_left(job)
+
+    def long_run(self, job: Job) -> dict[str, object] | None:
+        """Return the task of a job that runs longest, if one does for long."""
+        return longest(self._state, job, self._runs.get(job.job, ()))
 
     def _without_nodes(self, job: Job) -> Obstacle | None:
         """Say that there is nobody who could run the job's ready tasks, if so."""

@@ -199,6 +199,7 @@ def job_summary(state: State, job: Job, obstacles: Obstacles) -> dict[str, objec
         "log_lines": job.log_lines,
         "failures": job.failure_count,
         "obstacle": None if obstacle is None else obstacle.summary(),
+        "long_run": obstacles.long_run(job),
         "warnings": list(job.warnings.values()),
         "schedulers_out": {
             str(replica): f"{kind}: {error}" for replica, (kind, error) in job.out.items()

@@ -1,4 +1,6 @@
-"""Why a client runs no task of a job that it has tasks of, in a form for the coordinator.
+"""Why a client runs no task of a job that it has tasks of, and which task runs for long.
+
+In a form for the coordinator.
 
 For people who look at a job that doesn't move; nothing is decided by it. The kinds:
 
@@ -15,15 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tasksprint.execution.records import NodeState, ProgramState, Task, TaskState
+from tasksprint.execution.records import Node, NodeState, ProgramState, Task, TaskState
 from tasksprint.ids import JobId, TaskId
 
-__all__ = ["find_stalls"]
+__all__ = ["find_long_runs", "find_stalls"]
 
 # More than these are of no use to anybody who reads.
 _JOBS_MAX = 20
 _INPUTS_MAX = 4
 _ERRORS_MAX = 3
+# A task that runs for a shorter time is mostly done when somebody reads of it.
+_LONG_RUN_MS = 2_000
 
 
 class _Found:
@@ -79,6 +83,20 @@ def find_stalls(tasks: Iterable[Task], *, is_disk_low: bool) -> list[list[Any]]:
                 stall.append(found.error)
         stalls.append(stall)
     return stalls
+
+
+def find_long_runs(nodes: Iterable[Node], now_ms: int) -> list[list[int]]:
+    """Return `[job, tid, attempt, ms]` of each job's longest running task, at most 20."""
+    jobs: dict[JobId, tuple[int, list[int]]] = {}
+    for node in nodes:
+        run_ms = now_ms - node.head_since_us // 1_000
+        if run_ms < _LONG_RUN_MS or (head := node.head) is None or head.task.entry is not head:
+            continue
+        one = head.task.assignment
+        if one.job not in jobs or run_ms > jobs[one.job][0]:
+            jobs[one.job] = (run_ms, [one.job, one.tid, one.attempt, run_ms])
+    longest = sorted(jobs.values(), reverse=True)[:_JOBS_MAX]
+    return [run for _, run in longest]
 
 
 _ORDER = ("fetching", "preparing", "disk", "crashing", "starting", "queued")

@@ -55,7 +55,7 @@ from tasksprint.execution.records import (
     TaskState,
 )
 from tasksprint.execution.reports import Reports
-from tasksprint.execution.stalls import find_stalls
+from tasksprint.execution.stalls import find_long_runs, find_stalls
 from tasksprint.execution.timers import Timers
 from tasksprint.execution.values import find_too_big, inline_values
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
@@ -464,6 +464,10 @@ class Workbench:
         As `[job, kind, tasks, [tid of a result that is being fetched, …]]`, see stalls.py.
         """
         return find_stalls(self._tasks.values(), is_disk_low=self._nodes.is_disk_low)
+
+    def long_runs(self, now_ms: int) -> list[list[int]]:
+        """Return of each job the task that has been running longest, see stalls.py."""
+        return find_long_runs(self._nodes.nodes.values(), now_ms)
 
     def attached_nodes(self) -> dict[str, int]:
         """Return how many attached nodes serve, by name, in order of the names."""

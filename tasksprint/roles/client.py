@@ -178,7 +178,7 @@ class Client:
         self._attached_changed = asyncio.Event()
         self.runtimes = Runtimes(self)
         self.recent_output = RecentOutput(settings.recent_output_bytes_max)
-        self._stalls = ""
+        self._stalls: dict[str, str] = {}
         self._stalls_due_ms = 0
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
@@ -312,16 +312,18 @@ class Client:
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, self.options.slots)
         self.turn()
 
-    def _find_stalls(self) -> str:
-        """Return what to say of jobs that don't go on here; "": nothing.
+    def _find_stalls(self) -> dict[str, str]:
+        """Return what to say of jobs that don't go on here, and of tasks that run for long.
 
         Looked for now and then only: a busy client polls a thousand times a second.
         """
         now_ms = self.now_ms()
         if now_ms >= self._stalls_due_ms:
             self._stalls_due_ms = now_ms + _STALLS_MS
-            stalls = self.workbench.stalls()
-            self._stalls = encode_json(stalls).decode() if stalls else ""
+            found = {"stalls": self.workbench.stalls(), "runs": self.workbench.long_runs(now_ms)}
+            self._stalls = {
+                name: encode_json(said).decode() for name, said in found.items() if said
+            }
         return self._stalls
 
     def _other_cluster(self, cluster: str) -> SettingsError:
@@ -343,8 +345,7 @@ class Client:
                 "since": workbench.version,
                 "wait_ms": wait_ms,
             }
-            if stalls := self._find_stalls():
-                query["stalls"] = stalls
+            query.update(self._find_stalls())
             if (complaint := self.leader.complaint) is not None:
                 query["complaint"] = complaint
             view, members = await self.leader.ask(

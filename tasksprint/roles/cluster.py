@@ -46,6 +46,7 @@ class JobOutcome:
     error: str | None
     seconds: float
     obstacle: dict[str, str] | None = None  # what it waits for: `kind` and `text`
+    long_run: dict[str, Any] | None = None  # the task that has been running longest
     failure: dict[str, Any] | None = None  # of a failed job, the last failure: its cause mostly
     log_lines: int = 0  # how many lines its scheduler has logged
     failures: int = 0  # how many attempts have failed
@@ -65,6 +66,8 @@ class JobOutcome:
             fields["error"] = self.error
         if self.obstacle is not None:
             fields["obstacle"] = self.obstacle
+        if self.long_run is not None:
+            fields["long_run"] = self.long_run
         if self.failure is not None:
             fields["failure"] = self.failure
         if self.warnings:
@@ -344,6 +347,7 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         error=summary.get("error"),
         seconds=summary["seconds"],
         obstacle=summary.get("obstacle"),
+        long_run=summary.get("long_run"),
         warnings=tuple(summary.get("warnings", ())),
         failure=summary.get("failure"),
         log_lines=summary["log_lines"],

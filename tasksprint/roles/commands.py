@@ -45,7 +45,7 @@ from tasksprint.roles.job_status import print_job_status
 from tasksprint.roles.leader import parse_addresses
 from tasksprint.roles.member_commands import run_member_command
 from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
-from tasksprint.roles.progress import counts_in_words, waits_for
+from tasksprint.roles.progress import counts_in_words, with_hint
 from tasksprint.roles.terminal import (
     event_line,
     print_as_is,
@@ -211,7 +211,7 @@ def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
         text = f"job {outcome.job} has no result yet, it is running: "
         text += counts_in_words(outcome.tasks, outcome.obstacle)
         if outcome.obstacle is not None:
-            text += f"; it waits: {waits_for(outcome.obstacle)}"
+            text += f"; it waits: {with_hint(outcome.obstacle)}"
         raise Refused(text, hint=f"'result {outcome.job} --wait' waits for the job's end")
     if outcome.state in ("failed", "cancelled"):
         raise JobFailed(
@@ -444,7 +444,9 @@ def _status(cluster: Cluster, options: argparse.Namespace) -> int:
         counts = counts_in_words(job["tasks"], job["obstacle"])
         print_plain(f"job {job['job']} {job['name']!r}: {counts}")
         if job["obstacle"]:
-            print_plain(f"job {job['job']} waits: {waits_for(job['obstacle'])}")
+            print_plain(f"job {job['job']} waits: {with_hint(job['obstacle'])}")
+        if job["long_run"]:
+            print_plain(f"job {job['job']}: {with_hint(job['long_run'])}")
         for warning in job["warnings"]:
             print_plain(f"job {job['job']} warning: {warning}")
     print_plain(f"{len(running)} of {counted(len(jobs), 'job')} running")

@@ -183,7 +183,7 @@ class CoordinatorPaths:
             if view is None:
                 return _not_alive(schedule.replacement(cid, incarnation))
             coordinator.heard(incarnation)
-            self._told.heard(cid, request.query.get("stalls"), request.query.get("complaint"))
+            self._told.heard(cid, request.query)
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(coordinator.members.addresses().values())
                 return Response(200, encode_view(view), headers={MEMBERS_HEADER: members})

@@ -8,7 +8,7 @@ from tasksprint.errors import EXIT_OK
 from tasksprint.ids import JobId
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.failure_text import failure_line
-from tasksprint.roles.progress import counts_in_words, waits_for
+from tasksprint.roles.progress import counts_in_words, with_hint
 from tasksprint.roles.terminal import print_json, print_plain
 
 __all__ = ["print_job_status"]
@@ -31,7 +31,9 @@ def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
         f"{counts_in_words(summary['tasks'], summary['obstacle'])}"
     )
     if summary["obstacle"] is not None:
-        print_plain(f"job {job} waits: {waits_for(summary['obstacle'])}")
+        print_plain(f"job {job} waits: {with_hint(summary['obstacle'])}")
+    if summary["long_run"] is not None:
+        print_plain(with_hint(summary["long_run"]))
     if summary["error"] is not None:
         print_plain(f"error: {summary['error']}")
     for warning in summary["warnings"]:

@@ -16,7 +16,7 @@ from tasksprint.roles.cluster import JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
 from tasksprint.roles.terminal import event_line
 
-__all__ = ["Progress", "counts_in_words", "waits_for"]
+__all__ = ["Progress", "counts_in_words", "with_hint"]
 
 # What was seen longer ago isn't shown as if it were so still.
 _FRESH_S = 2.0
@@ -58,10 +58,10 @@ def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = Non
     return ", ".join(parts)
 
 
-def waits_for(obstacle: dict[str, str]) -> str:
-    """Return what a job waits for, and what can be done about it, for people."""
-    hint = f"; {obstacle['hint']}" if obstacle["hint"] else ""
-    return obstacle["text"] + hint
+def with_hint(told: dict[str, Any]) -> str:
+    """Return what is told of a job, and what can be done about it, for people."""
+    hint = f"; {told['hint']}" if told["hint"] else ""
+    return str(told["text"]) + hint
 
 
 class Progress:
@@ -84,6 +84,8 @@ class Progress:
         self._changed_s = now_s  # when its counts were seen to change
         self._obstacle: tuple[str, float] | None = None  # its kind, and since when
         self._told: tuple[str, float] | None = None  # the last obstacle told in full, and when
+        # The last task that ran for long and was told in full, with what hint, and when.
+        self._run_told: tuple[tuple[int, str], float] | None = None
         self._done: deque[tuple[float, int]] = deque()  # (when, tasks done)
         self._lost: tuple[float, str] | None = None  # since when nobody answers, and why
         self._lost_told_s: float | None = None  # when that was told last
@@ -190,6 +192,7 @@ class Progress:
                 "seconds": round(outcome.seconds, 3),
                 "tasks": outcome.tasks,
                 "obstacle": outcome.obstacle,
+                "long_run": outcome.long_run,
             }
         if self._lost is not None:
             seconds = round(now_s - self._lost[0], 1)
@@ -220,8 +223,10 @@ class Progress:
                 text += self._waits(obstacle, now_s)
             elif outcome.tasks.get("assigned") and unchanged_s >= _UNCHANGED_S:
                 text += f", unchanged for {unchanged_s:.0f} s"
+                text += self._runs_long(outcome.long_run, now_s, is_still=True)
             else:
                 text += self._rate(outcome)
+                text += self._runs_long(outcome.long_run, now_s, is_still=False)
         if self._has_bar and outcome.tasks:
             total, done = sum(outcome.tasks.values()), outcome.tasks.get("done", 0)
             filled = _BAR_COLUMNS * done // total if total else 0
@@ -239,6 +244,20 @@ class Progress:
                 return "; still waiting for that"
         self._told = (obstacle["kind"], now_s)
         return f"; {plain_line(text)}"
+
+    def _runs_long(self, run: dict[str, Any] | None, now_s: float, *, is_still: bool) -> str:
+        """Return which task runs for long: if nothing moves (`is_still`), or others were quick.
+
+        In full now and then; between that in short, and only if nothing moves.
+        """
+        if run is None or not (is_still or run["is_unlike"]):
+            return ""
+        if not self._has_bar and self._run_told is not None:
+            told, at_s = self._run_told
+            if told == (run["tid"], run["hint"]) and now_s - at_s < _TOLD_AGAIN_S:
+                return f": task {run['tid']} on client {run['cid']}" if is_still else ""
+        self._run_told = ((run["tid"], run["hint"]), now_s)
+        return f"; {plain_line(with_hint(run))}"
 
     def _rate(self, outcome: JobOutcome) -> str:
         """Return how fast tasks are done, and how long the known ones would take yet."""

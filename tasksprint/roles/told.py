@@ -1,13 +1,17 @@
 """What a coordinator's process knows of running jobs beyond the replicated state.
 
-Clients say with each poll which jobs they can't go on with, and why; schedulers on this
-replica may be silent. Both are asked for when somebody wants to know how a job stands.
+Clients say with each poll which jobs they can't go on with, and why, and which tasks have
+been running for long; schedulers on this replica may be silent. All of it is asked for when
+somebody wants to know how a job stands.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
@@ -32,28 +36,29 @@ class ToldHere:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._stalls: dict[ClientId, tuple[int, tuple[Stall, ...]]] = {}
+        self._runs: dict[ClientId, tuple[int, tuple[LongRun, ...]]] = {}
         self._complaints: dict[ClientId, tuple[int, str]] = {}
 
-    def heard(self, cid: ClientId, text: str | None, complaint: str | None = None) -> None:
+    def heard(self, cid: ClientId, query: Mapping[str, str]) -> None:
         """Take what a client says with its poll.
 
         Args:
-            text: Of jobs that don't go on; None: all of its jobs do.
-            complaint: Of an answer that no coordinator should have given it.
+            query: Of the request. `stalls`: of jobs that don't go on; `runs`: of tasks that
+                run for long; `complaint`: of an answer that no coordinator should have given
+                it. What isn't there is no longer so.
         """
-        if complaint is not None:
+        if (complaint := query.get("complaint")) is not None:
             self._keep(self._complaints, cid, complaint[:_COMPLAINT_CHARS], _COMPLAINT_VALID_MS)
         elif self._complaints:
             self._complaints.pop(cid, None)
-        if text is None:
-            if self._stalls:
-                self._stalls.pop(cid, None)
-            return
-        try:
-            stalls = decode_stalls(cid, decode_json(text.encode()))
-        except RemoteProtocolError:
-            return  # For people only: a poll is answered all the same.
-        self._keep(self._stalls, cid, stalls, _STALL_VALID_MS)
+        if (text := query.get("stalls")) is not None:
+            self._keep(self._stalls, cid, decode_stalls(cid, _decode(text)), _STALL_VALID_MS)
+        elif self._stalls:
+            self._stalls.pop(cid, None)
+        if (text := query.get("runs")) is not None:
+            self._keep(self._runs, cid, decode_runs(cid, _decode(text)), _STALL_VALID_MS)
+        elif self._runs:
+            self._runs.pop(cid, None)
 
     def _keep(
         self, table: dict[ClientId, tuple[int, _Said]], cid: ClientId, said: _Said, valid_ms: int
@@ -95,4 +100,19 @@ class ToldHere:
                 del self._stalls[cid]
             else:
                 stalls += listed
-        return Told(silences, tuple(stalls))
+        runs: list[LongRun] = []
+        for cid, (at_ms, told) in list(self._runs.items()):
+            age_ms = now_ms - at_ms
+            if age_ms > _STALL_VALID_MS:
+                del self._runs[cid]
+            else:
+                runs += [replace(run, run_ms=run.run_ms + age_ms) for run in told]
+        return Told(silences, tuple(stalls), tuple(runs))
+
+
+def _decode(text: str) -> Any:
+    """Return JSON of a client; None if it isn't any: a poll is answered all the same."""
+    try:
+        return decode_json(text.encode())
+    except RemoteProtocolError:
+        return None

@@ -14,12 +14,13 @@ import pytest
 
 from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
 from tasksprint.coordination.commands import Failure, NodesAttached
+from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.roles.cluster import JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
 from tasksprint.roles.job_notes import cause_of_end
-from tasksprint.roles.progress import Progress, counts_in_words, waits_for
+from tasksprint.roles.progress import Progress, counts_in_words, with_hint
 from tasksprint.settings import RULES, Rules
 from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
 from tests.coordination.world import FakeClient, World
@@ -246,7 +247,7 @@ def obstacle(world: World, job: int, told: Told | None = None) -> tuple[str, str
     assert isinstance(found, dict)
     [listed] = [one for one in world.schedule.jobs(told or Told()) if one["job"] == job]
     assert listed["obstacle"] == found
-    return found["kind"], f"waits: {waits_for(found)}"
+    return found["kind"], f"waits: {with_hint(found)}"
 
 
 def test_no_client_is_the_obstacle_until_one_comes() -> None:
@@ -438,6 +439,95 @@ def test_inputs_on_their_way_are_told_with_their_size() -> None:
     state.counts[2] -= 1
 
 
+def long_run(world: World, job: int, *runs: LongRun) -> dict[str, Any] | None:
+    """Return what is said of the task of a job that runs longest."""
+    summary = world.schedule.job_summary(JobId(job), Told(runs=runs))
+    assert summary is not None
+    found = summary["long_run"]
+    assert found is None or isinstance(found, dict)
+    return found
+
+
+HINT = (
+    "if it hangs, give such tasks a limit: start_task(…, timeout=SECONDS), or "
+    '"timeout_ms" in tasksprint.json'
+)
+
+
+def test_task_that_runs_longest_is_named_with_its_client_and_the_way_to_limit_it() -> None:
+    world = World()
+    client = world.join("a", slots=3)
+    job = world.submit()
+    world.answer(job, StartTask("work"), StartTask("work", timeout_ms=90_000), StartTask("quick"))
+    client.poll()
+    hangs = LongRun(client.cid, job, TaskId(0), 1, 4_200)
+    limited = LongRun(client.cid, job, TaskId(1), 1, 5_000)
+    assert long_run(world, job) is None
+    assert long_run(world, job, hangs) == {
+        "tid": 0,
+        "name": "work",
+        "attempt": 1,
+        "cid": 1,
+        "host": "a",
+        "seconds": 4.2,
+        "usual_seconds": None,
+        "is_unlike": False,
+        "text": "task 0 'work' runs on client 1 (a) for 4 s",
+        "hint": "",
+    }
+    found = long_run(world, job, replace(hangs, run_ms=12_000), limited)
+    assert found is not None
+    assert (found["tid"], found["hint"]) == (0, HINT)
+    found = long_run(world, job, hangs, limited)
+    assert found is not None
+    assert with_hint(found) == "task 1 'work' runs on client 1 (a) for 5 s; its timeout is 90 s"
+    for over in (
+        replace(hangs, tid=TaskId(9)),
+        replace(hangs, attempt=2),
+        replace(hangs, cid=ClientId(2)),
+    ):
+        assert long_run(world, job, over) is None, "it runs no more, or elsewhere"
+    client.work(1)
+    assert world.state_of(job, 0) == "done"
+    assert long_run(world, job, hangs) is None
+
+
+@pytest.mark.parametrize(
+    ("usual_us", "run_ms", "words"),
+    [
+        (1_500_000, 7_400, None),
+        (1_500_000, 7_500, "1.50 s"),
+        (3_000, 4_999, None),
+        (3_000, 5_000, "less than 0.01 s"),
+        (12_345_678, 61_000, None),
+        (12_345_678, 61_729, "12 s"),
+    ],
+)
+def test_task_that_runs_much_longer_than_its_like_is_told_apart(
+    usual_us: int, run_ms: int, words: str | None
+) -> None:
+    world = World(is_checked=False)
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTask("work"))
+    client.poll()
+    world.schedule._state.jobs[job].estimates_us["work"] = usual_us
+    found = long_run(world, job, LongRun(client.cid, job, TaskId(0), 1, run_ms))
+    assert found is not None
+    assert found["is_unlike"] == (words is not None)
+    told = f"task 0 'work' runs on client 1 (a) for {run_ms // 1_000} s"
+    if words is not None:
+        told += f", others of its name took {words}; {HINT}"
+    assert with_hint(found) == told
+
+
+def test_what_newer_or_broken_clients_say_of_long_runs_is_left_out() -> None:
+    cid = ClientId(4)
+    listed = [[1, 2, 3, 4_000], [1, 2, 3], [1, "2", 3, 4], None]
+    assert decode_runs(cid, listed) == (LongRun(cid, JobId(1), TaskId(2), 3, 4_000),)
+    assert decode_runs(cid, {"a": 1}) == decode_runs(cid, None) == ()
+
+
 def test_what_newer_or_broken_clients_say_of_their_stalls_is_left_out() -> None:
     cid = ClientId(4)
     assert decode_stalls(cid, [[1, "fetching", 2, [3, "x"]], [1, "dreaming", 1, []]]) == (
@@ -580,6 +670,40 @@ def test_obstacle_is_named_once_it_lasts_and_in_full_now_and_then() -> None:
     assert screen.new() == "[   1.0 s] 0 of 1 tasks done, 1 ready; no client is alive\n"
 
 
+def test_task_that_holds_up_all_others_is_named_while_nothing_moves() -> None:
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    run = {"tid": 7, "cid": 2, "text": "task 7 runs", "hint": "", "is_unlike": False}
+    hinted = {**run, "hint": "limit it"}
+    shown = []
+    for second in range(17):
+        found = None if second < 3 else run if second < 5 else hinted
+        progress.stands(
+            replace(stands(float(second), assigned=1), long_run=found), float(second)
+        )
+        progress.tell(float(second))
+        shown.append(screen.new().partition(" running")[2])
+    assert shown[:3] == ["\n", "\n", ", unchanged for 2 s\n"]
+    assert shown[3:7] == [
+        ", unchanged for 3 s; task 7 runs\n",
+        ", unchanged for 4 s: task 7 on client 2\n",
+        ", unchanged for 5 s; task 7 runs; limit it\n",
+        ", unchanged for 6 s: task 7 on client 2\n",
+    ]
+    assert shown[15] == ", unchanged for 15 s; task 7 runs; limit it\n"
+    # Others are done meanwhile: it is named only if it is unlike them, and now and then.
+    for is_unlike in (False, True):
+        progress = Progress(screen, now_s=0.0, with_hints=False)
+        for second in range(3):
+            moves = replace(
+                stands(float(second), done=second, assigned=1),
+                long_run={**hinted, "is_unlike": is_unlike},
+            )
+            progress.stands(moves, float(second))
+            progress.tell(float(second))
+        assert screen.new().count("; task 7 runs; limit it\n") == is_unlike
+
+
 def test_terminal_gets_a_bar_that_is_rewritten_and_kept_within_its_width(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -652,6 +776,7 @@ def test_programs_get_a_line_of_json_for_each_thing_that_happens() -> None:
             "seconds": 2.0,
             "tasks": {"ready": 1},
             "obstacle": STUCK,
+            "long_run": None,
         },
     ]
 

@@ -11,16 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import pytest
 
 from tasksprint.bounded_text import keep_end
+from tasksprint.coordination.long_runs import LongRun
 from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, UnprovenAnswer
 from tasksprint.execution.effects import KillNode, TaskError
-from tasksprint.ids import JobId
+from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.keys import create_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
 from tasksprint.process.attach import LiveClient
@@ -29,6 +31,7 @@ from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.main import main, parse_command
 from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
 from tasksprint.roles.recent_output import RecentOutput
+from tasksprint.roles.told import ToldHere
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText
 from tests.execution.helpers import (
@@ -116,6 +119,18 @@ def test_client_says_which_jobs_it_cannot_go_on_with_and_why() -> None:
     assert bench.workbench.stalls() == [], "one of them runs"
 
 
+def test_client_says_which_tasks_have_been_running_for_long() -> None:
+    bench = Bench(slots=2)
+    bench.serving(1, 2)
+    bench.view(task(0), task(1, attempt=3))
+    bench.effects()
+    workbench = bench.workbench
+    now_ms = bench.now_ms
+    assert workbench.long_runs(now_ms + 1_999) == []
+    assert workbench.long_runs(now_ms + 2_000) == [[1, 0, 1, 2_000]], "one for each job"
+    assert workbench.stalls() == []
+
+
 def test_client_says_which_inputs_it_fetches() -> None:
     bench = Bench()
     bench.view(task(7, held_by(2, tid=3), held_by(2, tid=4)))
@@ -179,6 +194,23 @@ def test_scheduler_that_does_not_answer_is_named_with_its_handler(tmp_path: Path
             assert listed["obstacle"]["kind"] == "scheduler"
 
     run(main)
+
+
+def test_what_clients_say_of_long_runs_grows_older_until_they_say_otherwise() -> None:
+    clock = SimpleNamespace(now_ms=1_000)
+    coordinator = cast(Any, SimpleNamespace(monotonic_ms=lambda: clock.now_ms, runners={}))
+    told = ToldHere(coordinator)
+    told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
+    clock.now_ms += 1_200
+    assert told.of().runs == (LongRun(ClientId(3), JobId(1), TaskId(7), 1, 3_700),)
+    told.heard(ClientId(3), {"runs": "nonsense"})
+    assert told.of().runs == ()
+    told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
+    told.heard(ClientId(3), {})
+    assert told.of().runs == ()
+    told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
+    clock.now_ms += 3_001
+    assert told.of().runs == (), "it lives no more, perhaps"
 
 
 def test_setup_that_a_coordinator_runs_for_long_is_the_obstacle(tmp_path: Path) -> None:
