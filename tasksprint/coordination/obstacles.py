@@ -108,9 +108,9 @@ class Obstacles:
         if counts[READY]:
             tasks = _counted(counts[READY])
             return Obstacle("busy", f"{tasks} for a free node: other jobs use them all")
-        if is_asked or job.timers or job.finishing is not None:
+        if is_asked or job.finishing is not None:
             return None
-        return self._nothing_left(job)
+        return self._timer_left(job) if job.timers else self._nothing_left(job)
 
     def long_run(self, job: Job) -> dict[str, object] | None:
         """Return the task of a job that runs longest, if one does for long."""
@@ -176,16 +176,33 @@ class Obstacles:
         named = ", ".join(ways[:_NAMED_MAX]) + (", …" if len(ways) > _NAMED_MAX else "")
         return f"inputs are fetched, {_in_bytes(size_bytes)}: values {named or 'of tasks'}"
 
+    def _timer_left(self, job: Job) -> Obstacle:
+        """Say that nothing will happen before a timer has run out."""
+        due_ms, _, timer = job.timers[0]
+        waiting = job.counts[WAITING]
+        what = "no task is left"
+        if waiting:
+            needs = _find_lost_cause(job) or "tasks that failed or were killed"
+            what = f"{_counted(waiting)} for {needs}"
+        elif not job.next_tid:
+            what = "it has no task so far"
+        left_s = max(due_ms - self._state.log_ms, 0) // 1_000
+        more = len(job.timers) - 1
+        others = "" if not more else f" (and {more} {'other' if more == 1 else 'others'} later)"
+        return Obstacle(
+            "timer",
+            f"{what}; its scheduler waits for its timer {timer}, in {left_s} s{others}",
+        )
+
     def _nothing_left(self, job: Job) -> Obstacle:
         """Say that nothing will happen by itself any more."""
         end = f"end it with: tasksprint cancel {job.job}"
         waiting = job.counts[WAITING]
         if waiting:
-            needs = _find_lost_cause(job)
-            cause = "tasks that failed or were killed" if needs is None else needs
+            needs = _find_lost_cause(job) or "tasks that failed or were killed"
             return Obstacle(
                 "nothing_left",
-                f"{_counted(waiting)} for {cause}, and its scheduler never called finish: "
+                f"{_counted(waiting)} for {needs}, and its scheduler never called finish: "
                 "the job can't end unless a client comes or goes",
                 end,
             )

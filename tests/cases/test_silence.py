@@ -321,9 +321,42 @@ def test_job_whose_scheduler_said_nothing_more_cannot_end_by_itself() -> None:
         "waits: no client is alive (the only one left or fell silent), and its scheduler "
         "started no task so far; start one with: tasksprint client",
     )
-    timed = world.submit()
-    world.answer(timed, StartTimer(1, 60_000))
-    assert obstacle(world, timed) is None, "a timer will run out"
+
+
+def test_timer_that_a_job_waits_for_is_named_with_the_time_left() -> None:
+    world = World()
+    client = world.join("a")
+    job = world.submit()
+    world.answer(job, StartTimer(7, 6_000), StartTimer(8, 90_000), StartTimer(9, 95_000))
+    world.answer_rest(job)
+    waits = "its scheduler waits for its timer"
+    assert obstacle(world, job) == (
+        "timer",
+        f"waits: it has no task so far; {waits} 7, in 6 s (and 2 others later)",
+    )
+    world.tick(500)
+    assert obstacle(world, job) == (
+        "timer",
+        f"waits: it has no task so far; {waits} 7, in 5 s (and 2 others later)",
+    )
+    for _ in range(6):
+        world.tick(1_000)
+    assert obstacle(world, job) is None, "its scheduler is asked"
+    second = StartTask("second", pretasks=(TaskId(0),), prekeys=("x",))
+    world.answer(job, StartTask("first", retries=0), second)
+    assert obstacle(world, job) is None, "a task runs"
+    fail(client, 0, "boom")
+    world.answer_rest(job)
+    assert obstacle(world, job) == (
+        "timer",
+        "waits: 1 task waits for task 0 'first', which failed; "
+        f"{waits} 8, in 83 s (and 1 other later)",
+    )
+    done = world.submit()
+    world.answer(done, StartTask("work"), StartTimer(1, 5_000))
+    client.work()
+    world.answer_rest(done)
+    assert obstacle(world, done) == ("timer", f"waits: no task is left; {waits} 1, in 5 s")
 
 
 def test_tasks_that_need_a_failed_one_are_told_with_it() -> None:
