@@ -163,7 +163,7 @@ class Answers:
             case ReleaseTasks():
                 self._release(job, command)
             case WriteLog():
-                self._write_log(job, command)
+                self._state.write_log(job, command.text)
             case _:
                 raise AssertionError(f"not a scheduler's command: {command!r}")
 
@@ -323,19 +323,6 @@ class Answers:
         job.next_timer += 1
         self._state.put_row(timer_row(job, due_ms, number, command.timer))
         self._state.timers_changed(job)
-
-    def _write_log(self, job: Job, command: WriteLog) -> None:
-        rules = self._state.rules
-        if job.log_lines >= rules.job_log_lines_max:
-            return  # The limit is documented; a job needn't fail for its log.
-        data = command.text.encode()
-        if len(data) > rules.job_log_line_bytes_max:
-            text = data[: rules.job_log_line_bytes_max].decode(errors="ignore") + "…"
-        else:
-            text = command.text
-        row = Row("job_log", (job.job, job.log_lines), (text,))
-        self._state.changes.rows.append(row)
-        job.log_lines += 1
 
 
 def _summarise(commands: tuple[SchedulerCommand, ...]) -> str:

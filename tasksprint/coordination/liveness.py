@@ -8,7 +8,7 @@ ignored for a client that has said something since.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tasksprint.coordination.clients import FORMER, Client, ViewChanges
 from tasksprint.coordination.commands import (
@@ -40,6 +40,8 @@ ATTACHED_NAME_BYTES_MAX = 200
 _NAMES_TOLD = 10  # in a line of the log
 # Dead clients that one tick forgets at most, so that no entry takes long.
 FORGOTTEN_MAX = 100
+# How a client dies, for the process's log and for people.
+_DEATHS = {"silent": "fell silent", "started again": "was started again", "left": "left"}
 
 
 class Liveness:
@@ -230,7 +232,9 @@ class Liveness:
         if state.senders.remove(client.sender):
             state.changes.senders[client.sender] = None
         state.note(f"cid={client.cid} dead: {why}, with {client.assigned} tasks")
-        for task in sorted(client.changes.run, key=_placed):
+        had = [task for task in client.changes.run if task.cid == client.cid]
+        losses = _Losses(had, [job for job in state.running.values() if job.job in client.holds])
+        for task in sorted(had, key=_placed):
             if task.cid == client.cid:
                 self._placement.take_back(task, is_told=False)
         client.extend.clear()
@@ -245,6 +249,10 @@ class Liveness:
                 lost = client.holds.get(job_id, {}).get(tid)
                 if lost is not None:
                     self._results.lose_holder(lost, client)
+        who = f"client {client.cid} ({client.hostname}) {_DEATHS[why]}"
+        for job, text in losses.told():
+            if job.is_running:
+                state.write_log(job, f"tasksprint: {who}: {text}")
 
     def _raise_for_all(self, make_line: Callable[[Job], bytes]) -> None:
         """Raise an event for each running job that still listens."""
@@ -283,6 +291,39 @@ def _listed(nodes: dict[str, int]) -> str:
     if len(names) > _NAMES_TOLD:
         listed.append(f"{len(names) - _NAMES_TOLD} more names")
     return ", ".join(listed) or "none"
+
+
+class _Losses:
+    """What jobs lose by the death of a client: told to their owners, in one line each.
+
+    Args:
+        had: Tasks that the client had.
+        holding: Running jobs of which it has results.
+    """
+
+    def __init__(self, had: list[Task], holding: list[Job]) -> None:
+        self._tasks: dict[Job, int] = {}
+        for task in had:
+            self._tasks[task.job] = self._tasks.get(task.job, 0) + 1
+        self._done = {job: job.counts[DONE] for job in holding}
+
+    def told(self) -> Iterator[tuple[Job, str]]:
+        """Yield each job that lost something, with what that is in words."""
+        for job in sorted({**self._tasks, **self._done}, key=lambda job: job.job):
+            parts: list[str] = []
+            if tasks := self._tasks.get(job, 0):
+                parts.append(f"{_counted(tasks, 'task that it had')} started again")
+            if (again := self._done.get(job, 0) - job.counts[DONE]) > 0:
+                results = _counted(again, "result that only it had")
+                parts.append(f"{results} computed again unless it comes back with them")
+            if parts:
+                yield job, ", ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    """Return e.g. "1 task that it had is" or "2 tasks that it had are"."""
+    noun, _, rest = what.partition(" ")
+    return f"1 {what} is" if number == 1 else f"{number} {noun}s {rest} are"
 
 
 def _placed(task: Task) -> int:

@@ -154,6 +154,18 @@ class State:
         changes.rows.append(Row("events", (job.job, number), (line.decode(),)))
         changes.jobs[job] = None
 
+    def write_log(self, job: Job, text: str) -> None:
+        """Add a line to the log of a running job, if it may have more."""
+        rules = self.rules
+        if job.log_lines >= rules.job_log_lines_max:
+            return  # The limit is documented; a job needn't fail for its log.
+        data = text.encode()
+        if len(data) > rules.job_log_line_bytes_max:
+            text = data[: rules.job_log_line_bytes_max].decode(errors="ignore") + "…"
+        self.changes.rows.append(Row("job_log", (job.job, job.log_lines), (text,)))
+        job.log_lines += 1
+        self.changes.jobs[job] = None
+
     def time_ms(self, job: Job) -> int:
         """Return the time in a job's events: log time since it was submitted."""
         return self.log_ms - job.submitted_ms

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
-from tasksprint.coordination.commands import Failure, NodesAttached
+from tasksprint.coordination.commands import Failure, NodesAttached, SilentClient
 from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.ids import ClientId, JobId, TaskId
@@ -376,6 +376,47 @@ def test_tasks_that_need_a_failed_one_are_told_with_it() -> None:
         "finish: the job can't end unless a client comes or goes; "
         f"end it with: tasksprint cancel {job}",
     )
+
+
+def logged(world: World, job: int) -> list[str]:
+    """Return the lines of a job's log."""
+    rows = sorted(
+        (key, row.columns)
+        for (table, key), row in world.mirror.rows.items()
+        if table == "job_log" and key[0] == job
+    )
+    return [str(columns[0]) for _, columns in rows if columns is not None]
+
+
+def test_what_a_job_loses_by_the_death_of_a_client_stands_in_its_log() -> None:
+    world = World()
+    one, two = world.join("lab1", slots=2), world.join("lab2")
+    job, other = world.submit(), world.submit()
+    world.answer(job, StartTask("work"), StartTask("work"), StartTask("work"))
+    one.work(1)
+    before = world.schedule.job_news(job)
+    two.leave()
+    assert logged(world, job) == [
+        "tasksprint: client 2 (lab2) left: 1 task that it had is started again"
+    ]
+    assert logged(world, other) == [], "it lost nothing"
+    assert world.schedule.job_news(job) != before
+    while one.work():
+        pass
+    world.answer(job, StartTask("use", pretasks=(TaskId(0), TaskId(1)), prekeys=("x", "x")))
+    world.answer(job, StartTask("more"))
+    world.answer_rest(job)
+    assert world.states(job) == "dddaa"
+    world.tick(500, SilentClient(one.cid, one.incarnation, 99))
+    assert logged(world, job)[1:] == [
+        "tasksprint: client 1 (lab1) fell silent: 2 tasks that it had are started again, "
+        "2 results that only it had are computed again unless it comes back with them"
+    ]
+    one.join()
+    assert len(logged(world, job)) == 2
+    one.join()
+    assert logged(world, job)[2].startswith("tasksprint: client 1 (lab1) was started again: ")
+    world.restart()
 
 
 def test_jobs_that_move_or_have_ended_have_no_obstacle() -> None:
