@@ -51,6 +51,7 @@ def _attach(program: Path, options: argparse.Namespace) -> NoReturn:
             sdk_directory=Path(sdk_directory()),
             hash_seed=hash_seed_of(name),
             directory=Path.cwd(),
+            extra={"TASKSPRINT_ATTACHED": name},
         ),
         program=options.program,
         note=(

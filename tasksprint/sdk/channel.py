@@ -25,7 +25,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["WAITING_BYTES_MAX", "Channel", "greet", "open_channel", "runtime", "take_over_early"]
+__all__ = [
+    "WAITING_BYTES_MAX",
+    "Channel",
+    "greet",
+    "leave_attached",
+    "open_channel",
+    "runtime",
+    "take_over_early",
+]
 
 # How much is read at once.
 _READ_BYTES = 256 * 1024
@@ -59,6 +67,30 @@ def greet(program: str) -> None:
             "`tasksprint.pyz run` starts it as part of a job",
             file=sys.stderr,
         )
+
+
+def leave_attached() -> None:
+    """End a node that somebody attached by hand and whose client has ended, not without a word.
+
+    Nodes that a client started have nobody who looks: they just end.
+
+    Raises:
+        SystemExit: With the code of who finds nobody there (69), if it is one.
+    """
+    name = os.environ.get("TASKSPRINT_ATTACHED")
+    if not name or _channel is None or not _channel.is_socket:
+        return
+    if _channel.is_hung_up():
+        # Otherwise the client has said here why it ends the node, and waits for its end.
+        text = (
+            f"tasksprint: node {name!r} ends: its client has gone without a word (was it "
+            "killed?); start a client, and attach the node again"
+        )
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except (AttributeError, ValueError, OSError):
+            pass  # Closed or replaced by the user.
+    raise SystemExit(69)
 
 
 def open_channel() -> Channel:
@@ -165,6 +197,19 @@ class Channel:
                 stream.flush()
             except (AttributeError, ValueError, OSError):
                 pass  # Closed or replaced by the user.
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the input is a socket, as a client's is."""
+        return os.fstat(self._source).st_mode & 0o170000 == 0o140000
+
+    def is_hung_up(self) -> bool:
+        """Return whether the other side has closed its socket, and not only ended its output."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._source, select.POLLHUP)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     # --- reading ---
 

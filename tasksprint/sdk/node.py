@@ -84,7 +84,12 @@ class TaskSprintNode:
     task: Task
 
     def start(self) -> None:
-        """Run tasks until the client has no more; returns at the end of input."""
+        """Run tasks until the client has no more; returns at the end of input.
+
+        Raises:
+            SystemExit: The node was attached by hand and its client has ended (69), or
+                Ctrl-C was typed (130).
+        """
         if type(self).__module__ == "__mp_main__":
             return  # A child of `multiprocessing` that loads its parent's program.
         channels.greet("node")
@@ -94,7 +99,9 @@ class TaskSprintNode:
             # Ctrl-C at a node attached by hand is a way to stop it, not an error.
             raise SystemExit(130) from None
         except (BrokenPipeError, ConnectionResetError):
+            channels.leave_attached()
             raise SystemExit(0) from None  # The client is gone, and nobody reads what is left.
+        channels.leave_attached()
 
 
 class _Error(Exception):

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, UnprovenAnswer
 from tasksprint.execution.effects import KillNode, TaskError
 from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.installation import sdk_directory
 from tasksprint.net.keys import create_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
 from tasksprint.process.attach import LiveClient
@@ -464,6 +467,58 @@ def test_node_says_that_it_is_attached_and_what_a_job_must_say(
         "tasksprint: attached as 'mine' to client 42 of this machine (data in '/data/c'); it "
         'serves jobs whose tasksprint.json says {"node": "attached:mine"}'
     ]
+
+
+ATTACHED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+os.dup2(int(sys.argv[2]), 0)
+os.dup2(0, 1)
+os.close(int(sys.argv[2]))
+from TaskSprintNode import *
+class Mine(TaskSprintNode):
+    pass
+Mine().start()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "name", "code", "words"),
+    [
+        (
+            "close",
+            "mine",
+            69,
+            "tasksprint: node 'mine' ends: its client has gone without a word (was it killed?); "
+            "start a client, and attach the node again\n",
+        ),
+        ("shutdown", "mine", 69, ""),  # The client has said why.
+        ("close", None, 0, ""),  # One that a client started.
+    ],
+)
+def test_attached_node_says_that_its_client_has_gone(
+    ending: str, name: str | None, code: int, words: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    environment = {key: value for key, value in os.environ.items() if key != "TASKSPRINT_ATTACHED"}
+    if name is not None:
+        environment["TASKSPRINT_ATTACHED"] = name
+    with ours:
+        with theirs:
+            node = subprocess.Popen(
+                [sys.executable, "-c", ATTACHED, sdk_directory(), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                env=environment,
+            )
+        assert b'"ready"' in ours.recv(1_000)
+        if ending == "close":
+            ours.close()
+        else:
+            ours.shutdown(socket.SHUT_WR)
+        _, said = node.communicate(timeout=60)
+    assert (node.returncode, said.decode()) == (code, words)
 
 
 def test_client_with_a_key_of_its_own_making_says_so_when_it_is_refused(

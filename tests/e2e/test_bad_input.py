@@ -792,6 +792,34 @@ tested.update(
 )
 
 
+NODE_THAT_STAYS = """\
+from TaskSprintNode import *
+
+class Node(TaskSprintNode):
+    pass
+
+Node().start()
+"""
+
+
+@row("client of an attached node is killed")
+def test_attached_node_whose_client_is_killed(what: str, commands: Commands) -> None:
+    (commands.folder / "mynode.py").write_text(NODE_THAT_STAYS)
+    key = commands.folder / "client.key"
+    key.write_text("0" * 64 + "\n")
+    key.chmod(0o600)
+    client = commands.start(
+        *("client", "--key-file", str(key), "--coordinators", "127.0.0.1:1"),
+        *("--data-dir", "client"),
+        until="still looking",
+    )
+    node = commands.start("node", "--exec", "./mynode.py", until="attached as 'mynode'")
+    client.kill()
+    client.communicate(timeout=DEADLINE_S)
+    _, stderr = node.communicate(timeout=DEADLINE_S)
+    check(what, node.returncode, stderr)
+
+
 @row("`python -O`")
 def test_python_without_assertions(what: str, commands: Commands) -> None:
     commands.fails(what, "clients", PYTHONOPTIMIZE="1")
