@@ -24,6 +24,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.process.job_directory import MANIFEST_NAME, Manifest, pack, read_job
 from tasksprint.roles.clock import monotonic_ms
 from tasksprint.roles.leader import MISDIRECTED, Rota, leader_hint
+from tasksprint.roles.next_steps import program_command
 from tasksprint.settings import Settings
 
 __all__ = ["Cluster", "JobOutcome", "parse_params", "read_job_option", "status_of_coordinator"]
@@ -32,6 +33,8 @@ _UNAVAILABLE = 503
 # How long an ended job's schedulers may be compared, and how often that is looked at.
 _COMPARED_MS = 1_500
 _COMPARED_PAUSE_S = 0.02
+# Coordinators of which a sentence says what they answered, or why they didn't.
+_CAUSES_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,8 @@ class Cluster:
         """
         limit_ms = self._settings.find_leader_timeout_ms if give_up_ms is None else give_up_ms
         started_ms = monotonic_ms()
-        cause, is_answered = "", False
+        answers: dict[str, str] = {}  # what each address said last that answered …
+        failures: dict[str, str] = {}  # … and why the others didn't
         strange: set[str] = set()  # where something answers that can't be believed
         while True:
             address = self._rota.address
@@ -131,34 +135,43 @@ class Cluster:
                 response = self._ask(address, method, path, query, body, wait_ms)
             except (PeerUnreachable, RemoteProtocolError) as error:
                 pause_s = self._rota.failed()
-                # One that answers and doesn't lead says more than one that is gone.
-                cause = cause if is_answered else str(error)
+                failures[address] = str(error)
+                answers.pop(address, None)
                 strange.discard(address)
                 if isinstance(error, RemoteProtocolError):
                     strange.add(address)
                     if strange.issuperset(self._rota.known):
                         raise
             else:
-                is_answered = True
                 strange.discard(address)
+                failures.pop(address, None)
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
-                    cause = _words(response) or f"{address} doesn't lead"
+                    answers[address] = _words(response) or f"{address} doesn't lead"
                 elif response.status == _UNAVAILABLE:
-                    pause_s, cause = self._rota.failed(), _words(response) or "not ready"
+                    pause_s = self._rota.failed()
+                    answers[address] = _words(response) or "not ready"
                 else:
                     self._rota.answered()
                     return response.checked()
             if monotonic_ms() - started_ms >= limit_ms:
-                if is_answered:
-                    what, hint = "leads", "a majority of them must be up: see 'status'"
-                else:
-                    what, hint = "answers", "start one with 'tasksprint coordinator'"
-                raise PeerUnreachable(
-                    f"no coordinator {what} at {', '.join(self._addresses)}: {cause}",
-                    hint=f"{hint}; or name others with --coordinators",
-                )
+                raise self._nobody(answers, failures)
             time.sleep(pause_s)
+
+    def _nobody(self, answers: dict[str, str], failures: dict[str, str]) -> PeerUnreachable:
+        """Return the error that says who was asked for the leader, and what each one said."""
+        what, hint = "answers", f"start one with '{program_command('coordinator')}'"
+        if answers:
+            what = "leads"
+            hint = f"a majority of them must be up: see '{program_command('status')}'"
+        # One that answers and doesn't lead says more than one that is gone.
+        causes = [*answers.values(), *failures.values()]
+        if len(causes) > _CAUSES_MAX:
+            causes[_CAUSES_MAX:] = [f"{len(causes) - _CAUSES_MAX} more"]
+        return PeerUnreachable(
+            f"no coordinator {what} at {', '.join(self._addresses)}: {'; '.join(causes)}",
+            hint=f"{hint}; or name others with --coordinators",
+        )
 
     def also_ask(self, addresses: list[str]) -> None:
         """Look for the leader at these addresses, too."""

@@ -50,6 +50,7 @@ from tasksprint.roles.programs import Programs
 from tasksprint.roles.runners import Runners
 from tasksprint.roles.steps import Step
 from tasksprint.roles.surroundings import REAL, Surroundings
+from tasksprint.roles.unheard import why_leaderless
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.records import AppliedPoint, Commit
@@ -69,7 +70,6 @@ _MIRROR_IDLE_MS = 50
 _MIRROR_ROWS_MAX = 1_000
 # The loop itself writes no more rows than these.
 _ROWS_AT_ONCE_MAX = 100
-_WAITS = "replica %d waits for the other members to be up"
 _NEVER_MS = 1 << 62
 # Changes of the leader that `status` shows.
 _ELECTIONS_KEPT = 10
@@ -259,16 +259,15 @@ class Coordinator:
         if self._is_over:
             raise NotLeader(f"replica {self.options.me} stops", None)
         if self.schedule is None:
-            raise NotLeader(_WAITS % self.options.me, None)
+            raise self.not_leader()
         return self.schedule
 
     def not_leader(self) -> NotLeader:
+        """Return the error that says who leads, or why nobody is known to."""
         leader = self.replica.leader
-        address = None
-        if leader is not None and leader != self.options.me:
-            address = self.address_of(leader)
-        if self.schedule is None:
-            return NotLeader(_WAITS % self.options.me, None)
+        if self.schedule is None or leader is None:
+            return NotLeader(why_leaderless(self), None)
+        address = None if leader == self.options.me else self.address_of(leader)
         return NotLeader(f"replica {self.options.me} is not the leader", address)
 
     def address_of(self, replica: ReplicaId) -> str | None:

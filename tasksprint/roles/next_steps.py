@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +13,14 @@ from tasksprint.ids import JobId
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["how_to_come_back", "how_to_go_on", "program_words"]
+__all__ = [
+    "COMMANDS",
+    "as_started",
+    "how_to_come_back",
+    "how_to_go_on",
+    "program_command",
+    "program_words",
+]
 
 # Options that say which cluster is meant, and the variables that say the same.
 _REACHING = (
@@ -20,6 +28,14 @@ _REACHING = (
     ("key_file", "TASKSPRINT_KEY_FILE", None),
     ("cluster", "TASKSPRINT_CLUSTER", None),
 )
+
+COMMANDS = (
+    *("backup", "cancel", "client", "clients", "coordinator", "job", "jobs", "log", "logs"),
+    *("member", "node", "recover", "restore", "result", "run", "status", "stop", "submit"),
+    "token",
+)
+# A command in a sentence, as opposed to a path or another word that ends so.
+_COMMAND = re.compile(rf"(?<![\w./-])tasksprint(?= (?:--help|(?:{'|'.join(COMMANDS)})\b))")
 
 
 def program_words(started_as: str | None = None) -> list[str]:
@@ -35,6 +51,19 @@ def program_words(started_as: str | None = None) -> list[str]:
     if name == "__main__.py" and os.path.basename(folder) == "tasksprint":
         return ["python3", "-m", "tasksprint"]
     return ["tasksprint"]
+
+
+def program_command(*words: str) -> str:
+    """Return a command of this program with these words, to be typed as it is."""
+    return " ".join([shlex.join(program_words()), *words])
+
+
+def as_started(text: str) -> str:
+    """Return a sentence of another process with its commands as this program was started.
+
+    Coordinators don't know by which words a person starts it, and say "tasksprint".
+    """
+    return _COMMAND.sub(lambda _: program_command(), text)
 
 
 def how_to_go_on(options: argparse.Namespace, job: JobId) -> str:

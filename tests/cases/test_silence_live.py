@@ -216,6 +216,42 @@ def test_what_clients_say_of_long_runs_grows_older_until_they_say_otherwise() ->
     assert told.of().runs == (), "it lives no more, perhaps"
 
 
+def test_coordinator_without_a_leader_says_which_members_it_hears(tmp_path: Path) -> None:
+    settings = Settings(
+        heartbeat_interval_ms=20, election_timeout_min_ms=100, election_timeout_max_ms=200
+    )
+
+    async def main() -> None:
+        async with members(3, tmp_path, settings) as of:
+            leader = await of.leader()
+            others = [member for member in of.all if member is not leader]
+            last, first = others
+            for member in (leader, first):
+                await member.stop()
+
+            async def said() -> str:
+                answer = await last.ask("GET", "/v1/jobs")
+                assert answer.status == 421
+                return str(answer.json()["error"])
+
+            gone = sorted((leader, first), key=lambda member: member.number)
+            named = ", ".join(
+                rf"{member.number} \({re.escape(member.address)}(, since [0-9]+ s)?\)"
+                for member in gone
+            )
+            words = (
+                f"replica {last.number} hears no leader; it doesn't hear replica {named}; "
+                "2 of the 3 that vote must be up"
+            )
+            while re.fullmatch(words, await said()) is None:
+                pass
+            for member in (leader, first):
+                await member.start()
+            await of.leader()
+
+    run(main)
+
+
 def test_setup_that_a_coordinator_runs_for_long_is_the_obstacle(tmp_path: Path) -> None:
     async def main() -> None:
         async with members(1, tmp_path, Settings(silence_shown_ms=50)) as of:
