@@ -11,10 +11,11 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasksprint import __version__
-from tasksprint.errors import EXIT_OK, StoreError, TaskSprintError, UsageError
+from tasksprint.errors import EXIT_OK, JobFailed, StoreError, TaskSprintError, UsageError
 from tasksprint.net.tokens import Scope
 from tasksprint.plain_text import plain_lines
 from tasksprint.process.standard_streams import STDOUT_NAME, prepare_streams
+from tasksprint.roles.next_steps import as_started, program_command
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +75,8 @@ def _end_of(arguments: list[str]) -> int:
         return _run(arguments)
     except TaskSprintError as error:
         # It may quote what a user's program wrote.
-        print(f"tasksprint: {plain_lines(str(error))}", file=sys.stderr)
+        text = str(error) if isinstance(error, JobFailed) else as_started(str(error))
+        print(f"tasksprint: {plain_lines(text)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tasksprint: interrupted", file=sys.stderr)
@@ -213,12 +215,13 @@ def _parser() -> argparse.ArgumentParser:
     }
 
     parser = Parser(
-        prog="tasksprint",
+        prog=program_command(),
         description="Fault-tolerant distributed computation: a scheduler, a node, and one file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tasksprint {__version__}")
+    prog = parser.prog.replace("%", "%%")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     def add(
@@ -228,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=f"example: {parser.prog} {example}",
+            epilog=f"example: {prog} {example}",
             parents=list(parents),  # type: ignore[arg-type]
         )
 
@@ -422,7 +425,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
-            epilog=f"example: {parser.prog} {example}",
+            epilog=f"example: {prog} {example}",
             parents=list(parents) or [common(), reaching(), reading()],
         )
 

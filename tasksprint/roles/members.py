@@ -28,6 +28,7 @@ from tasksprint.errors import (
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.deadlines import within
+from tasksprint.roles.next_steps import program_command
 
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
@@ -405,9 +406,10 @@ class MemberChanges:
                     is_told = True
                     _log.info(
                         "replica=%d waits until cluster %s adds it: "
-                        "tasksprint member add %d=%s --coordinators %s",
+                        "%s %d=%s --coordinators %s",
                         options.me,
                         cluster,
+                        program_command("member", "add"),
                         options.me,
                         options.advertise,
                         ",".join(options.join),

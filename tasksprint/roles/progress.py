@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from tasksprint.plain_text import plain_line, plain_lines
 from tasksprint.roles.cluster import JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
+from tasksprint.roles.next_steps import as_started, program_command
 from tasksprint.roles.terminal import event_line
 
 __all__ = ["Progress", "counts_in_words", "with_hint"]
@@ -60,7 +61,7 @@ def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = Non
 
 def with_hint(told: dict[str, Any]) -> str:
     """Return what is told of a job, and what can be done about it, for people."""
-    hint = f"; {told['hint']}" if told["hint"] else ""
+    hint = f"; {as_started(told['hint'])}" if told["hint"] else ""
     return str(told["text"]) + hint
 
 
@@ -159,7 +160,8 @@ class Progress:
         self._failures_left = _FAILURES_MAX
         if self._unshown:
             unshown, self._unshown = self._unshown, 0
-            self._say({}, f"{unshown} more failures; 'tasksprint logs' shows those of a task")
+            shows = f"'{program_command('logs')}' shows those of a task"
+            self._say({}, f"{unshown} more failures; {shows}")
         outcome = self._outcome
         if outcome is None and self._lost is None:
             return
@@ -235,9 +237,7 @@ class Progress:
 
     def _waits(self, obstacle: dict[str, str], now_s: float) -> str:
         """Return what the job waits for: at once in full, later in short, now and then again."""
-        text = obstacle["text"]
-        if self._with_hints and obstacle["hint"]:
-            text += f"; {obstacle['hint']}"
+        text = with_hint(obstacle) if self._with_hints else obstacle["text"]
         if not self._has_bar and self._told is not None:
             told, at_s = self._told
             if told == obstacle["kind"] and now_s - at_s < _TOLD_AGAIN_S:

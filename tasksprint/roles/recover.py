@@ -46,6 +46,7 @@ from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.environment import settings_from_environment
+from tasksprint.roles.next_steps import program_command
 from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import RULES
 from tasksprint.store.records import AppliedPoint, Commit
@@ -246,7 +247,7 @@ def run_recover(options: argparse.Namespace) -> int:
         f"replica {findings.replica} is the only member of the new cluster {cluster} now, at "
         f"{address}; start it as before. Delete the data directories of the former members "
         f"({_listed(findings.shut_out)}), start new ones with new ids, empty directories and "
-        f"--join {address}, and add each: tasksprint member add ID=HOST:PORT",
+        f"--join {address}, and add each: {program_command('member', 'add')} ID=HOST:PORT",
         file=sys.stderr,
     )
     return EXIT_OK

@@ -26,6 +26,7 @@ from tasksprint.process.directories import private_directory
 from tasksprint.roles.clock import wall_ms
 from tasksprint.roles.environment import settings_from_environment
 from tasksprint.roles.leader import check_replica_id
+from tasksprint.roles.next_steps import program_command
 from tasksprint.roles.recover import ago, new_cluster, new_incarnation
 from tasksprint.roles.terminal import print_json, print_plain
 from tasksprint.settings import RULES, Settings
@@ -105,11 +106,11 @@ def run_restore(options: argparse.Namespace) -> int:
         f"{ago(contents.wall_ms)}) as the new cluster {made.cluster} of replica {options.id} "
         f"alone: {made.jobs} jobs ({made.running} running), {len(checked.archives)} archives\n"
         "lost: everything that was acknowledged after that slot\n"
-        f"start it: tasksprint coordinator --id {options.id} --listen {options.listen}"
+        f"start it: {program_command('coordinator')} --id {options.id} --listen {options.listen}"
         f"{f' --advertise {address}' if address != options.listen else ''} "
         f"--data-dir {options.data_dir}\n"
         "more members: start each with a new id, an empty data directory and "
-        f"--join {address}, then: tasksprint member add ID=HOST:PORT"
+        f"--join {address}, then: {program_command('member', 'add')} ID=HOST:PORT"
     )
     return EXIT_OK
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +19,16 @@ from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
 from tasksprint.coordination.commands import Failure, NodesAttached, SilentClient
 from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
-from tasksprint.ids import ClientId, JobId, TaskId
-from tasksprint.roles.cluster import JobOutcome
+from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
+from tasksprint.net.keys import create_key
+from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
 from tasksprint.roles.job_notes import cause_of_end
+from tasksprint.roles.main import main, parse_command
+from tasksprint.roles.next_steps import COMMANDS, as_started, program_command
 from tasksprint.roles.progress import Progress, counts_in_words, with_hint
-from tasksprint.settings import RULES, Rules
+from tasksprint.roles.unheard import describe_unheard
+from tasksprint.settings import RULES, Rules, Settings
 from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
 from tests.coordination.world import FakeClient, World
 
@@ -647,6 +654,90 @@ def test_news_of_a_job_are_its_end_lines_and_failures_and_not_its_counts() -> No
     world.answer(job, FinishJob((), "{}"))
     assert is_news()
     assert world.schedule.job_news(JobId(99)) is None
+
+
+# --- nobody leads --------------------------------------------------------------------
+
+
+def test_members_that_are_not_heard_are_named_with_their_addresses() -> None:
+    others = {ReplicaId(number): f"h{number}:7070" for number in (3, 2)}
+    for ages, words in (
+        ({2: 100, 3: 2_000}, ""),
+        ({2: 100, 3: None}, "it hears replica 2; it doesn't hear replica 3 (h3:7070)"),
+        ({2: 2_001}, "it doesn't hear replica 2 (h2:7070, since 2 s), 3 (h3:7070)"),
+    ):
+        known = {ReplicaId(number): age for number, age in ages.items()}
+        assert describe_unheard(others, known, silent_ms=2_000) == words
+    many = {ReplicaId(number): "h:1" for number in range(2, 11)}
+    assert describe_unheard(many, {}, silent_ms=1).endswith(", 6 (h:1), 4 more")
+
+
+def test_commands_tell_what_each_coordinator_answered_or_why_it_did_not(tmp_path: Path) -> None:
+    addresses = ["h1:1", "h2:1", "h3:1"]
+    cluster = Cluster(addresses, create_key(tmp_path / "key"), Settings())
+    refused = {"h2:1": "cannot reach h2:1: connection refused", "h3:1": "h3:1 timed out"}
+    assert str(cluster._nobody({"h1:1": "replica 1 hears no leader"}, refused)) == (
+        "no coordinator leads at h1:1, h2:1, h3:1: replica 1 hears no leader; cannot reach h2:1: "
+        "connection refused; h3:1 timed out; a majority of them must be up: see 'tasksprint "
+        "status'; or name others with --coordinators"
+    )
+    assert str(cluster._nobody({}, refused)) == (
+        "no coordinator answers at h1:1, h2:1, h3:1: cannot reach h2:1: connection refused; h3:1 "
+        "timed out; start one with 'tasksprint coordinator'; or name others with --coordinators"
+    )
+    many = {f"h{number}:1": f"no {number}" for number in range(9)}
+    assert ": no 0; no 1; no 2; no 3; no 4; 4 more; start " in str(cluster._nobody({}, many))
+
+
+# --- the words of commands -------------------------------------------------------------
+
+
+def test_commands_in_sentences_are_those_by_which_the_program_was_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/my tools/tasksprint.pyz"])
+    mine = "python3 '/opt/my tools/tasksprint.pyz'"
+    for told, shown in {
+        "start one with: tasksprint client": f"start one with: {mine} client",
+        "see 'tasksprint log show --slot 7'": f"see '{mine} log show --slot 7'",
+        "tasksprint member add 4=h:1 (or tasksprint restore F)": (
+            f"{mine} member add 4=h:1 (or {mine} restore F)"
+        ),
+        "a tasksprint of your own": "a tasksprint of your own",
+        "data in /var/lib/tasksprint client": "data in /var/lib/tasksprint client",
+        "tasksprint.json has a slip": "tasksprint.json has a slip",
+    }.items():
+        assert as_started(told) == shown
+    assert program_command("member", "add") == f"{mine} member add"
+    assert with_hint({"text": "no client", "hint": "start: tasksprint client"}) == (
+        f"no client; start: {mine} client"
+    )
+    screen = Screen()
+    progress = Progress(screen, now_s=0.0)
+    for number in range(21):
+        progress.failed(failure(number=number), in_full=False)
+    progress.tell(1.0)
+    assert screen.new().endswith(f"1 more failures; '{mine} logs' shows those of a task\n")
+
+
+def test_errors_and_help_name_the_program_as_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["./100%/tasksprint.pyz"])
+    assert main(["jobs", "--no-such"]) == 64
+    assert capsys.readouterr().err.endswith("; see 'python3 ./100%/tasksprint.pyz --help'\n")
+    with pytest.raises(SystemExit):
+        parse_command(["jobs", "--help"])
+    assert "usage: python3 ./100%/tasksprint.pyz jobs " in capsys.readouterr().out
+
+
+def test_every_command_is_known_where_sentences_are_put_into_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_command(["--help"])
+    listed = capsys.readouterr().out.partition("\ncommands:")[2]
+    assert set(COMMANDS) == set(re.findall(r"(?m)^    ([a-z]+)\b", listed))
 
 
 # --- the line of now -----------------------------------------------------------------
