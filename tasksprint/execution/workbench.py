@@ -382,6 +382,11 @@ class Workbench:
         if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:
             self._reports.add_lost((job, tid))
 
+    def stored_result(self, job: JobId, tid: TaskId) -> Held | None:
+        """Return the result of a task that is stored here now; one made later is another."""
+        held = self._inputs.held(job, tid)
+        return held if held is not None and held.is_stored else None
+
     def result_lost(self, job: JobId, tid: TaskId, digest: str) -> bool:
         """Forget a stored result that can't be read any more, and tell the coordinator.
 

@@ -647,14 +647,17 @@ class Client:
 
     async def _load_and_run(self, shell: NodeShell, effect: RunTask) -> None:
         """Read inputs that have left memory, then run the task."""
+        job = effect.assignment.job
+        seen = {tid: self.held.seen(job, tid) for tid, _, _ in effect.inputs}
         inputs, missing = await self.values.load_inputs(effect)
         if missing:
-            job = effect.assignment.job
             digests = {tid: digest for tid, _, digest in effect.inputs}
             refused: dict[TaskId, Manifest | None] = {}
             for tid in missing:
                 found = await self.held.manifest(job, tid, digests[tid])
-                refused[tid] = found
+                now = self.held.seen(job, tid)
+                is_new = now is not None and now is not seen[tid]  # See `seen`.
+                refused[tid] = now.manifest if now is not None and is_new else found
             self.workbench.run_refused(effect.node, effect.id, refused, self.now_ms())
         elif self.nodes.get(effect.node) is shell:
             shell.run(effect, inputs)

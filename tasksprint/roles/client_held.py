@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasksprint.encoding import decode_json, result_digest
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
+from tasksprint.execution.records import Held
 from tasksprint.ids import JobId, TaskId
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.result_store import HeldName, ResultStore
@@ -59,10 +60,11 @@ class HeldValues:
         self, job: JobId, tid: TaskId, digest: str, key: str
     ) -> tuple[str, bytes | FileValue] | None:
         """Return kind and content of a value; None: it isn't here, or not any more."""
+        seen = self.seen(job, tid)
         try:
             return await self._client.read(_read_value, job, tid, digest, key)
         except ValueSpoiled as error:
-            self.spoiled(job, tid, digest, str(error))
+            self.spoiled(job, tid, digest, str(error), seen=seen)
             return None
 
     def discard(self, value: FileValue) -> None:
@@ -105,9 +107,26 @@ class HeldValues:
 
     # --- lost and spoiled values ---
 
-    def spoiled(self, job: JobId, tid: TaskId, digest: str, why: str) -> None:
-        """Drop a result of which a value is gone or spoiled, and report it as lost."""
+    def seen(self, job: JobId, tid: TaskId) -> Held | None:
+        """Return the stored result of a task, to be named if what is read now turns out bad.
+
+        1. A value is asked for whose result isn't there, or is spoiled. 2. The task ends here,
+        again perhaps, with the same digest, and its result is stored. 3. The answer of the
+        store, or the end of the file, comes: it says nothing of the result that is there now.
+        """
+        return self._client.workbench.stored_result(job, tid)
+
+    def spoiled(
+        self, job: JobId, tid: TaskId, digest: str, why: str, *, seen: Held | None
+    ) -> None:
+        """Drop a result of which a value is gone or spoiled, and report it as lost.
+
+        Args:
+            seen: What `seen` returned before it was read; another one isn't dropped.
+        """
         client = self._client
+        if seen is None or self.seen(job, tid) is not seen:
+            return
         if client.step(client.workbench.result_lost, job, tid, digest):
             _log.warning("job=%d tid=%d its result is lost: %s", job, tid, why)
             client.turn()
@@ -117,11 +136,13 @@ class HeldValues:
         if (job, tid, digest) in self._looks:
             return  # Enough: one look at a time.
         self._looks.add((job, tid, digest))
+        seen: Held | None = None
         try:
             async with self._looking:
+                seen = self.seen(job, tid)
                 found = await self._client.read(_contents, job, tid, digest)
                 if found is None:
-                    self.missing(job, tid, digest)
+                    self.missing(job, tid, digest, seen=seen)
                     return
                 for content in found:
                     await on_thread(partial(self.files.check, content))
@@ -131,13 +152,14 @@ class HeldValues:
                     tid,
                 )
         except ValueSpoiled as error:
-            self.spoiled(job, tid, digest, str(error))
+            self.spoiled(job, tid, digest, str(error), seen=seen)
         finally:
             self._looks.discard((job, tid, digest))
 
-    def missing(self, job: JobId, tid: TaskId, digest: str) -> None:
+    def missing(self, job: JobId, tid: TaskId, digest: str, *, seen: Held | None) -> None:
         """Report a result that the store hasn't, though somebody counts on it."""
-        self.spoiled(job, tid, digest, "it isn't in the store, or with another digest")
+        why = "it isn't in the store, or with another digest"
+        self.spoiled(job, tid, digest, why, seen=seen)
         self._client.step(self._client.workbench.result_missing, job, tid)
         self._client.turn()
 

@@ -10,6 +10,7 @@ from typing import Any
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
+from tasksprint.execution.records import Held
 from tasksprint.ids import JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_messages import parse_range
@@ -58,10 +59,11 @@ class ClientPaths:
         left = _BATCH_BYTES_MAX
         for item in wanted:
             job, tid, digest, keys = _wanted(item)
+            seen = self._client.held.seen(job, tid)
             manifest = await self._held_manifest(job, tid, digest)
             found = None
             if manifest is not None:
-                found = await self._batch(job, tid, digest, manifest, keys, left)
+                found = await self._batch(job, tid, digest, manifest, keys, left, seen)
             if found is None:
                 entries.append(None)
                 continue
@@ -73,7 +75,14 @@ class ClientPaths:
         return Response(200, body, _BYTES, covers_line=True)
 
     async def _batch(
-        self, job: JobId, tid: TaskId, digest: str, manifest: Manifest, keys: list[str], left: int
+        self,
+        job: JobId,
+        tid: TaskId,
+        digest: str,
+        manifest: Manifest,
+        keys: list[str],
+        left: int,
+        seen: Held | None,
     ) -> dict[str, bytes] | None:
         """Return those values of a result that fit into a batch; None: one of them is lost."""
         client = self._client
@@ -89,7 +98,7 @@ class ClientPaths:
                 try:
                     pieces = [piece async for piece in client.held.pieces_of(content)]
                 except ValueSpoiled as error:
-                    client.held.spoiled(job, tid, digest, str(error))
+                    client.held.spoiled(job, tid, digest, str(error), seen=seen)
                     return None
                 content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             values[key] = content
@@ -107,9 +116,10 @@ class ClientPaths:
     ) -> Manifest | None:
         """Return the manifest of a result that is held, or None."""
         held = self._client.held
+        seen = held.seen(job, tid)
         manifest = await held.manifest(job, tid, digest)
         if manifest is None and digest is not None:
-            held.missing(job, tid, digest)
+            held.missing(job, tid, digest, seen=seen)
         return manifest
 
     async def _manifest(self, request: Request) -> Response:
@@ -122,6 +132,7 @@ class ClientPaths:
     async def _value(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
         key = request.text("key")
+        seen = self._client.held.seen(job, tid)
         manifest = await self._held_manifest(job, tid, request.query.get("digest"))
         found = next((item for item in manifest or () if item[0] == key), None)
         if found is None:
@@ -146,7 +157,8 @@ class ClientPaths:
             body = loaded[1][first:end]
         else:
             whole = (first, end) == (0, size)
-            body = self._pieces(job, tid, digest, loaded[1], None if whole else (first, end))
+            part = None if whole else (first, end)
+            body = self._pieces(job, tid, digest, loaded[1], part, seen)
         return Response(
             status,
             body,
@@ -163,13 +175,14 @@ class ClientPaths:
         digest: str,
         value: FileValue,
         part: tuple[int, int] | None,
+        seen: Held | None,
     ) -> AsyncIterator[bytes]:
         held = self._client.held
         try:
             async for piece in held.pieces_of(value, part):
                 yield piece
         except ValueSpoiled as error:
-            held.spoiled(job, tid, digest, str(error))
+            held.spoiled(job, tid, digest, str(error), seen=seen)
             raise
 
     async def _logs(self, request: Request) -> Response:

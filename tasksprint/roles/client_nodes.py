@@ -23,6 +23,7 @@ from tasksprint.coordination.liveness import ATTACHED_NAMES_MAX
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
+from tasksprint.execution.records import Held
 from tasksprint.ids import JobId, TaskId
 from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
 from tasksprint.process.program import ExitReason, Program
@@ -139,22 +140,25 @@ class NodeShell:
                     assert isinstance(index, int)
                     value = inputs[index][1]
                     assert isinstance(value, FileValue)
+                    tid, _, digest = effect.inputs[index]
+                    seen = self._client.held.seen(effect.assignment.job, tid)
                     pieces = self._client.held.pieces_of(value)
                     try:
                         async for piece in base64_pieces(pieces) if buffer.is_base64 else pieces:
                             self.program.write(piece)
                             await self.program.drain()
                     except ValueSpoiled as error:
-                        tid, _, digest = effect.inputs[index]
-                        self._refuse_input(effect, tid, digest, str(error))
+                        self._refuse_input(effect, tid, digest, str(error), seen)
                         return
         finally:
             self._is_writing = False
 
-    def _refuse_input(self, effect: RunTask, tid: TaskId, digest: str, why: str) -> None:
+    def _refuse_input(
+        self, effect: RunTask, tid: TaskId, digest: str, why: str, seen: Held | None
+    ) -> None:
         """An input turned out to be spoiled while it was written: the node waits for the rest."""
         client = self._client
-        client.held.spoiled(effect.assignment.job, tid, digest, why)
+        client.held.spoiled(effect.assignment.job, tid, digest, why, seen=seen)
         client.workbench.run_broken_off(self.node, effect.id, tid, client.now_ms())
         client.turn()
 

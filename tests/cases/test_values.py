@@ -20,6 +20,7 @@ import pytest
 from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import ClientAddress, DropJob, View
 from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
+from tasksprint.execution.records import Held
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
@@ -418,6 +419,49 @@ def test_spoiled_result_is_reported_lost_and_no_other(
 
     run(main)
     assert any("its result is lost: " in one.getMessage() for one in caplog.records) or reader == 1
+
+
+@pytest.mark.parametrize("is_made_again", [False, True])
+@pytest.mark.parametrize("path", ["/v1/values", "/v1/values/check", "/v1/values/1/0/result"])
+def test_result_that_is_stored_while_the_store_answers_is_not_dropped(
+    path: str, is_made_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story of `HeldValues.seen`: the answer is one about what was there before."""
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            (digest,) = await make(here, 1_000)
+            bench, answered = here.client.workbench, asyncio.Event()
+            held = bench.stored_result(JobId(1), TaskId(0))
+            assert held is not None
+            held.is_stored = is_made_again
+
+            async def read(*arguments: object) -> None:
+                if is_made_again:
+                    bench._inputs.drop_held(JobId(1), TaskId(0), None)
+                    again = Held(2, digest, held.manifest, is_stored=True)
+                    bench._inputs.add_held(JobId(1), TaskId(0), again)
+                held.is_stored = True
+                answered.set()
+
+            monkeypatch.setattr(here.client, "read", read)
+            body = {"/v1/values": [[1, 0, digest, ["result"]]], "/v1/values/check": [1, 0, digest]}
+            is_post = path in body
+            response = await here.client.http.request(
+                here.address,
+                "POST" if is_post else "GET",
+                path,
+                query=None if is_post else {"digest": digest},
+                body=encode_json(body[path]) if is_post else b"",
+                checks_rest=True,
+            )
+            assert response.status == (200 if is_post else 404)
+            await answered.wait()
+            await here.idle()
+            assert bench.held_results() == [(1, 0, digest)]
+            assert not here.coordinator.lost
+
+    run(main)
 
 
 def test_reader_s_word_alone_drops_nothing(
