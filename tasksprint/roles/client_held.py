@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.encoding import decode_json, result_digest
-from tasksprint.errors import PeerUnreachable, RemoteProtocolError, ValueSpoiled
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
 from tasksprint.execution.records import Held
 from tasksprint.ids import JobId, TaskId
@@ -31,6 +31,10 @@ __all__ = ["HeldValues", "ask"]
 _log = logging.getLogger("tasksprint.client")
 
 ResultT = TypeVar("ResultT")
+
+# Looks that may wait: who has more to tell finds out by itself, or tells later.
+_LOOKS_MAX = 100
+_UNAVAILABLE = 503
 
 
 def ask(store: ResultStore, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
@@ -131,11 +135,23 @@ class HeldValues:
             _log.warning("job=%d tid=%d its result is lost: %s", job, tid, why)
             client.turn()
 
-    async def check(self, job: JobId, tid: TaskId, digest: str) -> None:
-        """Look whether a result is as it was stored; a peer has received something else."""
+    def look(self, job: JobId, tid: TaskId, digest: str) -> None:
+        """Look whether a result is as it was stored; a peer has received something else.
+
+        Raises:
+            Refused: Too many wait to be looked at.
+        """
         if (job, tid, digest) in self._looks:
             return  # Enough: one look at a time.
+        if len(self._looks) >= _LOOKS_MAX:
+            raise Refused(
+                f"{len(self._looks)} results here wait to be looked at; tell it later",
+                status=_UNAVAILABLE,
+            )
         self._looks.add((job, tid, digest))
+        self._client.background(self._look(job, tid, digest))
+
+    async def _look(self, job: JobId, tid: TaskId, digest: str) -> None:
         seen: Held | None = None
         try:
             async with self._looking:

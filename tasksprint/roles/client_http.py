@@ -108,7 +108,7 @@ class ClientPaths:
     def _check(self, request: Request) -> Response:
         """Look at a result of which a peer says that other bytes came: see client_fetch.py."""
         job, tid, digest, _ = _wanted([*_list(decode_json(request.body)), []])
-        self._client.background(self._client.held.check(job, tid, digest))
+        self._client.held.look(job, tid, digest)
         return json_response({})
 
     async def _held_manifest(

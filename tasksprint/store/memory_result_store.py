@@ -149,34 +149,20 @@ class MemoryResultReader:
     def __init__(self, directory: MemoryResults) -> None:
         self._directory = directory
 
-    @classmethod
-    def open(
-        cls, directory: MemoryResults, *, settings: Settings | None = None
-    ) -> MemoryResultReader:
-        """Look into an imagined directory."""
-        del settings  # The same signature as the real one; nothing here needs it.
-        return cls(directory)
-
     def read_manifest(self, job: int, tid: int) -> bytes | None:
         """As `ResultReader.read_manifest`."""
         result = self._directory.results.get((job, tid))
         return None if result is None else result.manifest
 
-    def value_info(self, job: int, tid: int, key: str) -> ValueInfo | None:
-        """As `ResultReader.value_info`."""
-        result = self._directory.results.get((job, tid))
-        for value in result.values if result is not None else ():
-            if value.key == key:
-                return ValueInfo(value.kind, value.size, value.digest)
-        return None
-
     def find_value(
         self, job: int, tid: int, key: str
     ) -> tuple[ValueInfo, bytes | FileValue] | None:
         """As `ResultReader.find_value`."""
-        info = self.value_info(job, tid, key)
-        if info is None:
+        result = self._directory.results.get((job, tid))
+        named = next((one for one in result.values if one.key == key), None) if result else None
+        if named is None:
             return None
+        info = ValueInfo(named.kind, named.size, named.digest)
         content = self._directory.contents[job, tid, key]
         if isinstance(content, bytes) and (found := value_digest(content)) != info.digest:
             raise ValueSpoiled(
@@ -184,17 +170,6 @@ class MemoryResultReader:
                 f"has SHA-256 {found}, expected {info.digest}"
             )
         return info, content
-
-    def read_value(self, job: int, tid: int, key: str) -> bytes | None:
-        """As `ResultReader.read_value`."""
-        found = self.find_value(job, tid, key)
-        if found is None:
-            return None
-        content = found[1]
-        if isinstance(content, bytes):
-            return content
-        opened = MemoryValueFiles(self._directory).open(content)
-        return b"".join(opened.checked_pieces())
 
     def held(self) -> list[tuple[int, int, str]]:
         """As `ResultReader.held`."""

@@ -1,20 +1,16 @@
 """The questions to a client's file, and what the file is.
 
 The schema stands here because every reader depends on it; `result_store` writes by it.
-Whole values are checked against their digests when they are read. To be used by one
-thread; the writer's thread and another may each have a reader of their own.
+Values in rows are checked against their digests when they are read. To be used by one
+thread.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tasksprint.encoding import decode_json, value_digest
 from tasksprint.errors import RemoteProtocolError, ValueSpoiled
-from tasksprint.settings import Settings
 from tasksprint.store.database import Database, Kind, damaged_store
 from tasksprint.store.result_records import BoundedText, FileValue, LogText, ValueInfo
-from tasksprint.store.value_files import ValueFiles
 
 __all__ = ["FILE", "KIND", "ResultReader", "cell_bytes", "cell_int"]
 
@@ -53,21 +49,10 @@ KIND = Kind(
 
 
 class ResultReader:
-    """The questions to a client's file, over a connection of its own or the writer's."""
+    """The questions to a client's file, over the connection of whoever writes it."""
 
-    def __init__(self, database: Database, files: ValueFiles) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._files = files
-
-    @classmethod
-    def open(cls, data_dir: Path, *, settings: Settings | None = None) -> ResultReader:
-        """Open a second, read-only connection to a directory that a store has open.
-
-        Raises:
-            StoreError: There is none, or it can't be read.
-        """
-        database = Database(data_dir / FILE, KIND, settings or Settings(), is_read_only=True)
-        return cls(database, ValueFiles(data_dir))
 
     def read_manifest(self, job: int, tid: int) -> bytes | None:
         """Return the manifest of a result, or None if it isn't held."""
@@ -75,11 +60,6 @@ class ResultReader:
             "SELECT manifest FROM results WHERE job = ? AND tid = ?", (job, tid)
         )
         return cell_bytes(found[0][0]) if found else None
-
-    def value_info(self, job: int, tid: int, key: str) -> ValueInfo | None:
-        """Return kind, size and digest of a value, or None if it isn't held."""
-        found = self._find(job, tid, key, "NULL")
-        return found[0] if found is not None else None
 
     def find_value(
         self, job: int, tid: int, key: str
@@ -89,7 +69,7 @@ class ResultReader:
         Raises:
             ValueSpoiled: It stands in its row, and isn't what its digest says.
         """
-        found = self._find(job, tid, key, "data")
+        found = self._find(job, tid, key)
         if found is None:
             return None
         info, data, number = found
@@ -100,10 +80,10 @@ class ResultReader:
         return info, data
 
     def _find(
-        self, job: int, tid: int, key: str, data: str
+        self, job: int, tid: int, key: str
     ) -> tuple[ValueInfo, bytes | None, int | None] | None:
         for kind, size, digest, content, number in self._database.query(
-            f"SELECT kind, size, digest, {data}, file FROM result_values"
+            "SELECT kind, size, digest, data, file FROM result_values"
             " WHERE job = ? AND tid = ? AND key = ?",
             (job, tid, key),
         ):
@@ -120,24 +100,6 @@ class ResultReader:
                 f"value {key!r} of task {tid} of job {job} in {str(self._database.path)!r} "
                 f"has SHA-256 {found}, expected {info.digest}"
             )
-
-    def read_value(self, job: int, tid: int, key: str) -> bytes | None:
-        """Return a whole value, however large, or None if it isn't held; for tests and tools.
-
-        Raises:
-            ValueSpoiled: It isn't what its digest says.
-        """
-        found = self.find_value(job, tid, key)
-        if found is None:
-            return None
-        _, content = found
-        if isinstance(content, bytes):
-            return content
-        opened = self._files.open(content)
-        try:
-            return b"".join(opened.checked_pieces())
-        finally:
-            opened.close()
 
     def held(self) -> list[tuple[int, int, str]]:
         """Return (job, tid, result digest) of every result, in order.

@@ -12,8 +12,7 @@ database gives free pages back to the disk.
 
 A damaged database ends nobody: what is whole goes into a new one (result_repair.py), and
 `on_rebuilt` is told what was damaged, and which results are still there. Doesn't know tasks,
-jobs or the network; to be used by one thread, reading by one more with a `ResultReader` of
-its own.
+jobs or the network; to be used by one thread.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class ResultStore:
         self.files = files
         self._lock = lock
         self._settings = settings
-        self.reader = ResultReader(database, files)
+        self.reader = ResultReader(database)
         # Told when damage made a new database necessary: what it was, and what is left.
         self.on_rebuilt: Callable[[str, list[HeldName]], object] = _ignore
         ((identity,),) = database.query("SELECT identity FROM header")
@@ -88,7 +87,7 @@ class ResultStore:
 
     def _compare_files(self) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the files that no row names; drop the results whose files aren't whole."""
-        unnamed = dict(self.files.found)
+        unnamed = self.files.take_found()
         lost: dict[tuple[int, int], None] = {}
         for number, size, job, tid in self.reader.files():
             self._named.add(number)
@@ -171,7 +170,7 @@ class ResultStore:
         path = self._database.path
         build_anew(self._database, path, self._settings, self.identity, 0)
         self._database = Database(path, KIND, self._settings)
-        self.reader = ResultReader(self._database, self.files)
+        self.reader = ResultReader(self._database)
         named = {number for number, *_ in self.reader.files()}
         # (Of those that it doesn't name some belong to values that are yet to be put.)
         self._garbage += [number for number in self._named if number not in named]

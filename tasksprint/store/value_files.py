@@ -39,15 +39,19 @@ class ValueFiles:
         self.folder = data_dir / _FOLDER
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            # Sizes by number, of what was there at the start; for whoever opens the store.
-            self.found = {
+            self._found = {
                 int(entry.name): entry.stat().st_size
                 for entry in os.scandir(self.folder)
                 if entry.name.isdecimal()
             }
         except OSError as error:
             raise _store_error(self.folder, error) from error
-        self._numbers = itertools.count(max(self.found, default=0) + 1)
+        self._numbers = itertools.count(max(self._found, default=0) + 1)
+
+    def take_found(self) -> dict[int, int]:
+        """Return once, by number, the sizes of the files that were there at the start."""
+        found, self._found = self._found, {}
+        return found
 
     def begin(self) -> ValueWriter:
         """Begin a new value; its file is made with its first bytes."""

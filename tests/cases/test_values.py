@@ -22,6 +22,7 @@ from tasksprint.coordination.view import ClientAddress, DropJob, View
 from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
 from tasksprint.execution.records import Held
 from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
 from tasksprint.roles import client_nodes
@@ -487,6 +488,38 @@ def test_reader_s_word_alone_drops_nothing(
 
     run(main)
     assert "job=1 tid=0 a peer received other bytes; those that are here are whole" in caplog.text
+
+
+def test_results_that_wait_to_be_looked_at_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            await make(here, 1)
+            go_on = asyncio.Event()
+
+            async def read(*arguments: object) -> None:
+                await go_on.wait()
+
+            monkeypatch.setattr(here.client, "read", read)
+
+            async def tell(tid: int) -> HttpResponse:
+                return await here.client.http.request(
+                    here.address, "POST", "/v1/values/check", body=encode_json([1, tid, "0"])
+                )
+
+            for tid in (*range(100), *range(50)):
+                assert (await tell(tid)).status == 200
+            refused = await tell(100)
+            assert (refused.status, refused.json()["error"]) == (
+                503,
+                "100 results here wait to be looked at; tell it later",
+            )
+            go_on.set()
+            await until(lambda: not here.client.held._looks)
+            assert (await tell(100)).status == 200
+
+    run(main)
 
 
 def test_reader_that_gets_other_bytes_tells_the_holder(

@@ -38,6 +38,7 @@ from tests.roles.client_world import (
     view,
     world,
 )
+from tests.store.helpers import read_value
 
 MIB = 1024 * 1024
 GOOD = """echo '{"id":'$id',"values":{"result":1}}'"""
@@ -596,7 +597,7 @@ def test_node_that_answers_twice_is_killed_and_its_first_answer_counts(
             here.coordinator.give(view(whole=True, run=(assignment(0),)))
             await until(lambda: here.coordinator.done() and not here.client.nodes)
             value = await here.client.writer.run(
-                lambda store: store.reader.read_value(1, 0, "result")
+                lambda store: read_value(store, 1, 0, "result")
             )
             assert value == b"1"
 

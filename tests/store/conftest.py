@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from tasksprint.store.memory_result_store import (
-    MemoryResultReader,
     MemoryResults,
     MemoryResultStore,
 )
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.replica_store import ReplicaStore
-from tasksprint.store.result_store import ResultReader, ResultStore
+from tasksprint.store.result_store import ResultStore
 
 
 class FilePlace:
@@ -40,11 +39,6 @@ class FilePlace:
         store = ResultStore.open(self.directory, now_ms=1_700_000_000_000, **options)
         self.open_stores.append(store)
         return store
-
-    def open_reader(self) -> ResultReader:
-        reader = ResultReader.open(self.directory)
-        self.open_stores.append(reader)
-        return reader
 
     def crash(self) -> None:
         old = self.directory
@@ -78,9 +72,6 @@ class MemoryPlace:
 
     def open_results(self, **options: Any) -> MemoryResultStore:
         return MemoryResultStore.open(self.results, now_ms=0, **options)
-
-    def open_reader(self) -> MemoryResultReader:
-        return MemoryResultReader.open(self.results)
 
     def crash(self) -> None:
         self.directory.crash()

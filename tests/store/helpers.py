@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.consensus.ballot import Ballot
@@ -23,6 +24,7 @@ __all__ = [
     "entry",
     "founded_store",
     "promise",
+    "read_value",
     "result",
     "value",
 ]
@@ -64,6 +66,18 @@ def founded_store(
         yield store
     finally:
         store.close()
+
+
+def read_value(store: Any, job: int, tid: int, key: str) -> bytes | None:
+    """Return a value that a client's store holds, from its row or its file."""
+    found = store.reader.find_value(job, tid, key)
+    if found is None or isinstance(found[1], bytes):
+        return None if found is None else found[1]
+    opened = store.files.open(found[1])
+    try:
+        return b"".join(opened.checked_pieces())
+    finally:
+        opened.close()
 
 
 def blob_name(data: bytes) -> str:

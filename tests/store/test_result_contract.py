@@ -17,7 +17,7 @@ from tasksprint.store.result_records import (
     ValueInfo,
 )
 from tasksprint.store.value_files import ValueFiles
-from tests.store.helpers import result, value
+from tests.store.helpers import read_value, result, value
 
 MIB = 1024 * 1024
 
@@ -55,13 +55,14 @@ def test_results_are_there_after_a_crash(place: Any) -> None:
     assert reader.read_manifest(1, 0) == results[0].manifest
     assert reader.read_manifest(1, 2) == b"[]"
     assert reader.read_manifest(1, 1) is None
-    assert reader.read_value(1, 0, "result") == b"3.14"
-    assert reader.read_value(1, 0, "سهم") == b"\x00\xff"
-    assert reader.read_value(1, 0, "other") is None
-    assert reader.read_value(1, 2, "result") is None
+    assert read_value(store, 1, 0, "result") == b"3.14"
+    assert read_value(store, 1, 0, "سهم") == b"\x00\xff"
+    assert read_value(store, 1, 0, "other") is None
+    assert read_value(store, 1, 2, "result") is None
     digest = results[0].values[1].digest
-    assert reader.value_info(1, 0, "سهم") == ValueInfo("bytes", 2, digest)
-    assert reader.value_info(1, 1, "سهم") is None
+    found = reader.find_value(1, 0, "سهم")
+    assert found == (ValueInfo("bytes", 2, digest), b"\x00\xff")
+    assert reader.find_value(1, 1, "سهم") is None
     assert store.total_bytes == reader.total_bytes() == 4 + 2 + 2
 
 
@@ -70,9 +71,9 @@ def test_value_of_any_size_comes_back_to_the_byte(place: Any, size: int) -> None
     data = content(size)
     place.open_results().put_results([result(1, 0, value("result", data, "bytes"))])
     place.crash()
-    reader = place.open_results().reader
-    assert reader.read_value(1, 0, "result") == data
-    info, kept = reader.find_value(1, 0, "result")
+    store = place.open_results()
+    assert read_value(store, 1, 0, "result") == data
+    info, kept = store.reader.find_value(1, 0, "result")
     assert (info.kind, info.size) == ("bytes", size)
     assert isinstance(kept, bytes) == (size <= 65536)
 
@@ -107,8 +108,8 @@ def test_result_with_another_digest_replaces_the_one_held(place: Any) -> None:
     store.put_results([result(1, 0, value("a", old), value("b", b"gone")), result(1, 1)])
     store.put_results([result(1, 0, value("a", new))])
     collect_all(store)
-    assert store.reader.read_value(1, 0, "a") == new
-    assert store.reader.read_value(1, 0, "b") is None
+    assert read_value(store, 1, 0, "a") == new
+    assert read_value(store, 1, 0, "b") is None
     assert store.reader.read_manifest(1, 1) is not None
     assert store.total_bytes == 3 * MIB
 
@@ -119,7 +120,7 @@ def test_of_two_results_of_a_task_in_one_transaction_the_later_holds(place: Any)
     store.commit_all((ResultCommit(results=(first,)), ResultCommit(results=(second,))))
     assert store.transactions == 1
     assert store.reader.held() == [(1, 0, second.digest)]
-    assert store.reader.read_value(1, 0, "a") is None
+    assert read_value(store, 1, 0, "a") is None
     assert store.total_bytes == 2
 
 
@@ -130,7 +131,7 @@ def test_many_results_are_put_and_dropped_at_once(place: Any, count: int) -> Non
     store.put_results(results)
     assert store.transactions == 1
     wanted = [(1, tid, "result") for tid in range(count)]
-    assert [store.reader.read_value(*name) for name in wanted] == [b"%d" % t for t in range(count)]
+    assert [read_value(store, *name) for name in wanted] == [b"%d" % t for t in range(count)]
     store.drop_tasks(1, [*range(1, count), 10_000])
     assert store.reader.held() == [(1, 0, results[0].digest)]
     assert store.total_bytes == 1
@@ -146,7 +147,7 @@ def test_job_is_dropped_but_for_the_results_of_finish(place: Any) -> None:
     kept = [results[3], results[4], results[9]]
     assert store.reader.held() == [(each.job, each.tid, each.digest) for each in [*kept, other]]
     assert store.total_bytes == 103 + 104 + 109 + 5
-    assert store.reader.read_value(1, 9, "result") == content(109)
+    assert read_value(store, 1, 9, "result") == content(109)
     assert len(store.reader.read_logs(1)) == 1
     store.drop_job(1, with_logs=True)
     assert store.reader.held() == [(2, 3, other.digest)]
@@ -167,7 +168,7 @@ def test_value_in_a_file_is_put_with_its_result(place: Any) -> None:
     place.crash()
     store = place.open_results()
     collect_all(store)
-    assert store.reader.read_value(1, 0, "a") == data
+    assert read_value(store, 1, 0, "a") == data
     assert store.total_bytes == len(data) + 5
 
 
@@ -176,7 +177,7 @@ def test_empty_file_is_a_value(place: Any) -> None:
     store.put_results([result(1, 0, value("a", store.files.begin().finish()))])
     collect_all(store)
     place.crash()
-    assert place.open_results().reader.read_value(1, 0, "a") == b""
+    assert read_value(place.open_results(), 1, 0, "a") == b""
 
 
 def test_what_is_being_written_when_the_process_dies_is_collected(place: Any) -> None:
@@ -190,8 +191,8 @@ def test_what_is_being_written_when_the_process_dies_is_collected(place: Any) ->
     other = content(2 * MIB, 5)
     store.put_results([result(1, 1, value("a", other))])
     collect_all(store)
-    assert store.reader.read_value(1, 0, "a") == kept
-    assert store.reader.read_value(1, 1, "a") == other
+    assert read_value(store, 1, 0, "a") == kept
+    assert read_value(store, 1, 1, "a") == other
     with pytest.raises(ValueSpoiled, match="can't be read: No such file or directory"):
         store.files.open(fetched)
 
@@ -211,8 +212,8 @@ def test_discarded_and_superfluous_files_leave_nothing(place: Any) -> None:
     ]
     store.put_results(twice)  # the first is replaced before it is written
     collect_all(store)
-    assert store.reader.read_value(1, 0, "a") == data
-    assert store.reader.read_value(1, 1, "a") == data
+    assert read_value(store, 1, 0, "a") == data
+    assert read_value(store, 1, 1, "a") == data
     if isinstance(store.files, ValueFiles):
         assert len(list(store.files.folder.iterdir())) == 2
 
@@ -237,21 +238,6 @@ def test_value_that_is_dropped_while_it_is_read_is_read_to_its_end(place: Any) -
     collect_all(store)
     assert b"".join(pieces) == data[MIB:]
     opened.close()
-
-
-def test_second_reader_sees_what_is_put(place: Any) -> None:
-    store = place.open_results()
-    reader = place.open_reader()
-    assert reader.held() == []
-    one = result(1, 0, value("a", b"1"), value("b", content(2 * MIB)))
-    store.put_results([one])
-    assert reader.held() == [(1, 0, one.digest)]
-    assert reader.read_value(1, 0, "b") == content(2 * MIB)
-    assert reader.read_value(1, 0, "a") == b"1"
-    assert reader.total_bytes() == 1 + 2 * MIB
-    store.drop_job(1, with_logs=True)
-    assert reader.read_value(1, 0, "a") is None
-    reader.close()
 
 
 def test_facts_are_small_texts_under_names(place: Any) -> None:
@@ -319,4 +305,4 @@ def test_upkeep_changes_nothing_that_is_kept(place: Any) -> None:
     collect_all(store)
     assert not store.checkpoint_if_due()
     place.crash()
-    assert place.open_results().reader.read_value(1, 0, "a") == content(2 * MIB)
+    assert read_value(place.open_results(), 1, 0, "a") == content(2 * MIB)

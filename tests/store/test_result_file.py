@@ -17,12 +17,12 @@ import pytest
 from tasksprint.errors import NodeFailed, StoreError, ValueSpoiled
 from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
 from tasksprint.store.result_records import ResultCommit
-from tasksprint.store.result_store import ResultReader, ResultStore
+from tasksprint.store.result_store import ResultStore
 from tasksprint.store.staging import stage_file
 from tasksprint.store.value_files import ValueFiles
 from tasksprint.store.writer import WriterThread
 from tests.store.conftest import FilePlace
-from tests.store.helpers import result, value
+from tests.store.helpers import read_value, result, value
 from tests.store.test_replica_file import flip_byte
 
 MIB = 1024 * 1024
@@ -42,9 +42,9 @@ def test_flipped_byte_in_a_value_is_reported(file_place: FilePlace, size: int) -
     store.put_results([result(1, 7, value("a", data))])
     file_place.close()
     flip(store.path, b"unmistakable")
-    reader = file_place.open_results().reader
+    store = file_place.open_results()
     with pytest.raises(ValueSpoiled) as caught:
-        reader.read_value(1, 7, "a")
+        read_value(store, 1, 7, "a")
     name = f"value 'a' of task 7 of job 1 in {str(store.path)!r}"
     if size > 100:
         name = repr(str(store.files.path(1)))
@@ -64,7 +64,7 @@ def test_twin_reports_spoiled_values_and_a_full_disk_with_the_same_words(size: i
         directory.files[1][:4] = b"evil"
         match = "'1' has SHA-256 "
     with pytest.raises(ValueSpoiled, match=match):
-        store.reader.read_value(1, 7, "a")
+        read_value(store, 1, 7, "a")
     directory.is_full = True
     with pytest.raises(StoreError, match="cannot write result store 'imagined': the disk is full"):
         store.put_results([result(1, 8)])
@@ -90,6 +90,14 @@ def test_result_whose_file_is_gone_or_short_is_dropped_at_the_start(file_place: 
     assert sorted(path.name for path in store.files.folder.iterdir()) == ["2", "4"]
 
 
+def test_files_that_were_there_at_the_start_are_not_remembered(file_place: FilePlace) -> None:
+    store = file_place.open_results()
+    store.put_results([result(1, tid, value("a", bytes(100_000))) for tid in range(9)])
+    store.close()
+    assert len(ValueFiles(file_place.directory).take_found()) == 9
+    assert not file_place.open_results().files.take_found()
+
+
 def test_full_disk_leaves_the_store_usable(file_place: FilePlace) -> None:
     """A client may drop something and go on: nothing was promised to anybody."""
     store = file_place.open_results()
@@ -106,7 +114,7 @@ def test_full_disk_leaves_the_store_usable(file_place: FilePlace) -> None:
     assert (store.total_bytes, store.reader.total_bytes()) == (100, 100)
     connection.pragma("max_page_count", 1_000_000)
     store.put_results([result(1, 1, value("a", bytes(2 * MIB)))])
-    assert store.reader.read_value(1, 1, "a") == bytes(2 * MIB)
+    assert read_value(store, 1, 1, "a") == bytes(2 * MIB)
     assert store.total_bytes == 100 + 2 * MIB
     store.checkpoint_if_due()
     assert [path.stat().st_size for path in store.files.folder.iterdir()] == [2 * MIB]
@@ -125,7 +133,7 @@ def test_disk_of_dropped_values_comes_back(file_place: FilePlace, size: int) -> 
         store.do_idle_work()
     assert store.path.stat().st_size < 2 * MIB
     assert list(store.files.folder.iterdir()) == []
-    assert store.reader.read_value(2, 0, "a") == b"stays"
+    assert read_value(store, 2, 0, "a") == b"stays"
 
 
 def test_busy_client_deletes_files_too(file_place: FilePlace) -> None:
@@ -165,7 +173,7 @@ def test_damaged_database_is_made_anew_with_what_is_whole(
     found = {}
     for _, tid, _ in store.ask(lambda store: store.reader.held()):
         try:
-            found[tid] = store.ask(lambda store, tid: store.reader.read_value(1, tid, "a"), tid)
+            found[tid] = store.ask(lambda store, tid: read_value(store, 1, tid, "a"), tid)
         except ValueSpoiled:
             found[tid] = None
     whole = {tid: data for tid, data in found.items() if data is not None}
@@ -173,18 +181,10 @@ def test_damaged_database_is_made_anew_with_what_is_whole(
     assert len(whole) > 300
     assert len(whole) < 3_000 and (told or store.found_at_start)
     store.put_results([result(1, 0, value("a", b"again"))])
-    assert store.reader.read_value(1, 0, "a") == b"again"
+    assert read_value(store, 1, 0, "a") == b"again"
     assert store.identity == identity and store.get_fact("cluster") == "c1"
     ((line,),) = store._database.query("PRAGMA integrity_check")
     assert line == "ok"
-
-
-def test_reader_without_a_store_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(StoreError) as caught:
-        ResultReader.open(tmp_path)
-    assert str(caught.value).startswith(
-        f"cannot write result store {str(tmp_path / 'results.db')!r}"
-    )
 
 
 def run(
@@ -284,5 +284,5 @@ def test_killed_client_keeps_what_was_put(tmp_path: Path) -> None:
     held = [tid for _, tid, _ in store.reader.held()]
     assert held == list(range(len(held))) and len(held) in (last + 1, last + 2)
     for tid in held:
-        assert store.reader.read_value(1, tid, "a") == b"%d" % tid * (1 + tid % 30_000)
+        assert read_value(store, 1, tid, "a") == b"%d" % tid * (1 + tid % 30_000)
     store.close()
