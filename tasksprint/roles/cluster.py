@@ -279,9 +279,21 @@ class Cluster:
         self, job: JobId, first_line: int, first_failure: int
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the lines that the scheduler logged and the failures, from these numbers on."""
-        query: dict[str, str | int] = {"first_line": first_line, "first_failure": first_failure}
-        found = self.request("GET", f"/v1/jobs/{job}/log", query=query).json()
+        found = self.job_log(job, first_line=first_line, first_failure=first_failure)
         return found["log"], found["failures"]
+
+    def job_log(
+        self, job: JobId, *, first_line: int = 0, first_failure: int = 0
+    ) -> dict[str, Any]:
+        """Return what a coordinator says of a job's log, with all its lines from a number on."""
+        lines: list[str] = []
+        while True:
+            query = {"first_line": first_line + len(lines), "first_failure": first_failure}
+            found = self.request("GET", f"/v1/jobs/{job}/log", query=query).json()
+            lines += found["log"]
+            # (An answer has 8 MiB of them at most.)
+            if not found["log"] or first_line + len(lines) >= found["log_lines"]:
+                return {**found, "log": lines}
 
     def follow(self, job: JobId) -> Iterator[JobOutcome]:
         """Yield how a job stands each time that this changed; last, how it ended."""

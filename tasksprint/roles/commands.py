@@ -365,9 +365,10 @@ def _logs(cluster: Cluster, options: argparse.Namespace) -> int:
     parts: list[dict[str, Any]] = []
     if options.task is not None:
         _require_task(cluster, JobId(job), options.task)
-    query = {} if options.task is None else {"tid": options.task}
-    answer = cluster.request("GET", f"/v1/jobs/{job}/log", query=query).json()
-    if options.task is None:
+        query = {"tid": options.task}
+        answer = cluster.request("GET", f"/v1/jobs/{job}/log", query=query).json()
+    else:
+        answer = cluster.job_log(job)
         parts.extend({"source": "log", "text": line} for line in answer["log"])
         if answer["output"]:
             source = f"scheduler on replica {answer['replica']}"

@@ -355,7 +355,8 @@ class CoordinatorPaths:
             schedule = coordinator.require_schedule()
         except NotLeader as error:
             return not_leader_response(error)
-        if schedule.job_summary(job) is None:
+        summary = schedule.job_summary(job)
+        if summary is None:
             raise Refused(f"no job {job}", status=404)
         of_task = None if tid < 0 else TaskId(tid)
         lines = await read_log_lines(coordinator, job, first_line)
@@ -365,6 +366,7 @@ class CoordinatorPaths:
                 "job": job,
                 "replica": coordinator.options.me,
                 "log": lines,
+                "log_lines": summary["log_lines"],
                 "failures": failures,
                 "output": coordinator.runners.output(job),
             }

@@ -56,23 +56,33 @@ def cause_of_end(error: str, failures: list[dict[str, Any]]) -> dict[str, Any] |
 async def _rows(
     coordinator: Coordinator, table: str, job: JobId, first: int
 ) -> list[tuple[Any, ...]]:
-    """Return the values of a job's numbered rows, the unwritten ones too, in order."""
+    """Return the values of a job's numbered rows, the unwritten ones too, in order.
+
+    Who counts what it got asks for the next ones: so none is given behind the end of a page
+    that was cut, as long as others stand between.
+    """
     # First these: what is written meanwhile is found twice rather than not at all.
     unwritten = coordinator.unwritten_rows(table, (job,))
-    page = await coordinator.writer.run(_read, table, job, first)
+    page, is_cut = await coordinator.writer.run(_read, table, job, first)
     found: dict[int, tuple[Any, ...] | None] = {cells[1]: tuple(cells[2:]) for cells in page}
+    end = page[-1][1] + 1 if is_cut else None
     for row in unwritten:
         number = row.key[1]
-        if isinstance(number, int) and number >= first:
+        if isinstance(number, int) and number >= first and (end is None or number < end):
             found[number] = row.columns
     return [columns for _, columns in sorted(found.items()) if columns is not None]
 
 
-def _read(store: ReplicaStore, table: str, job: JobId, first: int) -> list[Any]:
+def _read(store: ReplicaStore, table: str, job: JobId, first: int) -> tuple[list[Any], bool]:
+    """Return a page of rows, and whether there are more behind it."""
+    end = (job + 1,)
     page: list[Any] = store.read_page(
-        table, (job, first), (job + 1,), rows_max=_ROWS_MAX, bytes_max=_BYTES_MAX
+        table, (job, first), end, rows_max=_ROWS_MAX, bytes_max=_BYTES_MAX
     )
-    return page
+    if not page:
+        return page, False
+    behind = (job, page[-1][1] + 1)
+    return page, bool(store.read_page(table, behind, end, rows_max=1, bytes_max=0))
 
 
 def task_of_failure(job: JobId, failure: dict[str, Any]) -> dict[str, Any]:
