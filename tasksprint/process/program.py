@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import select
 import signal
@@ -45,11 +46,14 @@ __all__ = [
     "ExitReason",
     "Program",
     "die_with_parent",
+    "doesnt_end",
     "programs_in_cgroups",
     "signal_group",
     "start_program",
     "watch_exit",
 ]
+
+_log = logging.getLogger(__name__)
 
 _cgroups: Cgroups | None = None  # what `programs_in_cgroups` has made
 
@@ -64,6 +68,9 @@ _READ_BYTES = 128 * 1024
 # How long after the program's end its sockets may stay open: only a descendant that
 # fled its group still holds them, and nothing of it is waited for.
 DRAIN_S = 0.5
+# How long a process that was killed may take to end: some wait in the kernel for a disk or a
+# network mount that doesn't answer, and nothing ends them.
+KILLED_S = 2.0
 # How long a program may go on running after it closed its stdin and stdout.
 LINGER_S = 5.0
 
@@ -423,9 +430,13 @@ class Program(Connection):
         self._finish_task = self._loop.create_task(self._finish())
 
     def reap(self) -> None:
-        """Wait for the process, which has ended or was killed."""
+        """Wait for the process, which has ended or was killed, but not for ever."""
         if not self._reaped:
-            self._child.wait()
+            try:
+                self._child.wait(KILLED_S)
+            except subprocess.TimeoutExpired:
+                _log.warning("%s", doesnt_end(self._child.pid))
+                return
             self._reaped = True
             own_children.discard(self._child.pid)
 
@@ -555,6 +566,14 @@ def watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], 
             pass  # The loop was closed: nobody waits any more.
 
     threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
+
+
+def doesnt_end(pid: int) -> str:
+    """Return what is said of a process that was killed and goes on."""
+    return (
+        f"process {pid} doesn't end though it was killed: it waits in the kernel, mostly for a "
+        "disk or a network mount; it is left to itself"
+    )
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 from tasksprint.process.orphans import own_children
-from tasksprint.process.program import DRAIN_S, signal_group, watch_exit
+from tasksprint.process.program import (
+    DRAIN_S,
+    KILLED_S,
+    doesnt_end,
+    signal_group,
+    watch_exit,
+)
 
 __all__ = ["run_to_end"]
+
+_log = logging.getLogger(__name__)
 
 
 class _Tail(asyncio.Protocol):
@@ -40,7 +49,8 @@ async def run_to_end(
 ) -> tuple[int, bytes]:
     """Run a command without input, and return its exit code and the end of what it wrote.
 
-    What it started and left in its group is ended with it, also if this is cancelled.
+    What it started and left in its group is ended with it, also if this is cancelled. What the
+    kernel doesn't end is left to itself after a while, with a warning.
 
     Args:
         options: More of them for `subprocess.Popen`.
@@ -77,8 +87,14 @@ async def run_to_end(
     finally:
         # In this order: until it is reaped, its id names no other group.
         signal_group(child.pid, signal.SIGKILL)
-        child.wait()
-        own_children.discard(child.pid)
+        if not exited.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([exited], timeout=KILLED_S)
+        if child.poll() is None:
+            _log.warning("%s", doesnt_end(child.pid))
+            exited.add_done_callback(lambda _: _reap(child))
+        else:
+            own_children.discard(child.pid)
         if transport is None:
             child.stdout.close()
         else:
@@ -87,3 +103,8 @@ async def run_to_end(
                 await asyncio.wait([tail.closed], timeout=DRAIN_S)
             transport.close()
     return child.returncode, tail.data
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    child.wait()
+    own_children.discard(child.pid)

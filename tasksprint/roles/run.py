@@ -24,7 +24,7 @@ from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
 from tasksprint.process.open_files import fit_client, reachable_limit
 from tasksprint.process.orphans import own_children, reap_orphans
-from tasksprint.process.program import die_with_parent
+from tasksprint.process.program import KILLED_S, die_with_parent, doesnt_end
 from tasksprint.process.resources import measure
 from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.roles.cluster import Cluster, parse_params, read_job_option
@@ -309,4 +309,7 @@ class PrivateCluster:
                 except subprocess.TimeoutExpired:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                    try:
+                        process.wait(KILLED_S)
+                    except subprocess.TimeoutExpired:
+                        print_plain(f"tasksprint: {doesnt_end(process.pid)}", file=sys.stderr)

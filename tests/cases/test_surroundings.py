@@ -21,14 +21,18 @@ import pytest
 from tasksprint.errors import NodeFailed, UsageError
 from tasksprint.process import cgroups
 from tasksprint.process import orphans as orphans_module
+from tasksprint.process import program as program_module
 from tasksprint.process import run_to_end as run_to_end_module
 from tasksprint.process.cgroups import Cgroups, own_cgroup
 from tasksprint.process.directories import state_directory
+from tasksprint.process.orphans import own_children
 from tasksprint.process.program import programs_in_cgroups, start_program
 from tasksprint.process.run_to_end import run_to_end
 from tasksprint.process.signals import ending_signals, interrupted_by_signals
+from tasksprint.roles import run as run_module
 from tasksprint.roles.coordinator_role import wait_for_end
 from tasksprint.roles.main import parse_command
+from tasksprint.roles.run import PrivateCluster
 from tasksprint.roles.run_directory import RunDirectory, sweep_run_directories
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
@@ -253,6 +257,79 @@ def test_command_that_takes_too_long_is_ended_with_all_that_it_started(
     if pids.exists():
         for pid in map(int, pids.read_text().split()):
             wait_until(lambda pid=pid: not is_running(pid), "it is gone")  # type: ignore[misc]
+
+
+def unkillable(pid: int) -> str:
+    return (
+        f"process {pid} doesn't end though it was killed: it waits in the kernel, mostly for a "
+        "disk or a network mount; it is left to itself"
+    )
+
+
+def test_command_that_the_kernel_does_not_end_is_left_to_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that reads from a mount whose server is gone; the loop goes on meanwhile."""
+    killed: list[int] = []
+    monkeypatch.setattr(run_to_end_module, "signal_group", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(run_to_end_module, "KILLED_S", 0.05)
+    monkeypatch.setattr(run_to_end_module, "DRAIN_S", 0.01)
+
+    async def scenario() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await run_to_end(["sleep", "999"], timeout_s=0.01, tail_bytes_max=100)
+        (pid,) = killed
+        assert pid in own_children
+        assert [one.getMessage() for one in caplog.records] == [unkillable(pid)]
+        os.kill(pid, signal.SIGKILL)  # The server is back.
+        while pid in own_children:
+            await asyncio.sleep(0.001)
+        assert not psutil.pid_exists(pid)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_program_that_fails_to_start_and_does_not_end_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    killed: list[int] = []
+    monkeypatch.setattr(program_module, "signal_group", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(program_module, "KILLED_S", 0.05)
+    monkeypatch.setattr(program_module.Program, "watch", fail)
+
+    async def scenario() -> None:
+        with pytest.raises(OSError, match="Too many open files"):
+            await start_program(
+                ["sleep", "999"], cwd=None, env=None, what="node", failure=NodeFailed,
+                on_data=lambda data: None, on_exit=lambda reason: None,
+            )  # fmt: skip
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    (pid,) = killed
+    assert [one.getMessage() for one in caplog.records] == [unkillable(pid)]
+    own_children.discard(pid)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_run_ends_though_a_process_of_its_cluster_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module.os, "killpg", lambda pid, number: None)
+    monkeypatch.setattr(run_module, "_STOP_GRACE_S", 0.01)
+    monkeypatch.setattr(run_module, "KILLED_S", 0.01)
+    private = PrivateCluster(coordinators=1, clients=1, nodes=1, keep=tmp_path)
+    with subprocess.Popen(["sh", "-c", "trap '' TERM; echo; while :; do sleep 9; done"],
+                          stdout=subprocess.PIPE, start_new_session=True) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline()
+        private._processes["client-1"] = process
+        private._stop_in_order()
+        assert capsys.readouterr().err == f"tasksprint: {unkillable(process.pid)}\n"
+        monkeypatch.undo()
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_running(pid: int) -> bool:
