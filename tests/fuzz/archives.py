@@ -124,6 +124,11 @@ def _read_by_python(data: bytes) -> dict[str, bytes | None]:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
         for each in tar:
             name = each.name.rstrip("/").removeprefix("./")
+            path = each.pax_headers.get("path")
+            if path is not None and (each.isdir() or path.rstrip("/") != each.name.rstrip("/")):
+                # Named twice: the pax header counts, as it does for GNU tar. For this reader a
+                # long name of GNU's counts, and the slash that once said "directory".
+                raise ValueError(f"{each.name!r} is also named {path!r}")
             if name in ("", "."):
                 continue
             file = None if each.isdir() else tar.extractfile(each)
