@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["STDOUT_NAME", "prepare_streams"]
+__all__ = ["STDOUT_NAME", "let_go_of_readers", "prepare_streams"]
 
 # The file name in errors of stdout.
 STDOUT_NAME = "<stdout>"
@@ -40,6 +40,19 @@ def prepare_streams() -> None:
     if _is_own(sys.stderr, _STDERR):
         stderr = _Stderr(_STDERR, "wb", closefd=False)
         sys.stderr = _stream(stderr, sys.stderr, line_buffering=True)
+
+
+def let_go_of_readers() -> None:
+    """Lose what is still to be written to stdout, and to stderr if nobody reads that either.
+
+    Else Python fails once more when it flushes them at the end, and the exit code is its own.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(null, _STDERR)
 
 
 def _fill_descriptors() -> None:

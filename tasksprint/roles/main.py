@@ -14,7 +14,7 @@ from tasksprint import __version__
 from tasksprint.errors import EXIT_OK, JobFailed, StoreError, TaskSprintError, UsageError
 from tasksprint.net.tokens import Scope
 from tasksprint.plain_text import plain_lines
-from tasksprint.process.standard_streams import STDOUT_NAME, prepare_streams
+from tasksprint.process.standard_streams import STDOUT_NAME, let_go_of_readers, prepare_streams
 from tasksprint.roles.next_steps import as_started, program_command
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ examples:
 exit codes: 0 done; 1 the job failed or was cancelled; 64 wrong usage; 65 a coordinator whose state
 is wrong; 69 no coordinator answers; 74 a disk or database error; 75 too little disk space; 76 a
 broken protocol; 77 refused; 78 a setting, key, port or data directory must be changed;
-130 interrupted
+130 interrupted; 141 whoever reads the output (| head) wants no more
 """
 
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()  # Here, and not behind us, where nobody says what failed.
         return exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        let_go_of_readers()
         return _EXIT_PIPE
     except OSError as error:
         if error.filename is None:

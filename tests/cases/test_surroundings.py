@@ -104,6 +104,24 @@ def test_command_says_what_it_can(redirections: str, code: int, stderr: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (code, "", stderr)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["--help", "no-such-command"])
+def test_command_whose_reader_has_left_ends_as_by_sigpipe(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "tasksprint.py", command],
+            cwd=CHECKOUT,
+            stdout=writer,
+            stderr=writer,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "redirections, code, has_result",
