@@ -21,14 +21,20 @@ __all__ = [
     "is_unicode",
     "quote",
     "why_not_encoded",
+    "with_article",
 ]
+
+
+def with_article(name: str) -> str:
+    """Return e.g. "a list" or "an int"."""
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
 class UnencodableError(TypeError):
     """JSON has no form for an object of this type."""
 
     def __init__(self, type_name: str) -> None:
-        super().__init__(f"JSON can't carry a {type_name}")
+        super().__init__(f"JSON can't carry {with_article(type_name)}")
         self.type_name = type_name
 
 
@@ -232,7 +238,7 @@ def why_not_encoded(value: Any) -> str | None:
                 "put them under a key of their own"
             )
         return (
-            f"holds a {error.type_name}, which JSON can't carry; make it of "
+            f"holds {with_article(error.type_name)}, which JSON can't carry; make it of "
             "str, int, float, bool, None, list and dict, or return bytes"
         )
     except KeyCollisionError as error:

@@ -33,6 +33,7 @@ from tasksprint.sdk.codec import (
     is_unicode,
     quote,
     why_not_encoded,
+    with_article,
 )
 
 TYPE_CHECKING = False
@@ -532,7 +533,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer with more digits than Python writes
-        return f"a {type(value).__name__} that is too long to be shown"
+        return f"{with_article(type(value).__name__)} that is too long to be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

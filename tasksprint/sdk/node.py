@@ -16,7 +16,14 @@ from __future__ import annotations
 
 from tasksprint.sdk import channel as channels
 from tasksprint.sdk.chance import seed_generators, watch_imports
-from tasksprint.sdk.codec import decode, encode, is_unicode, quote, why_not_encoded
+from tasksprint.sdk.codec import (
+    decode,
+    encode,
+    is_unicode,
+    quote,
+    why_not_encoded,
+    with_article,
+)
 from tasksprint.sdk.limits import forget_limits, without_limit
 
 TYPE_CHECKING = False
@@ -277,7 +284,7 @@ def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
             return (b'{"id":%d}\n' % number,)
         if not isinstance(result, dict):
             raise _Error(
-                f"{name} returned a {type(result).__name__}, "
+                f"{name} returned {with_article(type(result).__name__)}, "
                 "expected a dictionary of keys and values, such as {'result': 1}"
             )
         result = dict(result)

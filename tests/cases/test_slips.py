@@ -212,7 +212,7 @@ def called(scheduler: SchedulerDriver, code: str) -> Any:
         ),
         (
             "start_task('a', retries=10**5000)",
-            "start_task 'a': retries is a int that is too long to be shown, expected how often "
+            "start_task 'a': retries is an int that is too long to be shown, expected how often "
             "it may be tried again, an integer from 0 to 2**53 - 1",
         ),
         ("finish(5)", "finish: taskids is 5, expected a list of tids"),
