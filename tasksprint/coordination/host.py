@@ -481,7 +481,7 @@ class SchedulerHost:
         failure, what that was.
         """
         if self._state in ("waiting", "stopping") and self._restarts:
-            return f"its scheduler failed and is started again, for the {self._restarts}. time"
+            return f"its scheduler failed: restart {self._restarts} of at most {RESTARTS_MAX}"
         deadline = self._process_deadline_ms()
         is_prepared = self._state == "starting" and bool(self._preparing)
         silent_ms = now_ms - (self._preparing_ms if is_prepared else self._progress_ms)

@@ -152,11 +152,12 @@ class Obstacles:
             why = f"its node doesn't start: {errors[0]}" if errors else "its node doesn't start"
             return Obstacle(kind, f"{why} (on {who})", f"see: tasksprint logs {job.job}")
         s = "s" if len(of_kind) == 1 else ""
+        its_tasks = "its task waits" if job.counts[ASSIGNED] == 1 else "its tasks wait"
         text = {
             "preparing": f"{who} prepare{s} its program: unpack{s} it, and run{s} its setup",
             "disk": f"{who} start{s} no task: too little disk space",
             "starting": f"{who} start{s} nodes",
-            "queued": f"its tasks wait at {who} for nodes that run other tasks",
+            "queued": f"{its_tasks} at {who} for nodes that run other tasks",
         }[kind]
         return Obstacle(kind, text)
 

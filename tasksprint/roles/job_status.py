@@ -43,7 +43,15 @@ def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
     for line in lines:
         print_plain(f"log: {line}")
     if summary["failures"]:
-        print_plain(f"failed attempts: {summary['failures']}, the last {len(failures)} of them:")
+        print_plain(_failed_attempts(summary["failures"], len(failures)))
     for failure in failures:
         print_plain(failure_line(failure))
     return EXIT_OK
+
+
+def _failed_attempts(number: int, shown: int) -> str:
+    """Return what stands above those that are shown."""
+    attempts = "1 attempt" if number == 1 else f"{number} attempts"
+    if shown < number:
+        return f"{attempts} at its tasks failed so far, the last {shown} of them:"
+    return f"{attempts} at its tasks failed so far:"

@@ -473,7 +473,7 @@ def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
         "preparing": "client 2 prepares its program: unpacks it, and runs its setup",
         "disk": "client 2 starts no task: too little disk space",
         "starting": "client 2 starts nodes",
-        "queued": "its tasks wait at client 2 for nodes that run other tasks",
+        "queued": "its task waits at client 2 for nodes that run other tasks",
         "fetching": "inputs are fetched, 0 bytes: values of tasks",
     }.items():
         told = Told({}, (Stall(ClientId(2), timer, kind, 1),))
