@@ -131,7 +131,32 @@ def parse_command(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UsageError: It isn't one.
     """
-    return _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UsageError(
+            f"unrecognized arguments: {' '.join(unknown)}", hint=_meant(parser, options, unknown)
+        )
+    return options
+
+
+def _meant(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, unknown: list[str]
+) -> str:
+    """Return the option that was meant by the first unknown one, or where to look."""
+    import argparse
+    import difflib
+
+    found, chosen = parser, [options.command, getattr(options, "action", None)]
+    for name in chosen:
+        for action in found._actions:
+            if isinstance(action, argparse._SubParsersAction) and name in action.choices:
+                found = action.choices[name]
+                break
+    word = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+    known = [option for option in found._option_string_actions if option.startswith("--")]
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"see '{found.prog} --help'"
 
 
 def _parser() -> argparse.ArgumentParser:

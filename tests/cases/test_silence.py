@@ -725,7 +725,7 @@ def test_errors_and_help_name_the_program_as_it_was_started(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["./100%/tasksprint.pyz"])
     assert main(["jobs", "--no-such"]) == 64
-    assert capsys.readouterr().err.endswith("; see 'python3 ./100%/tasksprint.pyz --help'\n")
+    assert capsys.readouterr().err.endswith("; see 'python3 ./100%/tasksprint.pyz jobs --help'\n")
     with pytest.raises(SystemExit):
         parse_command(["jobs", "--help"])
     assert "usage: python3 ./100%/tasksprint.pyz jobs " in capsys.readouterr().out

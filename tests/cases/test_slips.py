@@ -27,6 +27,7 @@ from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles import main, terminal
 from tasksprint.roles.cluster import parse_params
+from tasksprint.roles.main import parse_command
 from tasksprint.roles.submitting import read_submit
 from tasksprint.sdk.codec import encode
 from tasksprint.tasks import FailJob, StartTask, WriteLog
@@ -725,3 +726,28 @@ def test_long_names_end_the_job_and_not_the_coordinators_memory() -> None:
         assert error in str(summary["error"])
     long = World()
     assert long.submit(name="n" * 1024) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run job --parm x=1", "unrecognized arguments: --parm x=1; did you mean '--param'?"),
+        ("submit job --wiat", "unrecognized arguments: --wiat; did you mean '--wait'?"),
+        (
+            "member add 4=h:1 --coordinator=h:1 --timout 3",
+            "unrecognized arguments: --timout 3; did you mean '--timeout'?",
+        ),
+        ("jobs --xyz", "unrecognized arguments: --xyz; see 'tasksprint jobs --help'"),
+        ("jobs 7", "unrecognized arguments: 7; see 'tasksprint jobs --help'"),
+        (
+            "log verify --data=x f g",
+            "unrecognized arguments: g; see 'tasksprint log verify --help'",
+        ),
+    ],
+)
+def test_option_that_is_misspelled_is_told_with_the_one_that_was_meant(
+    line: str, words: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command(line.split())
+    assert str(caught.value) == words

@@ -409,6 +409,11 @@ def test_job_directory_that_is_missing(what: str, served: Served, tmp_path: Path
     served.commands.fails(what, "submit", str(tmp_path / "nowhere"))
 
 
+@row("file in place of a job directory")
+def test_file_in_place_of_a_job_directory(what: str, served: Served, job: Path) -> None:
+    served.commands.fails(what, "submit", str(job / "scheduler.py"))
+
+
 @row("no scheduler in the directory")
 def test_directory_without_a_scheduler(what: str, served: Served, job: Path) -> None:
     (job / "scheduler.py").unlink()
@@ -758,6 +763,7 @@ tested.update(
     ("what", "arguments"),
     [
         ("unknown command", ["sumbit"]),
+        ("option that is misspelled", ["run", "job", "--parm", "x=1"]),
         ("attached program isn't executable", ["node", "--exec", "./notes.txt"]),
         ("`--peers` malformed", ["coordinator", "--peers", "10.0.0.1:7070,10.0.0.2:7070"]),
         ("`--peers` without this replica", ["coordinator", "--peers", "2=10.0.0.2:7070"]),
@@ -780,6 +786,7 @@ def test_command_line_that_is_wrong(what: str, arguments: list[str], commands: C
 tested.update(
     {
         "unknown command",
+        "option that is misspelled",
         "attached program isn't executable",
         "`--peers` malformed",
         "`--peers` without this replica",
