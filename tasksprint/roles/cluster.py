@@ -23,7 +23,7 @@ from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.job_directory import MANIFEST_NAME, Manifest, pack, read_job
 from tasksprint.roles.clock import monotonic_ms
-from tasksprint.roles.leader import MISDIRECTED, Rota, leader_hint
+from tasksprint.roles.leader import MISDIRECTED, Rota, error_words, leader_hint
 from tasksprint.roles.next_steps import program_command
 from tasksprint.settings import Settings
 
@@ -147,10 +147,10 @@ class Cluster:
                 failures.pop(address, None)
                 if response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
-                    answers[address] = _words(response) or f"{address} doesn't lead"
+                    answers[address] = error_words(response) or f"{address} doesn't lead"
                 elif response.status == _UNAVAILABLE:
                     pause_s = self._rota.failed()
-                    answers[address] = _words(response) or "not ready"
+                    answers[address] = error_words(response) or "not ready"
                 else:
                     self._rota.answered()
                     return response.checked()
@@ -379,14 +379,6 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
         failures=summary["failures"],
         news=summary.get("news", ""),
     )
-
-
-def _words(response: HttpResponse) -> str:
-    try:
-        value = response.json()
-    except RemoteProtocolError:
-        return ""
-    return str(value.get("error", "")) if isinstance(value, dict) else ""
 
 
 # --- what the command line says of a job ---

@@ -34,6 +34,7 @@ __all__ = [
     "Leader",
     "Rota",
     "check_replica_id",
+    "error_words",
     "parse_addresses",
     "parse_member",
 ]
@@ -153,6 +154,15 @@ def leader_hint(response: HttpResponse) -> str | None:
         return None
     leader = value.get("leader") if isinstance(value, dict) else None
     return leader if isinstance(leader, str) else None
+
+
+def error_words(response: HttpResponse) -> str:
+    """Return what an answer says is wrong, or ""."""
+    try:
+        value = decode_json(response.body)
+    except RemoteProtocolError:
+        return ""
+    return str(value.get("error", "")) if isinstance(value, dict) else ""
 
 
 def other_cluster(response: HttpResponse) -> str | None:
@@ -294,7 +304,7 @@ class Leader:
                         raise self._refuse(cluster)
                 elif response.status == MISDIRECTED:
                     pause_s = self._rota.redirected(leader_hint(response))
-                    cause = f"{address} doesn't lead, and no leader was found"
+                    cause = error_words(response) or f"{address} doesn't lead"
                     self._elsewhere.pop(address, None)
                 elif response.status == _UNAVAILABLE:
                     pause_s, cause = self._rota.failed(), f"{address} is not ready"

@@ -12,7 +12,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.clock import monotonic_ms
-from tasksprint.roles.leader import Leader, Rota
+from tasksprint.roles.leader import Leader, Rota, error_words
 from tasksprint.settings import RULES, Settings
 
 
@@ -143,6 +143,14 @@ def test_client_ends_once_all_coordinators_belong_to_another_cluster() -> None:
     http = TwoClusters(a="old", b="old")
     with pytest.raises(SettingsError, match="named are of cluster 'old'"):
         ask_of(http, "new")
+
+
+def test_who_looks_in_vain_is_told_what_coordinators_say() -> None:
+    http = TwoClusters(a="not leading")
+    with pytest.raises(PeerUnreachable, match=r"^no coordinator answers: -$"):
+        ask_of(http, None, give_up_ms=0)
+    for body, words in ((b'{"error":"it waits"}', "it waits"), (b"[]", ""), (b"nonsense", "")):
+        assert error_words(HttpResponse(421, {}, body)) == words
 
 
 @pytest.mark.parametrize("third", ["", "not leading"])
