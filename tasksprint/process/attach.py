@@ -63,6 +63,8 @@ SOCKET_PATH_BYTES_MAX = 100
 HELLO_BYTES_MAX = 4 * 1024
 # A node says hello before anything else; who doesn't isn't one.
 HELLO_TIMEOUT_S = 5.0
+# Connections that may be about to say hello at once; each costs two descriptors.
+_GREETINGS_MAX = 32
 NAME_BYTES_MAX = 200
 # Of what a client says on a node's stderr: few enough to be written at once.
 _TOLD_BYTES_MAX = 2_000
@@ -440,6 +442,10 @@ class AttachServer:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if len(self._greetings) >= _GREETINGS_MAX:
+                # The others wait in the kernel's queue.
+                await asyncio.wait(self._greetings, return_when=asyncio.FIRST_COMPLETED)
+                continue
             try:
                 sock, _ = await loop.sock_accept(self._listener)
             except OSError as error:
@@ -497,7 +503,10 @@ class AttachServer:
 async def _read_line(
     loop: asyncio.AbstractEventLoop, sock: socket.socket, descriptors: list[int]
 ) -> bytes:
-    """Return the first line, or what there is of it; descriptors that come with it are added."""
+    """Return the first line, or what there is of it; the first descriptor with it is added.
+
+    With each byte others may come, which nobody wants: they are closed at once.
+    """
     line = b""
     while not line.endswith(b"\n") and len(line) <= HELLO_BYTES_MAX:
         try:
@@ -511,6 +520,9 @@ async def _read_line(
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 whole = len(received) - len(received) % _DESCRIPTOR_BYTES
                 for descriptor in array.array("i", received[:whole]):
+                    if descriptors:
+                        os.close(descriptor)
+                        continue
                     os.set_inheritable(descriptor, False)
                     descriptors.append(descriptor)
         if not data:

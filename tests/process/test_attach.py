@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from tasksprint.errors import (
@@ -280,6 +281,61 @@ def test_hello_in_pieces_is_understood_and_silence_is_not_waited_for(
         await client.until(lambda: client.data == b"data")
         writer.close()
         await client.until(lambda: client.exits != [])
+        await client.server.close()
+
+    run(scenario)
+
+
+def test_descriptors_that_nobody_wants_are_closed_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        hello = b'{"attach":"gpu","pid":1,"version":"1"}\n'
+        told, stderr = socket.socketpair()
+        with socket.socket(socket.AF_UNIX) as node, told, stderr, open(os.devnull) as other:
+            node.connect(str(tmp_path / "s"))
+            before = psutil.Process().num_fds()
+            wanted = [attach_module._with_descriptor(stderr.fileno())]
+            unwanted = [attach_module._with_descriptor(other.fileno())]
+            for at in range(len(hello) - 1):
+                node.sendmsg([hello[at : at + 1]], unwanted if at else wanted)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            # Its connection, and the first one.
+            assert psutil.Process().num_fds() == before + 2
+            node.sendall(hello[-1:])
+            await client.until(lambda: bool(client.programs))
+            client.programs[0].tell("was heard")
+            assert told.recv(100) == b"tasksprint: node 'gpu' was heard\n"
+            client.programs[0].close()
+        await client.server.close()
+
+    run(scenario)
+
+
+def test_connections_that_say_no_hello_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach_module, "_GREETINGS_MAX", 4)
+
+    async def scenario() -> None:
+        client = Client(tmp_path / "s")
+        await client.server.start()
+        silent = [socket.socket(socket.AF_UNIX) for _ in range(9)]
+        for sock in silent:
+            sock.connect(str(tmp_path / "s"))
+        while len(client.server._greetings) < 4:
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+            assert len(client.server._greetings) <= 4
+        with socket.socket(socket.AF_UNIX) as node:
+            node.connect(str(tmp_path / "s"))
+            node.sendall(b'{"attach":"gpu","pid":1,"version":"1"}\n')
+            for sock in silent:  # Whose turn it is then comes.
+                sock.close()
+            await client.until(lambda: bool(client.programs))
+            client.programs[0].close()
         await client.server.close()
 
     run(scenario)
