@@ -12,11 +12,14 @@ from typing import Any
 from tasksprint.coordination.rows import Row
 from tasksprint.encoding import encode_json
 
-__all__ = ["Sender", "Senders", "restore_sender", "sender_row"]
+__all__ = ["TOO_OLD", "Sender", "Senders", "restore_sender", "sender_row"]
 
 
-# Acknowledged, or with a lower number than so many others.
-_TOO_OLD = '{"error":"this request was answered before, and its sender has gone on since"}'
+# Acknowledged, or with a lower number than so many others: then it is new, perhaps.
+TOO_OLD = (
+    '{"error":"it isn\'t known any more whether this request was carried out: its sender made '
+    'too many later ones since"}'
+)
 
 
 class Sender:
@@ -68,7 +71,7 @@ class Senders:
         if sender is None:
             return None
         if request < sender.low:
-            return _TOO_OLD
+            return TOO_OLD
         return sender.replies.get(request)
 
     def record(

@@ -37,7 +37,7 @@ from tasksprint.coordination.liveness import Liveness
 from tasksprint.coordination.observations import is_observed, observe
 from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
 from tasksprint.coordination.placement import Placement
-from tasksprint.coordination.requests import sender_row
+from tasksprint.coordination.requests import TOO_OLD, sender_row
 from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror, MirrorRows, Row
@@ -244,6 +244,8 @@ class Schedule:
         if client is None:
             return _json({"error": f"dead: client {report.cid} must join again", "rejoin": True})
         reply = state.senders.find_reply(client.sender, report.request)
+        if reply is TOO_OLD:
+            return _REPORTED  # One is under way at a time: those before it were applied.
         if reply is None:
             reply = _REPORTED
             self._results.apply_report(client, report)

@@ -74,11 +74,11 @@ class HttpServer:
         host, port = parse_address(address)
         connections = self._connections
         if inherited is not None:
+            inherited.listen(BACKLOG)  # With this queue of newcomers, not that of who made it.
             sockets = [inherited]
         else:
             sockets = await self._bind(host, port, address)
         for listener in sockets:
-            listener.listen(BACKLOG)
             listener.setblocking(False)
             self._listeners.append(
                 Listener(

@@ -439,7 +439,8 @@ def test_sender_of_many_requests_keeps_the_replies_to_the_last_ones() -> None:
     reply = world.schedule.reply_to("daemon", 5)
     assert reply == b'{"error":"there is no job 9"}'
     assert world.schedule.reply_to("daemon", 2) == (
-        b'{"error":"this request was answered before, and its sender has gone on since"}'
+        b'{"error":"it isn\'t known any more whether this request was carried out: its sender '
+        b'made too many later ones since"}'
     )
     assert world.schedule.reply_to("daemon", 6) is None
     world.restart()

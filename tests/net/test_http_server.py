@@ -22,6 +22,7 @@ from tasksprint.errors import (
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import NO_BODY, STREAM_BODY, UNKNOWN_LIFE
+from tasksprint.net.listener import BACKLOG
 from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.net.tokens import Scope, make_token
 from tests.net.support import (
@@ -1021,6 +1022,22 @@ def test_port_can_be_used_again_at_once() -> None:
         again = HttpServer(Router(), None, SETTINGS)
         assert await again.listen(address) == address
         await again.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_inherited", [False, True])
+def test_socket_listens_once_with_our_queue(
+    is_inherited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        asked: list[int] = []
+        sock = socket.create_server(("127.0.0.1", 0)) if is_inherited else None
+        monkeypatch.setattr(socket.socket, "listen", lambda self, backlog: asked.append(backlog))
+        server = HttpServer(Router(), None, SETTINGS)
+        await server.listen("127.0.0.1:0", inherited=sock)
+        assert asked == [BACKLOG]
+        await server.close(grace_ms=0)
 
     run(main)
 
