@@ -615,7 +615,9 @@ class Big(TaskSprintCoordinator):
     def task_done(self, tid, values):
         if tid == 0:
             for _ in range(2):
-                self.start_task("count", pretasks=[0], prekeys=["data"], keys=["size"])
+                self.start_task(
+                    "count", [self.params["folder"]], pretasks=[0], prekeys=["data"], keys=["size"]
+                )
         else:
             self.told.append(values["size"])
             if len(self.told) == 2:
@@ -628,8 +630,13 @@ import os, time
 class Big(TaskSprintNode):
     def load(self):
         return {"data": os.urandom(1 << 20) * 512, "size": 0}
-    def count(self, data):
-        time.sleep(1)  # So that the other client takes the other one.
+    def count(self, folder, data):
+        # Until the other client runs the other one, so that each takes one.
+        open(os.path.join(folder, str(os.getpid())), "w").close()
+        end = time.monotonic() + 300
+        while len(os.listdir(folder)) < 2:
+            assert time.monotonic() < end, "one client takes both"
+            time.sleep(0.01)
         return {"size": len(data)}
 Big().start()
 """
@@ -653,7 +660,10 @@ def test_large_values_kill_nobody_on_a_busy_machine(tmp_path: Path) -> None:
             busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             stack.callback(busy.wait)
             stack.callback(busy.kill)
-        job = cluster.submit(folder, read_job(folder), seed=1, params="{}")
+        here = tmp_path / "who counts"
+        here.mkdir()
+        params = encode_json({"folder": str(here)}).decode()
+        job = cluster.submit(folder, read_job(folder), seed=1, params=params)
         *_, outcome = cluster.follow(job)
         assert outcome.state == "finished", outcome.error
         for tid in (1, 2):
