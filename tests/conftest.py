@@ -28,6 +28,8 @@ def _temporary_directory() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("TMPDIR", folder)
+        # Set in many containers: each of hundreds of processes would compile all it imports.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

@@ -112,6 +112,10 @@ def start() -> None:
     # that this program was tested with. The archive itself has done its part.
     rest = [entry for entry in sys.path if os.path.abspath(entry) != archive]
     sys.path[:] = [os.path.join(_root, content, part) for part in ("sdk", "lib")] + rest
+    # Whoever asks for no bytecode (many containers do, by PYTHONDONTWRITEBYTECODE) means the
+    # folders of their own sources. This one is ours, and it's for this that it was unpacked:
+    # most of a start's time would go into compiling. What we start keeps the wish.
+    sys.dont_write_bytecode = False
 
 
 def fill_streams() -> None:

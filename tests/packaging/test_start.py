@@ -100,6 +100,21 @@ def test_a_warm_start_imports_nothing_that_the_program_did_not_ask_for(
     assert {"_tasksprint_boot", "fcntl"} <= set(said["before"])
 
 
+def test_what_is_unpacked_is_compiled_once_whatever_is_wished_for_other_folders(
+    archive: Archive, home: Path
+) -> None:
+    """PYTHONDONTWRITEBYTECODE, which many containers set, must not slow down each start."""
+    wish = {"PYTHONDONTWRITEBYTECODE": "1"}
+    archive.about(home=home, environment=wish)
+    compiled = set(cache_of(home).glob("*/*/**/*.pyc"))
+    assert {"installation", "errors"} <= {path.name.partition(".")[0] for path in compiled}
+    # User programs are asked to write none, as before.
+    program = "import sys; print(sys.dont_write_bytecode)"
+    done = archive.start("user_program", program, home=home, environment=wish)
+    assert done.stdout == "True\n"
+    assert archive.start("user_program", program, home=home).stdout == "False\n"
+
+
 def test_description_names_version_file_key_content_and_python(
     archive: Archive, home: Path
 ) -> None:
