@@ -111,7 +111,9 @@ def run(seconds: float, seed: int) -> Outcome:
         random = input_random(seed, number)
         findings += [f"input {number}: {each}" for each in what_is_wrong(random)]
     ends_s = time.monotonic() + seconds / 2
-    fed, of_client = asyncio.run(_feed_client(seed, number, ends_s))
+    fed, of_client = asyncio.run(
+        _feed_client(seed, number, go_on=lambda number: time.monotonic() < ends_s)
+    )
     return Outcome(NAME, fed, findings + of_client, own_peak_mib())
 
 
@@ -333,8 +335,16 @@ class _FakeNode:
         self.kill("stopped")
 
 
-async def _feed_client(seed: int, number: int, ends_s: float) -> tuple[int, list[str]]:
-    """Feed a client until then; return the number of the last input, and findings."""
+async def _feed_client(
+    seed: int, number: int, *, go_on: Callable[[int], bool]
+) -> tuple[int, list[str]]:
+    """Feed a client; return the number of the last input, and findings.
+
+    Args:
+        seed: Decides the inputs, with their numbers.
+        number: Of the input before the first.
+        go_on: Tells whether to go on after the input with this number.
+    """
     findings: list[str] = []
     lines = _Lines()
     with tempfile.TemporaryDirectory(prefix="ts-fuzz-") as folder:
@@ -351,7 +361,7 @@ async def _feed_client(seed: int, number: int, ends_s: float) -> tuple[int, list
             here.program("")
             logging.getLogger("tasksprint").addHandler(lines)
             try:
-                while time.monotonic() < ends_s and not findings:
+                while go_on(number) and not findings:
                     first, number = number + 1, number + _ROUND
                     random = input_random(seed, first)
                     wrong = await _feed_round(here, list(range(first, number + 1)))
