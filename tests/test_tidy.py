@@ -110,25 +110,27 @@ def folder_of(name: str) -> str:
     return "entry" if parts[1:] in (["__main__"], ["console"]) else "words"
 
 
-def imports_of(path: Path, *, at_run_time: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name of the module) of each import, inside functions too.
+@functools.cache
+def imports_of(path: Path, *, at_run_time: bool = False) -> tuple[tuple[int, str], ...]:
+    """Return (line, dotted name of the module) of each import, inside functions too.
 
     Args:
         path: The module.
         at_run_time: Leave out what stands under `if TYPE_CHECKING:`.
     """
     tree: ast.AST = tree_of(path)
-    if at_run_time:
+    if at_run_time and "TYPE_CHECKING" in path.read_text(encoding="utf-8"):
         tree = _WithoutTypeChecking().visit(ast.parse(path.read_text(encoding="utf-8")))
     for node in ast.walk(tree):
         assert not isinstance(node, ast.ImportFrom) or node.level == 0, (
             f"{path}:{node.lineno}: imports are written with their full name"
         )
-    for line, name in build_zipapp.imported_modules(tree):
-        top = name.partition(".")[0]
-        # `from tasksprint.ids import Slot`: the second of the two names isn't a module.
-        if top != "tasksprint" or name in module_names():
-            yield line, name
+    # `from tasksprint.ids import Slot`: the second of the two names isn't a module.
+    return tuple(
+        (line, name)
+        for line, name in build_zipapp.imported_modules(tree)
+        if name.partition(".")[0] != "tasksprint" or name in module_names()
+    )
 
 
 class _WithoutTypeChecking(ast.NodeTransformer):

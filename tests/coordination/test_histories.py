@@ -46,7 +46,9 @@ def test_whatever_happens_replicas_agree_and_jobs_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.long) for n in range(12, 30))]
+)
 def test_long_histories(seed: int) -> None:
     chaos = Chaos(is_deterministic=seed % 2 == 0)
     chaos.run(numbers(seed, 150))
@@ -90,9 +92,9 @@ def test_the_order_of_hashes_does_not_matter(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         ).stdout.strip()
-        for seed in ("0", "1", "4242")
+        for seed in ("1", "4242")
     ]
-    assert digests == [chaos.world.schedule.digest] * 3
+    assert digests == [chaos.world.schedule.digest] * 2
 
 
 def test_rows_of_another_cluster_are_refused() -> None:

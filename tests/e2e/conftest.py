@@ -18,8 +18,7 @@ from tasksprint.errors import PeerUnreachable
 from tasksprint.roles.cluster import Cluster
 from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
-from tests.packaging.conftest import need_wheels
-from tests.packaging.standin import CHECKOUT
+from tests.packaging.conftest import built_archive
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -27,13 +26,7 @@ JOBS = Path(__file__).parent / "jobs"
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tasksprint.pyz, built from this checkout."""
-    path = tmp_path_factory.mktemp("archive") / "tasksprint.pyz"
-    command = [sys.executable, str(CHECKOUT / "build_zipapp.py"), "--output", str(path)]
-    done = subprocess.run(
-        [*command, "--wheels", str(need_wheels())], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return path
+    return built_archive(tmp_path_factory)
 
 
 @pytest.fixture
@@ -70,14 +63,23 @@ def make_cluster(archive: Path, tmp_path: Path, environment: Path) -> Iterator[M
         private.__exit__(None, None, None)
 
 
-def in_this_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bytes_in_this_process(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command in this process: starting another one takes most of its time."""
-    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    printed = io.BytesIO()
+    stdout = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
     stderr = io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         exit_code = main(list(arguments))
-    stdout.seek(0)
-    return subprocess.CompletedProcess(arguments, exit_code, stdout.read(), stderr.getvalue())
+    said = stderr.getvalue().encode()
+    return subprocess.CompletedProcess(arguments, exit_code, printed.getvalue(), said)
+
+
+def in_this_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, and return what it prints as text."""
+    done = bytes_in_this_process(*arguments)
+    return subprocess.CompletedProcess(
+        arguments, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
 
 
 @pytest.fixture

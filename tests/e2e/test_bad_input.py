@@ -60,7 +60,7 @@ SETTINGS = {
 # What is asked for so often here that each gets no process of its own; that these commands
 # work as processes is seen in test_commands.py.
 QUESTIONS = (
-    *("submit", "result", "cancel", "logs", "jobs", "status"),
+    *("submit", "result", "cancel", "logs", "jobs", "status", "member"),
     *("backup", "restore", "log", "recover"),
 )
 # Nobody waits for so long unless something hangs.
@@ -382,13 +382,13 @@ def test_bad_job_fails_with_one_sentence(what: str, served: Served) -> None:
 
 def test_submit_that_waits_ends_like_the_job(served: Served, tmp_path: Path) -> None:
     directory = JOBS["node has no such method"].write(tmp_path / "job")
-    done = served.commands("submit", "--wait", str(directory))
+    done = served.commands.ask("submit", "--wait", str(directory))
     check("node has no such method", done.returncode, done.stderr)
 
 
 def test_json_has_the_error_as_well(served: Served) -> None:
     job = served.jobs["scheduler crashes at once"]
-    done = served.commands("result", str(job), "--wait", "--json")
+    done = served.commands.ask("result", str(job), "--wait", "--json")
     said = json.loads(done.stdout)
     assert done.returncode == 1
     assert said["state"] == "failed"
@@ -560,7 +560,7 @@ def test_result_of_a_job_that_runs(what: str, served: Served, tmp_path: Path) ->
     directory = Job(node=READY + SLOW).write(tmp_path / "job")
     job = served.cluster.submit(directory, read_job(directory), seed=1, params="{}")
     served.commands.fails(what, "result", str(job))
-    assert served.commands("cancel", str(job)).returncode == 0
+    assert served.commands.ask("cancel", str(job)).returncode == 0
 
 
 @row("values of a task that isn't done")
@@ -573,15 +573,15 @@ def test_result_of_a_task_that_runs(what: str, served: Served, tmp_path: Path) -
         "the task is under way",
     )
     served.commands.fails(what, "result", str(job), "--task", "0")
-    assert served.commands("cancel", str(job)).returncode == 0
+    assert served.commands.ask("cancel", str(job)).returncode == 0
 
 
 @row("job was cancelled")
 def test_result_of_a_cancelled_job(what: str, served: Served, tmp_path: Path) -> None:
     directory = Job(READY + "cat >/dev/null\n").write(tmp_path / "job")
     job = served.cluster.submit(directory, read_job(directory), seed=1, params="{}")
-    assert served.commands("cancel", str(job)).returncode == 0
-    done = served.commands("result", str(job))
+    assert served.commands.ask("cancel", str(job)).returncode == 0
+    done = served.commands.ask("result", str(job))
     check(what, done.returncode, re.sub(r"job \d+ cancelled: ", "", done.stderr))
 
 
@@ -656,7 +656,7 @@ def test_member_with_an_id_that_is_none(what: str, served: Served) -> None:
         ["replace", "1", "99999999999999999999=127.0.0.1:1"],
         ["add", "99999999999999999999=127.0.0.1:1"],
     ):
-        done = served.commands("member", *arguments)
+        done = served.commands.ask("member", *arguments)
         sentence = "tasksprint: replica 99999999999999999999 is not from 1 to 2**63 - 1\n"
         assert (done.returncode, done.stderr) == (64, sentence)
 
@@ -1329,7 +1329,7 @@ def test_cluster_serves_good_jobs_as_before(served: Served, tmp_path: Path) -> N
     assert (client["cid"], client["state"], client["assigned"]) == (1, "alive", 0)
     started_s = time.monotonic()
     directory = Job().write(tmp_path / "job")
-    done = served.commands("submit", "--wait", str(directory))
+    done = served.commands.ask("submit", "--wait", str(directory))
     assert (done.returncode, done.stdout) == (0, '{"result":42}\n'), done.stderr
     assert time.monotonic() - started_s < 10
     for name in ("coordinator-1", "client-1"):

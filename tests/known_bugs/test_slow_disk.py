@@ -138,7 +138,7 @@ class World:
         )
 
 
-@pytest.fixture(params=range(5))
+@pytest.fixture(params=[0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 3, 4))])
 def world(request: pytest.FixtureRequest) -> World:
     """Three replicas that have been founded and have a leader."""
     made = World(request.param)

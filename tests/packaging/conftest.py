@@ -65,6 +65,24 @@ def need_wheels(*arguments: str) -> Path:
     return WHEELS
 
 
+def built_archive(temporary: pytest.TempPathFactory) -> Path:
+    """Return tasksprint.pyz, built from this checkout; once for all that run side by side."""
+    folder = temporary.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "tasksprint.pyz"
+    command = [sys.executable, str(CHECKOUT / "build_zipapp.py"), "--output", str(path)]
+    wheels = need_wheels()
+    with (folder / "tasksprint.pyz.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            done = subprocess.run(
+                [*command, "--wheels", str(wheels)], capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+    return path
+
+
 @pytest.fixture(scope="session")
 def wheels() -> Path:
     """The folder of wheels, with those for this Python."""

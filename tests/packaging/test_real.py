@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tasksprint
-from tests.packaging.conftest import Archive
+from tests.packaging.conftest import Archive, built_archive
 from tests.packaging.standin import CHECKOUT
 
 EVERY_MODULE = """
@@ -26,15 +26,9 @@ print(len(names))
 
 
 @pytest.fixture(scope="module")
-def real(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     """This very checkout, built."""
-    output = tmp_path_factory.mktemp("real") / "tasksprint.pyz"
-    command = [sys.executable, str(CHECKOUT / "build_zipapp.py"), "--output", str(output)]
-    done = subprocess.run(
-        [*command, "--wheels", str(wheels)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return Archive(output, CHECKOUT)
+    return Archive(built_archive(tmp_path_factory), CHECKOUT)
 
 
 def test_it_tells_its_version(real: Archive, home: Path) -> None:

@@ -44,10 +44,19 @@ FOUND = {
     "been restarted since (tests/coordination/test_clients.py)",
 }
 SEEDS = 14
+# Those of each plain run: the first ones, and those that found what no test of its own holds.
+# The others, like hundreds more (see .ci/run), are run before a commit is called good.
+PLAIN = {0, 1, 2, 3, 244, 20660}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", sorted({*range(SEEDS), *FOUND}))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=() if seed in PLAIN else pytest.mark.long)
+        for seed in sorted({*range(SEEDS), *FOUND})
+    ],
+)
 def test_fixed_seed_is_clean(seed: int) -> None:
     outcome = run_whole(seed)
     assert outcome.violation is None, f"seed {seed}: {outcome.violation}"
@@ -62,6 +71,7 @@ def test_seed_replays_exactly_whatever_ran_before_and_however_texts_are_hashed()
     run_whole(5, trace=lines.append)
     assert len(lines) > 1_000
     here = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    other_hashes = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     program = (
         "import hashlib\n"
         "from tests.simulation.whole import run_whole\n"
@@ -69,24 +79,24 @@ def test_seed_replays_exactly_whatever_ran_before_and_however_texts_are_hashed()
         "run_whole(5, trace=lines.append)\n"
         "print(hashlib.sha256('\\n'.join(lines).encode()).hexdigest())\n"
     )
-    for hash_seed in ("1", "2"):
-        there = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert there.stdout.strip() == here
+    there = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": other_hashes},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout.strip() == here
 
 
 @pytest.mark.slow
 def test_command_prints_hours_and_figures_and_ends_with_0_if_all_is_clean(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--seeds", "2", "--first", "3", "--workers", "2"]) == 0
+    """(With several workers: see test_seeds.py.)"""
+    assert main(["--seeds", "1", "--first", "6"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("2 seeds, ")
+    assert printed.startswith("1 seeds, ")
     assert "virtual hours" in printed and "0 failed" in printed
     assert "leaderships" in printed and "% of seeds" in printed
 
