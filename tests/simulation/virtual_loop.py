@@ -12,6 +12,7 @@ Not simulated: anything that takes a file descriptor, signals, contexts of conte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -238,8 +239,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Let nothing run any more.
 
         Returns:
-            Its tasks: to be kept to the end, for a coroutine that is thrown away runs its
-            `finally` clauses.
+            Its tasks: to be kept until `throw_away`, for a coroutine that is thrown away
+            runs its `finally` clauses.
         """
         self.is_dead = True
         self._ready.clear()
@@ -249,3 +250,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.clear()
         return tasks
+
+    def throw_away(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """Let tasks that `kill` returned run their `finally` clauses, of which nothing comes.
+
+        What they begin, they begin on this loop, which is dead and closes it at once.
+        """
+        asyncio._set_running_loop(self)
+        try:
+            for task in tasks:
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()  # type: ignore[union-attr]
+        finally:
+            asyncio._set_running_loop(None)

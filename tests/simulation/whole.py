@@ -8,7 +8,6 @@ replicas agree, and a new job run. The seed decides everything: it fails again i
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -406,10 +405,7 @@ class Whole:
         for process in self._graveyard:
             process.kill()
         for process in self._graveyard:
-            for task in process.left_behind:
-                # (Its clauses run now, on a loop where nothing happens any more.)
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()
+            process.loop.throw_away(process.left_behind)
             process.left_behind.clear()
 
 
