@@ -177,7 +177,7 @@ class ClusterKey:
         """Return the hex digits that prove an answer (see proofs.py)."""
         start = f"tasksprint-answer\n{request_mac} {kind} {status}\n".encode()
         if len(covered) <= _JOINED_BYTES:
-            return self._digest(b"%b%b\r\n%b" % (start, lines, covered)).hex()
+            return self._digest(b"".join((start, lines, b"\r\n", covered))).hex()
         return self._digest(start, lines, b"\r\n", covered).hex()
 
     def frame_mac(self, answer_mac: str, number: int, data: bytes | memoryview) -> bytes:
