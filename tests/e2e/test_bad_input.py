@@ -113,7 +113,7 @@ def said_in(stderr: str) -> str:
     parts = re.split(r"(?m)^tasksprint: ", BENEATH.sub("", stderr))
     assert len(parts) == 2, f"expected one sentence, found {stderr!r}"
     text = re.sub(r"\s+", " ", parts[1]).strip()
-    text = re.sub(r"python3 \S*tasksprint\S*\.pyz(?= )", "tasksprint", text)
+    text = re.sub(r"python3 \S*tasksprint\S*\.pyz?(?= )", "tasksprint", text)
     return re.sub(r"^job \d+ failed: ", "", text)
 
 
