@@ -46,6 +46,7 @@ from tasksprint.store.result_store import ResultStore
 from tests.cases.between import Change, between
 from tests.net.support import OTHER_KEY, client_of, raw_connection, run, serving, until
 from tests.roles.client_world import (
+    GOOD,
     KEY,
     Coordinator,
     assignment,
@@ -57,7 +58,6 @@ from tests.roles.members import members
 from tests.test_tidy import ROOT
 
 SETTINGS = Settings()
-GOOD = """echo '{"id":'$id',"values":{"result":1}}'"""
 
 # --- answers that somebody changed on the way ---
 

@@ -25,7 +25,7 @@ from tasksprint.net.gate import Access, CountedWarnings, Gate
 from tasksprint.net.http_connection import Connection
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.listener import Listener
-from tasksprint.net.router import Later, Request, Response, Router
+from tasksprint.net.router import Request, Response, Router
 from tasksprint.net.tokens import Scope, make_token
 from tasksprint.roles import client_http
 from tasksprint.roles.steps import Step
@@ -34,6 +34,7 @@ from tests.net.support import (
     KEY,
     SETTINGS,
     Raw,
+    answered_later,
     client_of,
     echo,
     raw_connection,
@@ -174,12 +175,7 @@ def test_bug_is_told_once_with_its_place_and_then_counted(
 
 def test_bug_in_a_later_answer_is_no_affair_of_who_answers() -> None:
     async def main() -> None:
-        laters: list[Later] = []
-
-        def handler(request: Request) -> Later:
-            laters.append(Later())
-            return laters[-1]
-
+        laters, handler = answered_later()
         bugs: list[BaseException] = []
         router = _routes(("GET", "/later", handler))
         async with (

@@ -37,6 +37,7 @@ from tasksprint.roles.run_directory import RunDirectory, sweep_run_directories
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
+from tests.processes import is_running
 from tests.roles.members import members
 
 # --- streams ---
@@ -336,7 +337,7 @@ def test_program_that_fails_to_start_and_does_not_end_holds_nobody_up(
 def test_run_ends_though_a_process_of_its_cluster_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_module.os, "killpg", lambda pid, number: None)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: None)
     monkeypatch.setattr(run_module, "_STOP_GRACE_S", 0.01)
     monkeypatch.setattr(run_module, "KILLED_S", 0.01)
     private = PrivateCluster(coordinators=1, clients=1, nodes=1, keep=tmp_path)
@@ -348,13 +349,6 @@ def test_run_ends_though_a_process_of_its_cluster_does_not(
         assert capsys.readouterr().err == f"tasksprint: {unkillable(process.pid)}\n"
         monkeypatch.undo()
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_coordinator_that_is_closed_leaves_no_task(tmp_path: Path) -> None:

@@ -30,7 +30,15 @@ from tasksprint.settings import Settings
 from tests.fuzz.outcome import Outcome, input_random
 from tests.torture.machines import copy_of_checkout
 
-__all__ = ["NAME", "Target", "conversation", "private_cluster", "run", "wrong_with"]
+__all__ = [
+    "NAME",
+    "Target",
+    "changed",
+    "conversation",
+    "private_cluster",
+    "run",
+    "wrong_with",
+]
 
 NAME = "http"
 
@@ -172,7 +180,7 @@ def conversation(random: Random, address: str, token: str) -> tuple[list[bytes],
     else:
         data = _head(random, address, token) + _body(random)
     if random.randrange(3) == 0:
-        data = _changed(data, random)
+        data = changed(data, random)
     pieces = [data]
     if len(data) < 2_000 and random.randrange(4) == 0:
         cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randint(1, 8)))
@@ -223,7 +231,7 @@ def _body(random: Random) -> bytes:
             return b""
 
 
-def _changed(data: bytes, random: Random) -> bytes:
+def changed(data: bytes, random: Random) -> bytes:
     """Change, drop, double, insert or cut off a few bytes."""
     changed = bytearray(data)
     for _ in range(random.randint(1, 4)):

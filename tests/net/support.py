@@ -15,7 +15,7 @@ from tasksprint.net.http_messages import response_head, response_lines
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.proofs import proof_line
-from tasksprint.net.router import Handler, Response, Router
+from tasksprint.net.router import Handler, Later, Request, Response, Router
 from tasksprint.settings import Settings
 
 KEY = ClusterKey(bytes(range(32)))
@@ -42,6 +42,17 @@ async def until(condition: Callable[[], object]) -> None:
 def echo(request: Any) -> Response:
     """A handler that gives the body back."""
     return Response(200, request.body, "application/octet-stream")
+
+
+def answered_later() -> tuple[list[Later], Handler]:
+    """Return a handler that answers nothing yet, and the answers that it owes."""
+    owed: list[Later] = []
+
+    def handler(request: Request) -> Later:
+        owed.append(Later())
+        return owed[-1]
+
+    return owed, handler
 
 
 def routes(*added: tuple[str, str, Handler], access: Access = Access.KEY) -> Router:

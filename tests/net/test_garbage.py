@@ -13,6 +13,7 @@ from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.gate import Gate
 from tasksprint.net.keys import STREAM_BODY
 from tasksprint.net.router import Router
+from tests.fuzz.http import changed
 from tests.net.support import (
     KEY,
     SETTINGS,
@@ -25,25 +26,6 @@ from tests.net.support import (
 from tests.net.test_http_client import _says, strange_server
 
 _ROUNDS = 400
-
-
-def _changed(data: bytes, random: Random) -> bytes:
-    """Change, drop, double or insert a few bytes."""
-    changed = bytearray(data)
-    for _ in range(random.randint(1, 3)):
-        at = random.randrange(len(changed))
-        match random.randrange(5):
-            case 0:
-                changed[at] = random.randrange(256)
-            case 1:
-                del changed[at : at + random.randint(1, 20)]
-            case 2:
-                changed[at:at] = changed[at : at + random.randint(1, 20)]
-            case 3:
-                changed[at:at] = random.choice([b"\r\n", b"\0", b"0", b": ", b"\xff", b"/", b"%"])
-            case _:
-                changed = changed[: at + 1]
-    return bytes(changed)
 
 
 @pytest.mark.slow
@@ -81,7 +63,7 @@ def test_changed_requests_are_answered_or_cut_and_never_a_bug() -> None:
                     ]
                 )
                 async with raw_connection(address) as raw:
-                    raw.write(_changed(data, random) + data)
+                    raw.write(changed(data, random) + data)
                     raw.writer.write_eof()
                     try:
                         answer = await raw.rest()
@@ -104,7 +86,7 @@ def test_changed_answers_are_answers_or_errors_that_name_the_address() -> None:
             b'HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 7\r\n\r\n{"a":1}',
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
         ]
-        talks = [_says(_changed(random.choice(good), random)) for _ in range(_ROUNDS)]
+        talks = [_says(changed(random.choice(good), random)) for _ in range(_ROUNDS)]
         async with strange_server(*talks) as (address, _):
             for _ in range(_ROUNDS):
                 async with client_of(None, settings) as client:

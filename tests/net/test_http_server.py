@@ -29,6 +29,7 @@ from tests.net.support import (
     KEY,
     OTHER_KEY,
     SETTINGS,
+    answered_later,
     echo,
     raw_connection,
     routes,
@@ -1074,12 +1075,7 @@ def test_upgrade_that_is_not_offered_is_ignored(body: bytes) -> None:
 
 def test_a_later_answer_goes_nowhere_when_its_connection_is_gone() -> None:
     async def main() -> None:
-        laters: list[Later] = []
-
-        def handler(request: Request) -> Later:
-            laters.append(Later())
-            return laters[-1]
-
+        laters, handler = answered_later()
         bugs: list[BaseException] = []
         routed = routes(("GET", "/", handler))
         async with serving(routed, on_bug=bugs.append) as server:
@@ -1095,12 +1091,7 @@ def test_a_later_answer_goes_nowhere_when_its_connection_is_gone() -> None:
 
 def test_requests_behind_a_later_answer_wait_for_their_turn() -> None:
     async def main() -> None:
-        laters: list[Later] = []
-
-        def handler(request: Request) -> Later:
-            laters.append(Later())
-            return laters[-1]
-
+        laters, handler = answered_later()
         routed = routes(("GET", "/later", handler), *ECHO)
         async with serving(routed) as server, raw_connection(server.address) as raw:
             raw.write(_get("/later") + _post("/sync", b"second") + _get("/later"))

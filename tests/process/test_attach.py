@@ -41,7 +41,7 @@ from tasksprint.process.attach import (
     socket_path,
 )
 from tasksprint.process.program import ExitReason
-from tests.process.test_program import wait_gone
+from tests.processes import wait_gone
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,6 +19,7 @@ import pytest
 from tasksprint.errors import NodeFailed, SchedulerFailed
 from tasksprint.process import program as program_module
 from tasksprint.process.program import ExitReason, Program, start_program
+from tests.processes import is_running, wait_gone
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,25 +85,6 @@ async def start(
 
 async def shell(seen: Seen, script: str) -> Program:
     return await start(seen, "/bin/sh", "-c", script)
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie that nobody reaps counts as gone.
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
-def wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while exists(pid):
-        assert time.monotonic() < deadline, f"process {pid} still lives"
-        time.sleep(0.005)
 
 
 def test_child_reads_what_is_written_and_is_heard() -> None:
@@ -177,7 +159,7 @@ def test_last_answer_of_a_child_that_leaves_is_heard_though_writing_to_it_fails(
         program.write(b"1\n")
         deadline = time.monotonic() + 60
         # Without giving the loop a chance to read, until the child is gone.
-        while exists(program.pid) and time.monotonic() < deadline:
+        while is_running(program.pid) and time.monotonic() < deadline:
             time.sleep(0.005)
         program.write(b"2\n")
         program.write(b"3\n")
@@ -303,7 +285,7 @@ def test_kill_reaches_grandchildren() -> None:
         program = await shell(seen, "(sleep 999 & echo $!; wait) & wait")
         await seen.until(lambda: seen.data.endswith(b"\n"))
         grandchild = int(seen.data)
-        assert exists(grandchild)
+        assert is_running(grandchild)
         program.kill("timeout")
         reason = await program.wait()
         assert reason.describe() == "signal 9 (SIGKILL) (timeout)"
@@ -482,7 +464,7 @@ asyncio.run(main())
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert exists(child)
+    assert is_running(child)
     parent.kill()
     parent.wait()
     parent.stdout.close()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ from tasksprint.coordination.view import (
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.keys import ClusterKey
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.roles.client import Client, ClientOptions
 from tasksprint.roles.client_http import ClientPaths
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
+from tests.net.support import DEADLINE_S, KEY, run
 
 __all__ = [
     "DEADLINE_S",
+    "GOOD",
+    "KEY",
     "PROGRAM",
     "World",
     "assignment",
@@ -54,18 +56,9 @@ __all__ = [
     "world",
 ]
 
-KEY = ClusterKey(bytes(range(32)))
-DEADLINE_S = 100.0
+# What a node in shell does for its tasks: it answers.
+GOOD = """echo '{"id":'$id',"values":{"result":1}}'"""
 PROGRAM = "p" * 64
-
-
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a scenario to its end, and fail if it takes too long."""
-
-    async def bounded() -> None:
-        await asyncio.wait_for(main(), DEADLINE_S)
-
-    asyncio.run(bounded())
 
 
 async def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:

@@ -26,7 +26,9 @@ from tasksprint.process.attach import socket_path
 from tasksprint.roles import client as client_module
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
+from tests.processes import is_running
 from tests.roles.client_world import (
+    GOOD,
     KEY,
     Coordinator,
     World,
@@ -41,7 +43,6 @@ from tests.roles.client_world import (
 from tests.store.helpers import read_value
 
 MIB = 1024 * 1024
-GOOD = """echo '{"id":'$id',"values":{"result":1}}'"""
 FRAMES = '{"ready":{},"frames":true}'
 
 
@@ -467,13 +468,6 @@ def test_end_of_the_client_leaves_no_process(tmp_path: Path) -> None:
 
 def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 # --- programs ---
