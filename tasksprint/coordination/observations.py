@@ -72,4 +72,4 @@ def _warn(state: State, job: Job, key: str, text: str) -> None:
         return
     job.warnings[_cut(key)] = _cut(text)
     state.changes.jobs[job] = None
-    state.note(f"job={job.job} warning: {text}")
+    state.note(f"job={job.job} warning: {_cut(text)}")

@@ -14,6 +14,7 @@ from tasksprint.errors import SettingsError
 
 __all__ = ["cause_of", "format_address", "host_of", "parse_address", "tune_socket"]
 
+_PORT_DIGITS_MAX = 5
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:,\[\]]+))(?::[0-9]{0,5})?")
 
 
@@ -30,7 +31,8 @@ def parse_address(text: str) -> tuple[str, int]:
         raise SettingsError(
             f"bad address {text!r}: an IPv6 host must stand in brackets", hint="write [::1]:7070"
         )
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    is_number = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS_MAX
+    if not colon or not host or not is_number or int(port) > 65535:
         raise SettingsError(
             f"bad address {text!r}: expected host:port with a port of 0 to 65535",
             hint="write it like 127.0.0.1:7070",

@@ -46,6 +46,9 @@ __all__ = ["CoordinatorPaths"]
 _log = logging.getLogger("tasksprint.coordinator")
 
 _BYTES = "application/octet-stream"
+# Of what a client says it is; all of it stands in the memory of every replica. A host's name
+# has 253 characters at most.
+_JOIN_TEXT_MAX = 300
 
 
 class CoordinatorPaths:
@@ -491,6 +494,13 @@ def _check_join(command: JoinClient) -> None:
     """
     if not command.identity or not command.incarnation:
         raise Refused("the client has no name: its identity or incarnation is empty", status=400)
+    longest = max(map(len, (command.identity, command.incarnation, command.address or "")))
+    if longest > _JOIN_TEXT_MAX:
+        raise Refused(
+            f"the client's identity, incarnation or address has {longest} characters, expected at "
+            f"most {_JOIN_TEXT_MAX}",
+            status=400,
+        )
     if command.address is not None:
         try:
             parse_address(command.address)

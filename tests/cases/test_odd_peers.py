@@ -8,7 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from tasksprint.coordination.commands import JoinClient, NodesAttached, encode_command
+from tasksprint.coordination.commands import (
+    JobObserved,
+    JoinClient,
+    NodesAttached,
+    encode_command,
+)
+from tasksprint.coordination.observations import DIFFERS
 from tasksprint.coordination.view import decode_view
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.process.attach import Hello
@@ -98,6 +104,11 @@ def test_client_says_that_its_attached_nodes_are_not_taken(
 
 # --- joining ---
 
+_LONG = "a" * 5_000
+_TOO_LONG = (
+    "the client's identity, incarnation or address has 5000 characters, expected at most 300"
+)
+
 
 @pytest.mark.parametrize(
     ("identity", "incarnation", "address", "refusal"),
@@ -106,6 +117,10 @@ def test_client_says_that_its_attached_nodes_are_not_taken(
         ("aa", "bb", "h", "the client can't be reached: bad address 'h'"),
         ("aa", "bb", "h:70000", "the client can't be reached: bad address 'h:70000'"),
         ("aa", "bb", "::1:70", "the client can't be reached: bad address '::1:70'"),
+        ("aa", "bb", "h:" + "1" * 250, "the client can't be reached: bad address 'h:1111"),
+        (_LONG, "bb", None, _TOO_LONG),
+        ("aa", _LONG, None, _TOO_LONG),
+        ("aa", "bb", _LONG, _TOO_LONG),
         ("", "bb", None, "the client has no name: its identity or incarnation is empty"),
         ("aa", "", None, "the client has no name: its identity or incarnation is empty"),
     ],
@@ -123,6 +138,14 @@ def test_client_that_nobody_could_reach_or_tell_apart_is_refused(
             assert (await leader.ask("GET", "/v1/clients")).json() == []
 
     run(main)
+
+
+def test_warning_of_a_job_is_cut_in_the_log_of_the_process_too() -> None:
+    world = World()
+    job = world.submit()
+    applied = world.apply(JobObserved(job, DIFFERS, "replica 2", "x" * 1_000_000))
+    (note,) = applied.notes
+    assert note == f"job={job} warning: {'x' * 1_000}…"
 
 
 # --- views ---

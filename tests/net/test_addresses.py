@@ -17,7 +17,10 @@ def test_address_is_parsed_and_formatted_back(text: str, host: str, port: int) -
     assert format_address(host, port) == text
 
 
-@pytest.mark.parametrize("text", ["", "7070", "host", "host:", ":7070", "host:x", "host:65536"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "7070", "host", "host:", ":7070", "host:x", "host:65536", "host:" + "1" * 5_000],
+)
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_address(text)
