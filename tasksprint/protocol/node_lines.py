@@ -394,11 +394,15 @@ class NodeReader:
         More isn't looked at: a scanner takes seconds for what comes in pieces.
         """
         assert self._decoder is not None
+        before = len(self._decoder.getstate()[0])  # bytes of a character that goes on in `some`
+        newline = some.find(b"\n")
+        why = "" if newline < 0 else "holds a newline"
         try:
             self._decoder.decode(some, is_last)
-            why = "holds a newline" if b"\n" in some else ""
-        except UnicodeDecodeError:
-            why = "isn't UTF-8"
+        except UnicodeDecodeError as error:
+            # What comes first is told, whatever the pieces are.
+            if newline < 0 or error.start < before + newline:
+                why = "isn't UTF-8"
         if why:
             raise RemoteProtocolError(
                 f"{self._who} answered id {self._id} with JSON in a frame under key {show(key)} "

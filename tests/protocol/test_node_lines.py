@@ -514,3 +514,21 @@ def test_long_answer_before_a_mistake_counts() -> None:
     messages = one.take_long(left, [(key, bytes(text)) for key, text in found])
     assert messages == [NodeReply(1, (("a", "json", LIST),))]
     assert "line from node 3 isn't a JSON object: 'printed'" in str(one.refusal)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [(b'\n\xff"', "holds a newline"), (b'\xff\n"', "isn't UTF-8"), (b'\xc3\n"', "isn't UTF-8")],
+)
+@pytest.mark.parametrize("chunk", [1 << 20, 70_000, 1])
+def test_of_two_mistakes_in_a_frame_the_first_is_told(
+    end: bytes, message: str, chunk: int
+) -> None:
+    frame = b'"' + b"x" * 70_000 + end
+    data = b'{"id":1,"frames":[["a",%d,"json"]]}\n' % len(frame) + frame
+    one = reader()
+    with pytest.raises(RemoteProtocolError, match=message):
+        for start in range(0, len(data), chunk):
+            one.feed(data[start : start + chunk])
+            if one.refusal is not None:
+                raise one.refusal
