@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
             epilog=f"example: {prog} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # It is to be pasted.
             parents=list(parents),  # type: ignore[arg-type]
         )
 
@@ -451,6 +452,7 @@ def _parser() -> argparse.ArgumentParser:
             help=help_text,
             description=help_text[0].upper() + help_text[1:] + ".",
             epilog=f"example: {prog} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # It is to be pasted.
             parents=list(parents) or [common(), reaching(), reading()],
         )
 

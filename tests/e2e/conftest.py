@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TASKSPRINT_KEY_FILE", "TASKSPRINT_COORDINATORS"):
         monkeypatch.delenv(name, raising=False)
     return state
+
+
+def as_documented(text: str) -> str:
+    """Return text in which commands begin as in documents, however the program was started."""
+    return re.sub(r"python3 \S*tasksprint\S*\.pyz?(?=[ '])", "tasksprint", text)
 
 
 MakeCluster = Callable[..., PrivateCluster]

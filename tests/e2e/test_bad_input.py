@@ -40,7 +40,7 @@ from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tasksprint.store.database import Database
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
-from tests.e2e.conftest import connect, in_this_process, wait_until
+from tests.e2e.conftest import as_documented, connect, in_this_process, wait_until
 from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
 from tests.roles.test_recover import make_store
@@ -113,8 +113,7 @@ def said_in(stderr: str) -> str:
     parts = re.split(r"(?m)^tasksprint: ", BENEATH.sub("", stderr))
     assert len(parts) == 2, f"expected one sentence, found {stderr!r}"
     text = re.sub(r"\s+", " ", parts[1]).strip()
-    text = re.sub(r"python3 \S*tasksprint\S*\.pyz?(?= )", "tasksprint", text)
-    return re.sub(r"^job \d+ failed: ", "", text)
+    return re.sub(r"^job \d+ failed: ", "", as_documented(text))
 
 
 def row(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

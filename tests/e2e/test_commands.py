@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.conftest import wait_until
+from tests.e2e.conftest import as_documented, wait_until
 from tests.e2e.harness import Commands, Shared, shared_cluster, write_job
 from tests.packaging.standin import CHECKOUT
 
@@ -140,7 +140,7 @@ def test_help_of_every_command_shows_an_example(archive: Path, tmp_path: Path) -
     for command, process in started.items():
         text = process.communicate(timeout=30)[0].decode()
         assert process.returncode == 0
-        assert f"example: tasksprint {command}" in " ".join(text.split()), text
+        assert f"example: tasksprint {command}" in as_documented(text), text
     assert not commands.state.exists(), "help leaves nothing behind"
 
 
@@ -667,7 +667,8 @@ def test_defaults_work_together(archive: Path, attached_folder: Path, tmp_path: 
         for process in started:
             process.wait(30)
         assert [process.returncode for process in started[:2]] == [0, 0]
-        assert started[2].returncode == 0, "a node ends with the end of its input"
+        assert started[2].returncode == 69, "a node says that its client has ended"
+        assert "node 'mynode' is ended: its client stops" in (tmp_path / "log").read_text()
     finally:
         for process in started:
             process.kill()
@@ -681,7 +682,7 @@ def test_a_node_without_a_client_says_so(archive: Path, tmp_path: Path) -> None:
     commands = Commands(archive, tmp_path)
     done = commands("node", "--exec", str(program), code=64)
     text = done.stderr.decode()
-    assert text == (
+    assert as_documented(text) == (
         "tasksprint: no client runs on this machine (as this user); "
         "start one with 'tasksprint client'\n"
     )

@@ -17,7 +17,7 @@ import pytest
 from tasksprint.errors import StoreError
 from tasksprint.settings import Settings
 from tasksprint.store.verify import verify
-from tests.e2e.conftest import wait_until
+from tests.e2e.conftest import as_documented, wait_until
 from tests.known_bugs.test_power_loss import decides
 from tests.torture.machines import Machines
 
@@ -106,7 +106,7 @@ def test_disk_that_is_put_back_from_a_copy_is_refused(cluster: Cluster, tmp_path
     shutil.rmtree(cluster.machines.folder / name)
     shutil.copytree(tmp_path / "copy", cluster.machines.folder / name)
     cluster.machines.start(name)
-    said = cluster.ended(name)
+    said = as_documented(cluster.ended(name))
     number = name[-1]
     assert said.startswith(f"replica {number} returned with an older disk (durable number ")
     assert said.endswith(f"then tasksprint member replace {number} ID=HOST:PORT")
@@ -192,7 +192,7 @@ def test_spoiled_promise_is_a_lost_disk(cluster: Cluster) -> None:
     cluster.end(name)
     change(cluster.file(name), "UPDATE progress SET promised_round = promised_round + 1")
     cluster.machines.start(name)
-    assert cluster.ended(name) == (
+    assert as_documented(cluster.ended(name)) == (
         f"replica store {str(cluster.file(name))!r} is damaged: the row of table 'progress' fails "
         "its checksum; this replica counts as lost; start a new one with a new --id and --join, "
         f"then tasksprint member replace {name[-1]} NEW=HOST:PORT (if it is the only one: "

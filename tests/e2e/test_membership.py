@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasksprint.roles.run import PrivateCluster
-from tests.e2e.conftest import MakeCluster, connect, status_of, wait_until
+from tests.e2e.conftest import MakeCluster, as_documented, connect, status_of, wait_until
 from tests.e2e.test_kills import result_of, submit
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def test_members_change_under_a_running_job(
     wait_until(lambda: private.ended(f"coordinator-{victim}") is not None, "it has stopped")
     said = (private.directory / f"coordinator-{victim}.log").read_text()
     assert f"replica {victim} lost its disk" in said
-    assert f"tasksprint member replace {victim} ID=HOST:PORT" in said
+    assert f"tasksprint member replace {victim} ID=HOST:PORT" in as_documented(said)
     address = private.join(5)
     wait_until(lambda: _answers(private, 5), "replica 5 is up")
     assert operator("replace", str(victim), f"5={address}") == f"replaced replica {victim} by 5\n"
@@ -111,6 +111,7 @@ def test_changes_that_would_lose_the_majority_are_refused(
     operator = Operator(private, run, monkeypatch)
     refused = operator("add", "2=127.0.0.1:9", code=77)
     assert refused.startswith("tasksprint: replica 2 doesn't answer at 127.0.0.1:9: ")
+    refused = as_documented(refused)
     assert refused.endswith("start it first: tasksprint coordinator --id 2 --join …\n")
     address = private.join(2)
     wait_until(lambda: _answers(private, 2), "replica 2 is up")
