@@ -425,7 +425,8 @@ class Program(Connection):
     def _ended(self) -> None:
         """The process is a zombie: kill its group, then reap it."""
         # In this order: until it is reaped, its id names no other group.
-        signal_group(self._child.pid, signal.SIGKILL)
+        if not self._reaped:
+            signal_group(self._child.pid, signal.SIGKILL)
         self.reap()
         self._finish_task = self._loop.create_task(self._finish())
 
