@@ -1069,6 +1069,9 @@ def test_replica_with_a_copy_of_its_disk(what: str, tmp_path: Path, command: lis
         machines.kill(name)
         shutil.copytree(folder, copy)
         machines.start(name)
+        # Else the leader, with nobody to hear, steps down, and what it wrote as the next
+        # leader the third one doesn't hear before it leads itself.
+        wait_until(machines.is_level, "it is back", limit_s=DEADLINE_S)
         # Without the third one nothing is decided before it has said that it wrote it.
         machines.stop(third)
         for number in range(3):
