@@ -216,6 +216,7 @@ def test_what_clients_say_of_long_runs_grows_older_until_they_say_otherwise() ->
     assert told.of().runs == (), "it lives no more, perhaps"
 
 
+@pytest.mark.slow
 def test_coordinator_without_a_leader_says_which_members_it_hears(tmp_path: Path) -> None:
     settings = Settings(
         heartbeat_interval_ms=20, election_timeout_min_ms=100, election_timeout_max_ms=200
