@@ -17,11 +17,10 @@ Source: https://www.sqlite.org/walformat.html, sections 1.2.3 (mxFrame), 2.1 and
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
-import zlib
 from pathlib import Path
+from zlib import crc32
 
 __all__ = ["MARK_FILE", "DurableMark", "LeftLog", "find_doubts"]
 
@@ -51,19 +50,20 @@ class DurableMark:
         if len(data) != _MARK.size:
             return 0
         number, checksum = _MARK.unpack(data)
-        return int(number) if zlib.crc32(data[:8]) == checksum else 0
+        return int(number) if crc32(data[:8]) == checksum else 0
 
     def write(self, number: int) -> None:
         """Note that the write of this number, and all before it, are durable."""
         if number != self.number:
             self.number = number
-            data = _MARK.pack(number, zlib.crc32(number.to_bytes(8, "little")))
-            # A disk too full for these bytes is one for the next commit, too, which says so.
-            with contextlib.suppress(OSError):
+            data = number.to_bytes(8, "little")
+            try:
                 if self._file < 0:
                     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
                     self._file = os.open(self._path, flags, 0o600)
-                os.pwrite(self._file, data, 0)
+                os.pwrite(self._file, data + crc32(data).to_bytes(4, "little"), 0)
+            except OSError:
+                pass  # A disk too full for these bytes is one for the next commit, which says so.
 
     def close(self) -> None:
         """Close the file."""
