@@ -38,6 +38,11 @@ _SLICE_BYTES = FRAME_BYTES
 _LINGER_S = 2.0
 # More than browsers send; each costs more memory than it has bytes.
 _HEADERS_MAX = 100
+# Names of headers as our own processes spell them.
+_USUAL_NAMES = {
+    name.encode(): name.lower()
+    for name in ("Host", "Authorization", "Content-Type", "Content-Length")
+}
 # Bytes that wait for a stranger who doesn't read.
 _STRANGER_WRITE_BYTES = 4 * 1024
 
@@ -251,7 +256,7 @@ class Connection(BufferedReader):
                 error_response(431, f"the request has more than {_HEADERS_MAX} headers")
             )
             return
-        key = name.decode("latin-1").lower()
+        key = _USUAL_NAMES.get(name) or name.decode("latin-1").lower()
         if key in self._headers:
             # Repeated headers are one list (RFC 9110, section 5.2); a repeated Host or
             # Authorization so becomes one that nobody accepts.

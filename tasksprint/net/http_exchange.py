@@ -354,6 +354,7 @@ def _length_of(headers: dict[str, str]) -> int:
     text = headers.get("content-length")
     if text is None:
         return 0
-    if not (text.isascii() and text.isdigit()) or len(text) > _LENGTH_DIGITS_MAX:
+    # (Headers are Latin-1: of its characters only 0 to 9 are decimal.)
+    if not text.isdecimal() or len(text) > _LENGTH_DIGITS_MAX:
         raise Refused(f"Content-Length is {text[:40]!r}, expected a number of bytes", status=400)
     return int(text)

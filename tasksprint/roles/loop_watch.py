@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -62,24 +63,33 @@ class LoopWatch:
         selector: Any = getattr(loop, "_selector", None)
         if selector is None:
             return
-        self._select = selector.select
-        selector.select = self._watched_select
+        selector.select = self._watched(selector.select)
         if _log.isEnabledFor(logging.DEBUG):
             threading.Thread(target=self._look, name="loop watch", daemon=True).start()
 
-    def _watched_select(self, timeout: float | None = None) -> Any:
-        since = self._since
-        if since is not None:
-            held_s = time.monotonic() - since
-            self._since = None
-            if held_s > self.longest_s:
-                self.longest_s = held_s
-            if held_s > _TOLD_S and _log.isEnabledFor(logging.DEBUG):
-                place, self._place = self._place, ""
-                _log.debug("the loop was held for %d ms by %s", held_s * 1000, place or "?")
-        found = self._select(timeout)
-        self._since = time.monotonic()
-        return found
+    def _watched(self, select: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a selector's method that measures the time between its calls."""
+        monotonic = time.monotonic  # (The loop turns several times for each task.)
+
+        def watched_select(timeout: float | None = None) -> Any:
+            since = self._since
+            if since is not None:
+                held_s = monotonic() - since
+                self._since = None
+                if held_s > self.longest_s:
+                    self.longest_s = held_s
+                if held_s > _TOLD_S:
+                    self._tell(held_s)
+            found = select(timeout)
+            self._since = monotonic()
+            return found
+
+        return watched_select
+
+    def _tell(self, held_s: float) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            place, self._place = self._place, ""
+            _log.debug("the loop was held for %d ms by %s", held_s * 1000, place or "?")
 
     def _look(self) -> None:
         while (loop := self._loop()) is not None and not loop.is_closed():
