@@ -47,6 +47,7 @@ __all__ = [
     "ClusterKey",
     "Mac",
     "Signature",
+    "authorization_of",
     "create_key",
     "find_key_file",
     "load_key",
@@ -150,8 +151,7 @@ class ClusterKey:
         life = self._lives.get(address, UNKNOWN_LIFE)
         nonce = f"{self._sender}{next(self._counter):016x}"
         mac = self.request_mac(method, target, address, life=life, nonce=nonce, body=body)
-        text = f"TaskSprint life={life},nonce={nonce},body={body},mac={mac}"
-        return Signature(text, mac, life)
+        return Signature(authorization_of(life, nonce, body, mac), mac, life)
 
     def knows_life(self, address: str) -> bool:
         """Whether the server at an address has told its life."""
@@ -191,6 +191,11 @@ class ClusterKey:
     def derive(self, purpose: str) -> Mac:
         """Return a MAC for one purpose, such as one connection between replicas."""
         return Mac(self._digest(f"tasksprint-derive\n{purpose}".encode()))
+
+
+def authorization_of(life: str, nonce: str, body: str, mac: str) -> str:
+    """Return the Authorization of a request (see the module's docstring)."""
+    return f"TaskSprint life={life},nonce={nonce},body={body},mac={mac}"
 
 
 def new_life() -> str:
