@@ -13,7 +13,7 @@ doesn't know which events were sent, nor what became of a task.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,9 @@ SchedulerMessage = SchedulerReady | SchedulerAnswer | CheckpointState
 
 _STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "cut the answer into parts"
+
+# Of the members that are named where one is wrong; commands have fewer.
+_LISTED_MAX = 12
 
 _READY_KEYS = frozenset(("ready", "checkpoints", "runtime"))
 _ANSWER_KEYS = frozenset(("event", "part", "last", "commands"))
@@ -233,7 +236,7 @@ class SchedulerReader:
         unknown = [key for key in members if key not in _READY_KEYS]
         if unknown:
             raise RemoteProtocolError(
-                f"{who} said ready with {unknown[0]!r}, expected only 'checkpoints' and "
+                f"{who} said ready with {show(unknown[0])}, expected only 'checkpoints' and "
                 "'runtime' beside it"
             )
         checkpoints = members["checkpoints"][0] if "checkpoints" in members else False
@@ -250,7 +253,7 @@ class SchedulerReader:
         unknown = [key for key in members if key not in _CHECKPOINT_KEYS]
         if unknown or "state" not in members:
             raise RemoteProtocolError(
-                f"{who} handed out a checkpoint with {sorted(members)}, "
+                f"{who} handed out a checkpoint with {_listed(members)}, "
                 "expected 'checkpoint' and 'state'"
             )
         if not _is_number(event):
@@ -270,7 +273,7 @@ class SchedulerReader:
         for key in members:
             if key not in _ANSWER_KEYS:
                 raise RemoteProtocolError(
-                    f"{who} answered event {event} with {key!r}, "
+                    f"{who} answered event {event} with {show(key)}, "
                     "expected 'part', 'last' and 'commands'"
                 )
         if event != self.next_event:
@@ -334,7 +337,9 @@ class SchedulerReader:
             if kind in members:
                 if not members.keys() <= allowed:
                     unknown = next(key for key in members if key not in allowed)
-                    raise self._error(f"has {unknown!r}, expected {_listed(allowed)} in {kind!r}")
+                    raise self._error(
+                        f"has {show(unknown)}, expected {_listed(allowed)} in {kind!r}"
+                    )
                 return read(self, members, text)
         raise self._error(
             f"has {_listed(members) or 'no member'}, expected one of {_listed(_COMMANDS)}"
@@ -487,6 +492,8 @@ def _is_number(value: Any) -> bool:
     return type(value) is int and 0 <= value < _NUMBER_END
 
 
-def _listed(words: object) -> str:
-    assert hasattr(words, "__iter__")
-    return ", ".join(repr(word) for word in sorted(words))
+def _listed(words: Iterable[str]) -> str:
+    """Return words in quotes, shortened: a scheduler chooses some of them."""
+    first = sorted(words)
+    more = f" and {len(first) - _LISTED_MAX} more" if len(first) > _LISTED_MAX else ""
+    return ", ".join(show(word) for word in first[:_LISTED_MAX]) + more

@@ -184,13 +184,34 @@ def test_numbering_goes_on_after_a_checkpoint() -> None:
             "every event is answered once, in order",
         ),
         (b'{"event":1,"commands":[]}', "answered event 1, expected its answer to event 0"),
-        (b'{"checkpoint":1}', "handed out a checkpoint with ['checkpoint'], expected"),
+        (b'{"checkpoint":1}', "handed out a checkpoint with 'checkpoint', expected"),
         (b'{"checkpoint":"1","state":1}', "handed out checkpoint '1', expected the number"),
         (b'{"event":0,"commands":[1]}', "event 0, command 0 is '1]}', expected a JSON object"),
     ],
 )
 def test_wrong_line_is_refused_with_a_sentence(line: bytes, message: str) -> None:
     assert message in refused(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"ready":{},"%s":1}' % (b"x" * 5_000),
+        b'{"ready":{}}\n{"event":0,"commands%s":[]}' % (b"x" * 5_000),
+        b'{"ready":{}}\n{"event":0,"commands":[{"fail":"","%s":1}]}' % (b"x" * 5_000),
+        b'{"ready":{}}\n{"event":0,"commands":[{"%s":1}]}' % (b"x" * 5_000),
+        b'{"ready":{}}\n{"event":0,"commands":[{%s}]}'
+        % b",".join(b'"k%d":1' % number for number in range(3_000)),
+        b'{"ready":{}}\n{"checkpoint":1,%s}'
+        % b",".join(b'"k%d":1' % number for number in range(3_000)),
+    ],
+)
+def test_names_that_a_scheduler_made_up_are_shortened(line: bytes) -> None:
+    one = reader(b"")
+    with pytest.raises(RemoteProtocolError) as caught:
+        for part in line.split(b"\n"):
+            one.feed(part + b"\n")
+    assert len(str(caught.value)) < 600
 
 
 def test_event_that_is_answered_twice_is_refused() -> None:
