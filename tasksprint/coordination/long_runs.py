@@ -97,15 +97,16 @@ def _in_seconds(duration_us: int) -> str:
     return f"{hundredths // 100}.{hundredths % 100:02} s"
 
 
-def decode_runs(cid: ClientId, listed: Any) -> tuple[LongRun, ...]:
+def decode_runs(cid: ClientId, listed: Any, age_ms: int) -> tuple[LongRun, ...]:
     """Return what a client says of tasks that have been running for long.
 
     Args:
         listed: `[[job, tid, attempt, ms], …]`; what isn't of this form is left out.
+        age_ms: How long ago it said so; they have been running on since.
     """
     runs: list[LongRun] = []
     for one in listed if isinstance(listed, list) else []:
         match one:
             case [int(job), int(tid), int(attempt), int(run_ms)]:
-                runs.append(LongRun(cid, JobId(job), TaskId(tid), attempt, run_ms))
+                runs.append(LongRun(cid, JobId(job), TaskId(tid), attempt, run_ms + age_ms))
     return tuple(runs)

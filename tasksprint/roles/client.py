@@ -178,7 +178,7 @@ class Client:
         self._attached_changed = asyncio.Event()
         self.runtimes = Runtimes(self)
         self.recent_output = RecentOutput(settings.recent_output_bytes_max)
-        self._stalls: dict[str, str] = {}
+        self._stalls_told = {"stalls", "runs"}  # A former process here may have told some.
         self._stalls_due_ms = 0
         self._results: list[tuple[Result, tuple[JobId, TaskId, int]]] = []
         self._logs: list[LogText] = []
@@ -315,16 +315,20 @@ class Client:
     def _find_stalls(self) -> dict[str, str]:
         """Return what to say of jobs that don't go on here, and of tasks that run for long.
 
-        Looked for now and then only: a busy client polls a thousand times a second.
+        Looked for, and said, now and then only: a busy client polls a thousand times a second.
         """
         now_ms = self.now_ms()
-        if now_ms >= self._stalls_due_ms:
-            self._stalls_due_ms = now_ms + _STALLS_MS
-            found = {"stalls": self.workbench.stalls(), "runs": self.workbench.long_runs(now_ms)}
-            self._stalls = {
-                name: encode_json(said).decode() for name, said in found.items() if said
-            }
-        return self._stalls
+        if now_ms < self._stalls_due_ms:
+            return {}
+        self._stalls_due_ms = now_ms + _STALLS_MS
+        found = {"stalls": self.workbench.stalls(), "runs": self.workbench.long_runs(now_ms)}
+        # What was said the last time and isn't so any more is taken back: `[]`.
+        told, self._stalls_told = self._stalls_told, {name for name in found if found[name]}
+        return {
+            name: encode_json(found[name]).decode()
+            for name in found
+            if found[name] or name in told
+        }
 
     def _other_cluster(self, cluster: str) -> SettingsError:
         return SettingsError(

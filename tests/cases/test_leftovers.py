@@ -86,7 +86,8 @@ def test_what_dead_clients_said_is_not_kept() -> None:
     told = ToldHere(cast(Any, clock))
     for number in range(1, 100):
         clock.now_ms += 1_000
-        said = {"stalls": "[]", "runs": "[[1, 2, 1, 2500]]", "complaint": "h:6 answers: nonsense"}
+        said = {"stalls": '[[1, "disk", 1, []]]', "runs": "[[1, 2, 1, 2500]]"}
+        said["complaint"] = "h:6 answers: nonsense"
         told.heard(ClientId(number), said)
         assert len(told._complaints) <= 21 and len(told._stalls) <= 4 and len(told._runs) <= 4
     assert told.complaint_of(ClientId(99)) == "h:6 answers: nonsense"

@@ -605,8 +605,8 @@ def test_task_that_runs_much_longer_than_its_like_is_told_apart(
 def test_what_newer_or_broken_clients_say_of_long_runs_is_left_out() -> None:
     cid = ClientId(4)
     listed = [[1, 2, 3, 4_000], [1, 2, 3], [1, "2", 3, 4], None]
-    assert decode_runs(cid, listed) == (LongRun(cid, JobId(1), TaskId(2), 3, 4_000),)
-    assert decode_runs(cid, {"a": 1}) == decode_runs(cid, None) == ()
+    assert decode_runs(cid, listed, 50) == (LongRun(cid, JobId(1), TaskId(2), 3, 4_050),)
+    assert decode_runs(cid, {"a": 1}, 0) == decode_runs(cid, None, 0) == ()
 
 
 def test_what_newer_or_broken_clients_say_of_their_stalls_is_left_out() -> None:

@@ -20,8 +20,9 @@ import pytest
 
 from tasksprint.bounded_text import keep_end
 from tasksprint.coordination.long_runs import LongRun
+from tasksprint.coordination.obstacles import Stall
 from tasksprint.coordination.view import DropJob
-from tasksprint.encoding import encode_json
+from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, Refused, UnprovenAnswer
 from tasksprint.execution.effects import KillNode, TaskError
 from tasksprint.ids import ClientId, JobId, TaskId
@@ -30,6 +31,7 @@ from tasksprint.net.keys import create_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
 from tasksprint.process.attach import LiveClient
 from tasksprint.roles import client_role, commands, following, node
+from tasksprint.roles.client import Client
 from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.main import main, parse_command
 from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
@@ -199,21 +201,82 @@ def test_scheduler_that_does_not_answer_is_named_with_its_handler(tmp_path: Path
     run(main)
 
 
-def test_what_clients_say_of_long_runs_grows_older_until_they_say_otherwise() -> None:
+def told_here() -> tuple[ToldHere, SimpleNamespace]:
+    """Return what a coordinator keeps of what clients say, and its clock."""
     clock = SimpleNamespace(now_ms=1_000)
-    coordinator = cast(Any, SimpleNamespace(monotonic_ms=lambda: clock.now_ms, runners={}))
-    told = ToldHere(coordinator)
+    coordinator = SimpleNamespace(monotonic_ms=lambda: clock.now_ms, runners={})
+    return ToldHere(cast(Any, coordinator)), clock
+
+
+def test_what_clients_say_of_long_runs_grows_older_until_they_say_otherwise() -> None:
+    told, clock = told_here()
     told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
     clock.now_ms += 1_200
     assert told.of().runs == (LongRun(ClientId(3), JobId(1), TaskId(7), 1, 3_700),)
+    told.heard(ClientId(3), {})
+    told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
+    clock.now_ms += 2_000
+    assert told.of().runs == (LongRun(ClientId(3), JobId(1), TaskId(7), 1, 5_700),), (
+        "its age counts from when it was said first, and it holds from when it was said last"
+    )
     told.heard(ClientId(3), {"runs": "nonsense"})
     assert told.of().runs == ()
     told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
-    told.heard(ClientId(3), {})
+    told.heard(ClientId(3), {"runs": "[]"})
     assert told.of().runs == ()
     told.heard(ClientId(3), {"runs": "[[1, 7, 1, 2500]]"})
     clock.now_ms += 3_001
     assert told.of().runs == (), "it lives no more, perhaps"
+
+
+def test_what_clients_say_is_read_when_somebody_asks_and_only_of_that_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy client polls a thousand times a second, and somebody looks once."""
+    read: list[bytes] = []
+
+    def decode(data: bytes) -> Any:
+        read.append(data)
+        return decode_json(data)
+
+    monkeypatch.setattr("tasksprint.roles.told.decode_json", decode)
+    told, _ = told_here()
+    for cid in range(2, 50):
+        said = {"runs": f"[[{cid},7,1,2500]]", "stalls": f'[[{cid},"queued",3,[1]]]'}
+        told.heard(ClientId(cid), said)
+    both = {"runs": "[[2,8,1,9000],[1,9,1,2500]]", "stalls": '[[2,"disk",1,[]],[1,"disk",1,[]]]'}
+    told.heard(ClientId(50), both)
+    assert read == []
+    found = told.of(JobId(1))
+    assert found.runs == (LongRun(ClientId(50), JobId(1), TaskId(9), 1, 2_500),)
+    assert found.stalls == (Stall(ClientId(50), JobId(1), "disk", 1),)
+    assert len(read) == 2
+    assert {run.cid for run in told.of(JobId(2), JobId(3)).runs} == {2, 3, 50}
+    assert len(told.of().runs) == len(told.of().stalls) == 50
+
+
+def test_client_says_what_does_not_go_on_when_it_looked_for_it_and_takes_it_back_once() -> None:
+    stalls: list[Any] = [[1, "queued", 3, []]]
+    runs: list[Any] = []
+    workbench = SimpleNamespace(stalls=lambda: stalls, long_runs=lambda now_ms: runs)
+    clock = SimpleNamespace(now_ms=10_000)
+    told = {"stalls", "runs"}
+    client = SimpleNamespace(
+        now_ms=lambda: clock.now_ms, workbench=workbench, _stalls_due_ms=0, _stalls_told=told
+    )
+
+    def said(after_ms: int) -> dict[str, str]:
+        clock.now_ms += after_ms
+        return Client._find_stalls(cast(Any, client))
+
+    assert said(0) == {"stalls": '[[1,"queued",3,[]]]', "runs": "[]"}
+    assert said(499) == {}, "that would go along with each of a thousand polls"
+    runs.append([1, 7, 1, 2_500])
+    assert said(1) == {"stalls": '[[1,"queued",3,[]]]', "runs": "[[1,7,1,2500]]"}
+    stalls.clear()
+    runs.clear()
+    assert said(500) == {"stalls": "[]", "runs": "[]"}
+    assert said(500) == {}
 
 
 @pytest.mark.slow
