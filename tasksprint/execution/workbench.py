@@ -346,15 +346,21 @@ class Workbench:
         for other in affected.values():
             self._again(other)
 
-    def run_broken_off(self, node: NodeId, id: int, tid: TaskId, now_ms: int) -> None:
+    def run_broken_off(
+        self, node: NodeId, id: int, spoiled: Mapping[TaskId, Manifest | None], now_ms: int
+    ) -> None:
         """Take back a `RunTask` of which a part was written, since an input is spoiled.
 
         The node waits for the rest for ever, so it is killed; that fails nothing.
+
+        Args:
+            spoiled: As for `run_refused`; a manifest: the result was made anew meanwhile.
         """
-        self.run_refused(node, id, {tid: None}, now_ms)
+        self.run_refused(node, id, spoiled, now_ms)
         found = self._node(node)
         if found is not None:
-            self._nodes.kill(found, f"the value of task {tid} for it is spoiled on the disk")
+            tids = ", ".join(map(str, spoiled))
+            self._nodes.kill(found, f"the value of task {tids} for it is spoiled on the disk")
 
     # --- events: values --------------------------------------------------------------
 

@@ -652,7 +652,7 @@ class Client:
     async def _load_and_run(self, shell: NodeShell, effect: RunTask) -> None:
         """Read inputs that have left memory, then run the task."""
         job = effect.assignment.job
-        seen = {tid: self.held.seen(job, tid) for tid, _, _ in effect.inputs}
+        seen = self.held.seen_inputs(effect)
         inputs, missing = await self.values.load_inputs(effect)
         if missing:
             digests = {tid: digest for tid, _, digest in effect.inputs}
@@ -664,7 +664,7 @@ class Client:
                 refused[tid] = now.manifest if now is not None and is_new else found
             self.workbench.run_refused(effect.node, effect.id, refused, self.now_ms())
         elif self.nodes.get(effect.node) is shell:
-            shell.run(effect, inputs)
+            shell.run(effect, inputs, seen)
         self.turn()
 
     async def _load_value(

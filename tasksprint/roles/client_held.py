@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasksprint.encoding import decode_json, result_digest
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, ValueSpoiled
-from tasksprint.execution.effects import Manifest
+from tasksprint.execution.effects import Manifest, RunTask
 from tasksprint.execution.records import Held
 from tasksprint.ids import JobId, TaskId
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
@@ -26,11 +26,13 @@ from tasksprint.store.staging import on_thread
 if TYPE_CHECKING:
     from tasksprint.roles.client import Client
 
-__all__ = ["HeldValues", "ask"]
+__all__ = ["HeldValues", "Seen", "ask"]
 
 _log = logging.getLogger("tasksprint.client")
 
 ResultT = TypeVar("ResultT")
+# What a task's inputs were when they were read, by pretask; None: not made here.
+Seen = dict[TaskId, "Held | None"]
 
 # Looks that may wait: who has more to tell finds out by itself, or tells later.
 _LOOKS_MAX = 100
@@ -119,6 +121,10 @@ class HeldValues:
         store, or the end of the file, comes: it says nothing of the result that is there now.
         """
         return self._client.workbench.stored_result(job, tid)
+
+    def seen_inputs(self, run: RunTask) -> Seen:
+        """Return what `seen` says of each input of a task."""
+        return {tid: self.seen(run.assignment.job, tid) for tid, _, _ in run.inputs}
 
     def spoiled(
         self, job: JobId, tid: TaskId, digest: str, why: str, *, seen: Held | None

@@ -39,6 +39,7 @@ from tasksprint.protocol.node_lines import (
     NodeReady,
     NodeReply,
 )
+from tasksprint.roles.client_held import Seen
 from tasksprint.roles.client_values import CachedValue, base64_pieces, task_buffers
 from tasksprint.store.result_records import (
     CHUNK_BYTES,
@@ -90,8 +91,9 @@ class NodeShell:
         self._stagings: dict[int, Staging] = {}  # of values that come in pieces
         self._holds: set[str] = set()  # why nothing is read from it
         # Tasks with large inputs, and those behind them, that aren't written yet.
-        self._outgoing: deque[tuple[RunTask, Sequence[CachedValue], list[bytes | Carried]]]
-        self._outgoing = deque()
+        self._outgoing: deque[
+            tuple[RunTask, Sequence[CachedValue], list[bytes | Carried], Seen]
+        ] = deque()
         self._is_writing = False
         self._exit: ExitReason | None = None  # it ended, and files of its are being read
 
@@ -104,8 +106,14 @@ class NodeShell:
 
     # --- orders ---
 
-    def run(self, effect: RunTask, inputs: Sequence[CachedValue]) -> None:
-        """Write a task's line."""
+    def run(
+        self, effect: RunTask, inputs: Sequence[CachedValue], seen: Seen | None = None
+    ) -> None:
+        """Write a task's line.
+
+        Args:
+            seen: See `HeldValues.seen`; None: the inputs were found just now.
+        """
         assert self.program is not None
         self._pipe[effect.id] = effect
         if effect.assignment.job != self._told_job:
@@ -119,7 +127,9 @@ class NodeShell:
             if len(small) == len(buffers) and sum(map(len, small)) <= _WRITE_AT_ONCE_MAX:
                 self._client.write_soon(self, b"".join(small))
                 return
-        self._outgoing.append((effect, inputs, buffers))
+        if seen is None:
+            seen = self._client.held.seen_inputs(effect)
+        self._outgoing.append((effect, inputs, buffers, seen))
         if not self._is_writing:
             self._is_writing = True
             self._client.background(self._write_outgoing())
@@ -128,7 +138,7 @@ class NodeShell:
         """Write large lines piece by piece, each behind all that was written before."""
         try:
             while self._outgoing and self.program is not None and not self.program.closed.done():
-                effect, inputs, buffers = self._outgoing.popleft()
+                effect, inputs, buffers, seen = self._outgoing.popleft()
                 for buffer in buffers:
                     if isinstance(buffer, bytes):
                         view = memoryview(buffer)
@@ -141,14 +151,13 @@ class NodeShell:
                     value = inputs[index][1]
                     assert isinstance(value, FileValue)
                     tid, _, digest = effect.inputs[index]
-                    seen = self._client.held.seen(effect.assignment.job, tid)
                     pieces = self._client.held.pieces_of(value)
                     try:
                         async for piece in base64_pieces(pieces) if buffer.is_base64 else pieces:
                             self.program.write(piece)
                             await self.program.drain()
                     except ValueSpoiled as error:
-                        self._refuse_input(effect, tid, digest, str(error), seen)
+                        self._refuse_input(effect, tid, digest, str(error), seen[tid])
                         return
         finally:
             self._is_writing = False
@@ -157,9 +166,12 @@ class NodeShell:
         self, effect: RunTask, tid: TaskId, digest: str, why: str, seen: Held | None
     ) -> None:
         """An input turned out to be spoiled while it was written: the node waits for the rest."""
-        client = self._client
-        client.held.spoiled(effect.assignment.job, tid, digest, why, seen=seen)
-        client.workbench.run_broken_off(self.node, effect.id, tid, client.now_ms())
+        client, job = self._client, effect.assignment.job
+        client.held.spoiled(job, tid, digest, why, seen=seen)
+        now = client.held.seen(job, tid)
+        # One that was made meanwhile is good, and is taken at the next try.
+        found = now.manifest if seen is not None and now is not None and now is not seen else None
+        client.workbench.run_broken_off(self.node, effect.id, {tid: found}, client.now_ms())
         client.turn()
 
     def hold(self, why: str, *, is_held: bool) -> None:

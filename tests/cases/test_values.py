@@ -61,9 +61,11 @@ def node_of(size: int) -> str:
     )
 
 
-async def make(here: World, size: int, count: int = 1) -> list[str]:
+async def make(
+    here: World, size: int, count: int = 1, node: str | None = None
+) -> list[str]:
     """Run tasks on a client, and return the digests of their results."""
-    here.program(node_of(size))
+    here.program(node or node_of(size))
     here.coordinator.give(view(whole=True, run=tuple(map(assignment, range(count)))))
     await until(lambda: len(here.coordinator.done()) == count)
     return [here.coordinator.done()[tid].result_digest for tid in range(count)]
@@ -461,6 +463,44 @@ def test_result_that_is_stored_while_the_store_answers_is_not_dropped(
             await here.idle()
             assert bench.held_results() == [(1, 0, digest)]
             assert not here.coordinator.lost
+
+    run(main)
+
+
+def test_result_that_is_made_again_while_another_input_is_written_is_not_dropped(
+    tmp_path: Path,
+) -> None:
+    """The node takes its first input for as long as it likes; the file of the second one goes."""
+    size, go_on = 4 * MIB, tmp_path / "go on"
+    node = node_of(size).replace(
+        "*frames*)",
+        f"""*'"frames":[[0,'*'],[1,'*)
+        while [ ! -e '{go_on}' ]; do sleep 0.005; done
+        head -c {2 * size} | wc -c >/dev/null; echo '{{"id":'$id',"values":{{"result":2}}}}' ;;
+        *frames*)""",
+    )
+
+    async def main() -> None:
+        async with world(tmp_path / "1", slots=2, value_cache_bytes_max=0) as here:
+            first, second = await make(here, size, count=2, node=node)
+            both = (consumed(0, first, 1), consumed(1, second, 1))
+            here.coordinator.give(view(run=(assignment(100, inputs=both),)))
+            shells = here.client.nodes
+            await until(lambda: any(shell._is_writing for shell in shells.values()))
+            # Somebody else finds it gone, and the cluster has it made again.
+            held, job, tid = here.client.held, JobId(1), TaskId(1)
+            before = files_of(here)
+            held.spoiled(job, tid, second, "it is gone", seen=held.seen(job, tid))
+            here.coordinator.give(view(run=(assignment(1, attempt=2),)))
+            await until(lambda: here.coordinator.done()[1].attempt == 2)
+            assert here.coordinator.done()[1].result_digest == second
+            await until(lambda: len(set(files_of(here)) & set(before)) == 1)
+            go_on.touch()
+            await until(lambda: 100 in here.coordinator.done() or here.coordinator.lost[1:])
+            await here.idle()
+            assert here.coordinator.lost == [Lost(job, tid)]
+            assert (job, tid, second) in here.client.workbench.held_results()
+            here.client.workbench.check()
 
     run(main)
 
