@@ -73,6 +73,7 @@ class Admission:
         self.incarnations: Mapping[ReplicaId, Incarnation] = {}
         self._known: Mapping[ReplicaId, Incarnation] = {}  # the same, and `_refused`
         self.addresses: dict[ReplicaId, str] = {}  # of the same, without this one
+        self._older: dict[ReplicaId, Stale] = {}  # what members were told last of their disks
         self._sent_home_by: set[ReplicaId] = set()  # who said that this replica was removed
         outbox.peers = foundation.peers
         if outbox.numbers.is_lost:
@@ -94,9 +95,24 @@ class Admission:
         return self._foundation.skips
 
     def connected(self, peer: ReplicaId) -> None:
-        """Say what isn't applied here, before anything that rests on it."""
-        if self.skips and self.founding is not None and self._outbox.fatal is None:
+        """Say what isn't applied here, before anything that rests on it; and what is heard of it.
+
+        A replica whose disk went back in time must not vote on for want of being told:
+
+        1. Replica 2 returns with an older disk, and asks replica 3 whether it may stand.
+        2. Replica 3 refuses it (`Stale`), but isn't connected with it yet: that is lost.
+        3. Replica 1, which has heard nothing of what 2 wrote, becomes the leader. From now on
+           2 speaks with 1 alone, and would be believed.
+        """
+        if self.founding is None or self._outbox.fatal is not None:
+            return
+        if self.skips:
             self._outbox.send(peer, self._foundation.hello(peer, self.founding.cluster))
+        if peer in self._older:
+            self._outbox.send(peer, self._older[peer])
+        known = self._outbox.numbers.of(self.incarnations.get(peer))
+        if known is not None:
+            self._outbox.send(peer, Marks((known,)))
 
     @property
     def is_founder(self) -> bool:
@@ -148,6 +164,8 @@ class Admission:
         self.addresses = {
             replica: member.address for replica, member in roster.items() if replica != self._me
         }
+        for replica in self._older.keys() - self.addresses.keys():
+            del self._older[replica]
         self._outbox.peers = tuple(self.addresses)
         self._outbox.numbers.keep(self._known.values())
 
@@ -158,7 +176,9 @@ class Admission:
         founding, source, mark = self.founding, envelope.source, envelope.mark
         assert founding is not None, "nobody is known before"
         seen = self._outbox.numbers.seen(envelope.source_incarnation)
-        self._outbox.send(source, Stale(founding.cluster, mark.life, seen, mark.start))
+        stale = Stale(founding.cluster, mark.life, seen, mark.start)
+        self._older[source] = stale
+        self._outbox.send(source, stale)
 
     def _hear_marks(self, source: ReplicaId, message: Marks) -> None:
         numbers = self._outbox.numbers

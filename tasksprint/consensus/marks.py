@@ -16,7 +16,8 @@ its disk went back in between, and it counts as lost:
 A late message of A, said when its number was 12, proves nothing: it is less than B's 17.
 
 Nobody can vouch for a number that nobody heard. So that not only the leader hears, it tells
-the others what it knows (`Marks`), and everybody writes it down with its next write.
+the others what it knows (`Marks`), and everybody writes it down with its next write; and
+whom a replica connects with hears what is known of itself.
 
 A replica that hears of its older disk writes that down before it stops. Else it could return
 with what it wrote after 17 (in B, that is, until it was told): a life that begins at 45 looks
@@ -150,6 +151,11 @@ class DurableNumbers:
         """Return the highest number that was heard of a replica, in whatever life."""
         known = self._known.get(source, NO_MARK)
         return known.start if known.life == _LOST_LIFE else known.number
+
+    def of(self, source: Incarnation | None) -> KnownMark | None:
+        """Return what is known of a replica; None: nothing."""
+        known = None if source is None else self._known.get(source)
+        return None if source is None or known is None else (source, *known)
 
     def _note(self, source: Incarnation, mark: Mark) -> None:
         self._known[source] = mark

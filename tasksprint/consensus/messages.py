@@ -94,7 +94,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a leader knows of everybody's durable numbers."""
+    """What a leader knows of everybody's durable numbers; a follower, of the target's."""
 
     known: tuple[KnownMark, ...]
 

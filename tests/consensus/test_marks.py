@@ -246,6 +246,58 @@ def test_replica_stops_that_finds_itself_among_what_the_leader_knows() -> None:
     assert ready.fatal is not None and "(durable number 17, replica 1 has seen 45)" in ready.fatal
 
 
+def test_refusal_of_an_older_disk_is_said_again_once_it_can_be_heard() -> None:
+    """`Admission.connected`: 1. Replica 3 has heard of write 45 of replica 2. 2. That returns
+    with what it had after 17, and speaks to 3, which has no stream to it: the refusal is lost.
+    3. Replica 1 leads, which has heard nothing of it, and 2 speaks to nobody else."""
+    follower = make(3, 3)
+    follower.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 5, 45)), 0)
+    follower.lives.end(ReplicaId(2))
+    drain(follower)
+    older = make(2, 3, durable=17)
+    life = own_life(older)
+    follower.receive(said(2, 3, Canvass(5, Slot(1)), Mark(life, 17, 17)), 0)
+    assert sent(drain(follower)) == [(2, Stale("c0ffee", life, 45, 17))]
+    older.receive(said(1, 2, Heartbeat(ballot(2, 1), 1, Slot(1)), Mark(9, 0, 3)), 0)
+    assert drain(older)[-1].fatal is None
+    follower.connected(ReplicaId(2), 1_000)
+    again = sent(drain(follower, 1_000))
+    assert again[0] == (2, Stale("c0ffee", life, 45, 17))
+    older.receive(said(3, 2, again[0][1], Mark(8, 0, 0)), 1_000)
+    ready = drain(older, 1_000)[-1]
+    assert ready.fatal is not None and "(durable number 17, replica 3 has seen 45)" in ready.fatal
+
+
+def test_older_disk_is_found_out_by_a_member_to_which_it_says_nothing() -> None:
+    """It need not have spoken to whoever knows better."""
+    follower = make(3, 3)
+    follower.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 5, 45)), 0)
+    drain(follower)
+    follower.connected(ReplicaId(2), 1_000)
+    ((target, marks),) = sent(drain(follower, 1_000))
+    assert (target, marks) == (2, Marks(((Incarnation("inc2"), 7, 5, 45),)))
+    older, same = make(2, 3, durable=17), make(2, 3, durable=45)
+    for replica in (older, same):
+        replica.receive(said(3, 2, marks, Mark(8, 0, 0)), 1_000)
+    ready = drain(older, 1_000)[-1]
+    assert ready.fatal is not None and "(durable number 17, replica 3 has seen 45)" in ready.fatal
+    assert [ready.fatal for ready in drain(same, 1_000)] == [], "all that was heard is there"
+
+
+def test_member_that_left_is_told_nothing_more_of_its_disk() -> None:
+    replica = make(3, 3)
+    replica.receive(said(2, 3, Heartbeat(ballot(1, 2), 1, Slot(1)), Mark(7, 5, 45)), 0)
+    replica.lives.end(ReplicaId(2))
+    replica.receive(said(2, 3, Canvass(5, Slot(1)), Mark(8, 17, 17)), 0)
+    drain(replica)
+    assert [*replica._admission._older] == [2]
+    replica._admission._memberships.roster = lambda end: {}  # type: ignore[method-assign]
+    replica._admission.refresh()
+    assert not replica._admission._older
+    replica.connected(ReplicaId(2), 1_000)
+    assert sent(drain(replica, 1_000)) == []
+
+
 def test_replica_that_forgot_its_founding_is_found_out_all_the_same() -> None:
     """A disk that was put back from before the cluster was founded: nothing is known there."""
     peer = make(1, 2)
