@@ -307,6 +307,18 @@ class Rules:
     dead_client_ms: int = 24 * 3_600_000
     # And the ones that died first are, if there are more.
     dead_clients_max: int = 1_000
+    # Jobs, and dead clients, that one tick forgets at most, so that no entry takes long. Too
+    # small: more of them end than are forgotten.
+    forgotten_per_tick_max: int = 100
+    # What a client says of itself stands in the memory of every replica: nodes that it offers
+    # (and attached ones of one name), characters of its identity, incarnation and address (a
+    # host's name has 253 at most), characters that are kept of its hostname …
+    client_slots_max: int = 100_000
+    client_text_length_max: int = 300
+    hostname_length_max: int = 255
+    # … and names of the nodes that are attached to it, with the bytes of each.
+    attached_names_max: int = 100
+    attached_name_bytes_max: int = 200
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB

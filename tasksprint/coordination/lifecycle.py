@@ -35,10 +35,6 @@ from tasksprint.ids import JobId, ReplicaId, TaskId
 __all__ = ["Lifecycle", "bounded"]
 
 
-# Jobs that one tick forgets at most, so that no entry takes long.
-FORGOTTEN_MAX = 100
-
-
 def bounded(error: str) -> str:
     """Return an error text, cut in the middle if it is very long."""
     if len(error) <= ERROR_BYTES_MAX:
@@ -204,7 +200,7 @@ class Lifecycle:
         """Forget the jobs that ended long ago, and the oldest if there are too many."""
         state = self._state
         oldest_ms = state.log_ms - state.rules.ended_job_ms
-        for _ in range(min(FORGOTTEN_MAX, len(state.ended))):
+        for _ in range(min(state.rules.forgotten_per_tick_max, len(state.ended))):
             ended_ms, job_id = state.ended[0]
             if ended_ms > oldest_ms and len(state.ended) <= state.rules.ended_jobs_max:
                 return

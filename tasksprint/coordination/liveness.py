@@ -28,18 +28,11 @@ from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import DONE, Task
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import ClientId, Incarnation
+from tasksprint.settings import Rules
 
-__all__ = ["ATTACHED_NAMES_MAX", "Liveness"]
+__all__ = ["Liveness"]
 
-HOSTNAME_LENGTH_MAX = 255
-SLOTS_MAX = 100_000
-# Names of the nodes that are attached to one client, and bytes of each: they stand in the
-# memory of every replica.
-ATTACHED_NAMES_MAX = 100
-ATTACHED_NAME_BYTES_MAX = 200
 _NAMES_TOLD = 10  # in a line of the log
-# Dead clients that one tick forgets at most, so that no entry takes long.
-FORGOTTEN_MAX = 100
 # How a client dies, for the process's log and for people.
 _DEATHS = {"silent": "fell silent", "started again": "was started again", "left": "left"}
 
@@ -89,8 +82,10 @@ class Liveness:
     def join(self, command: JoinClient) -> Client | str:
         """Take up a client; return it, or the sentence that says why not."""
         state = self._state
-        if command.slots > SLOTS_MAX:
-            return f"client offers {command.slots} slots, expected at most {SLOTS_MAX}"
+        slots_max = state.rules.client_slots_max
+        if command.slots > slots_max:
+            return f"client offers {command.slots} slots, expected at most {slots_max}"
+        losses = None
         cid = state.cid_of_identity.get(command.identity)
         if cid is None:
             cid = state.next_cid
@@ -108,7 +103,7 @@ class Liveness:
         client.incarnation = command.incarnation
         client.sender = f"{cid} {command.incarnation}"
         client.address = command.address
-        client.hostname = command.hostname[:HOSTNAME_LENGTH_MAX]
+        client.hostname = command.hostname[: state.rules.hostname_length_max]
         client.slots = command.slots
         client.attached_request = 0
         client.is_alive = True
@@ -208,7 +203,7 @@ class Liveness:
         state = self._state
         dead = state.dead
         oldest_ms = state.log_ms - state.rules.dead_client_ms
-        for _ in range(min(FORGOTTEN_MAX, len(dead))):
+        for _ in range(min(state.rules.forgotten_per_tick_max, len(dead))):
             ended_ms, cid = dead[0]
             if ended_ms > oldest_ms and len(dead) <= state.rules.dead_clients_max:
                 return
@@ -264,22 +259,22 @@ class Liveness:
 def _too_many(command: NodesAttached) -> str | None:
     """Return why so many nodes, or nodes of such names, can't be attached; None: they can."""
     nodes = command.nodes
-    if len(nodes) > ATTACHED_NAMES_MAX:
+    if len(nodes) > rules.attached_names_max:
         return (
             f"client {command.cid} has attached nodes of {len(nodes)} names, expected at most "
-            f"{ATTACHED_NAMES_MAX}"
+            f"{rules.attached_names_max}"
         )
     for name, count in nodes:
         size = len(name.encode())
-        if size > ATTACHED_NAME_BYTES_MAX:
+        if size > rules.attached_name_bytes_max:
             return (
                 f"client {command.cid} has attached a node whose name has {size} bytes, expected "
-                f"at most {ATTACHED_NAME_BYTES_MAX}"
+                f"at most {rules.attached_name_bytes_max}"
             )
-        if count > SLOTS_MAX:
+        if count > rules.client_slots_max:
             return (
                 f"client {command.cid} has attached {count} nodes as {name!r}, expected at most "
-                f"{SLOTS_MAX}"
+                f"{rules.client_slots_max}"
             )
     return None
 

@@ -25,7 +25,16 @@ from tasksprint.net.addresses import host_of, parse_address
 from tasksprint.net.keys import ClusterKey, authorization_of, new_life
 from tasksprint.net.tokens import Scope, Token, cookie_token, read_token
 
-__all__ = ["Access", "Claim", "CountedWarnings", "Gate", "Identity", "OtherLife"]
+__all__ = [
+    "Access",
+    "Claim",
+    "CountedWarnings",
+    "Gate",
+    "Identity",
+    "Misaddressed",
+    "OtherLife",
+    "Repeated",
+]
 
 log = logging.getLogger(__name__)
 

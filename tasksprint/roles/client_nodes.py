@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.bounded_text import keep_end
-from tasksprint.coordination.liveness import ATTACHED_NAMES_MAX
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
@@ -41,6 +40,7 @@ from tasksprint.protocol.node_lines import (
 )
 from tasksprint.roles.client_held import Seen
 from tasksprint.roles.client_values import CachedValue, base64_pieces, task_buffers
+from tasksprint.settings import RULES
 from tasksprint.store.result_records import (
     CHUNK_BYTES,
     ROW_VALUE_BYTES_MAX,
@@ -463,7 +463,7 @@ class NodeShell:
 def attach_callbacks(client: Client, hello: Hello) -> Callbacks | str:
     """Return what a node that attaches itself is to be connected to, or why it can't."""
     names = client.workbench.attached_nodes()
-    if hello.name not in names and len(names) >= ATTACHED_NAMES_MAX:
+    if hello.name not in names and len(names) >= RULES.attached_names_max:
         return f"nodes of {len(names)} names are attached to this client, which is the most"
     shell = NodeShell(client, client.workbench.next_node(), hello.name)
     client.attaching[id(hello)] = shell

@@ -46,9 +46,6 @@ __all__ = ["CoordinatorPaths"]
 _log = logging.getLogger("tasksprint.coordinator")
 
 _BYTES = "application/octet-stream"
-# Of what a client says it is; all of it stands in the memory of every replica. A host's name
-# has 253 characters at most.
-_JOIN_TEXT_MAX = 300
 
 
 class CoordinatorPaths:
@@ -495,10 +492,10 @@ def _check_join(command: JoinClient) -> None:
     if not command.identity or not command.incarnation:
         raise Refused("the client has no name: its identity or incarnation is empty", status=400)
     longest = max(map(len, (command.identity, command.incarnation, command.address or "")))
-    if longest > _JOIN_TEXT_MAX:
+    if longest > RULES.client_text_length_max:
         raise Refused(
             f"the client's identity, incarnation or address has {longest} characters, expected at "
-            f"most {_JOIN_TEXT_MAX}",
+            f"most {RULES.client_text_length_max}",
             status=400,
         )
     if command.address is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tasksprint.coordination.commands import CancelJob, ForgetJob
-from tasksprint.coordination.lifecycle import FORGOTTEN_MAX
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import JobId, Slot
 from tasksprint.settings import RULES
@@ -119,7 +118,7 @@ def test_oldest_ended_jobs_are_forgotten_when_there_are_too_many() -> None:
 
 def test_one_tick_forgets_a_bounded_number_of_jobs() -> None:
     world = World(rules=replace(RULES, ended_jobs_max=1), is_checked=False)
-    for number in range(FORGOTTEN_MAX + 11):
+    for number in range(RULES.forgotten_per_tick_max + 11):
         world.apply(CancelJob("me", number, world.submit(), ""))
     world.tick(1)
     assert len(world.schedule.jobs()) == 11
