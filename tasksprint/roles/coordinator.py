@@ -159,6 +159,9 @@ class Coordinator:
         self.runners = Runners(self)
         # Log time at which each client's process was last heard; only the leader's counts.
         self._last_heard: dict[Incarnation, int] = {}
+        # What clients run may be of a future that was lost with a part of the only disk, and
+        # numbers of jobs and attempts are given anew: the first tick sends all to join again.
+        self._distrusts_clients = store.doubts is not None
         self.members = MemberChanges(self)
         self.agreement = Agreement(self)
         self.disk_space = DiskSpace(self)
@@ -719,6 +722,7 @@ class Coordinator:
         command = self._make_tick(now_ms)
         if self.step(self.replica.propose, command, now_ms):
             schedule.take_followed()  # A refused tick tells nobody: the next one does.
+            self._distrusts_clients = False
             self._last_tick_ms = now_ms
             self._tick_waits = True
             self._waiting.wait(command, self._tick_applied)
@@ -730,9 +734,10 @@ class Coordinator:
         log_time_ms = schedule.log_time_ms
         silent: list[SilentClient] = []
         before, self._last_heard = self._last_heard, {}  # without those that are gone
+        distrusts_all = self._distrusts_clients and len(self.members.addresses()) == 1
         for cid, life, request in schedule.living_clients():
             heard_ms = self._last_heard[life] = before.get(life, log_time_ms)
-            if log_time_ms - heard_ms > RULES.liveness_span_ms:
+            if distrusts_all or log_time_ms - heard_ms > RULES.liveness_span_ms:
                 silent.append(SilentClient(cid, life, request))
         elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
         wall_ms = self.surroundings.wall_ms()

@@ -169,8 +169,11 @@ class CoordinatorPaths:
                 view = None
                 is_ahead = since > schedule.applied_slot
                 if is_ahead and is_confirmed:
-                    # No state has that version: it was made up, or all disks went back in time.
-                    since, is_ahead = Slot(0), False
+                    # No state has that version: it was made up, or all disks went back in
+                    # time. What the client runs is of a future that never came, and the
+                    # numbers of jobs, tasks and attempts are given a second time: it begins
+                    # anew, or its results would count for other tasks of the same numbers.
+                    return _not_alive(schedule.replacement(cid, incarnation))
                 if not is_ahead:
                     view = schedule.view(cid, incarnation, since)
                 if view is None and not is_confirmed:

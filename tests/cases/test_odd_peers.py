@@ -15,16 +15,16 @@ from tasksprint.coordination.commands import (
     encode_command,
 )
 from tasksprint.coordination.observations import DIFFERS
-from tasksprint.coordination.view import decode_view
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.process.attach import Hello
 from tasksprint.roles.client import Client
 from tasksprint.roles.client_nodes import attach_callbacks
+from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.coordination.world import World, reply_of
 from tests.roles.client_world import until as client_until
 from tests.roles.client_world import world as client_world
 from tests.roles.members import members
-from tests.roles.test_coordinator import decide, run
+from tests.roles.test_coordinator import decide, run, until
 
 ME = Incarnation("bb")
 
@@ -151,8 +151,11 @@ def test_warning_of_a_job_is_cut_in_the_log_of_the_process_too() -> None:
 # --- views ---
 
 
-def test_view_since_a_version_that_is_not_there_yet_is_whole(tmp_path: Path) -> None:
-    """As if all disks had gone back in time, or the number was made up."""
+def test_client_that_followed_a_lost_future_joins_anew(tmp_path: Path) -> None:
+    """All disks went back in time: what it runs has numbers that are given once more.
+
+    A whole view let it keep what it ran, and report that for the new task of the same numbers.
+    """
 
     async def main() -> None:
         async with members(1, tmp_path) as of:
@@ -163,12 +166,54 @@ def test_view_since_a_version_that_is_not_there_yet_is_whole(tmp_path: Path) -> 
             for since in (last + 1_000_000, 2**63 - 1):
                 query = {"cid": cid, "incarnation": ME, "since": since}
                 answer = await leader.ask("GET", "/v1/view", query=query)
-                assert answer.status == 200
-                view = decode_view(answer.body)
-                assert view.whole and view.version < since
+                assert answer.status == 409
+                assert answer.json() == {"error": "unknown or dead"}
             # Nor does who lives no more wait for it for ever.
             query["incarnation"] = "another"
             answer = await leader.ask("GET", "/v1/view", query=query)
             assert answer.status == 409 and answer.json()["error"] == "replaced"
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_doubtful", [True, False])
+def test_first_tick_of_an_only_coordinator_in_doubt_sends_clients_to_join_anew(
+    tmp_path: Path, is_doubtful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log goes on: soon no version that a client followed is one of the future any more."""
+
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            cid = (await decide(leader, JoinClient("aa", ME, None, "host", 1)))["cid"]
+            await leader.stop()
+            doubts = "its write-ahead log was removed" if is_doubtful else None
+            opened = MemoryReplicaStore.open
+
+            def open_in_doubt(*arguments: Any, **options: Any) -> MemoryReplicaStore:
+                store = opened(*arguments, **options)
+                store.doubts = doubts
+                return store
+
+            monkeypatch.setattr(MemoryReplicaStore, "open", open_in_doubt)
+            await leader.start()
+            coordinator = leader.coordinator
+            await until(lambda: coordinator.is_current, "it leads again")
+            before = coordinator.require_schedule().log_time_ms
+            again = JoinClient("cc", Incarnation("dd"), None, "host", 1)
+
+            def ticked() -> bool:
+                coordinator.tick_now()
+                return coordinator.require_schedule().log_time_ms > before
+
+            await until(ticked, "a tick")
+            view = {"cid": cid, "incarnation": ME, "since": 0}
+            answer = await leader.ask("GET", "/v1/view", query=view)
+            assert answer.status == (409 if is_doubtful else 200)
+            # Once, and not again.
+            view = {"cid": (await decide(leader, again))["cid"], "incarnation": "dd", "since": 0}
+            before = coordinator.require_schedule().log_time_ms
+            await until(ticked, "another tick")
+            assert (await leader.ask("GET", "/v1/view", query=view)).status == 200
 
     run(main)

@@ -143,7 +143,8 @@ def test_a_task_is_tried_again_and_then_given_up_with_its_last_cause() -> None:
         owner = world.schedule._state.clients[task.cid]  # type: ignore[index]
         failure = Failure(job, task.tid, attempt, "exit code 3", False, {"exit_code": 3})
         client.cid, client.incarnation = owner.cid, owner.incarnation
-        client.request += 1
+        record = world.schedule._state.senders.get(owner.sender)
+        client.request = record.highest if record is not None else 0
         client.report(failures=[failure])
     assert failed(world, job) == [
         {
