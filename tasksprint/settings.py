@@ -322,6 +322,9 @@ class Rules:
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB
+    # And lines about what it lost by deaths of clients, beside those: a client that starts
+    # again and again must not keep the scheduler from saying something.
+    job_loss_lines_max: int = 200
     # Failed attempts of a job that are kept with their causes: the last ones. Too small:
     # the first cause is gone before anybody looks. Too large: bytes in each mirror.
     failures_kept_max: int = 100

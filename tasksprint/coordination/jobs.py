@@ -66,6 +66,7 @@ class Job:
         "job",
         "keep",
         "log_lines",
+        "loss_lines",
         "manifest",
         "name",
         "next_event",
@@ -138,7 +139,8 @@ class Job:
         self.timers: list[tuple[int, int, int]] = []  # sorted: (due in log time, number, timer)
         self.due: tuple[int, JobId] | None = None  # its place in `State.due`
         self.next_timer = 0  # number of the next timer: order among equal times
-        self.log_lines = 0
+        self.log_lines = 0  # all, of which about deaths of clients:
+        self.loss_lines = 0
         self.failure_count = 0  # attempts that failed; the next number of one
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
         # What its programs run on, (version, who said so first), and what its owner must know.
@@ -234,6 +236,8 @@ def job_row(job: Job) -> Row:
         "failures": job.failure_count,
         "out": [[replica, kind, error] for replica, (kind, error) in job.out.items()],
     }
+    if job.loss_lines:
+        body["loss_lines"] = job.loss_lines
     if job.runtimes:
         body["runtimes"] = job.runtimes
     if job.warnings:
@@ -279,6 +283,7 @@ def restore_job(
     job.ended_wall_ms = body["ended_wall_ms"]
     job.next_timer = body["next_timer"]
     job.log_lines = body["log_lines"]
+    job.loss_lines = body.get("loss_lines", 0)
     job.failure_count = body["failures"]
     job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
     job.runtimes = {kind: (text, who) for kind, (text, who) in body.get("runtimes", {}).items()}

@@ -8,7 +8,7 @@ ignored for a client that has said something since.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tasksprint.coordination.clients import FORMER, Client, ViewChanges
 from tasksprint.coordination.commands import (
@@ -77,7 +77,7 @@ class Liveness:
         record = state.senders.get(client.sender)
         if record is not None and record.highest > silent.request:
             return  # It spoke since, to another leader perhaps.
-        self._die(client, "silent")
+        self._die(client, "silent").tell(state)
 
     def join(self, command: JoinClient) -> Client | str:
         """Take up a client; return it, or the sentence that says why not."""
@@ -98,7 +98,7 @@ class Liveness:
             if client.is_alive and client.incarnation == command.incarnation:
                 return client  # The same request again.
             if client.is_alive:
-                self._die(client, "started again")
+                losses = self._die(client, "started again")
             self._leave_the_dead(client)
         client.incarnation = command.incarnation
         client.sender = f"{cid} {command.incarnation}"
@@ -120,6 +120,8 @@ class Liveness:
         )
         for held in command.held:
             self._take_up(client, held)
+        if losses is not None:
+            losses.tell(state)  # Now that it is known with which results it came back.
         state.note(
             f"cid={cid} host={client.hostname} slots={client.slots} joined,"
             f" holding {len(command.held)} results"
@@ -152,7 +154,7 @@ class Liveness:
         client = self.find(command.cid, command.incarnation)
         if client is None:
             return f"client {command.cid} isn't alive in this incarnation"
-        self._die(client, "left")
+        self._die(client, "left").tell(self._state)
         return None
 
     def attach(self, command: NodesAttached) -> str | None:
@@ -160,7 +162,7 @@ class Liveness:
         client = self.find(command.cid, command.incarnation)
         if client is None:
             return f"client {command.cid} isn't alive in this incarnation"
-        refusal = _too_many(command)
+        refusal = _too_many(command, self._state.rules)
         if refusal is not None:
             return refusal
         if command.request > client.attached_request:
@@ -183,8 +185,6 @@ class Liveness:
             return None
         return client
 
-    def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
-        """Return a client that lives in another incarnation than this one; None: it doesn't."""
     def lacks_reports_before(self, client: Client, request: int) -> bool:
         """Whether a client's earlier reports were lost: one is under way at a time.
 
@@ -202,6 +202,8 @@ class Liveness:
         )
         return is_kept and request > 1
 
+    def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
+        """Return a client that lives in another incarnation than this one; None: it doesn't."""
         client = self._state.clients.get(cid)
         if client is None or not client.is_alive or client.incarnation in (incarnation, FORMER):
             return None
@@ -231,8 +233,8 @@ class Liveness:
             state.put_row(Row("clients", (cid,), None))
             state.note(f"cid={cid} host={client.hostname} forgotten: dead for long")
 
-    def _die(self, client: Client, why: str) -> None:
-        """Take everything from a client."""
+    def _die(self, client: Client, why: str) -> _Losses:
+        """Take everything from a client; return what jobs lose by it, to be told."""
         state = self._state
         client.is_alive = False
         client.attached = {}
@@ -245,7 +247,8 @@ class Liveness:
             state.changes.senders[client.sender] = None
         state.note(f"cid={client.cid} dead: {why}, with {client.assigned} tasks")
         had = [task for task in client.changes.run if task.cid == client.cid]
-        losses = _Losses(had, [job for job in state.running.values() if job.job in client.holds])
+        holding = [job for job in state.running.values() if job.job in client.holds]
+        losses = _Losses(client, why, had, holding)
         for task in sorted(had, key=_placed):
             if task.cid == client.cid:
                 self._placement.take_back(task, is_told=False)
@@ -261,10 +264,7 @@ class Liveness:
                 lost = client.holds.get(job_id, {}).get(tid)
                 if lost is not None:
                     self._results.lose_holder(lost, client)
-        who = f"client {client.cid} ({client.hostname}) {_DEATHS[why]}"
-        for job, text in losses.told():
-            if job.is_running:
-                state.write_log(job, f"tasksprint: {who}: {text}")
+        return losses
 
     def _raise_for_all(self, make_line: Callable[[Job], bytes]) -> None:
         """Raise an event for each running job that still listens."""
@@ -273,7 +273,7 @@ class Liveness:
                 self._state.raise_event(job, make_line(job))
 
 
-def _too_many(command: NodesAttached) -> str | None:
+def _too_many(command: NodesAttached, rules: Rules) -> str | None:
     """Return why so many nodes, or nodes of such names, can't be attached; None: they can."""
     nodes = command.nodes
     if len(nodes) > rules.attached_names_max:
@@ -309,27 +309,32 @@ class _Losses:
     """What jobs lose by the death of a client: told to their owners, in one line each.
 
     Args:
+        why: How it died.
         had: Tasks that the client had.
         holding: Running jobs of which it has results.
     """
 
-    def __init__(self, had: list[Task], holding: list[Job]) -> None:
+    def __init__(self, client: Client, why: str, had: list[Task], holding: list[Job]) -> None:
+        self._who = f"client {client.cid} ({client.hostname}) {_DEATHS[why]}"
+        self._is_back = why == "started again"
         self._tasks: dict[Job, int] = {}
         for task in had:
             self._tasks[task.job] = self._tasks.get(task.job, 0) + 1
         self._done = {job: job.counts[DONE] for job in holding}
 
-    def told(self) -> Iterator[tuple[Job, str]]:
-        """Yield each job that lost something, with what that is in words."""
+    def tell(self, state: State) -> None:
+        """Write it into the logs of those jobs that still run."""
         for job in sorted({**self._tasks, **self._done}, key=lambda job: job.job):
             parts: list[str] = []
             if tasks := self._tasks.get(job, 0):
-                parts.append(f"{_counted(tasks, 'task that it had')} started again")
+                parts.append(f"{_counted(tasks, 'task that it had')} placed anew")
             if (again := self._done.get(job, 0) - job.counts[DONE]) > 0:
-                results = _counted(again, "result that only it had")
-                parts.append(f"{results} computed again unless it comes back with them")
-            if parts:
-                yield job, ", ".join(parts)
+                part = f"{_counted(again, 'result that only it had')} computed again"
+                if not self._is_back:
+                    part += f" unless it comes back with {'it' if again == 1 else 'them'}"
+                parts.append(part)
+            if parts and job.is_running:
+                state.write_loss(job, f"tasksprint: {self._who}: {', '.join(parts)}")
 
 
 def _counted(number: int, what: str) -> str:

@@ -156,12 +156,25 @@ class State:
 
     def write_log(self, job: Job, text: str) -> None:
         """Add a line to the log of a running job, if it may have more."""
-        rules = self.rules
-        if job.log_lines >= rules.job_log_lines_max:
+        if job.log_lines - job.loss_lines >= self.rules.job_log_lines_max:
             return  # The limit is documented; a job needn't fail for its log.
+        self._write_line(job, text)
+
+    def write_loss(self, job: Job, text: str) -> None:
+        """Add a line about the death of a client, beside those that the scheduler may write."""
+        lines_max = self.rules.job_loss_lines_max
+        if job.loss_lines >= lines_max:
+            return
+        job.loss_lines += 1
+        if job.loss_lines == lines_max:
+            text += "; nothing more is told here of clients that die"
+        self._write_line(job, text)
+
+    def _write_line(self, job: Job, text: str) -> None:
+        bytes_max = self.rules.job_log_line_bytes_max
         data = text.encode()
-        if len(data) > rules.job_log_line_bytes_max:
-            text = data[: rules.job_log_line_bytes_max].decode(errors="ignore") + "…"
+        if len(data) > bytes_max:
+            text = data[:bytes_max].decode(errors="ignore") + "…"
         self.changes.rows.append(Row("job_log", (job.job, job.log_lines), (text,)))
         job.log_lines += 1
         self.changes.jobs[job] = None

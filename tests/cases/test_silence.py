@@ -404,7 +404,7 @@ def test_what_a_job_loses_by_the_death_of_a_client_stands_in_its_log() -> None:
     before = world.schedule.job_news(job)
     two.leave()
     assert logged(world, job) == [
-        "tasksprint: client 2 (lab2) left: 1 task that it had is started again"
+        "tasksprint: client 2 (lab2) left: 1 task that it had is placed anew"
     ]
     assert logged(world, other) == [], "it lost nothing"
     assert world.schedule.job_news(job) != before
@@ -416,14 +416,52 @@ def test_what_a_job_loses_by_the_death_of_a_client_stands_in_its_log() -> None:
     assert world.states(job) == "dddaa"
     world.tick(500, SilentClient(one.cid, one.incarnation, 99))
     assert logged(world, job)[1:] == [
-        "tasksprint: client 1 (lab1) fell silent: 2 tasks that it had are started again, "
+        "tasksprint: client 1 (lab1) fell silent: 2 tasks that it had are placed anew, "
         "2 results that only it had are computed again unless it comes back with them"
     ]
     one.join()
+    assert world.states(job) == "dddaa"
     assert len(logged(world, job)) == 2
     one.join()
-    assert logged(world, job)[2].startswith("tasksprint: client 1 (lab1) was started again: ")
+    again = "tasksprint: client 1 (lab1) was started again: 2 tasks that it had are placed anew"
+    assert logged(world, job)[2:] == [again], "it came back with both results"
+    del one.values[job, TaskId(1)]
+    one.join()
+    assert logged(world, job)[3:] == [
+        f"{again}, 1 result that only it had is computed again"
+    ]
     world.restart()
+    one.leave()
+    assert logged(world, job)[4:] == [
+        "tasksprint: client 1 (lab1) left: 2 tasks that it had are placed anew, "
+        "1 result that only it had is computed again unless it comes back with it"
+    ]
+
+
+def test_clients_that_die_again_and_again_leave_the_scheduler_its_lines() -> None:
+    """They have lines of their own, the last of which says so."""
+    world = World(rules=replace(RULES, job_log_lines_max=4, job_loss_lines_max=3))
+    client = world.join("lab")
+    job = world.submit()
+    world.answer(job, StartTask("work"), WriteLog("one"))
+    for number in range(6):
+        if number == 2:
+            world.restart()
+        client.join()
+        world.answer(job, WriteLog(f"after {number}"))
+        world.answer_rest(job)
+    again = "tasksprint: client 1 (lab) was started again: 1 task that it had is placed anew"
+    assert logged(world, job) == [
+        "one",
+        again,
+        "after 0",
+        again,
+        "after 1",
+        f"{again}; nothing more is told here of clients that die",
+        "after 2",
+    ]
+    summary = world.schedule.job_summary(job)
+    assert summary is not None and summary["log_lines"] == 7
 
 
 def test_jobs_that_move_or_have_ended_have_no_obstacle() -> None:
