@@ -547,9 +547,10 @@ def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
 def _failure(job: Any, tid: Any, attempt: Any, error: Any, fatal: Any, detail: Any) -> Failure:
     if type(detail) is not dict:
         raise ValueError(f"expected an object, found {detail!r:.50}")
-    # What can be read can't always be written: orjson writes less deeply nested values than
-    # it reads. This one becomes a part of an event, and of rows.
-    encode_json([[[[detail]]]])
+    if detail:
+        # What can be read can't always be written: orjson writes less deeply nested values
+        # than it reads. This one becomes a part of an event, and of rows.
+        encode_json([[[[detail]]]])
     return Failure(
         _number(job), _number(tid), _number(attempt), _text(error), _bool(fatal), detail
     )
