@@ -489,7 +489,9 @@ class Connection(BufferedReader):
             self._resume_reading()
 
     def _keeps(self, exchange: Exchange) -> bool:
-        return exchange.keep_alive and not self._service.is_closing and not exchange.is_unread
+        if not exchange.keep_alive or self._service.is_closing:
+            return False
+        return exchange.feeder is None or not exchange.is_unread
 
     def _connection_header(self, exchange: Exchange) -> str:
         if not self._keeps(exchange):

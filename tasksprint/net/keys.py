@@ -85,9 +85,10 @@ class Mac:
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
-    def digest(self, *parts: bytes | memoryview) -> bytes:
+    def digest(self, first: bytes, *parts: bytes | memoryview) -> bytes:
         """Return the 32 bytes for the parts, taken as one message."""
         inner = self._inner.copy()
+        inner.update(first)
         for part in parts:
             inner.update(part)
         outer = self._outer.copy()

@@ -88,10 +88,11 @@ def proof_line(
     key: ClusterKey, request_mac: str, kind: str, status: int, lines: bytes, body: bytes
 ) -> tuple[str, str]:
     """Return the hex digits that prove an answer, and the line of its head with them."""
-    if kind == LINE:
-        covered: bytes | memoryview = memoryview(body)[: body.index(b"\n") + 1]
-    else:
-        covered = body if kind == WHOLE else b""
+    covered: bytes | memoryview = b""
+    if kind == WHOLE:
+        covered = body
+    elif kind == LINE:
+        covered = memoryview(body)[: body.index(b"\n") + 1]
     mac = key.answer_mac(request_mac, kind, status, lines, covered)
     return mac, f"Proof: {kind} {mac}\r\n"
 
