@@ -378,6 +378,7 @@ class Callbacks:
     on_data: Callable[[bytes], None]
     on_exit: Callable[[ExitReason], None]
     on_writable: Callable[[], None] | None = None
+    on_left: Callable[[], None] | None = None  # It left while it was still being attached.
 
 
 class AttachServer:
@@ -459,6 +460,7 @@ class AttachServer:
     async def _greet(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         handed_over = False
+        answer: Callbacks | str = ""
         descriptors: list[int] = []
         try:
             sock.setblocking(False)
@@ -498,6 +500,8 @@ class AttachServer:
                 os.close(descriptor)
             if not handed_over:
                 sock.close()
+                if isinstance(answer, Callbacks) and answer.on_left is not None:
+                    answer.on_left()
 
 
 async def _read_line(

@@ -73,7 +73,7 @@ class NodeShell:
         self.program: Program | AttachedProgram | None = None
         self.values: dict[int, NodeValues] = {}  # of replies that the workbench judges now
         self._client = client
-        self._attached = attached
+        self.attached = attached  # its name, if somebody attached it
         self._reader = NodeReader(
             who=f"node {node}",
             line_bytes_max=client.settings.line_bytes_max,
@@ -311,11 +311,11 @@ class NodeShell:
         self._frames = message.frames
         workbench = self._client.workbench
         now_ms = self._client.now_ms()
-        if self._attached is None:
+        if self.attached is None:
             workbench.node_ready(self.node, message.frames, message.window, now_ms)
         else:
             workbench.node_attached(
-                self.node, self._attached, message.frames, message.window, now_ms
+                self.node, self.attached, message.frames, message.window, now_ms
             )
             self._client.attached_changed()
         self._client.turn()
@@ -452,7 +452,7 @@ class NodeShell:
             elif reason.code == 0:
                 text = reason.describe_with_stderr(self._reader.why_not_ready())
         workbench = self._client.workbench
-        if self._attached is None:
+        if self.attached is None:
             workbench.node_exited(self.node, text, detail, self._client.now_ms())
         elif self._reader.ready is not None:
             workbench.node_detached(self.node, text, self._client.now_ms())
@@ -462,9 +462,15 @@ class NodeShell:
 
 def attach_callbacks(client: Client, hello: Hello) -> Callbacks | str:
     """Return what a node that attaches itself is to be connected to, or why it can't."""
-    names = client.workbench.attached_nodes()
+    # Also those that aren't ready yet: of many that come at once none serves so far.
+    shells = (*client.nodes.values(), *client.attaching.values())
+    names = {shell.attached for shell in shells if shell.attached is not None}
     if hello.name not in names and len(names) >= RULES.attached_names_max:
         return f"nodes of {len(names)} names are attached to this client, which is the most"
     shell = NodeShell(client, client.workbench.next_node(), hello.name)
     client.attaching[id(hello)] = shell
-    return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit)
+
+    def left() -> None:
+        del client.attaching[id(hello)]
+
+    return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit, on_left=left)

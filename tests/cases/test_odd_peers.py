@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,11 +15,12 @@ from tasksprint.coordination.commands import (
     JobObserved,
     JoinClient,
     NodesAttached,
+    decode_command,
     encode_command,
 )
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.ids import ClientId, Incarnation
-from tasksprint.process.attach import Hello
+from tasksprint.process.attach import Hello, socket_path
 from tasksprint.roles.client import Client
 from tasksprint.roles.client_nodes import attach_callbacks
 from tasksprint.store.memory_store import MemoryReplicaStore
@@ -27,6 +31,7 @@ from tests.roles.members import members
 from tests.roles.test_coordinator import decide, run, until
 
 ME = Incarnation("bb")
+_NAMES_REFUSED = "nodes of 100 names are attached to this client, which is the most"
 
 
 # --- attached nodes ---
@@ -72,13 +77,57 @@ def test_more_attached_nodes_than_a_client_can_have_are_refused(
 
 
 def test_client_takes_no_node_of_one_name_too_many() -> None:
-    attached = dict(_named(100))
-    workbench = SimpleNamespace(attached_nodes=lambda: attached, next_node=lambda: 7)
-    client = cast(Client, SimpleNamespace(workbench=workbench, attaching={}))
-    assert attach_callbacks(client, Hello("another", 1, "1")) == (
-        "nodes of 100 names are attached to this client, which is the most"
-    )
+    nodes = {name: SimpleNamespace(attached=name) for name, _ in _named(100)}
+    client = cast(Client, SimpleNamespace(nodes=nodes, attaching={}))
+    assert attach_callbacks(client, Hello("another", 1, "1")) == _NAMES_REFUSED
     assert not client.attaching
+
+
+def test_nodes_that_attach_all_at_once_are_taken_up_to_the_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them serves when the last one comes; those that left while they came don't count."""
+
+    def hello(name: str) -> bytes:
+        return b'{"attach":"%s","pid":1,"version":"1"}\n' % name.encode()
+
+    async def main() -> None:
+        told: list[tuple[tuple[str, int], ...]] = []
+        async with client_world(tmp_path) as here:
+            before = here.client.leader.ask
+
+            async def ask(*arguments: Any, **options: Any) -> Any:
+                if b'"attached"' in options.get("body", b""):
+                    command = decode_command(options["body"])
+                    assert isinstance(command, NodesAttached)
+                    told.append(command.nodes)
+                return await before(*arguments, **options)
+
+            monkeypatch.setattr(here.client.leader, "ask", ask)
+            path = str(socket_path(tmp_path))
+            for number in range(100):
+                with socket.socket(socket.AF_UNIX) as left:
+                    left.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(left, path)
+                    left.sendall(hello(f"left {number}"))
+            nodes = [await asyncio.open_unix_connection(path) for _ in range(150)]
+            try:
+                for (name, _), (_, writer) in zip(_named(150), nodes, strict=True):
+                    writer.write(hello(name))
+                answers = [await reader.readline() for reader, _ in nodes]
+                refused = [json.loads(line)["error"] for line in answers if b"error" in line]
+                assert refused == [_NAMES_REFUSED] * 50
+                for answer, (_, writer) in zip(answers, nodes, strict=True):
+                    writer.write(b'{"ready":{}}\n' if b"error" not in answer else b"")
+                await client_until(lambda: told and len(told[-1]) == 100)
+                assert not here.client.attaching
+            finally:
+                # (What stays attached at its end is killed, and that is this process.)
+                for _, writer in nodes:
+                    writer.close()
+                await client_until(lambda: not here.client.nodes)
+
+    run(main)
 
 
 def test_client_says_that_its_attached_nodes_are_not_taken(
