@@ -371,6 +371,11 @@ class SignedRequest:
                 "--advertise, which may be given several times",
             )
         self._key.learn_life(address, life, signed_for=signed_for)
+        if self._is_told and life == signed_for:
+            raise RemoteProtocolError(
+                f"{address} has received this request before, and may have carried it out: "
+                "something on the way sends requests twice"
+            )
         if self._is_told:
             raise RemoteProtocolError(
                 f"{address} told another life right after it told one: two processes answer "

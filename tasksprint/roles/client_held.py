@@ -151,7 +151,8 @@ class HeldValues:
             return  # Enough: one look at a time.
         if len(self._looks) >= _LOOKS_MAX:
             raise Refused(
-                f"{len(self._looks)} results here wait to be looked at; tell it later",
+                f"{len(self._looks)} results here wait to be looked at; this one isn't, unless "
+                "somebody receives other bytes of it again",
                 status=_UNAVAILABLE,
             )
         self._looks.add((job, tid, digest))

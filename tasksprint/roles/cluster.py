@@ -165,13 +165,18 @@ class Cluster:
             what = "leads"
             hint = f"a majority of them must be up: see '{program_command('status')}'"
         # One that answers and doesn't lead says more than one that is gone.
-        causes = [*answers.values(), *failures.values()]
+        causes = [self._cause(*said) for said in (*answers.items(), *failures.items())]
         if len(causes) > _CAUSES_MAX:
             causes[_CAUSES_MAX:] = [f"{len(causes) - _CAUSES_MAX} more"]
         return PeerUnreachable(
             f"no coordinator {what} at {', '.join(self._addresses)}: {'; '.join(causes)}",
             hint=f"{hint}; or name others with --coordinators",
         )
+
+    def _cause(self, address: str, text: str) -> str:
+        """Return what was said at an address, with the address unless it is plain who said it."""
+        is_named = address in text or text.startswith("replica ") or len(self._addresses) == 1
+        return text if is_named else f"{address}: {text}"
 
     def also_ask(self, addresses: list[str]) -> None:
         """Look for the leader at these addresses, too."""

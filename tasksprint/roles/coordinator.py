@@ -270,8 +270,11 @@ class Coordinator:
         leader = self.replica.leader
         if self.schedule is None or leader is None:
             return NotLeader(why_leaderless(self), None)
-        address = None if leader == self.options.me else self.address_of(leader)
-        return NotLeader(f"replica {self.options.me} is not the leader", address)
+        if leader != self.options.me:
+            words = f"replica {self.options.me} is not the leader"
+            return NotLeader(words, self.address_of(leader))
+        what = "again" if self.is_current else "and doesn't know yet all that was decided before"
+        return NotLeader(f"replica {leader} leads {what}", None)
 
     def address_of(self, replica: ReplicaId) -> str | None:
         """Return the address of a member."""

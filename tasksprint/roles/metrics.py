@@ -20,6 +20,7 @@ from tasksprint.net.bugs import Bugs
 from tasksprint.net.router import Response, error_response, json_response
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.roles.loop_watch import longest_hold_s
+from tasksprint.roles.unheard import why_not_begun
 from tasksprint.store.writer import WriteTimes
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def why_not_level(coordinator: Coordinator) -> str | None:
     replica = coordinator.replica
     me = coordinator.options.me
     if coordinator.schedule is None:
-        return f"replica {me} waits for the other members to be up"
+        return why_not_begun(coordinator)
     if replica.leader is None:
         return f"replica {me} hears no leader"
     if replica.is_leader and not replica.is_established:

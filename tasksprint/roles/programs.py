@@ -347,14 +347,14 @@ class Programs:
         manifest: Mapping[str, Any],
         *,
         on_obtained: Callable[[], None],
-        on_set_up: Callable[[str], None],
+        on_step: Callable[[str], None],
     ) -> Path:
         """Return the folder with an archive's files, set up if the scheduler needs that.
 
         Args:
             manifest: Of the job.
             on_obtained: Called once the archive is here: what follows is work on this machine.
-            on_set_up: Called with the manifest's setup, as a command, before it is run.
+            on_step: Called with what comes next, in words: its setup, or to wait for that.
 
         Raises:
             RemoteProtocolError: The archive can't be unpacked.
@@ -362,8 +362,12 @@ class Programs:
         """
         directory = await self.unpacked(digest, on_obtained=on_obtained)
         if scheduler_needs_setup(directory, manifest):
-            on_set_up(shlex.join(manifest["setup"]))
-            async with self._setting_up.setdefault(digest, asyncio.Lock()):
+            setup = f"setup {shlex.join(manifest['setup'])!r:.200}"
+            lock = self._setting_up.setdefault(digest, asyncio.Lock())
+            if lock.locked():
+                on_step(f"waits for {setup}, which runs for another scheduler of this program")
+            async with lock:
+                on_step(f"runs {setup}")
                 await set_up(
                     directory,
                     manifest["setup"],

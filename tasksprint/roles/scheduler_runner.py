@@ -304,10 +304,10 @@ class SchedulerRunner:
                 self._program_digest,
                 self._manifest,
                 on_obtained=self._set_up_begins,
-                on_set_up=lambda setup: self._prepares(f"runs setup {setup!r:.200}"),
+                on_step=self._prepares,
             )
         )
-        self._prepares("fetches the program from the other members")
+        self._prepares("reads the program, or fetches it from another member")
         try:
             return await self._fetching
         finally:

@@ -10,7 +10,7 @@ from tasksprint.ids import ReplicaId
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator import Coordinator
 
-__all__ = ["describe_unheard", "why_leaderless"]
+__all__ = ["describe_unheard", "why_leaderless", "why_not_begun"]
 
 # Members that are named one by one.
 _NAMED_MAX = 5
@@ -27,8 +27,10 @@ def why_leaderless(coordinator: Coordinator) -> str:
         silent_ms=2 * coordinator.settings.election_timeout_max_ms,
     )
     if coordinator.schedule is None:
-        text = f"replica {me} waits for the other members to be up"
+        text = why_not_begun(coordinator)
         return f"{text}; {unheard}" if unheard else text
+    if _is_alone(coordinator):
+        return f"replica {me} doesn't lead yet; it is the only member, and will"
     if not unheard:
         return f"replica {me} hears no leader; it hears all other members: one will be elected"
     membership = replica.membership
@@ -39,6 +41,21 @@ def why_leaderless(coordinator: Coordinator) -> str:
         f"replica {me} hears no leader; {unheard}; {voters // 2 + 1} of the "
         f"{voters} that vote must be up"
     )
+
+
+def why_not_begun(coordinator: Coordinator) -> str:
+    """Return what a coordinator waits for that has no state machine yet."""
+    me = coordinator.options.me
+    if coordinator.options.join and coordinator.replica.founding is None:
+        what = f"tasksprint member add {me}=HOST:PORT"
+        return f"replica {me} waits until the cluster adds it: {what}"
+    if _is_alone(coordinator):
+        return f"replica {me} isn't ready yet; it is the only member"
+    return f"replica {me} waits for the other members to be up"
+
+
+def _is_alone(coordinator: Coordinator) -> bool:
+    return not coordinator.members.known().keys() - {coordinator.options.me}
 
 
 def describe_unheard(

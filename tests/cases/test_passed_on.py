@@ -162,9 +162,13 @@ def test_who_asks_for_the_first_time_is_told_the_life(ask: Ask) -> None:
         done: list[str] = []
         async with between(counting(done)) as there:
             there.times = 2
-            # Told twice; then carried out once, and refused: two lives, as far as one can see.
-            with pytest.raises(RemoteProtocolError, match="told another life right after"):
+            # Told twice; then carried out once, and refused as one that has come before.
+            with pytest.raises(RemoteProtocolError) as error:
                 await ask(new_key(), there.address, False)
+            assert str(error.value) == (
+                f"{there.address} has received this request before, and may have carried it out: "
+                "something on the way sends requests twice"
+            )
             assert len(done) == 1
 
     run(main)

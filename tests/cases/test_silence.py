@@ -11,7 +11,8 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -25,9 +26,10 @@ from tasksprint.roles.cluster import Cluster, JobOutcome
 from tasksprint.roles.failure_text import failure_block, failure_line
 from tasksprint.roles.job_notes import cause_of_end
 from tasksprint.roles.main import main, parse_command
+from tasksprint.roles.metrics import why_not_level
 from tasksprint.roles.next_steps import COMMANDS, as_started, program_command
 from tasksprint.roles.progress import Progress, counts_in_words, with_hint
-from tasksprint.roles.unheard import describe_unheard
+from tasksprint.roles.unheard import describe_unheard, why_leaderless
 from tasksprint.settings import RULES, Rules, Settings
 from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
 from tests.coordination.world import FakeClient, World
@@ -710,6 +712,42 @@ def test_members_that_are_not_heard_are_named_with_their_addresses() -> None:
     assert describe_unheard(many, {}, silent_ms=1).endswith(", 6 (h:1), 4 more")
 
 
+@pytest.mark.parametrize(
+    ("addresses", "join", "schedule", "words"),
+    [
+        ({1: "h1:1"}, (), None, "replica 1 isn't ready yet; it is the only member"),
+        ({1: "h1:1"}, (), "it", "replica 1 doesn't lead yet; it is the only member, and will"),
+        (
+            {},
+            ("h2:1",),
+            None,
+            "replica 1 waits until the cluster adds it: tasksprint member add 1=HOST:PORT",
+        ),
+        (
+            {1: "h1:1", 2: "h2:1"},
+            (),
+            None,
+            "replica 1 waits for the other members to be up; it doesn't hear replica 2 (h2:1)",
+        ),
+    ],
+)
+def test_coordinator_that_has_not_begun_says_whom_it_waits_for(
+    addresses: dict[int, str], join: tuple[str, ...], schedule: str | None, words: str
+) -> None:
+    coordinator = SimpleNamespace(
+        options=SimpleNamespace(me=1, join=join),
+        members=SimpleNamespace(known=lambda: addresses),
+        replica=SimpleNamespace(
+            status=lambda: SimpleNamespace(peers={}), membership=None, founding=None
+        ),
+        schedule=schedule,
+        settings=Settings(),
+    )
+    assert why_leaderless(cast(Any, coordinator)) == words
+    if schedule is None:
+        assert why_not_level(cast(Any, coordinator)) == words.split("; it doesn't")[0]
+
+
 def test_commands_tell_what_each_coordinator_answered_or_why_it_did_not(tmp_path: Path) -> None:
     addresses = ["h1:1", "h2:1", "h3:1"]
     cluster = Cluster(addresses, create_key(tmp_path / "key"), Settings())
@@ -723,8 +761,21 @@ def test_commands_tell_what_each_coordinator_answered_or_why_it_did_not(tmp_path
         "no coordinator answers at h1:1, h2:1, h3:1: cannot reach h2:1: connection refused; h3:1 "
         "timed out; start one with 'tasksprint coordinator'; or name others with --coordinators"
     )
-    many = {f"h{number}:1": f"no {number}" for number in range(9)}
-    assert ": no 0; no 1; no 2; no 3; no 4; 4 more; start " in str(cluster._nobody({}, many))
+    many = {f"h{number}:1": f"no {number} at h{number}:1" for number in range(9)}
+    words = str(cluster._nobody({}, many))
+    assert "1: no 0 at h0:1; no 1 at h1:1; no 2 at h2:1; no 3 at h3:1; no 4 at h4:1; 4 m" in words
+
+
+def test_commands_tell_where_it_was_said_that_somebody_is_not_ready(tmp_path: Path) -> None:
+    key = create_key(tmp_path / "key")
+    said = {"h1:1": "not ready", "h2:1": "not ready", "h3:1": "replica 3 hears no leader"}
+    assert str(Cluster([*said], key, Settings())._nobody(said, {})).startswith(
+        "no coordinator leads at h1:1, h2:1, h3:1: h1:1: not ready; h2:1: not ready; "
+        "replica 3 hears no leader; "
+    )
+    assert str(Cluster(["h1:1"], key, Settings())._nobody({"h1:1": "not ready"}, {})).startswith(
+        "no coordinator leads at h1:1: not ready; "
+    )
 
 
 # --- the words of commands -------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, Refused, UnprovenAnswer
 from tasksprint.execution.effects import KillNode, TaskError
-from tasksprint.ids import ClientId, JobId, TaskId
+from tasksprint.ids import ClientId, JobId, Slot, TaskId
 from tasksprint.installation import sdk_directory
 from tasksprint.net.keys import create_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
@@ -46,7 +47,7 @@ from tests.execution.helpers import (
     held_by,
     task,
 )
-from tests.roles.client_world import assignment, shell_node, until, view, world
+from tests.roles.client_world import DEADLINE_S, assignment, shell_node, until, view, world
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, summary
 
@@ -334,6 +335,57 @@ def test_setup_that_a_coordinator_runs_for_long_is_the_obstacle(tmp_path: Path) 
             )
             status = (await leader.ask("GET", "/v1/status")).json()["schedulers"][str(job)]
             assert status["text"] == "not started yet: this coordinator runs setup 'sleep 60'"
+            # Another job's scheduler waits for the same setup: it runs once at a time.
+            waits = "waits for setup 'sleep 60', which runs for another scheduler of this program"
+            job = (await decide(leader, submission(2, digest, **manifest)))["job"]
+            obstacle = None
+            while obstacle is None or "setup" not in obstacle["text"]:
+                obstacle = (await summary(leader, job))["obstacle"]
+            assert obstacle["text"].startswith(
+                f"its scheduler isn't started yet: coordinator 1 {waits} for "
+            )
+
+    run(main)
+
+
+def test_program_that_is_not_read_yet_is_the_obstacle(tmp_path: Path) -> None:
+    """It may be on this disk, or with another member."""
+
+    async def main() -> None:
+        async with members(1, tmp_path, Settings(silence_shown_ms=50)) as of:
+            leader = await of.leader()
+            leader.coordinator.programs._unpack = (  # type: ignore[method-assign]
+                lambda digest: asyncio.sleep(DEADLINE_S, Path())
+            )
+            digest = await archive_of(leader, tmp_path / "slow", scheduler_sh=SILENT)
+            job = (await decide(leader, submission(1, digest)))["job"]
+            obstacle: Any = None
+            while obstacle is None:
+                obstacle = (await summary(leader, job))["obstacle"]
+            assert obstacle["text"].startswith(
+                "its scheduler isn't started yet: coordinator 1 reads the program, or fetches it "
+                "from another member for "
+            )
+
+    run(main)
+
+
+def test_leader_that_lacks_what_was_decided_says_so_and_not_that_another_leads(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            coordinator = (await of.leader()).coordinator
+            while not coordinator.is_current:
+                await asyncio.sleep(0)
+            error = coordinator.not_leader()
+            assert (str(error), error.leader) == ("replica 1 leads again", None)
+            coordinator._current_end = Slot(1_000_000)
+            error = coordinator.not_leader()
+            assert (str(error), error.leader) == (
+                "replica 1 leads and doesn't know yet all that was decided before",
+                None,
+            )
 
     run(main)
 

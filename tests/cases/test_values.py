@@ -553,7 +553,8 @@ def test_results_that_wait_to_be_looked_at_are_bounded(
             refused = await tell(100)
             assert (refused.status, refused.json()["error"]) == (
                 503,
-                "100 results here wait to be looked at; tell it later",
+                "100 results here wait to be looked at; this one isn't, unless somebody receives "
+                "other bytes of it again",
             )
             go_on.set()
             await until(lambda: not here.client.held._looks)
