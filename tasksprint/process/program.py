@@ -84,6 +84,7 @@ class ExitReason:
     out_of_memory: bool | None  # None: can't be known here
     stderr_tail: str  # the last 8 KiB of its stderr
     why: str = ""  # what we know beyond that: that we ended it, and for what
+    is_left: bool = False  # it was killed and goes on: the kernel doesn't end it
 
     def describe(self) -> str:
         """Return e.g. "exit code 3" or "signal 9 (SIGKILL), out of memory", on one line."""
@@ -91,6 +92,8 @@ class ExitReason:
             text = f"signal {self.signal} ({_signal_name(self.signal)})"
         elif self.code is not None:
             text = f"exit code {self.code}"
+        elif self.is_left:
+            text = "doesn't end though it was killed"
         else:
             text = "closed its connection"
         if self.out_of_memory:
@@ -347,6 +350,9 @@ class Program(Connection):
         self._reaped = False
         self._leave_cgroup: Callable[[], None] | None = None
         self._signalled = False  # we sent SIGKILL or SIGTERM
+        self._is_watched = False
+        self._deadline: asyncio.TimerHandle | None = None  # it was killed: when it is given up
+        self._is_left = False  # to itself
         self._why = ""
         self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._finish_task: asyncio.Task[None] | None = None
@@ -362,7 +368,7 @@ class Program(Connection):
         return not self._reaped
 
     async def wait(self) -> ExitReason:
-        """Wait until the program has ended and `on_exit` has been called."""
+        """Wait until the program has ended, or was given up, and `on_exit` has been called."""
         return await asyncio.shield(self._exited)
 
     async def stop(
@@ -393,7 +399,11 @@ class Program(Connection):
         self._stderr.drain()
 
     def kill(self, why: str = "killed") -> None:
-        """Kill the program and its whole group now; `on_exit` follows."""
+        """Kill the program and its whole group now; `on_exit` follows.
+
+        Also where the kernel doesn't end it: then it is left to itself, and reaped should it
+        end after all.
+        """
         self._why = self._why or why
         self._signal(signal.SIGKILL)
 
@@ -402,6 +412,8 @@ class Program(Connection):
             return  # Its process id may belong to somebody else by now.
         self._signalled = True
         signal_group(self._child.pid, number)
+        if number == signal.SIGKILL and self._deadline is None and self._is_watched:
+            self._deadline = self._loop.call_later(KILLED_S, self._give_up)
 
     # --- its end ---
 
@@ -411,6 +423,7 @@ class Program(Connection):
             lambda: self._stderr, stderr
         )
         watch_exit(self._loop, self._child.pid, self._ended)
+        self._is_watched = True
         self.closed.add_done_callback(lambda _: self._linger())
 
     def _linger(self) -> None:
@@ -428,6 +441,19 @@ class Program(Connection):
         if not self._reaped:
             signal_group(self._child.pid, signal.SIGKILL)
         self.reap()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self._is_left:
+            self._finish_task = self._loop.create_task(self._finish())
+        elif self._leave_cgroup is not None:
+            self._loop.run_in_executor(None, self._leave_cgroup)
+
+    def _give_up(self) -> None:
+        """It was killed and doesn't end: whoever waits for it, and its slot, go on without it."""
+        if self._reaped:
+            return
+        _log.warning("%s", doesnt_end(self._child.pid))
+        self._is_left = True
         self._finish_task = self._loop.create_task(self._finish())
 
     def reap(self) -> None:
@@ -451,7 +477,7 @@ class Program(Connection):
                 await self._loop.run_in_executor(None, self._leave_cgroup)
 
     async def _finish(self) -> None:
-        if self._leave_cgroup is not None:
+        if self._leave_cgroup is not None and not self._is_left:
             # It has ended, and so must what fled its group.
             await self._loop.run_in_executor(None, self._leave_cgroup)
         self.resume_reading()  # What it still wrote fits the kernel's buffer.
@@ -465,7 +491,8 @@ class Program(Connection):
         self._on_exit(reason)
 
     def _reason(self) -> ExitReason:
-        returncode = self._child.returncode
+        # None: it was left to itself.
+        returncode = None if self._is_left else self._child.returncode
         tail = bytes(self._stderr.tail).decode(errors="replace")
         last = tail.rstrip().rpartition("\n")[2]
         out_of_memory: bool | None = False
@@ -478,11 +505,12 @@ class Program(Connection):
             else:
                 out_of_memory = kills > self._kills_before
         return ExitReason(
-            code=returncode if returncode >= 0 else None,
-            signal=-returncode if returncode < 0 else None,
+            code=returncode if returncode is not None and returncode >= 0 else None,
+            signal=-returncode if returncode is not None and returncode < 0 else None,
             out_of_memory=out_of_memory,
             stderr_tail=tail,
             why=self._why,
+            is_left=self._is_left,
         )
 
 

@@ -26,7 +26,7 @@ from tasksprint.process import run_to_end as run_to_end_module
 from tasksprint.process.cgroups import Cgroups, own_cgroup
 from tasksprint.process.directories import state_directory
 from tasksprint.process.orphans import own_children
-from tasksprint.process.program import programs_in_cgroups, start_program
+from tasksprint.process.program import ExitReason, programs_in_cgroups, start_program
 from tasksprint.process.run_to_end import run_to_end
 from tasksprint.process.signals import ending_signals, interrupted_by_signals
 from tasksprint.roles import run as run_module
@@ -304,6 +304,46 @@ def test_command_that_the_kernel_does_not_end_is_left_to_itself(
         while pid in own_children:
             await asyncio.sleep(0.001)
         assert not psutil.pid_exists(pid)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize("is_asked", [True, False], ids=["stop", "kill"])
+def test_program_that_the_kernel_does_not_end_is_left_to_itself(
+    is_asked: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its exit is told all the same: its task and its slot wait for that."""
+    signals: list[int] = []
+    monkeypatch.setattr(
+        program_module, "signal_group", lambda pid, number: signals.append(number)
+    )
+    monkeypatch.setattr(program_module, "KILLED_S", 0.03)
+    monkeypatch.setattr(program_module, "DRAIN_S", 0.01)
+    exits: list[ExitReason] = []
+
+    async def scenario() -> None:
+        program = await start_program(
+            ["sleep", "999"], cwd=None, env=None, what="node", failure=NodeFailed,
+            on_data=lambda data: None, on_exit=exits.append,
+        )  # fmt: skip
+        pid = program.pid
+        if is_asked:
+            reason = await program.stop(grace_s=0.01, terminate_s=0.01, why="too slow")
+            assert signals == [signal.SIGTERM, signal.SIGKILL]
+        else:
+            program.kill("too slow")
+            program.kill("for another reason")
+            reason = await program.wait()
+        assert exits == [reason]
+        assert (reason.code, reason.signal) == (None, None)
+        assert reason.describe() == "doesn't end though it was killed (too slow)"
+        assert [one.getMessage() for one in caplog.records] == [unkillable(pid)]
+        assert pid in own_children
+        os.kill(pid, signal.SIGKILL)  # The server is back.
+        while pid in own_children:
+            await asyncio.sleep(0.001)
+        assert not psutil.pid_exists(pid)
+        assert exits == [reason] and len(caplog.records) == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
