@@ -260,7 +260,8 @@ async def start_program(
         on_data: Gets what the program writes to stdout, as it comes; not before this
             function has returned, if it is awaited directly.
         on_exit: Called once, after the program was reaped and all it had written was
-            delivered; nothing is called after it.
+            delivered; nothing is called after it. If the kernel doesn't end it, without that,
+            soon after the kill.
         on_stderr: Gets all of stderr, as it comes.
         on_writable: Called when a backlog of writes has drained (`write_buffer_size`).
         name: The program in messages, as its user knows it; by default argv[0].
@@ -313,16 +314,15 @@ async def start_program(
     )
     assert child.stderr is not None
     try:
+        program.watch_end()  # First: whatever fails below, somebody waits for it.
         await loop.create_unix_connection(lambda: program, sock=ours)
         await program.watch(child.stderr)
         if _cgroups is not None:
             await program.enter_cgroup(_cgroups)
     except BaseException:
-        program.kill()
-        program.reap()
+        await program.abandon(ours)
         raise
-    # In the next turn of the loop: by then the caller has the program.
-    loop.call_soon(program.deliver_early)
+    program.begin()
     return program
 
 
@@ -348,11 +348,12 @@ class Program(Connection):
         self._stderr_transport: asyncio.BaseTransport | None = None
         self._kills_before = kills_before
         self._reaped = False
-        self._leave_cgroup: Callable[[], None] | None = None
-        self._signalled = False  # we sent SIGKILL or SIGTERM
-        self._is_watched = False
+        self._gone: asyncio.Future[None] = self._loop.create_future()  # done: it was reaped
+        self._has_begun = False
         self._deadline: asyncio.TimerHandle | None = None  # it was killed: when it is given up
         self._is_left = False  # to itself
+        self._leave_cgroup: Callable[[], None] | None = None
+        self._signalled = False  # we sent SIGKILL or SIGTERM
         self._why = ""
         self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._finish_task: asyncio.Task[None] | None = None
@@ -411,20 +412,42 @@ class Program(Connection):
         if self._reaped:
             return  # Its process id may belong to somebody else by now.
         self._signalled = True
-        signal_group(self._child.pid, number)
-        if number == signal.SIGKILL and self._deadline is None and self._is_watched:
+        if number == signal.SIGKILL and self._deadline is None:
             self._deadline = self._loop.call_later(KILLED_S, self._give_up)
+        signal_group(self._child.pid, number)
 
     # --- its end ---
 
+    def watch_end(self) -> None:
+        """Reap it when it ends, whenever that is."""
+        watch_exit(self._loop, self._child.pid, self._ended)
+
     async def watch(self, stderr: IO[bytes]) -> None:
-        """Listen to stderr and wait for the end; called once, by `start_program`."""
+        """Listen to stderr; called once, by `start_program`."""
         self._stderr_transport, _ = await self._loop.connect_read_pipe(
             lambda: self._stderr, stderr
         )
-        watch_exit(self._loop, self._child.pid, self._ended)
-        self._is_watched = True
         self.closed.add_done_callback(lambda _: self._linger())
+
+    def begin(self) -> None:
+        """Deliver what comes from the next turn of the loop on: the caller has it by then."""
+        self._has_begun = True
+        self._loop.call_soon(self.deliver_early)
+        if self._reaped or self._is_left:
+            self._finish_task = self._loop.create_task(self._finish())
+
+    async def abandon(self, sock: socket.socket) -> None:
+        """End what couldn't be started wholly, of which nobody hears anything."""
+        self.kill()
+        if self._transport is None:
+            sock.close()
+        self.close()
+        self._last_words.close()
+        if self._stderr_transport is not None:
+            self._stderr_transport.close()
+        elif self._child.stderr is not None:
+            self._child.stderr.close()
+        await asyncio.wait([self._gone], timeout=KILLED_S)
 
     def _linger(self) -> None:
         """The program closed its stdin and stdout: it is of no use any more."""
@@ -438,34 +461,25 @@ class Program(Connection):
     def _ended(self) -> None:
         """The process is a zombie: kill its group, then reap it."""
         # In this order: until it is reaped, its id names no other group.
-        if not self._reaped:
-            signal_group(self._child.pid, signal.SIGKILL)
-        self.reap()
+        signal_group(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        self._reaped = True
+        own_children.discard(self._child.pid)
+        self._gone.set_result(None)
         if self._deadline is not None:
             self._deadline.cancel()
-        if not self._is_left:
+        if self._is_left:
+            if self._leave_cgroup is not None:
+                self._loop.run_in_executor(None, self._leave_cgroup)
+        elif self._has_begun:
             self._finish_task = self._loop.create_task(self._finish())
-        elif self._leave_cgroup is not None:
-            self._loop.run_in_executor(None, self._leave_cgroup)
 
     def _give_up(self) -> None:
         """It was killed and doesn't end: whoever waits for it, and its slot, go on without it."""
-        if self._reaped:
-            return
         _log.warning("%s", doesnt_end(self._child.pid))
         self._is_left = True
-        self._finish_task = self._loop.create_task(self._finish())
-
-    def reap(self) -> None:
-        """Wait for the process, which has ended or was killed, but not for ever."""
-        if not self._reaped:
-            try:
-                self._child.wait(KILLED_S)
-            except subprocess.TimeoutExpired:
-                _log.warning("%s", doesnt_end(self._child.pid))
-                return
-            self._reaped = True
-            own_children.discard(self._child.pid)
+        if self._has_begun:
+            self._finish_task = self._loop.create_task(self._finish())
 
     async def enter_cgroup(self, cgroups: Cgroups) -> None:
         """Let the kernel keep this program together with all that it starts."""
@@ -473,8 +487,6 @@ class Program(Connection):
         path = await self._loop.run_in_executor(None, cgroups.enter, self._child.pid)
         if path is not None:
             self._leave_cgroup = partial(cgroups.end, path)
-            if self._reaped:  # Just now.
-                await self._loop.run_in_executor(None, self._leave_cgroup)
 
     async def _finish(self) -> None:
         if self._leave_cgroup is not None and not self._is_left:

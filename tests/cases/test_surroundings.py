@@ -38,6 +38,9 @@ from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
 from tests.processes import is_running
+from tests.roles.client_world import GOOD, assignment, run, shell_node, view
+from tests.roles.client_world import until as client_until
+from tests.roles.client_world import world as client_world
 from tests.roles.members import members
 
 # --- streams ---
@@ -348,30 +351,88 @@ def test_program_that_the_kernel_does_not_end_is_left_to_itself(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+async def fail_to_start() -> None:
+    """Start a program whose stderr can't be listened to."""
+    with pytest.raises(OSError, match="Too many open files"):
+        await start_program(
+            ["sleep", "999"], cwd=None, env=None, what="node", failure=NodeFailed,
+            on_data=lambda data: None, on_exit=lambda reason: None,
+        )  # fmt: skip
+
+
+async def no_files(*arguments: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
 def test_program_that_fails_to_start_and_does_not_end_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(*arguments: object) -> None:
-        raise OSError(24, "Too many open files")
-
     killed: list[int] = []
     monkeypatch.setattr(program_module, "signal_group", lambda pid, _: killed.append(pid))
     monkeypatch.setattr(program_module, "KILLED_S", 0.05)
-    monkeypatch.setattr(program_module.Program, "watch", fail)
+    monkeypatch.setattr(program_module.Program, "watch", no_files)
 
     async def scenario() -> None:
-        with pytest.raises(OSError, match="Too many open files"):
-            await start_program(
-                ["sleep", "999"], cwd=None, env=None, what="node", failure=NodeFailed,
-                on_data=lambda data: None, on_exit=lambda reason: None,
-            )  # fmt: skip
+        await fail_to_start()
+        pid = killed[0]
+        assert [one.getMessage() for one in caplog.records] == [unkillable(pid)]
+        assert pid in own_children
+        os.kill(pid, signal.SIGKILL)  # The server is back.
+        while pid in own_children:
+            await asyncio.sleep(0.001)
+        assert not psutil.pid_exists(pid)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
-    (pid,) = killed
-    assert [one.getMessage() for one in caplog.records] == [unkillable(pid)]
-    own_children.discard(pid)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+
+
+def test_loop_goes_on_while_a_program_that_fails_to_start_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the kernel took its time: the kill counts in a later turn of the loop."""
+    killed: list[int] = []
+
+    def signal_later(pid: int, number: int) -> None:
+        if not killed:
+            asyncio.get_running_loop().call_soon(os.kill, pid, number)
+        killed.append(pid)
+
+    monkeypatch.setattr(program_module, "signal_group", signal_later)
+    monkeypatch.setattr(program_module, "KILLED_S", 10.0)
+    monkeypatch.setattr(program_module.Program, "watch", no_files)
+    asyncio.run(asyncio.wait_for(fail_to_start(), 60))
+    assert killed[0] not in own_children and not psutil.pid_exists(killed[0])
+    assert not caplog.records
+
+
+def test_task_whose_node_the_kernel_does_not_end_fails_and_gives_its_slot_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    signal_really = program_module.signal_group
+
+    def signal_others(pid: int, number: signal.Signals) -> None:
+        if not killed or pid == killed[0]:
+            killed.append(pid)
+        else:
+            signal_really(pid, number)
+
+    monkeypatch.setattr(program_module, "KILLED_S", 0.05)
+    monkeypatch.setattr(program_module, "DRAIN_S", 0.01)
+    monkeypatch.setattr(program_module, "signal_group", signal_others)
+
+    async def main() -> None:
+        async with client_world(tmp_path, slots=1) as here:
+            here.program(shell_node(f"case $line in *hang*) sleep 999 ;; esac; {GOOD}"))
+            both = (assignment(0, name="hang", timeout_ms=1), assignment(1))
+            here.coordinator.give(view(whole=True, run=both))
+            await client_until(lambda: here.coordinator.failures and here.coordinator.completions)
+            (failure,) = here.coordinator.failures
+            assert failure.error == "task 0 'hang' ran longer than timeout_ms=1"
+            assert here.coordinator.done().keys() == {1}
+            os.killpg(killed[0], signal.SIGKILL)
+            await client_until(lambda: killed[0] not in own_children)
+
+    run(main)
 
 
 def test_run_ends_though_a_process_of_its_cluster_does_not(
