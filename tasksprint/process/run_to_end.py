@@ -7,7 +7,6 @@ is reaped, its process id may name somebody else's group.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import subprocess
@@ -87,9 +86,7 @@ async def run_to_end(
     finally:
         # In this order: until it is reaped, its id names no other group.
         signal_group(child.pid, signal.SIGKILL)
-        if not exited.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([exited], timeout=KILLED_S)
+        cancelled = await _wait_though_cancelled(exited, KILLED_S)
         if child.poll() is None:
             _log.warning("%s", doesnt_end(child.pid))
             exited.add_done_callback(lambda _: _reap(child))
@@ -99,12 +96,28 @@ async def run_to_end(
             child.stdout.close()
         else:
             # Only a descendant that fled its group still holds the pipe then.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([tail.closed], timeout=DRAIN_S)
+            cancelled = await _wait_though_cancelled(tail.closed, DRAIN_S) or cancelled
             transport.close()
+        if cancelled is not None:
+            raise cancelled
     return child.returncode, tail.data
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
     child.wait()
     own_children.discard(child.pid)
+
+
+async def _wait_though_cancelled(
+    future: asyncio.Future[None], limit_s: float
+) -> asyncio.CancelledError | None:
+    """Wait for a future, but not for ever; return the last cancellation that came meanwhile."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + limit_s
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done() and (left_s := deadline_s - loop.time()) > 0:
+        try:
+            await asyncio.wait([future], timeout=left_s)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

@@ -351,6 +351,40 @@ def test_program_that_the_kernel_does_not_end_is_left_to_itself(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.parametrize("lingers", [False, True])
+def test_command_that_is_cancelled_again_while_it_ends_is_waited_for(
+    lingers: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the kernel took its time; one that has fled its group may hold the pipe as well."""
+    cancelled: list[asyncio.Task[object]] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def signal_later(pid: int, number: int) -> None:
+        loops[0].call_soon(cancelled[0].cancel)
+        loops[0].call_later(0.02, os.kill, pid, number)
+
+    monkeypatch.setattr(run_to_end_module, "signal_group", signal_later)
+    monkeypatch.setattr(run_to_end_module, "DRAIN_S", 0.01)
+    script = "echo; exec sleep 999"
+    if lingers:
+        script = f"setsid sleep 5 & {script}"
+
+    async def scenario() -> None:
+        loops.append(asyncio.get_running_loop())
+        ran = asyncio.ensure_future(
+            run_to_end(["sh", "-c", script], timeout_s=0.05, tail_bytes_max=9)
+        )
+        cancelled.append(ran)
+        with pytest.raises(asyncio.CancelledError):
+            await ran
+        assert ran.cancelled()
+
+    before = set(own_children)
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert own_children == before
+    assert not caplog.records
+
+
 async def fail_to_start() -> None:
     """Start a program whose stderr can't be listened to."""
     with pytest.raises(OSError, match="Too many open files"):
