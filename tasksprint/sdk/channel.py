@@ -200,8 +200,8 @@ class Channel:
 
     @property
     def is_socket(self) -> bool:
-        """Whether the input is a socket, as a client's is."""
-        return os.fstat(self._source).st_mode & 0o170000 == 0o140000
+        """Whether the input is a socket, as a client's is; a forked child has none."""
+        return self._is_open and os.fstat(self._source).st_mode & 0o170000 == 0o140000
 
     def is_hung_up(self) -> bool:
         """Return whether the other side has closed its socket, and not only ended its output."""

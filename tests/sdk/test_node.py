@@ -382,6 +382,27 @@ def test_children_that_a_method_forks_keep_away_from_the_protocol(tmp_path: Path
         assert time.monotonic() - began < 4
 
 
+def test_child_that_falls_through_in_an_attached_node_ends_without_a_word(tmp_path: Path) -> None:
+    argv = write_program(
+        tmp_path / "node.py",
+        """
+        import os
+        os.environ["TASKSPRINT_ATTACHED"] = "mine"
+        from TaskSprintNode import *
+        class Node(TaskSprintNode):
+            def fall_through(self):
+                child = os.fork()
+                return {"r": os.waitpid(child, 0)[1] if child else None}
+        Node().start()
+        """,
+    )
+    with Program(argv, stderr=tmp_path / "stderr") as program:
+        assert NodeDriver(program).values("fall_through") == {"r": b"0"}
+        program.end_input()
+        assert program.wait() == 69
+        assert program.stderr() == ""
+
+
 @pytest.mark.slow
 def test_children_of_multiprocessing_that_load_the_program_start_no_node(
     tmp_path: Path,
