@@ -707,6 +707,8 @@ class Coordinator:
     def _find_tick_due_ms(self) -> int:
         if self._tick_waits or not self.is_current:
             return _NEVER_MS
+        if self._distrusts_clients:
+            return self._last_tick_ms  # Before schedulers give numbers a second time.
         due_ms = self._last_tick_ms + self.settings.tick_interval_ms
         assert self.schedule is not None
         if (timer_ms := self.schedule.next_timer_ms) is not None:
