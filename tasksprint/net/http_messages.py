@@ -29,6 +29,9 @@ __all__ = [
 
 JSON_TYPE = "application/json"
 
+# Values of queries that are kept as they were encoded: ids, incarnations, digests.
+_KEPT_CHARS = 64
+
 _STATUS_LINES = {
     int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -89,13 +92,19 @@ def target_of(path: str, query: Mapping[str, str | int] | None = None) -> str:
     if not query:
         return path
     pairs = [
-        f"{_quote(name)}={value if type(value) is int else _quote(str(value))}"
+        f"{_quote_again(name)}={value if type(value) is int else _quote(str(value))}"
         for name, value in query.items()
     ]
     return f"{path}?{'&'.join(pairs)}"
 
 
-_quote = lru_cache(maxsize=256)(quote)  # Names, and texts that are asked for again and again.
+# For names, and values that are asked for again and again.
+_quote_again = lru_cache(maxsize=256)(quote)
+
+
+def _quote(value: str) -> str:
+    """Return a value, encoded; a long one is said once, and mustn't be kept."""
+    return _quote_again(value) if len(value) <= _KEPT_CHARS else quote(value)
 
 
 def parse_query(text: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasksprint.errors import LocalProtocolError, Refused, RemoteProtocolError
+from tasksprint.net import http_messages
 from tasksprint.net.http_messages import (
     HttpResponse,
     parse_query,
@@ -20,6 +21,17 @@ def test_query_survives_the_way_through_a_target() -> None:
     path, _, text = target_of("/v1/x", query).partition("?")
     assert path == "/v1/x"
     assert parse_query(text) == {"key": "a b&c=d/é+%", "n": "5", "empty": ""}
+
+
+def test_only_short_values_of_queries_are_kept() -> None:
+    """A long one says something once: what doesn't go on, or what runs for long."""
+    target_of("/v1/x", {"cid": 1, "short": "é" * 64})
+    before = http_messages._quote_again.cache_info()
+    assert target_of("/v1/x", {"short": "é" * 64}) == f"/v1/x?short={'%C3%A9' * 64}"
+    assert target_of("/v1/x", {"short": "é" * 65}) == f"/v1/x?short={'%C3%A9' * 65}"
+    after = http_messages._quote_again.cache_info()
+    assert (after.misses, after.currsize) == (before.misses, before.currsize)
+    assert after.hits == before.hits + 3  # two names, and the short one
 
 
 @pytest.mark.parametrize(
