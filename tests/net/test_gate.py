@@ -290,6 +290,19 @@ def test_request_to_another_address_counts_nowhere_else(
     )
 
 
+def test_loopback_address_means_a_process_of_each_machine() -> None:
+    """The exception of docs/security.md: whoever carries it there finds the same address."""
+    here, there = [Gate(KEY, wall_ms=_now_ms, life=16 * digit) for digit in "ab"]
+    caller = ClusterKey(SECRET)
+    for gate, bound in ((here, ("127.0.0.1", 7070)), (there, ("::1", 7070))):
+        caller.learn_life(HOST, gate.life, signed_for="")
+        authorization = caller.sign("POST", "/v1/x", HOST).authorization
+        assert _send(gate, authorization=authorization, bound=bound) is Identity.CLUSTER
+        assert "was received before" in _refusal(
+            gate, 401, authorization=authorization, bound=bound
+        )
+
+
 def test_life_is_not_told_to_who_called_another_address() -> None:
     with pytest.raises(Refused) as caught:
         _send(_gate(), authorization=_sign(life=UNKNOWN_LIFE, host="h:1"), host="h:1")
