@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -69,20 +70,33 @@ def make_cluster(archive: Path, tmp_path: Path, environment: Path) -> Iterator[M
         private.__exit__(None, None, None)
 
 
-def bytes_in_this_process(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command in this process: starting another one takes most of its time."""
+def bytes_in_this_process(
+    *arguments: str, folder: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in this process: starting another one takes most of its time.
+
+    Args:
+        folder: Where relative paths begin.
+    """
     printed = io.BytesIO()
     stdout = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
     stderr = io.StringIO()
+    former = os.getcwd()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        exit_code = main(list(arguments))
+        try:
+            os.chdir(folder or former)
+            exit_code = main(list(arguments))
+        finally:
+            os.chdir(former)
     said = stderr.getvalue().encode()
     return subprocess.CompletedProcess(arguments, exit_code, printed.getvalue(), said)
 
 
-def in_this_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def in_this_process(
+    *arguments: str, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command in this process, and return what it prints as text."""
-    done = bytes_in_this_process(*arguments)
+    done = bytes_in_this_process(*arguments, folder=folder)
     return subprocess.CompletedProcess(
         arguments, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
@@ -97,7 +111,7 @@ def run(
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         if arguments[0] in names:
-            return in_this_process(*arguments)
+            return in_this_process(*arguments, folder=tmp_path)
         names.add(arguments[0])
         return subprocess.run(
             [sys.executable, str(archive), *arguments],

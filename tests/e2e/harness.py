@@ -66,7 +66,7 @@ class Commands:
         kind = (*arguments[:1], *(word for word in arguments if word.startswith("-")))
         if kind in self._asked:
             with mock.patch.dict(os.environ, self.environment, clear=True):
-                done = bytes_in_this_process(*arguments)
+                done = bytes_in_this_process(*arguments, folder=self.folder)
         else:
             done = subprocess.run(
                 [sys.executable, str(self.archive), *arguments],
@@ -84,7 +84,7 @@ class Commands:
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this process, to its end, whatever that is."""
         with mock.patch.dict(os.environ, self.environment, clear=True):
-            return in_this_process(*arguments)
+            return in_this_process(*arguments, folder=self.folder)
 
     def text(self, *arguments: str, code: int = 0) -> str:
         """Return what a command prints."""

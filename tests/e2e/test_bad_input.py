@@ -22,7 +22,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -1329,11 +1328,9 @@ def test_cluster_serves_good_jobs_as_before(served: Served, tmp_path: Path) -> N
     assert "running" not in states
     (client,) = served.cluster.request("GET", "/v1/clients").json()
     assert (client["cid"], client["state"], client["assigned"]) == (1, "alive", 0)
-    started_s = time.monotonic()
     directory = Job().write(tmp_path / "job")
     done = served.commands.ask("submit", "--wait", str(directory))
     assert (done.returncode, done.stdout) == (0, '{"result":42}\n'), done.stderr
-    assert time.monotonic() - started_s < 10
     for name in ("coordinator-1", "client-1"):
         # Tracebacks of users' programs may stand there, but none of ours.
         assert "tasksprint/roles/" not in (served.private.directory / f"{name}.log").read_text()

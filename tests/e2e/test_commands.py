@@ -123,6 +123,24 @@ def wait_at(gate: Path) -> int:
 # --- help and usage ---
 
 
+def test_commands_in_this_process_find_relative_paths_where_others_do(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def note(arguments: list[str]) -> int:
+        folders.append(Path.cwd())
+        return 0
+
+    monkeypatch.setattr("tests.e2e.conftest.main", note)
+    commands = Commands(archive, tmp_path)
+    commands._asked.add(("status",))  # The first one has a process of its own.
+    before = Path.cwd()
+    commands("status")
+    commands.ask("status")
+    assert folders == [tmp_path, tmp_path] and Path.cwd() == before
+
+
 def test_version_and_help(archive: Path, tmp_path: Path) -> None:
     commands = Commands(archive, tmp_path)
     assert re.fullmatch(r"tasksprint \d+\.\d+\.\d+\S*\n", commands.text("--version"))

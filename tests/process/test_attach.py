@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -11,10 +13,11 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -41,6 +44,7 @@ from tasksprint.process.attach import (
     socket_path,
 )
 from tasksprint.process.program import ExitReason
+from tests.net.support import until
 from tests.processes import wait_gone
 
 T = TypeVar("T")
@@ -286,6 +290,13 @@ def test_hello_in_pieces_is_understood_and_silence_is_not_waited_for(
     run(scenario)
 
 
+def unread_bytes(sock: socket.socket) -> int:
+    """Return what was sent over this socket and isn't read yet: 0 if nothing is left."""
+    left = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, left)
+    return left[0]
+
+
 def test_descriptors_that_nobody_wants_are_closed_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = Client(tmp_path / "s")
@@ -299,8 +310,7 @@ def test_descriptors_that_nobody_wants_are_closed_at_once(tmp_path: Path) -> Non
             unwanted = [attach_module._with_descriptor(other.fileno())]
             for at in range(len(hello) - 1):
                 node.sendmsg([hello[at : at + 1]], unwanted if at else wanted)
-            for _ in range(200):
-                await asyncio.sleep(0)
+            await until(lambda: not unread_bytes(node))
             # Its connection, and the first one.
             assert psutil.Process().num_fds() == before + 2
             node.sendall(hello[-1:])
@@ -320,15 +330,21 @@ def test_connections_that_say_no_hello_are_bounded(
 
     async def scenario() -> None:
         client = Client(tmp_path / "s")
+        loop = asyncio.get_running_loop()
+        accept = loop.sock_accept
+        heard: list[int] = []
+
+        async def counted(listener: socket.socket) -> tuple[socket.socket, Any]:
+            heard.append(len(client.server._greetings))
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", counted)
         await client.server.start()
         silent = [socket.socket(socket.AF_UNIX) for _ in range(9)]
         for sock in silent:
             sock.connect(str(tmp_path / "s"))
-        while len(client.server._greetings) < 4:
-            await asyncio.sleep(0)
-        for _ in range(50):
-            await asyncio.sleep(0)
-            assert len(client.server._greetings) <= 4
+        await until(lambda: len(client.server._greetings) >= 4)
+        assert heard == [0, 1, 2, 3], "a fifth is accepted when one of them is gone"
         with socket.socket(socket.AF_UNIX) as node:
             node.connect(str(tmp_path / "s"))
             node.sendall(b'{"attach":"gpu","pid":1,"version":"1"}\n')
@@ -336,6 +352,7 @@ def test_connections_that_say_no_hello_are_bounded(
                 sock.close()
             await client.until(lambda: bool(client.programs))
             client.programs[0].close()
+        assert max(heard) == 3
         await client.server.close()
 
     run(scenario)

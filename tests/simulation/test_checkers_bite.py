@@ -312,6 +312,17 @@ def test_acceptor_that_accepts_below_what_it_promised_is_caught(
     assert _rule_broken(_IsHeardLate, first=10) in expects("promise-back")
 
 
+@pytest.mark.long
+def test_acceptor_that_accepts_below_what_it_promised_breaks_nothing_unexpected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Replica, "_follows", _follow_everybody)
+    monkeypatch.setattr(Acceptor, "accept", _accept_everything)
+    outcomes = [run_seed(seed, node_class=_IsHeardLate) for seed in range(_SEEDS_MAX)]
+    rules = {each.violation.rule for each in outcomes if each.violation is not None}
+    assert "promise-back" in rules and rules <= {"promise-back", "two-chosen", "core"}
+
+
 @pytest.mark.slow
 def test_replicas_that_believe_older_disks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever doesn't compare durable numbers counts votes that a disk has forgotten."""
