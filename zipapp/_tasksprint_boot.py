@@ -24,6 +24,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from importlib.abc import PathEntryFinder
+    from types import CodeType
     from typing import NoReturn
     from zipimport import zipimporter
 
@@ -112,10 +114,38 @@ def start() -> None:
     # that this program was tested with. The archive itself has done its part.
     rest = [entry for entry in sys.path if os.path.abspath(entry) != archive]
     sys.path[:] = [os.path.join(_root, content, part) for part in ("sdk", "lib")] + rest
-    # Whoever asks for no bytecode (many containers do, by PYTHONDONTWRITEBYTECODE) means the
-    # folders of their own sources. This one is ours, and it's for this that it was unpacked:
-    # most of a start's time would go into compiling. What we start keeps the wish.
-    sys.dont_write_bytecode = False
+    if sys.dont_write_bytecode:
+        _keep_bytecode(os.path.join(_root, content, ""))
+
+
+def _keep_bytecode(folder: str) -> None:
+    """Have the bytecode of what lies in our folder kept there.
+
+    Whoever asks for none (many containers do, by PYTHONDONTWRITEBYTECODE) means the folders of
+    their own sources. This one is ours, and it's for this that it was unpacked: most of a
+    start's time would go into compiling. Everything else keeps the wish.
+    """
+    from importlib import machinery
+
+    class Loader(machinery.SourceFileLoader):
+        def get_code(self, fullname: str) -> "CodeType | None":
+            sys.dont_write_bytecode = False
+            try:
+                return super().get_code(fullname)
+            finally:
+                sys.dont_write_bytecode = True
+
+    find = machinery.FileFinder.path_hook(
+        (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
+        (Loader, machinery.SOURCE_SUFFIXES),
+    )
+
+    def find_ours(path: str) -> "PathEntryFinder":
+        if not path.startswith(folder):
+            raise ImportError("not ours")
+        return find(path)
+
+    sys.path_hooks.insert(0, find_ours)
 
 
 def fill_streams() -> None:

@@ -91,6 +91,12 @@ def user_program(text):
     return subprocess.call([sys.executable, "-S", "-c", text], env=environment)
 
 
+def load(name):
+    """Import a module that isn't ours."""
+    __import__(name)
+    return show(sys.dont_write_bytecode)
+
+
 def wait():
     """Say that it runs, and run until the end of the input."""
     print("running", flush=True)

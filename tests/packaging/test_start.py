@@ -108,11 +108,18 @@ def test_what_is_unpacked_is_compiled_once_whatever_is_wished_for_other_folders(
     archive.about(home=home, environment=wish)
     compiled = set(cache_of(home).glob("*/*/**/*.pyc"))
     assert {"installation", "errors"} <= {path.name.partition(".")[0] for path in compiled}
-    # User programs are asked to write none, as before.
+    # User programs are asked to write none, as before, and so is what we import from elsewhere.
     program = "import sys; print(sys.dont_write_bytecode)"
     done = archive.start("user_program", program, home=home, environment=wish)
     assert done.stdout == "True\n"
     assert archive.start("user_program", program, home=home).stdout == "False\n"
+    elsewhere = home / "elsewhere.py"
+    elsewhere.write_text("")
+    path = {"PYTHONPATH": str(home)}
+    for environment, said in (({**wish, **path}, "true\n"), (path, "false\n")):
+        done = archive.start("load", "elsewhere", home=home, environment=environment)
+        assert (done.stdout, done.stderr) == (said, "")
+        assert (home / "__pycache__").exists() == (environment is path)
 
 
 def test_description_names_version_file_key_content_and_python(
