@@ -184,6 +184,8 @@ class _Answer:
         self._barren_bytes += len(data)
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            raise RemoteProtocolError(f"{self._address} upgrades unasked") from error
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None
         except httptools.HttpParserError as error:

@@ -103,8 +103,9 @@ def test_refusal_before_all_was_sent_is_the_answer() -> None:
 def test_failures_say_what_happened() -> None:
     async def main() -> None:
         big = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + b"x" * 2000
+        upgrade = b"HTTP/1.1 101 S\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nabc"
         async with strange_server(
-            _says(), _says(ANSWER[:-1]), _never, _says(b"SSH-2.0\r\n"), _says(big)
+            _says(), _says(ANSWER[:-1]), _never, _says(b"SSH-2.0\r\n"), _says(big), _says(upgrade)
         ) as (address, _):
             reach = f"cannot reach {address}: "
             for expected, error in [
@@ -116,6 +117,7 @@ def test_failures_say_what_happened() -> None:
                 (reach + "no answer within 65 ms (answer_timeout_ms)", PeerUnreachable),
                 (f"{address} answered what is not HTTP/1.1: ", RemoteProtocolError),
                 (f"the answer of {address} has more than 1000 bytes", RemoteProtocolError),
+                (f"{address} upgrades unasked", RemoteProtocolError),
             ]:
                 settings = replace(QUICK, body_bytes_max=1000)
                 with pytest.raises(error) as caught:
