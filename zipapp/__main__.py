@@ -26,6 +26,11 @@ def refuse():
 if __name__ == "__main__":
     if sys.version_info < (3, 10):
         refuse()
+    import signal
+
+    # Until a command is loaded an interrupt just ends it: modules in C crash by an exception.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     import _tasksprint_boot
 
     _tasksprint_boot.start()

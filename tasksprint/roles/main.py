@@ -6,8 +6,12 @@ answer at once, and a node that is attached starts in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasksprint import __version__
@@ -87,42 +91,67 @@ def _end_of(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = parse_command(arguments)
-    command = options.command
-    if command is None:
-        _parser().print_help()
-        return UsageError.exit_code
+    with _interrupts_just_end():
+        options = parse_command(arguments)
+        if options.command is None:
+            _parser().print_help()
+            return UsageError.exit_code
+        run = _load(options.command)
+    return run(options)
+
+
+def _load(command: str) -> Callable[[argparse.Namespace], int]:
+    """Return what runs a command, and load all that it needs."""
     if command == "coordinator":
         from tasksprint.roles import coordinator_role
 
-        return coordinator_role.run_role(options)
+        return coordinator_role.run_role
     if command == "client":
         from tasksprint.roles import client_role
 
-        return client_role.run_role(options)
+        return client_role.run_role
     if command == "node":
         from tasksprint.roles import node
 
-        return node.run_role(options)
+        return node.run_role
     if command == "run":
         from tasksprint.roles import run
 
-        return run.run_job(options)
+        return run.run_job
     if command == "recover":
         from tasksprint.roles import recover
 
-        return recover.run_recover(options)
+        return recover.run_recover
     if command == "log":
         from tasksprint.roles import log_commands
 
-        return log_commands.run_log_command(options)
+        return log_commands.run_log_command
     if command == "restore":
         from tasksprint.roles import restore
 
-        return restore.run_restore(options)
+        return restore.run_restore
     from tasksprint.roles import commands
 
-    return commands.run_command(options)
+    return commands.run_command
+
+
+@contextlib.contextmanager
+def _interrupts_just_end() -> Iterator[None]:
+    """Let SIGINT end this process without a word: there is nothing yet to end in good order.
+
+    A KeyboardInterrupt while modules are loaded is a traceback, and libraries in C crash by it.
+    """
+    # (The one file has begun it; where SIGINT is ignored, as by nohup, it stays so.)
+    ours = (signal.default_int_handler, signal.SIG_DFL)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) not in ours:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def parse_command(arguments: list[str]) -> argparse.Namespace:

@@ -738,3 +738,35 @@ def test_where_no_cgroup_can_be_made_programs_run_without(
     assert Cgroups.try_make() is None
     monkeypatch.setattr(cgroups, "own_cgroup", lambda: tmp_path / "none")
     assert Cgroups.try_make() is None
+
+
+@pytest.mark.slow
+def test_interrupt_while_a_command_is_loaded_ends_it_without_a_word() -> None:
+    # (As a KeyboardInterrupt it ended in tracebacks, and some libraries in C crashed by it.)
+    program = (
+        "import os, signal, sys\n"
+        "from tasksprint.roles import main\n"
+        "load = main._load\n"
+        "def interrupted(command):\n"
+        "    if command == sys.argv[1]:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return load(command)\n"
+        "main._load = interrupted\n"
+        "code = main.main(['token'])\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "sys.exit(code)\n"
+    )
+    ended = []
+    for command in ("token", "none"):
+        ended.append(
+            subprocess.run(
+                [sys.executable, "-c", program, command],
+                cwd=CHECKOUT,
+                env={**os.environ, "TASKSPRINT_KEY_FILE": "/lacking"},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        )
+    assert (ended[0].returncode, ended[0].stderr) == (-signal.SIGINT, "")
+    assert ended[1].returncode == 78, ended[1].stderr
