@@ -185,23 +185,6 @@ class Liveness:
             return None
         return client
 
-    def lacks_reports_before(self, client: Client, request: int) -> bool:
-        """Whether a client's earlier reports were lost: one is under way at a time.
-
-        They were acknowledged to it, by a state that this one lacks: all disks went back in time.
-        """
-        state = self._state
-        record = state.senders.get(client.sender)
-        if record is not None:
-            return request > record.highest + 1
-        rules = state.rules
-        # Else the record may have expired, by its age or by the number of them.
-        is_kept = (
-            state.log_ms - client.joined_ms < rules.request_record_ms
-            and len(state.senders) < rules.request_records_max // 2
-        )
-        return is_kept and request > 1
-
     def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
         """Return a client that lives in another incarnation than this one; None: it doesn't."""
         client = self._state.clients.get(cid)

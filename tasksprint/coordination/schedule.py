@@ -246,10 +246,6 @@ class Schedule:
         reply = state.senders.find_reply(client.sender, report.request)
         if reply is TOO_OLD:
             return _REPORTED  # One is under way at a time: those before it were applied.
-        if reply is None and self._liveness.lacks_reports_before(client, report.request):
-            # It speaks of a future that was lost with the disks; what it names may be others.
-            error = f"client {report.cid} reports what isn't known here: it must join again"
-            return _json({"error": error, "rejoin": True})
         if reply is None:
             reply = _REPORTED
             self._results.apply_report(client, report)

@@ -63,7 +63,7 @@ def test_a_client_with_too_many_slots_is_refused() -> None:
     assert reply_of(applied) == {"error": "client offers 1000000 slots, expected at most 100000"}
 
 
-def test_a_report_counts_once() -> None:
+def test_a_report_counts_once_even_if_the_one_after_it_came_first() -> None:
     world = World()
     client = world.join(slots=2)
     job = world.submit()
@@ -73,8 +73,8 @@ def test_a_report_counts_once() -> None:
         Report(client.cid, client.incarnation, number, 1, (), (Failure(job, tid, 1, "x", False),))
         for number, tid in ((1, 0), (2, 1))
     ]
-    world.apply(reports[0])
     world.apply(reports[1])
+    world.apply(reports[0])
     world.restart()
     digest = world.schedule.digest
     replies = world.apply(*reports, reports[1]).replies
@@ -95,50 +95,6 @@ def test_a_request_counts_once_even_if_the_one_after_it_came_first() -> None:
     digest = world.schedule.digest
     assert world.apply(*submits).replies == (b'{"job":2}', b'{"job":1}')
     assert world.schedule.digest == digest, "nothing changed"
-
-
-def test_report_after_ones_that_were_lost_with_the_disks_counts_for_nothing() -> None:
-    """1. A client made tasks 0 and 1 of a job, and reported the first. 2. The disks went back
-    to before that job. 3. The next job has the same number: what was made isn't its own.
-    """
-    world = World()
-    client = world.join(slots=2)
-    job = world.submit()
-    world.answer(job, MAP, MAP)
-    refusal = {"error": "client 1 reports what isn't known here: it must join again",
-               "rejoin": True}  # fmt: skip
-    client.poll()
-    ready = client.run(client.assigned[job, 0]), client.run(client.assigned[job, 1])
-    client.request = 1  # Its first report was of the lost future.
-    assert reply_of(client.report(completions=ready[:1])) == refusal
-    client.request = 0
-    assert reply_of(client.report()) == {}
-    client.request = 2
-    assert reply_of(client.report(completions=ready)) == refusal
-    assert world.states(job) == "aa"
-    world.restart()
-    client.request = 1
-    assert reply_of(client.report(completions=ready)) == {}
-    assert world.states(job) == "dd"
-
-
-def test_client_whose_record_expired_reports_as_before() -> None:
-    """By its age, or for the number of others: the number of its report tells nothing."""
-    world = World(rules=replace(RULES, request_record_ms=1_000))
-    client = world.join()
-    client.report()
-    for _ in range(4):
-        world.tick(500)
-    assert len(world.schedule._state.senders) == 0
-    assert reply_of(client.report()) == {}
-    crowded = World(rules=replace(RULES, request_records_max=4))
-    client = crowded.join()
-    client.report()
-    for number in range(5):
-        crowded.apply(SubmitJob(f"p{number}", 1, "job", 7, "{}", "p" * 64, '{"node":"node.py"}'))
-        crowded.tick(500)
-    assert crowded.schedule._state.senders.get(f"{client.cid} {client.incarnation}") is None
-    assert reply_of(client.report()) == {}
 
 
 def info(world: World, job: int, tid: int) -> dict[str, object]:
