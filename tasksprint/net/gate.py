@@ -51,6 +51,7 @@ _OTHERS = object()
 
 # Requests of one sender may overtake each other by so many (several connections).
 _WINDOW = 2_048
+_FULL = (1 << _WINDOW) - 1  # a window in which nothing is missing
 # Senders remembered in one life. Each start of a process is one; only holders of the
 # key get in here: some 60 MB at most, reached by a script that asks each second for a day.
 _SENDERS_MAX = 100_000
@@ -243,17 +244,21 @@ class Gate:
         """
         seen = self._windows.get(sender)
         if seen is None:
-            seen = (count, 1)
+            # Senders count from 1: there is nothing below the first of them to come.
+            seen = (count, _FULL if count == 1 else 1)
         else:
             highest, window = seen
             ahead = count - highest
-            if ahead > 0:
-                window = (window << ahead | 1) & (1 << _WINDOW) - 1 if ahead < _WINDOW else 1
-                seen = (count, window)
+            if ahead == 1 and window is _FULL:
+                seen = (count, _FULL)  # Mostly so, and without arithmetic of long numbers.
+            elif ahead > 0:
+                window = (window << ahead | 1) & _FULL if ahead < _WINDOW else 1
+                seen = (count, _FULL if window == _FULL else window)
             elif -ahead >= _WINDOW or window >> -ahead & 1:
                 return False
             else:
-                seen = (highest, window | 1 << -ahead)
+                window |= 1 << -ahead
+                seen = (highest, _FULL if window == _FULL else window)
         self._windows[sender] = seen
         return True
 

@@ -219,6 +219,15 @@ def test_every_number_is_accepted_once_in_any_order_within_the_window() -> None:
     assert not any([_is_new(gate, number) for number in order])
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_every_number_is_accepted_once_in_order_with_a_gap(first: int) -> None:
+    gate = _gate()
+    order = [*range(first, 3_000), 3_001, 3_002, 3_000, *range(3_003, 3_100)]
+    assert all([_is_new(gate, number) for number in order])
+    assert not any([_is_new(gate, number) for number in order])
+    assert _is_new(gate, 3_101) and _is_new(gate, 3_100) and not _is_new(gate, 3_101)
+
+
 def test_too_many_senders_begin_a_new_life_in_which_no_old_request_counts() -> None:
     gate = _gate(senders_max=10)
     recorded = [_sign() for _ in range(11)]
