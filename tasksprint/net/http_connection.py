@@ -489,9 +489,7 @@ class Connection(BufferedReader):
             self._resume_reading()
 
     def _keeps(self, exchange: Exchange) -> bool:
-        if not exchange.keep_alive or self._service.is_closing:
-            return False
-        return exchange.feeder is None or not exchange.is_unread
+        return exchange.keep_alive and not self._service.is_closing and not exchange.is_unread
 
     def _connection_header(self, exchange: Exchange) -> str:
         if not self._keeps(exchange):
