@@ -243,23 +243,20 @@ class Gate:
         it (the window of RFC 4303, section 3.4.3).
         """
         seen = self._windows.get(sender)
-        if seen is None:
-            # Senders count from 1: there is nothing below the first of them to come.
-            seen = (count, _FULL if count == 1 else 1)
+        # Senders count from 1: nothing can come that is below the first of them.
+        highest, window = seen or (count - 1, _FULL if count == 1 else 0)
+        ahead = count - highest
+        if ahead == 1 and window is _FULL:
+            self._windows[sender] = (count, _FULL)  # Mostly so: no arithmetic of long numbers.
+            return True
+        if ahead > 0:
+            highest = count
+            window = (window << ahead | 1) & _FULL if ahead < _WINDOW else 1
+        elif -ahead >= _WINDOW or window >> -ahead & 1:
+            return False
         else:
-            highest, window = seen
-            ahead = count - highest
-            if ahead == 1 and window is _FULL:
-                seen = (count, _FULL)  # Mostly so, and without arithmetic of long numbers.
-            elif ahead > 0:
-                window = (window << ahead | 1) & _FULL if ahead < _WINDOW else 1
-                seen = (count, _FULL if window == _FULL else window)
-            elif -ahead >= _WINDOW or window >> -ahead & 1:
-                return False
-            else:
-                window |= 1 << -ahead
-                seen = (highest, _FULL if window == _FULL else window)
-        self._windows[sender] = seen
+            window |= 1 << -ahead
+        self._windows[sender] = (highest, _FULL if window == _FULL else window)
         return True
 
     def report(self, peer: str, method: str, path: str, refusal: Refused) -> None:
