@@ -61,7 +61,7 @@ class DurableMark:
                 if self._file < 0:
                     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
                     self._file = os.open(self._path, flags, 0o600)
-                os.pwrite(self._file, data + crc32(data).to_bytes(4, "little"), 0)
+                os.pwrite(self._file, _MARK.pack(number, crc32(data)), 0)
             except OSError:
                 pass  # A disk too full for these bytes is one for the next commit, which says so.
 
