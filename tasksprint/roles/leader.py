@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import (
@@ -148,31 +148,28 @@ class Rota:
 
 def leader_hint(response: HttpResponse) -> str | None:
     """Return the leader's address that a 421 names, or None."""
-    try:
-        value = decode_json(response.body)
-    except RemoteProtocolError:
-        return None
-    leader = value.get("leader") if isinstance(value, dict) else None
+    leader = _told(response).get("leader")
     return leader if isinstance(leader, str) else None
 
 
 def error_words(response: HttpResponse) -> str:
     """Return what an answer says is wrong, or ""."""
-    try:
-        value = decode_json(response.body)
-    except RemoteProtocolError:
-        return ""
-    return str(value.get("error", "")) if isinstance(value, dict) else ""
+    return str(_told(response).get("error", ""))
 
 
 def other_cluster(response: HttpResponse) -> str | None:
     """Return the cluster of who answers 421 because it isn't of the one asked for, or None."""
+    cluster = _told(response).get("cluster")
+    return cluster if isinstance(cluster, str) else None
+
+
+def _told(response: HttpResponse) -> dict[str, Any]:
+    """Return the members of an answer; none if it isn't a JSON object."""
     try:
         value = decode_json(response.body)
     except RemoteProtocolError:
-        return None
-    cluster = value.get("cluster") if isinstance(value, dict) else None
-    return cluster if isinstance(cluster, str) else None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _refusal(cluster: str) -> Exception:
