@@ -24,7 +24,7 @@ def start() -> int:
         return 78  # EX_CONFIG, as for every start that the operator must mend
     # First, and by hand: with -P or -I the script's folder isn't on the path at all.
     sys.path.insert(0, HERE)
-    from tasksprint.roles.main import main
+    from tasksprint.cli.main import main
 
     return main(sys.argv[1:])
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tasksprint.asking.cluster import Cluster, JobOutcome
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster, JobOutcome
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 
 JOBS = Path(__file__).parent / "jobs"

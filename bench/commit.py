@@ -17,14 +17,14 @@ import psutil
 
 from bench import peer_etcd, peer_pysyncobj
 from bench.http_load import closed_loop
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import Failure, JoinClient, Report, encode_command
 from tasksprint.encoding import value_digest
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.http_blocking import request_blocking
 from tasksprint.net.keys import ClusterKey, load_key
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 
 __all__ = ["COMMAND_BYTES", "measure"]

@@ -30,12 +30,12 @@ from typing import Any, Protocol
 
 from bench import peer_etcd
 from bench.cluster import own_bytecode
+from tasksprint.asking.leader import MISDIRECTED, leader_hint
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import load_key
-from tasksprint.roles.leader import MISDIRECTED, leader_hint
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 
 __all__ = ["measure"]

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from bench.cluster import JOBS, run_job
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 
 __all__ = ["measure"]

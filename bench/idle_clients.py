@@ -15,12 +15,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from tasksprint.asking.leader import Leader, parse_addresses
 from tasksprint.coordination.commands import JoinClient, NodesAttached, encode_command
 from tasksprint.coordination.view import decode_view
 from tasksprint.ids import ClientId, Incarnation, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import load_key
-from tasksprint.roles.leader import Leader, parse_addresses
 from tasksprint.settings import Settings
 
 # Joins under way at once.

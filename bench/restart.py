@@ -34,6 +34,7 @@ from typing import Any
 import psutil
 
 from bench.cluster import free_ports, own_bytecode
+from tasksprint.asking.cluster import Cluster
 from tasksprint.consensus import Founding, Member, Persist, encode_founding
 from tasksprint.coordination.commands import (
     Answer,
@@ -56,7 +57,6 @@ from tasksprint.installation import own_command
 from tasksprint.net.keys import create_key
 from tasksprint.process.job_directory import pack, read_job
 from tasksprint.process.program import die_with_parent
-from tasksprint.roles.cluster import Cluster
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.database import Database
 from tasksprint.store.records import AppliedPoint, Commit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tasksprint.roles.main import main
+from tasksprint.cli.main import main
 
 __all__ = ["start"]
 

@@ -21,17 +21,22 @@ import build_zipapp
 
 ROOT = Path(__file__).resolve().parents[1]
 
-CORES = ("consensus", "coordination", "execution", "protocol")
+CORES = ("consensus", "coordination", "hosting", "execution", "protocol")
 SHELLS = ("store", "net", "process")
 
 # Each folder's floor. A module imports from floors below its own, and from its folder.
 FLOORS = {
     "words": 0,
-    **dict.fromkeys(CORES, 1),
-    **dict.fromkeys(SHELLS, 2),
-    "sdk": 2,
-    "roles": 3,
-    "entry": 4,
+    "protocol": 1,
+    **dict.fromkeys(("consensus", "coordination", "execution"), 2),
+    "hosting": 3,
+    **dict.fromkeys(SHELLS, 4),
+    "sdk": 4,
+    "asking": 5,
+    "rescue": 6,
+    "roles": 7,
+    "cli": 8,
+    "entry": 9,
 }
 
 # The plain types of the view, which the coordinator's core writes and the client's reads.
@@ -227,9 +232,9 @@ def test_imports_go_down_floor_by_floor() -> None:
 
 def test_commands_print_in_one_place() -> None:
     """Where text of users is kept from controlling the terminal; `main` prints errors so, too."""
-    may_print = {"tasksprint.roles.terminal", "tasksprint.roles.main"}
+    may_print = {"tasksprint.process.terminal", "tasksprint.cli.main"}
     found = [
-        f"{place(path, node.lineno)} calls print(); call print_plain() of roles/terminal.py"
+        f"{place(path, node.lineno)} calls print(); call print_plain() of process/terminal.py"
         for path in modules()
         if folder_of(name_of(path)) not in (*CORES, "sdk") and name_of(path) not in may_print
         for node in ast.walk(tree_of(path))

@@ -35,6 +35,6 @@ if __name__ == "__main__":
 
     _tasksprint_boot.start()
 
-    from tasksprint.roles.main import main
+    from tasksprint.cli.main import main
 
     sys.exit(main(sys.argv[1:]))

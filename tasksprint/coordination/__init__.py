@@ -1,4 +1,4 @@
-"""The coordinator's replicated state machine, and the decisions about users' schedulers.
+"""The coordinator's replicated state machine.
 
 Finding your way, in the order in which to read:
 
@@ -9,18 +9,16 @@ Finding your way, in the order in which to read:
 
     tasks, jobs, clients, requests    the entities, each with its row
     state       all of them together, and what the entry being applied changed
-    placement   which client runs which task; ahead of need
+    placement/  which client runs which task; ahead of need
     lifecycle   how jobs start and end                 answers   what schedulers ask for
     results     what counts as a result; failures, lost results, kills
     liveness    clients that join, leave, fall silent and come back; ticks
     reading     views and summaries                    restore   the state from its rows
     check       the invariants
 
-    host, host_words    what to do with a job's scheduler process on one replica
-
 The deciding modules (placement, lifecycle, results, answers, liveness) share one `State`
 and call each other in this order only, downwards: a later one may call an earlier one.
 
 Everything here is replicated to the byte: integers, strings and lists in order; no
-clock, no chance, no sets that are iterated, no floats. The host alone is local to a replica.
+clock, no chance, no sets that are iterated, no floats. What is local to a replica is in hosting/.
 """

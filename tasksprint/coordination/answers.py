@@ -16,7 +16,7 @@ from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
 from tasksprint.coordination.jobs import Job, timer_row
 from tasksprint.coordination.lifecycle import Lifecycle
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State

@@ -23,7 +23,7 @@ from tasksprint.coordination.jobs import (
     line_timer,
     timer_name,
 )
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
 from tasksprint.coordination.tasks import ASSIGNED

@@ -21,7 +21,7 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.jobs import Job, line_client_dead, line_client_joined
 from tasksprint.coordination.lifecycle import Lifecycle
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State

@@ -32,7 +32,7 @@ from tasksprint.coordination.commands import Completion, Failure, Lost, Report, 
 from tasksprint.coordination.failures import clean_detail, record_failure
 from tasksprint.coordination.jobs import line_task_done, line_task_failed
 from tasksprint.coordination.lifecycle import Lifecycle, bounded
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.state import State
 from tasksprint.coordination.tasks import (
     ASSIGNED,

@@ -36,7 +36,7 @@ from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.liveness import Liveness
 from tasksprint.coordination.observations import is_observed, observe
 from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.requests import TOO_OLD, sender_row
 from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
 from tasksprint.coordination.results import Results

@@ -19,7 +19,7 @@ Then, by kind:
 So each byte is covered: a line by its CRC-32, a content by its SHA-256, what is missing or
 came twice by the numbers, and all of it once more by the last record.
 
-Knows files and rows; not how a backup is asked for (roles/backup.py), nor what becomes of it.
+Knows files and rows; not how a backup is asked for (rescue/backup.py), nor what becomes of it.
 """
 
 from __future__ import annotations

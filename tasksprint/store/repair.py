@@ -9,7 +9,7 @@ next start finds the note and looks through the whole file (`repair`):
   the last one that is damaged;
 - chosen entries that weren't applied are left out: the other members have them;
 - a mirror that isn't whole is dropped. It is made again from the log, if that goes back to the
-  first slot, or else taken from another member (roles/mirror_copy.py). An only member has
+  first slot, or else taken from another member (roles/coordinator/copies.py). An only member has
   nobody to take it from: nothing is changed then, and a backup must be brought back.
 
 A file whose structure is damaged can't be mended in its place: even dropping a table reads

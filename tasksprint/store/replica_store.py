@@ -178,7 +178,7 @@ class ReplicaStore:
         """Open the store that is in a directory, whosever it is; make and mend nothing.
 
         A note of damage stays unread. A repair drops what the other members can give again, and
-        who opens a store so (roles/recover.py) may have no other members left.
+        who opens a store so (rescue/recover.py) may have no other members left.
 
         Raises:
             SettingsError: There is none, or a process uses it.

@@ -22,11 +22,11 @@ import threading
 import time
 from pathlib import Path
 
+from tasksprint.asking.cluster import Cluster, parse_params
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.job_directory import read_job
 from tasksprint.process.open_files import raise_limit
-from tasksprint.roles.cluster import Cluster, parse_params
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.torture.machines import copy_of_checkout
 

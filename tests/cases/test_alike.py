@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster, JobOutcome
+from tasksprint.cli.commands import print_outcome
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS, NODE_RUNTIME, SCHEDULER_RUNTIME
 from tasksprint.errors import RemoteProtocolError
@@ -20,10 +23,8 @@ from tasksprint.process.job_directory import read_job
 from tasksprint.process.program import ExitReason
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
-from tasksprint.roles import client_surroundings, surroundings
-from tasksprint.roles.cluster import Cluster, JobOutcome
-from tasksprint.roles.commands import print_outcome
-from tasksprint.roles.run import PrivateCluster
+from tasksprint.roles.client import surroundings as client_surroundings
+from tasksprint.roles.coordinator import surroundings
 from tasksprint.settings import Settings
 from tasksprint.tasks import FinishJob
 from tests.coordination.world import World

@@ -13,7 +13,6 @@ import pytest
 
 from tasksprint.consensus import outbox as outbox_module
 from tasksprint.consensus.outbox import Outbox
-from tasksprint.coordination import claims, host_history, placement
 from tasksprint.coordination import state as state_module
 from tasksprint.coordination.applied import Applied
 from tasksprint.coordination.commands import (
@@ -29,16 +28,19 @@ from tasksprint.coordination.commands import (
     Tick,
     encode_command,
 )
-from tasksprint.coordination.host import SchedulerHost
+from tasksprint.coordination.placement import placement
 from tasksprint.coordination.rows import garbage_ranges
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import Drop, DropJob, JobEntry
 from tasksprint.execution import nodes
 from tasksprint.execution.effects import Effect
+from tasksprint.hosting import claims
+from tasksprint.hosting import history as host_history
+from tasksprint.hosting.host import SchedulerHost
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
-from tasksprint.roles import runners
-from tasksprint.roles.coordinator import Coordinator
+from tasksprint.roles.coordinator import runners
+from tasksprint.roles.coordinator.coordinator import Coordinator
 from tasksprint.settings import RULES, Settings
 from tasksprint.store import writer
 from tasksprint.store.memory_store import MemoryReplicaStore
@@ -53,7 +55,7 @@ from tasksprint.tasks import (
 )
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
-from tests.coordination.test_host import History
+from tests.hosting.test_host import History
 from tests.coordination.world import FakeClient, World, reply_of
 from tests.execution.helpers import COMMAND, Bench, RunTask, SendReport, TaskError, task
 from tests.roles.members import members

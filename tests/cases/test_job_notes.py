@@ -7,15 +7,15 @@ from typing import Any, cast
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
 from tasksprint.coordination.rows import Row
 from tasksprint.encoding import encode_json
 from tasksprint.ids import JobId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
-from tasksprint.roles import job_notes
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.coordinator import Coordinator
-from tasksprint.roles.job_notes import read_log_lines
+from tasksprint.roles.coordinator import job_notes
+from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.job_notes import read_log_lines
 from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit

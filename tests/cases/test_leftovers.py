@@ -11,7 +11,7 @@ from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ClientId, JobId, Slot
-from tasksprint.roles.told import ToldHere
+from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.settings import Settings
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, until

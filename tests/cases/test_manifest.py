@@ -16,7 +16,7 @@ from tasksprint.coordination.commands import SubmitJob
 from tasksprint.errors import NodeFailed, SchedulerFailed, UsageError
 from tasksprint.process.command_line import command_line
 from tasksprint.process.job_directory import MANIFEST_MEMBERS, parse_manifest
-from tasksprint.roles.program_setup import scheduler_needs_setup, set_up
+from tasksprint.process.program_setup import scheduler_needs_setup, set_up
 from tests.roles.members import Member, members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, summary, until
 

@@ -21,8 +21,8 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.process.attach import Hello, socket_path
-from tasksprint.roles.client import Client
-from tasksprint.roles.client_nodes import attach_callbacks
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.nodes import attach_callbacks
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.coordination.world import World, reply_of
 from tests.roles.client_world import until as client_until

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.gate import Gate
@@ -18,7 +19,6 @@ from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.net.streams import PeerStreams
-from tasksprint.roles.cluster import Cluster
 from tasksprint.settings import Settings
 from tests.cases.between import between
 from tests.net.support import client_of, run, serving, until

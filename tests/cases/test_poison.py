@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from tasksprint.cli.main import main as command_line
 from tasksprint.consensus import encode_batch
 from tasksprint.consensus.skips import Skip, decode_skips, describe_skips, encode_skips
 from tasksprint.coordination.commands import CancelJob, JoinClient, encode_command
 from tasksprint.coordination.lifecycle import Lifecycle
-from tasksprint.coordination.placement import Placement
+from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import (
     CommandFailed,
@@ -26,9 +27,8 @@ from tasksprint.errors import (
 )
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles.log_skip import explain, find_culprit, mark
-from tasksprint.roles.main import main as command_line
-from tasksprint.roles.recover import Survivor
+from tasksprint.rescue.log_skip import explain, find_culprit, mark
+from tasksprint.rescue.recover import Survivor
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit

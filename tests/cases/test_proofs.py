@@ -24,6 +24,10 @@ from typing import Any, cast
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.asking.leader import Leader
+from tasksprint.cli import commands
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import JoinClient, encode_command
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UnprovenAnswer
@@ -36,11 +40,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles import commands
-from tasksprint.roles.client import Client, ClientOptions
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.leader import Leader
-from tasksprint.roles.run import PrivateCluster
+from tasksprint.roles.client.client import Client, ClientOptions
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.cases.between import Change, between
@@ -755,7 +755,7 @@ def test_command_goes_on_from_a_stranger_to_who_leads(answer: bytes) -> None:
 _KNOWS_WALL_TIME = {
     "tasksprint/net/gate.py",  # the end of a token
     "tasksprint/net/tokens.py",  # the same
-    "tasksprint/roles/clock.py",  # gives it to display
+    "tasksprint/process/clock.py",  # gives it to display
 }
 
 

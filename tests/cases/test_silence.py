@@ -16,20 +16,20 @@ from typing import Any, cast
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster, JobOutcome
 from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
+from tasksprint.cli.failure_text import failure_block, failure_line
+from tasksprint.cli.main import main, parse_command
+from tasksprint.cli.progress import Progress, counts_in_words, with_hint
 from tasksprint.coordination.commands import Failure, NodesAttached, SilentClient
 from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
 from tasksprint.net.keys import create_key
-from tasksprint.roles.cluster import Cluster, JobOutcome
-from tasksprint.roles.failure_text import failure_block, failure_line
-from tasksprint.roles.job_notes import cause_of_end
-from tasksprint.roles.main import main, parse_command
-from tasksprint.roles.metrics import why_not_level
-from tasksprint.roles.next_steps import COMMANDS, as_started, program_command
-from tasksprint.roles.progress import Progress, counts_in_words, with_hint
-from tasksprint.roles.unheard import describe_unheard, why_leaderless
+from tasksprint.next_steps import COMMANDS, as_started, program_command
+from tasksprint.roles.coordinator.job_notes import cause_of_end
+from tasksprint.roles.coordinator.metrics import why_not_level
+from tasksprint.roles.coordinator.unheard import describe_unheard, why_leaderless
 from tasksprint.settings import RULES, Rules, Settings
 from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
 from tests.coordination.world import FakeClient, World

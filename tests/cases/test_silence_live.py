@@ -19,7 +19,10 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster, JobOutcome
 from tasksprint.bounded_text import keep_end
+from tasksprint.cli import commands, following
+from tasksprint.cli.main import main, parse_command
 from tasksprint.coordination.long_runs import LongRun
 from tasksprint.coordination.obstacles import Stall
 from tasksprint.coordination.view import DropJob
@@ -30,14 +33,13 @@ from tasksprint.ids import ClientId, JobId, Slot, TaskId
 from tasksprint.installation import sdk_directory
 from tasksprint.net.keys import create_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
+from tasksprint.next_steps import how_to_come_back, how_to_go_on
 from tasksprint.process.attach import LiveClient
-from tasksprint.roles import client_role, commands, following, node
-from tasksprint.roles.client import Client
-from tasksprint.roles.cluster import Cluster, JobOutcome
-from tasksprint.roles.main import main, parse_command
-from tasksprint.roles.next_steps import how_to_come_back, how_to_go_on
-from tasksprint.roles.recent_output import RecentOutput
-from tasksprint.roles.told import ToldHere
+from tasksprint.roles import node
+from tasksprint.roles.client import process as client_role
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.recent_output import RecentOutput
+from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import LogText
 from tests.execution.helpers import (
@@ -240,7 +242,7 @@ def test_what_clients_say_is_read_when_somebody_asks_and_only_of_that_job(
         read.append(data)
         return decode_json(data)
 
-    monkeypatch.setattr("tasksprint.roles.told.decode_json", decode)
+    monkeypatch.setattr("tasksprint.roles.coordinator.told.decode_json", decode)
     told, _ = told_here()
     for cid in range(2, 50):
         said = {"runs": f"[[{cid},7,1,2500]]", "stalls": f'[[{cid},"queued",3,[1]]]'}

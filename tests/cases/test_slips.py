@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 
+from tasksprint.asking.cluster import parse_params
+from tasksprint.cli import main
+from tasksprint.cli.main import parse_command
 from tasksprint.coordination.view import JobEntry
 from tasksprint.errors import JobFailed, Refused, RemoteProtocolError, UsageError
 from tasksprint.ids import JobId
 from tasksprint.plain_text import plain_json, plain_line, plain_lines
+from tasksprint.process import terminal
 from tasksprint.process.attach import socket_path
 from tasksprint.process.job_directory import Manifest, parse_manifest, read_job
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
-from tasksprint.roles import main, terminal
-from tasksprint.roles.cluster import parse_params
-from tasksprint.roles.main import parse_command
-from tasksprint.roles.submitting import read_submit
+from tasksprint.roles.coordinator.submitting import read_submit
 from tasksprint.sdk.codec import encode
 from tasksprint.tasks import FailJob, StartTask, WriteLog
 from tests.coordination.world import World

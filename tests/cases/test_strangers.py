@@ -27,7 +27,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.listener import Listener
 from tasksprint.net.router import Request, Response, Router
 from tasksprint.net.tokens import Scope, make_token
-from tasksprint.roles import client_http
+from tasksprint.roles.client import paths as client_http
 from tasksprint.roles.steps import Step
 from tests.cases import crowd
 from tests.net.support import (

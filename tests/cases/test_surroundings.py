@@ -18,6 +18,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from tasksprint.cli import run as run_module
+from tasksprint.cli.main import parse_command
+from tasksprint.cli.run import PrivateCluster
+from tasksprint.cli.run_directory import RunDirectory, sweep_run_directories
 from tasksprint.errors import NodeFailed, UsageError
 from tasksprint.process import cgroups
 from tasksprint.process import orphans as orphans_module
@@ -29,11 +33,7 @@ from tasksprint.process.orphans import own_children
 from tasksprint.process.program import ExitReason, programs_in_cgroups, start_program
 from tasksprint.process.run_to_end import run_to_end
 from tasksprint.process.signals import ending_signals, interrupted_by_signals
-from tasksprint.roles import run as run_module
-from tasksprint.roles.coordinator_role import wait_for_end
-from tasksprint.roles.main import parse_command
-from tasksprint.roles.run import PrivateCluster
-from tasksprint.roles.run_directory import RunDirectory, sweep_run_directories
+from tasksprint.roles.coordinator.process import wait_for_end
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
@@ -745,7 +745,7 @@ def test_interrupt_while_a_command_is_loaded_ends_it_without_a_word() -> None:
     # (As a KeyboardInterrupt it ended in tracebacks, and some libraries in C crashed by it.)
     program = (
         "import os, signal, sys\n"
-        "from tasksprint.roles import main\n"
+        "from tasksprint.cli import main\n"
         "load = main._load\n"
         "def interrupted(command):\n"
         "    if command == sys.argv[1]:\n"

@@ -14,9 +14,9 @@ from tasksprint.consensus.lives import Lives
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
-from tasksprint.roles import client_lives
-from tasksprint.roles.client_lives import ClientLives
-from tasksprint.roles.peers import Peers
+from tasksprint.roles.client import lives as client_lives
+from tasksprint.roles.client.lives import ClientLives
+from tasksprint.roles.coordinator.peers import Peers
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, make, sent
 from tests.consensus.test_marks import said

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import ClientAddress, DropJob, View
 from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
@@ -25,10 +26,9 @@ from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
-from tasksprint.roles import client_nodes
+from tasksprint.roles.client import nodes as client_nodes
+from tasksprint.roles.client.metrics import client_metrics
 from tasksprint.roles.loop_watch import longest_hold_s, watch_loop
-from tasksprint.roles.metrics import client_metrics
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import FileValue
 from tasksprint.store.result_store import ResultStore

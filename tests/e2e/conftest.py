@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tasksprint.__main__ import main
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.errors import PeerUnreachable
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.packaging.conftest import built_archive
 

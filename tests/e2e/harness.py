@@ -17,10 +17,10 @@ from unittest import mock
 
 import psutil
 
+from tasksprint.asking.cluster import Cluster, JobOutcome, parse_params
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster, JobOutcome, parse_params
-from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import bytes_in_this_process, connect, in_this_process
 
 __all__ = ["Commands", "Shared", "processes_of", "shared_cluster", "write_job"]

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasksprint.cli.main import main
 from tasksprint.process import free_space
-from tasksprint.roles.main import main
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
 

@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.errors import Refused
 from tasksprint.ids import JobId
 from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.e2e.conftest import JOBS, MakeCluster, connect, wait_until
 from tests.e2e.test_kills import WIDTH, result_of, submit

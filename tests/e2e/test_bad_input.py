@@ -30,19 +30,19 @@ from unittest import mock
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.ids import JobId
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tasksprint.store.database import Database
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
 from tests.e2e.conftest import as_documented, connect, in_this_process, wait_until
 from tests.e2e.harness import write_job
 from tests.packaging.standin import CHECKOUT
-from tests.roles.test_recover import make_store
+from tests.rescue.test_recover import make_store
 from tests.store.test_backup_file import make_backup
 from tests.torture.machines import Machines
 
@@ -608,7 +608,7 @@ def test_coordinator_that_is_not_there(what: str, served: Served) -> None:
 def test_coordinator_that_waits_for_the_others(
     what: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasksprint.roles.commands._GIVE_UP_MS", 200)
+    monkeypatch.setattr("tasksprint.cli.commands._GIVE_UP_MS", 200)
     address = f"127.0.0.1:{free_port()}"
     peers = ["--peers", f"1={address},2=127.0.0.1:{free_port()}"]
     arguments = ["--listen", address, "--data-dir", str(tmp_path / "data"), *peers]

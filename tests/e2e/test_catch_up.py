@@ -10,10 +10,10 @@ from unittest import mock
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import JOBS, MakeCluster, connect, status_of, wait_until
 
 pytestmark = pytest.mark.slow

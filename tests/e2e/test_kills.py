@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.errors import PeerUnreachable
 from tasksprint.ids import JobId
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tests.e2e.conftest import JOBS, MakeCluster, connect, wait_until
 
 pytestmark = pytest.mark.slow

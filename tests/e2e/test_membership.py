@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasksprint.roles.run import PrivateCluster
+from tasksprint.cli.run import PrivateCluster
 from tests.e2e.conftest import MakeCluster, as_documented, connect, status_of, wait_until
 from tests.e2e.test_kills import result_of, submit
 

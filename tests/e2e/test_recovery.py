@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tasksprint.asking.cluster import Cluster
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.net.keys import create_key
-from tasksprint.roles.cluster import Cluster
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.e2e.conftest import MakeCluster, connect, status_of, wait_until
 from tests.e2e.test_kills import result_of, submit, wait_for_half

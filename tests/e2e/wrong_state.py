@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tasksprint.cli.main import main
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.roles.main import main
 
 _file = Path(sys.argv.pop(1))
 _apply = Schedule.apply

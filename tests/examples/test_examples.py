@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tasksprint.asking.cluster import parse_params
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.cluster import parse_params
 from tests.sdk.programs import ROOT, JobRun, NodeDriver, Program, SchedulerDriver, run_job
 
 EXAMPLES = ROOT / "examples"

@@ -22,10 +22,10 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
+from tasksprint.cli.run import PrivateCluster
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.keys import create_key
 from tasksprint.net.tokens import Scope, make_token
-from tasksprint.roles.run import PrivateCluster
 from tasksprint.settings import Settings
 from tests.fuzz.outcome import Outcome, input_random
 from tests.torture.machines import copy_of_checkout

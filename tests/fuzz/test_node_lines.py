@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasksprint.protocol.node_lines import NodeMessage, NodeReader
-from tasksprint.roles.client_nodes import NodeShell
+from tasksprint.roles.client.nodes import NodeShell
 from tests.fuzz import node_lines
 from tests.fuzz.outcome import input_random
 

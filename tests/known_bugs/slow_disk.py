@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasksprint.roles.main import main
+from tasksprint.cli.main import main
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
 

@@ -128,11 +128,11 @@ def spawn():
 
 def make_checkout(folder: Path) -> Path:
     """Lay out a checkout with the stand-in package and the real build script in `folder`."""
-    roles = folder / "tasksprint" / "roles"
-    roles.mkdir(parents=True)
+    folder_cli = folder / "tasksprint" / "cli"
+    folder_cli.mkdir(parents=True)
     (folder / "tasksprint" / "__init__.py").write_text(PACKAGE)
-    (roles / "__init__.py").write_text("")
-    (roles / "main.py").write_text(MAIN)
+    (folder_cli / "__init__.py").write_text("")
+    (folder_cli / "main.py").write_text(MAIN)
     for name in ("errors.py", "installation.py"):
         shutil.copy(CHECKOUT / "tasksprint" / name, folder / "tasksprint" / name)
     for name in ("TaskSprintNode.py", "TaskSprintCoordinator.py"):

@@ -266,11 +266,11 @@ def test_wrong_options_end_in_one_sentence(
 
 
 def test_an_import_of_a_pruned_module_of_apsw_fails_the_build(fake_checkout: Path) -> None:
-    path = fake_checkout / "tasksprint" / "roles" / "main.py"
+    path = fake_checkout / "tasksprint" / "cli" / "main.py"
     path.write_text("import apsw.bestpractice\n")
     done = run_build(fake_checkout)
     assert done.returncode == 65
-    assert "tasksprint/roles/main.py:1 imports 'apsw.bestpractice'" in done.stderr
+    assert "tasksprint/cli/main.py:1 imports 'apsw.bestpractice'" in done.stderr
 
 
 def test_a_checkout_without_the_sdk_modules_is_refused(fake_checkout: Path) -> None:

@@ -322,7 +322,7 @@ def test_content_unused_for_a_month_goes_and_what_runs_stays(
     os.utime(cache / f"{'0' * 20}.used", (month, month))
     # Another build comes along and unpacks; that is when old content is looked for.
     other = archive.checkout / "other.pyz"
-    main = archive.checkout / "tasksprint" / "roles" / "extra.py"
+    main = archive.checkout / "tasksprint" / "cli" / "extra.py"
     main.write_text("")
     try:
         command = [sys.executable, "build_zipapp.py", "--output", str(other), "--wheels"]

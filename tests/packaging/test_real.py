@@ -58,4 +58,4 @@ def test_a_warm_version_loads_nothing_heavy(real: Archive, home: Path) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     heavy = {"apsw", "argparse", "asyncio", "httptools", "json", "orjson", "psutil"}
     assert not loaded & (heavy | {"_tasksprint_unpack", "tempfile", "zipfile"})
-    assert "tasksprint.roles.main" in loaded
+    assert "tasksprint.cli.main" in loaded

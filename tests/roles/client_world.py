@@ -35,8 +35,8 @@ from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.client import Client, ClientOptions
-from tasksprint.roles.client_http import ClientPaths
+from tasksprint.roles.client.client import Client, ClientOptions
+from tasksprint.roles.client.paths import ClientPaths
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.net.support import DEADLINE_S, KEY, run

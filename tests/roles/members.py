@@ -14,8 +14,8 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.http_server import HttpServer
-from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
-from tasksprint.roles.coordinator_http import CoordinatorPaths
+from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator.paths import CoordinatorPaths
 from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.replica_store import ReplicaStore

@@ -11,8 +11,8 @@ import pytest
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import StateDiffers
 from tasksprint.ids import Incarnation
-from tasksprint.roles import agreement
-from tasksprint.roles import coordinator as coordinator_module
+from tasksprint.roles.coordinator import agreement
+from tasksprint.roles.coordinator import coordinator as coordinator_module
 from tasksprint.settings import Settings
 from tests.roles.members import Member, Members, _listen, members
 from tests.roles.test_coordinator import decide, run, until

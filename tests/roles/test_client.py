@@ -23,7 +23,7 @@ from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.attach import socket_path
-from tasksprint.roles import client as client_module
+from tasksprint.roles.client import client as client_module
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.processes import is_running

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from tasksprint.coordination.view import Assignment, Input
 from tasksprint.execution.effects import Completion, RunTask
-from tasksprint.roles.client_values import CachedValue, ValueCache, base64_pieces, task_buffers
+from tasksprint.roles.client.values import CachedValue, ValueCache, base64_pieces, task_buffers
 from tasksprint.settings import Settings
 
 T = TypeVar("T")

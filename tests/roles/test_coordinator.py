@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tasksprint.consensus import Accept, Ballot, Envelope
+from tasksprint.consensus import codec as replica_codec
 from tasksprint.coordination.commands import (
     Answer,
     AnswerPart,
@@ -27,9 +28,8 @@ from tasksprint.errors import DiskFull, PeerUnreachable, Refused, RemoteProtocol
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
-from tasksprint.roles import coordinator as coordinator_module
-from tasksprint.roles import replica_codec
-from tasksprint.roles.coordinator import Coordinator, NotLeader
+from tasksprint.roles.coordinator import coordinator as coordinator_module
+from tasksprint.roles.coordinator.coordinator import Coordinator, NotLeader
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryReplicaStore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasksprint.coordination.commands import Tick, encode_command
-from tasksprint.roles.decisions import Decisions
+from tasksprint.roles.coordinator.decisions import Decisions
 
 
 def test_everybody_who_waits_for_equal_bytes_gets_the_reply() -> None:

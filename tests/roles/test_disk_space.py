@@ -12,7 +12,7 @@ import pytest
 
 from tasksprint.errors import DiskFull
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles import disk_space
+from tasksprint.roles.coordinator import disk_space
 from tasksprint.settings import GIB, MIB
 from tests.archives import packed
 from tests.roles.members import Member, members

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from tasksprint.ids import Slot
-from tasksprint.roles.log_tail import LogTail
+from tasksprint.roles.coordinator.log_tail import LogTail
 from tasksprint.settings import Settings
 
 

@@ -22,13 +22,9 @@ from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.tokens import Scope, make_token
 from tasksprint.process.free_space import FreeSpace
-from tasksprint.roles.client import Client
-from tasksprint.roles.metrics import (
-    METRICS_TYPE,
-    Exposition,
-    client_metrics,
-    client_readiness,
-)
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.metrics import client_metrics, client_readiness
+from tasksprint.roles.metrics import METRICS_TYPE, Exposition
 from tasksprint.settings import Settings
 from tasksprint.store.writer import WriteTimes
 from tests.roles.members import KEY, Members, members

@@ -14,9 +14,9 @@ import pytest
 
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
-from tasksprint.roles import mirror_copy
-from tasksprint.roles.mirror_copy import check_piece, piece_body
+from tasksprint.roles.coordinator import copies as mirror_copy
 from tasksprint.settings import Settings
+from tasksprint.store.copy_pieces import check_piece, piece_body
 from tasksprint.store.mirror_snapshot import CopyPiece
 from tests.roles.members import Member, Members, members
 

@@ -13,8 +13,8 @@ import pytest
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, encode_command
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.process.job_directory import pack
-from tasksprint.roles import members as members_module
-from tasksprint.roles.metrics import why_not_level
+from tasksprint.roles.coordinator import members as members_module
+from tasksprint.roles.coordinator.metrics import why_not_level
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
 

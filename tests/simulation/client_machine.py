@@ -1,6 +1,6 @@
 """The machine of one client: its disk, its habits, and the real `Client` on it, life after life.
 
-The client of roles/client.py runs as it is, on the loop of a simulated process; here are
+The client of roles/client/client.py runs as it is, on the loop of a simulated process; here are
 only its surroundings: a store in memory that outlives the process, a disk that takes its
 time, nodes that are imagined (`sim_node.py`), and programs that needn't be unpacked.
 """
@@ -18,9 +18,9 @@ from tasksprint.coordination.commands import JoinClient, Report, decode_command
 from tasksprint.errors import UnprovenAnswer
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
-from tasksprint.roles.client import Client, ClientOptions
-from tasksprint.roles.client_http import ClientPaths
-from tasksprint.roles.client_surroundings import ClientSurroundings
+from tasksprint.roles.client.client import Client, ClientOptions
+from tasksprint.roles.client.paths import ClientPaths
+from tasksprint.roles.client.surroundings import ClientSurroundings
 from tasksprint.settings import GIB
 from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
 from tests.simulation.machines import KEY_SECRET

@@ -27,10 +27,10 @@ from tasksprint.errors import (
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
-from tasksprint.roles.coordinator import Coordinator, CoordinatorOptions
-from tasksprint.roles.coordinator_http import CoordinatorPaths
-from tasksprint.roles.decisions import Decided
-from tasksprint.roles.surroundings import Surroundings
+from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator.decisions import Decided
+from tasksprint.roles.coordinator.paths import CoordinatorPaths
+from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.settings import Settings
 from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit

@@ -25,14 +25,14 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import Refused
 from tasksprint.execution.effects import Manifest
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
-from tasksprint.roles import client as client_module
-from tasksprint.roles import coordinator as coordinator_module
-from tasksprint.roles import runners as runners_module
-from tasksprint.roles.client import Client
-from tasksprint.roles.client_values import ValueCache
-from tasksprint.roles.coordinator import NotLeader
-from tasksprint.roles.decisions import Decided
-from tasksprint.roles.scheduler_runner import SchedulerRunner
+from tasksprint.roles.client import client as client_module
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.values import ValueCache
+from tasksprint.roles.coordinator import coordinator as coordinator_module
+from tasksprint.roles.coordinator import runners as runners_module
+from tasksprint.roles.coordinator.coordinator import NotLeader
+from tasksprint.roles.coordinator.decisions import Decided
+from tasksprint.roles.coordinator.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Rules
 from tests.simulation.bites import expects, first_rule
 from tests.simulation.client_machine import ClientMachine

@@ -22,7 +22,7 @@ FOUND = {
     "(tests/consensus/test_replica.py)",
     49: "a read that waited for a member that was removed hung, and all others behind it "
     "(tests/consensus/test_membership.py)",
-    53: "a client knew only the coordinators it was started with (tests/roles/test_leader.py)",
+    53: "a client knew only the coordinators it was started with (tests/asking/test_leader.py)",
     162: "a replica stopped when a replaced leader repeated another value for a slot that is "
     "chosen (tests/consensus/test_replica.py)",
     406: "all who held the archive of a running job were replaced before a new member had it "

@@ -25,9 +25,9 @@ from tasksprint.errors import Refused
 from tasksprint.ids import Slot
 from tasksprint.net import gate as gate_module
 from tasksprint.net.gate import Claim, Gate, Identity
-from tasksprint.roles.decisions import Decided
-from tasksprint.roles.log_tail import LogTail
-from tasksprint.roles.surroundings import Surroundings
+from tasksprint.roles.coordinator.decisions import Decided
+from tasksprint.roles.coordinator.log_tail import LogTail
+from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator

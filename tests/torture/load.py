@@ -20,13 +20,13 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 
+from tasksprint.asking.leader import MISDIRECTED, leader_hint
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.http_blocking import request_blocking
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.job_directory import Manifest
-from tasksprint.roles.leader import MISDIRECTED, leader_hint
 from tasksprint.settings import Settings
 from tests.linearizability.checker import Operation
 from tests.linearizability.job_store import ABSENT

@@ -22,10 +22,10 @@ from types import TracebackType
 
 import psutil
 
+from tasksprint.asking.cluster import Cluster
 from tasksprint.errors import PeerUnreachable, SettingsError, StoreError
 from tasksprint.net.keys import create_key
 from tasksprint.process.program import die_with_parent
-from tasksprint.roles.cluster import Cluster
 from tasksprint.settings import Settings
 from tests.torture.network import Network
 

@@ -1,0 +1,9 @@
+"""Finding the coordinator that leads, and asking it.
+
+leader.py     for clients, on their loop
+cluster.py    for commands and users' programs, blocking; and the calls that they make
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,94 @@
+"""Jobs' programs on one client: fetched from the cluster, unpacked, set up.
+
+A folder is named after the digest of its archive and is used as it is once it is
+there; so a client that starts again fetches nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasksprint.encoding import decode_json
+from tasksprint.errors import NodeFailed
+from tasksprint.net.http_messages import HttpResponse
+from tasksprint.process.archive import unpack
+from tasksprint.process.clock import monotonic_ms
+from tasksprint.process.program_setup import set_up
+from tasksprint.roles.last_use import (
+    LastUse,
+    delete_folders,
+    folders_in,
+    leftovers_in,
+    take_away,
+)
+
+if TYPE_CHECKING:
+    from tasksprint.roles.client.client import Client
+
+__all__ = ["ClientPrograms"]
+
+_NOT_FOUND = 404
+
+
+class ClientPrograms:
+    """The programs of one client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._root = client.options.data_dir / "programs"
+        self._gone = leftovers_in(self._root)  # what is to be deleted
+        self._uses = LastUse(client.settings.program_unused_max_ms)
+
+    async def sweep(self) -> None:
+        """Delete folders of programs that nothing here has used for a while."""
+        for digest in self._uses.expired(folders_in(self._root), (), monotonic_ms()):
+            if not self._client.workbench.forget_program(digest):
+                self._uses.use(digest, monotonic_ms())
+                continue
+            with contextlib.suppress(OSError):  # The next sweep tries again.
+                self._gone.append(take_away(self._root, digest))
+        gone_now, self._gone = self._gone, []
+        if gone_now:
+            await asyncio.get_running_loop().run_in_executor(None, delete_folders, gone_now)
+
+    def directory(self, digest: str) -> Path:
+        """Return the folder of a program that was prepared."""
+        return self._root / digest
+
+    async def prepare(self, digest: str, command: str) -> None:
+        """Fetch and unpack an archive, unless it is there, and run its setup once.
+
+        Args:
+            digest: Of the archive; "" for attached nodes, which bring their program along.
+            command: The manifest's "node", as views carry it.
+
+        Raises:
+            Refused: The cluster doesn't have it.
+            NodeFailed: The setup failed; with what it wrote to stderr.
+        """
+        if not digest:
+            return
+        self._uses.use(digest, monotonic_ms())
+        if not self.directory(digest).is_dir():
+            response = await self._client.leader.ask(
+                "GET", f"/v1/archives/{digest}", _read_archive, digest=digest
+            )
+            archive = response.checked().body
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, lambda: unpack(archive, digest, self._root))
+        start = decode_json(command.encode())
+        if setup := start.get("setup"):
+            await set_up(
+                self.directory(digest),
+                setup,
+                start.get("environment", {}),
+                timeout_ms=self._client.settings.setup_timeout_ms,
+                failure=NodeFailed,
+            )
+
+
+def _read_archive(response: HttpResponse) -> HttpResponse:
+    return response if response.status == _NOT_FOUND else response.checked()

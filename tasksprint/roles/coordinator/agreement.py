@@ -1,0 +1,186 @@
+"""Finding the replica whose state isn't that of the others, and stopping it.
+
+The same log must give the same state everywhere. If it doesn't (a bug, or memory that
+flipped a bit), a replica notices when it applies a tick that claims another digest than it
+had itself, or when another one asks it for a digest and names its own. Then it asks all
+voters. Who has another state than a majority of them stops, also if that is the leader: the
+one who noticed isn't always the one who is wrong, and by being asked the leader learns of it.
+If no digest gets a majority in time, nobody can say who is right, and who noticed stops.
+
+Asks and stops; what is compared with what is decided in hosting/claims.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tasksprint.coordination.commands import Claim
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StateDiffers
+from tasksprint.hosting.claims import Claims, majority_digest
+from tasksprint.ids import ReplicaId, Slot
+from tasksprint.net.deadlines import within
+from tasksprint.net.router import Request, Response, Router, json_response
+
+if TYPE_CHECKING:
+    from tasksprint.coordination.schedule import Applied
+    from tasksprint.roles.coordinator.coordinator import Coordinator
+
+__all__ = ["Agreement"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+# A round of asking takes so long, and no longer for a voter that hangs. One that lags, or is
+# just being started, has the digest in question later; its next ticks are asked about then.
+_ROUND_S = 0.5
+_ROUNDS_MAX = 10
+_SHOWN = 12  # characters of a digest that people are shown
+
+
+class Agreement:
+    """What one coordinator does about it."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._claims = Claims()
+        self._disputed: Claim | None = None  # ours
+        self._asking: asyncio.Task[None] | None = None
+
+    def add_to(self, router: Router) -> None:
+        """Answer others that ask for our digest."""
+        router.add("GET", "/v1/digest", self._digest)
+
+    @property
+    def claim(self) -> Claim | None:
+        """What the next tick says of this replica."""
+        return self._claims.newest
+
+    def applied(self, slot: Slot, digest: str, applied: Applied) -> None:
+        """Compare what the tick in an entry says, if it has one, with what is so here."""
+        if applied.tick is not None:
+            self._differs(self._claims.ticked(slot, digest, applied.tick.claim))
+
+    def forget(self) -> None:
+        """Take that a copy of another replica's state is ours from here on."""
+        self._claims.forget()
+        self._disputed = None
+
+    def _digest(self, request: Request) -> Response:
+        """Tell another replica our digest after a slot; it says its own, too.
+
+        One of another cluster may ask, at an address that it knows from before; its state
+        says nothing about ours.
+        """
+        mine = None
+        if request.query.get("cluster") == self._cluster():
+            mine = self._claims.at(Slot(request.query_integer("slot", 0)))
+        if mine is not None and request.query.get("digest") != mine.digest:
+            self._differs(mine)
+        return json_response(
+            {
+                "replica": self._coordinator.options.me,
+                "digest": None if mine is None else mine.digest,
+            }
+        )
+
+    def _cluster(self) -> str | None:
+        founding = self._coordinator.replica.founding
+        return None if founding is None else founding.cluster
+
+    def _differs(self, mine: Claim | None) -> None:
+        if mine is not None:
+            self._disputed = mine
+            if self._asking is None:
+                self._asking = self._coordinator.background(self._ask())
+
+    async def _ask(self) -> None:
+        """Ask the voters until a majority of them agrees; stop if we don't agree with it."""
+        me = self._coordinator.options.me
+        found: dict[ReplicaId, str] = {}
+        mine = self._disputed
+        for _ in range(_ROUNDS_MAX):
+            started_ms = self._coordinator.monotonic_ms()
+            if self._disputed is None:  # A copy took its place.
+                break
+            mine = self._disputed
+            membership = self._coordinator.replica.membership
+            assert membership is not None
+            voters = [member.replica for member in membership.voters]
+            found = {me: mine.digest}
+            majority = majority_digest(found, voters)
+            asks = [
+                self._coordinator.tasks.spawn(self._ask_one(member.address, mine))
+                for member in membership.voters
+                if member.replica != me
+            ]
+            for answered in asyncio.as_completed(asks):
+                if (answer := await answered) is not None:
+                    found[answer[0]] = answer[1]
+                    majority = majority_digest(found, voters)
+                if majority not in (None, mine.digest):
+                    break  # Who is wrong stops at once.
+            if majority == mine.digest:
+                others = [who for who, digest in found.items() if digest != mine.digest]
+                _log.error(
+                    "replica=%d slot=%d a majority has the same state, but not replica %s",
+                    me,
+                    mine.slot,
+                    _listed(others),
+                )
+                break
+            if majority is not None:
+                self._coordinator.fail(_outvoted(me, mine, found, majority))
+                return
+            spent_s = (self._coordinator.monotonic_ms() - started_ms) / 1000
+            await asyncio.sleep(max(_ROUND_S - spent_s, 0))
+        else:
+            assert mine is not None
+            self._coordinator.fail(_undecided(me, mine, found))
+        self._asking = None
+
+    async def _ask_one(self, address: str, mine: Claim) -> tuple[ReplicaId, str] | None:
+        query: dict[str, str | int] = {"slot": mine.slot, "digest": mine.digest}
+        query["cluster"] = self._cluster() or ""
+        try:
+            response = await within(
+                _ROUND_S,
+                self._coordinator.http.request(address, "GET", "/v1/digest", query=query),
+                discard=lambda _: None,
+            )
+            answer = response.checked().json_object()
+        except (PeerUnreachable, Refused, RemoteProtocolError, asyncio.TimeoutError):
+            return None
+        replica, digest = answer.get("replica"), answer.get("digest")
+        if type(replica) is not int or type(digest) is not str:
+            return None
+        return ReplicaId(replica), digest
+
+
+def _outvoted(
+    me: ReplicaId, mine: Claim, found: dict[ReplicaId, str], majority: str
+) -> StateDiffers:
+    others = [who for who, digest in found.items() if digest == majority]
+    return StateDiffers(
+        f"replica {me} has another state than a majority of the voters ({_listed(others)}): after "
+        f"slot {mine.slot} its digest is {_short(mine.digest)}, theirs {_short(majority)}",
+        hint="don't start it again: keep its data directory for the authors, and put a new one "
+        f"in its place (tasksprint member replace {me} ID=HOST:PORT)",
+    )
+
+
+def _undecided(me: ReplicaId, mine: Claim, found: dict[ReplicaId, str]) -> StateDiffers:
+    listed = ", ".join(f"{who}: {_short(digest)}" for who, digest in sorted(found.items()))
+    return StateDiffers(
+        f"replica {me} doesn't have the state of the others, and no majority of the voters could "
+        f"be asked who is wrong; the digests after slot {mine.slot} are {listed}",
+        hint="start all of them again, so that a majority decides; keep all data directories",
+    )
+
+
+def _listed(replicas: list[ReplicaId]) -> str:
+    return ", ".join(map(str, sorted(replicas)))
+
+
+def _short(digest: str) -> str:
+    return digest[:_SHOWN]

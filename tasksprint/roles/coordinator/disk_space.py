@@ -1,0 +1,121 @@
+"""What a coordinator does when the disk with its data directory fills.
+
+It says so; then it takes no new jobs; then it stops, while the files can still be closed and
+opened again. A leader that is short of space hands over first, if another member isn't.
+Running jobs go on meanwhile: ending them gives space back.
+
+Knows what to do; how much is how little is known to process/free_space.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
+from tasksprint.net.deadlines import within
+from tasksprint.process.free_space import CHECK_S, FreeSpace, Level, measure
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator.coordinator import Coordinator
+
+__all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+INSUFFICIENT_STORAGE = 507  # RFC 4918, section 11.5
+# A leader that is short asks the others so often whether one of them isn't, and waits so long.
+_ASK_EACH = 10
+_ASK_S = 1.0
+
+
+class DiskSpace:
+    """The free space of one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self.free = FreeSpace(coordinator.settings, coordinator.options.data_dir)
+        self._checks = 0
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether nothing new is to be taken on."""
+        return self.free.level >= Level.SHORT
+
+    def require(self) -> None:
+        """Refuse what would only fill the disk further.
+
+        Raises:
+            Refused: There is too little space.
+        """
+        if self.is_short:
+            raise Refused(
+                f"replica {self._coordinator.options.me} takes no new jobs: "
+                f"{self.free.describe()}",
+                status=INSUFFICIENT_STORAGE,
+                hint="free some space there",
+            )
+
+    async def watch(self) -> None:
+        """Look each second, for ever."""
+        while True:
+            await self.check()
+            await asyncio.sleep(CHECK_S)
+
+    async def check(self) -> None:
+        """Look once, and do what follows."""
+        coordinator, free = self._coordinator, self.free
+        before = free.level
+        has_changed = free.found(*await measure(free.directory))
+        me = coordinator.options.me
+        if free.level is Level.SPENT:
+            coordinator.fail(free.spent(f"replica {me}"))
+            return
+        if has_changed:
+            is_less = free.level > before
+            what = {
+                Level.PLENTY: "there is enough space again",
+                Level.LOW: "the disk fills" if is_less else "takes new jobs again",
+                Level.SHORT: "takes no new jobs",
+            }[free.level]
+            level = logging.WARNING if is_less else logging.INFO
+            _log.log(level, "replica=%d %s: %s", me, what, free.describe())
+            self._checks = 0
+        if self.is_short and coordinator.replica.is_leader:
+            if self._checks % _ASK_EACH == 0 and self._asking is None:
+                # Beside the looks: others that hang mustn't hide that the disk is spent.
+                self._asking = coordinator.background(self._hand_over())
+            self._checks += 1
+
+    async def _hand_over(self) -> None:
+        """Let another one lead, if one has space."""
+        coordinator, me = self._coordinator, self._coordinator.options.me
+        membership = coordinator.replica.membership
+        voters = () if membership is None else membership.voters
+        asks = [
+            coordinator.tasks.spawn(self._has_space(voter.address))
+            for voter in voters
+            if voter.replica != me
+        ]
+        for answered in asyncio.as_completed(asks):
+            if await answered and self.is_short:
+                cause = f"its disk is nearly full: {self.free.describe()}"
+                if coordinator.replica.hand_over(cause, coordinator.monotonic_ms()):
+                    coordinator.wake()
+                break
+        self._asking = None
+
+    async def _has_space(self, address: str) -> bool:
+        """Whether a voter is up and has more than it needs to take jobs."""
+        try:
+            response = await within(
+                _ASK_S,
+                self._coordinator.http.request(address, "GET", "/v1/status"),
+                discard=lambda _: None,
+            )
+            space = response.checked().json_object().get("free_space")
+        except (PeerUnreachable, Refused, RemoteProtocolError, asyncio.TimeoutError):
+            return False
+        return isinstance(space, dict) and space.get("level") in ("plenty", "low")

@@ -1,0 +1,428 @@
+"""Changing the members of a running cluster, as one coordinator takes part in it.
+
+What is asked for is checked here against the world (does the new one answer, is it who it
+is said to be); whether the cluster can bear it, and what follows by itself (a learner that
+has caught up votes, who was replaced goes), is decided by the replica core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tasksprint.consensus import Chosen, Member, Membership, Ready
+from tasksprint.consensus.changes import used_before
+from tasksprint.consensus.founding import lost_disk, was_removed
+from tasksprint.errors import (
+    PeerUnreachable,
+    Refused,
+    RemoteProtocolError,
+    SettingsError,
+    StoreError,
+    TaskSprintError,
+)
+from tasksprint.ids import Incarnation, ReplicaId
+from tasksprint.net.addresses import parse_address
+from tasksprint.net.deadlines import within
+from tasksprint.next_steps import program_command
+
+if TYPE_CHECKING:
+    from tasksprint.roles.coordinator.coordinator import Coordinator
+
+__all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+ResultT = TypeVar("ResultT")
+
+_CONFLICT = 409
+_NO_MEMBERSHIP = -1
+# The longest that an answer waits for the archives of running jobs to be where they must be.
+_SPREAD_S = 3.0
+# Pause between two tries of a new coordinator to reach its cluster, and the longest.
+_LOOK_S = 0.5
+_LOOK_MAX_S = 10.0
+
+
+def voters_of(chosen: Chosen) -> tuple[ReplicaId, ...] | None:
+    """Return who votes by an entry of the log; None: it doesn't say."""
+    if chosen.membership is None:
+        return None
+    return tuple([member.replica for member in chosen.membership.voters])
+
+
+def reason_to_stop(ready: Ready) -> TaskSprintError | None:
+    """Return with what a coordinator ends whose replica must stop; None: it goes on."""
+    if ready.fatal is None:
+        return None
+    return SettingsError(ready.fatal) if ready.is_removed else StoreError(ready.fatal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Who answered at an address, as it says itself."""
+
+    replica: ReplicaId
+    incarnation: Incarnation
+    cluster: str | None
+    is_joining: bool
+    incarnations: dict[str, str]  # of those whom it knows as members
+    retired: list[ReplicaId]
+
+
+def _identity_in(answer: dict[str, Any]) -> _Identity:
+    """Return who answered.
+
+    Raises:
+        RemoteProtocolError: It isn't a coordinator: anything may listen at an address.
+    """
+    replica, cluster = answer.get("replica"), answer.get("cluster")
+    incarnation, is_joining = answer.get("incarnation"), answer.get("is_joining")
+    incarnations, retired = answer.get("incarnations"), answer.get("retired")
+    if (
+        type(replica) is not int
+        or not isinstance(incarnation, str)
+        or not incarnation
+        or not isinstance(cluster, str | None)
+        or not isinstance(is_joining, bool)
+        or not isinstance(incarnations, dict)
+        or not all(isinstance(each, str) for each in incarnations.values())
+        or not isinstance(retired, list)
+        or not all(type(each) is int for each in retired)
+    ):
+        raise RemoteProtocolError(f"what answers is no coordinator, but says {answer!r:.80}")
+    return _Identity(
+        ReplicaId(replica), Incarnation(incarnation), cluster, is_joining, incarnations, retired
+    )
+
+
+class MemberChanges:
+    """What one coordinator knows and does about members."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
+        self._waiters: list[asyncio.Future[None]] = []
+        self._prepared: int | None = None  # the membership whose next step may follow
+        self._preparing: asyncio.Task[None] | None = None
+        coordinator.replica.members_prepared(_NO_MEMBERSHIP)
+
+    # --- asking ---
+
+    def identity(self) -> dict[str, Any]:
+        """Return who this coordinator is, and whom it knows, by now or from before."""
+        coordinator = self._coordinator
+        founding = coordinator.replica.founding
+        membership = coordinator.replica.membership
+        members = () if membership is None else (*membership.voters, *membership.learners)
+        return {
+            "replica": coordinator.options.me,
+            "address": coordinator.options.advertise,
+            "incarnation": coordinator.replica.incarnation,
+            "cluster": None if founding is None else founding.cluster,
+            "is_joining": bool(coordinator.options.join),
+            "incarnations": {str(each.replica): each.incarnation for each in members},
+            "retired": [] if membership is None else list(membership.retired),
+        }
+
+    def known(self) -> dict[ReplicaId, str]:
+        """Return the addresses of the members; with or without this one."""
+        replica = self._coordinator.replica
+        # The command line says who founds a cluster, and nothing once there is one.
+        return self._coordinator.options.peers if replica.founding is None else replica.addresses
+
+    def addresses(self) -> dict[str, str]:
+        """Return the address of every voter and learner, this one too."""
+        coordinator = self._coordinator
+        me = coordinator.options.me
+        membership = coordinator.replica.membership
+        known = self.known()
+        if membership is None or membership.member(me) is not None:
+            known = {**known, me: coordinator.options.advertise}
+        return {str(replica): address for replica, address in sorted(known.items())}
+
+    def listing(self) -> dict[str, Any]:
+        """Return the members as this coordinator knows them."""
+        coordinator = self._coordinator
+        replica = coordinator.replica
+        membership, founding = replica.membership, replica.founding
+        assert membership is not None and founding is not None
+        status = replica.status()
+        leaving = {old for _, old in membership.replaces}
+        replaces = dict(membership.replaces)
+        members: list[dict[str, Any]] = []
+        for member in sorted(
+            (*membership.voters, *membership.learners), key=lambda each: each.replica
+        ):
+            number = member.replica
+            peer = status.peers.get(number)
+            is_me = number == coordinator.options.me
+            members.append(
+                {
+                    "replica": number,
+                    "address": member.address,
+                    "incarnation": member.incarnation,
+                    "role": "voter" if membership.is_voter(number) else "learner",
+                    "is_leader": number == replica.leader,
+                    "is_leaving": number in leaving,
+                    "replaces": replaces.get(number),
+                    "chosen_end": status.chosen_end
+                    if is_me
+                    else (None if peer is None else peer.chosen_end),
+                    "heard_ms": 0 if is_me else (None if peer is None else peer.heard_ms),
+                }
+            )
+        return {
+            "cluster": founding.cluster,
+            "number": membership.number,
+            "is_settled": replica.membership_governs,
+            "leader": replica.leader,
+            "chosen_end": status.chosen_end,
+            "members": members,
+            "retired": list(membership.retired),
+        }
+
+    def connect(self) -> None:
+        """Have streams to everybody whom the replica wants to speak with."""
+        replica = self._coordinator.replica
+        if replica.founding is not None and replica.addresses is not self._connected:
+            self._connected = replica.addresses
+            self._coordinator.streams.cluster = replica.founding.cluster
+            self._coordinator.streams.set_peers(self._connected)
+        membership = replica.membership
+        if membership is not None and (membership.learners or membership.replaces):
+            self._prepare_soon(membership)
+        else:
+            self._prepared = None
+
+    # --- what must be so before somebody votes or goes ---
+
+    def _prepare_soon(self, membership: Membership) -> None:
+        if not self._coordinator.replica.is_leader:
+            self._prepared = None
+        elif self._prepared != membership.number and self._preparing is None:
+            self._preparing = self._coordinator.background(self._prepare(membership))
+
+    async def _prepare(self, membership: Membership) -> None:
+        """Let the next step follow once those who then vote hold the running jobs' archives."""
+        coordinator = self._coordinator
+        leaving = {old for _, old in membership.replaces}
+        members = (*membership.voters, *membership.learners)
+        try:
+            await coordinator.programs.spread([m for m in members if m.replica not in leaving])
+        except (PeerUnreachable, Refused, RemoteProtocolError) as error:
+            _log.info("replica=%d changes no members yet: %s", coordinator.options.me, error)
+            await asyncio.sleep(_LOOK_S)
+        else:
+            if coordinator.replica.is_leader:
+                self._prepared = membership.number
+                coordinator.replica.members_prepared(membership.number)
+        finally:
+            self._preparing = None
+        coordinator.wake()
+
+    # --- changing ---
+
+    async def add(
+        self, replica: ReplicaId, address: str, *, replaces: ReplicaId | None = None
+    ) -> None:
+        """Have a new coordinator taken up as a learner; return once the log says so.
+
+        Raises:
+            NotLeader: This replica doesn't lead, or stopped leading meanwhile.
+            Refused: With the reason.
+        """
+        coordinator = self._coordinator
+        self._require_leader()
+        parse_address(address)
+        membership = coordinator.replica.membership
+        assert membership is not None
+        # Before it is asked who it is: one that was removed doesn't answer any more.
+        reason = used_before(membership, replica)
+        if reason is not None:
+            raise Refused(reason, status=_CONFLICT)
+        member = await self._identify(replica, address)
+        self._require_leader()
+        now_ms = coordinator.monotonic_ms()
+        add = partial(coordinator.replica.add_member, replaces=replaces)
+        self._check(coordinator.step(add, member, now_ms))
+        while not self._is_member(member):
+            await self._wait()
+
+    async def remove(self, replica: ReplicaId) -> None:
+        """Have a member removed; return once the log says so. Raises as `add`."""
+        coordinator = self._coordinator
+        self._require_leader()
+        membership = coordinator.replica.membership
+        assert membership is not None
+        if not self._is_retired(replica):
+            left = [voter for voter in membership.voters if voter.replica != replica]
+            try:
+                await within(
+                    _SPREAD_S, coordinator.programs.spread(left), discard=lambda _: None
+                )
+            except asyncio.TimeoutError:
+                # It goes on. Who asks would give up soon, and not know why.
+                text = "those who stay get the archives of running jobs: that is under way"
+                raise Refused(text, status=_CONFLICT, hint="ask again") from None
+            except (PeerUnreachable, RemoteProtocolError) as error:
+                raise Refused(str(error), status=_CONFLICT) from error
+            self._require_leader()
+        self._check(
+            coordinator.step(
+                coordinator.replica.remove_member, replica, coordinator.monotonic_ms()
+            )
+        )
+        while not self._is_retired(replica):
+            await self._wait()
+
+    def _is_member(self, member: Member) -> bool:
+        membership = self._coordinator.replica.membership
+        assert membership is not None
+        return membership.member(member.replica) == member
+
+    def _is_retired(self, replica: ReplicaId) -> bool:
+        membership = self._coordinator.replica.membership
+        assert membership is not None
+        return replica in membership.retired
+
+    def _require_leader(self) -> None:
+        if not self._coordinator.replica.is_leader:
+            raise self._coordinator.not_leader()
+
+    def _check(self, reason: str | None) -> None:
+        if reason is not None:
+            raise Refused(reason, status=_CONFLICT)
+        self._coordinator.wake()
+
+    async def _wait(self) -> None:
+        """Wait until the members changed; or raise, if this replica can't say any more."""
+        self._require_leader()
+        future: asyncio.Future[None] = self._coordinator.loop.create_future()
+        self._waiters.append(future)
+        await future
+
+    async def while_leading(self, work: Awaitable[ResultT]) -> ResultT:
+        """Return what comes of some work that waits for this replica's own disk.
+
+        Raises:
+            NotLeader: It stopped leading, perhaps as its disk is slow or full: ask another one.
+        """
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            changed: asyncio.Future[None] = self._coordinator.loop.create_future()
+            try:
+                self._require_leader()
+                self._waiters.append(changed)
+                await asyncio.wait((task, changed), return_when=asyncio.FIRST_COMPLETED)
+            except BaseException:
+                task.cancel()
+                raise
+            finally:
+                if changed in self._waiters:
+                    self._waiters.remove(changed)
+        try:
+            return task.result()
+        except StoreError as error:  # It stops; another one may serve.
+            self._coordinator.fail(error)
+            raise self._coordinator.not_leader() from error
+
+    def changed(self) -> None:
+        """Take that the members changed, or the leadership."""
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+
+    async def _identify(self, replica: ReplicaId, address: str) -> Member:
+        """Ask a new coordinator who it is."""
+        coordinator = self._coordinator
+        hint = f"start it first: tasksprint coordinator --id {replica} --join …"
+        try:
+            found = await self._ask_identity(address)
+        except (PeerUnreachable, RemoteProtocolError, Refused) as error:
+            raise Refused(
+                f"replica {replica} doesn't answer at {address}: {error}",
+                status=_CONFLICT,
+                hint=hint,
+            ) from error
+        if found.replica != replica:
+            raise Refused(
+                f"at {address} answers replica {found.replica}, expected {replica}",
+                status=_CONFLICT,
+                hint=hint,
+            )
+        founding = coordinator.replica.founding
+        assert founding is not None
+        if found.cluster not in (None, founding.cluster):
+            raise Refused(
+                f"replica {replica} at {address} belongs to cluster {found.cluster!r}, this one "
+                f"is {founding.cluster!r}",
+                status=_CONFLICT,
+                hint="start it with an empty --data-dir and --join",
+            )
+        if found.cluster is None and not found.is_joining:
+            raise Refused(
+                f"replica {replica} at {address} was started to found a cluster of its own",
+                status=_CONFLICT,
+                hint="start it with --join in place of --peers",
+            )
+        return Member(replica, found.incarnation, address)
+
+    async def _ask_identity(self, address: str) -> _Identity:
+        response = await self._coordinator.http.request(address, "GET", "/v1/identity")
+        return _identity_in(response.checked().json_object())
+
+    # --- joining ---
+
+    async def look_for_cluster(self) -> None:
+        """Tell the operator whether the cluster to join answers, and what to do next.
+
+        Stops this coordinator if the cluster knows its id from another life: those that
+        were members then may never connect to it again to tell it so.
+        """
+        coordinator = self._coordinator
+        options = coordinator.options
+        pause_s = _LOOK_S
+        is_told = False
+        while coordinator.replica.founding is None:
+            for address in options.join:
+                try:
+                    found = await self._ask_identity(address)
+                except (PeerUnreachable, RemoteProtocolError, Refused) as error:
+                    if not is_told:
+                        words = (options.me, address, error)
+                        _log.warning("replica=%d cannot join by %s: %s", *words)
+                    continue
+                cluster = found.cluster
+                if cluster is None:
+                    continue  # It waits itself; it may even be this one.
+                self._check_unused(cluster, found)
+                if not is_told:
+                    is_told = True
+                    _log.info(
+                        "replica=%d waits until cluster %s adds it: "
+                        "%s %d=%s --coordinators %s",
+                        options.me,
+                        cluster,
+                        program_command("member", "add"),
+                        options.me,
+                        options.advertise,
+                        ",".join(options.join),
+                    )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_MAX_S)
+
+    def _check_unused(self, cluster: str, found: _Identity) -> None:
+        """Raise what this coordinator ends with if its id was used by another one."""
+        replica = self._coordinator.replica
+        me = self._coordinator.options.me
+        known = found.incarnations.get(str(me))
+        if me in found.retired:
+            raise SettingsError(was_removed(me, cluster))
+        if known is not None and known != replica.incarnation:
+            raise StoreError(lost_disk(me, replica.incarnation, Incarnation(known)))

@@ -1,0 +1,109 @@
+"""What a coordinator takes from outside: clocks, chance, network, disk, schedulers' processes.
+
+`REAL` is what every process runs with. The simulator gives others, and then the same
+coordinator runs on virtual time, on a loop that has no sockets, files or threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from tasksprint.errors import SchedulerFailed
+from tasksprint.installation import sdk_directory
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.keys import ClusterKey
+from tasksprint.net.streams import PeerStreams
+from tasksprint.process.archive import check_archive, unpack
+from tasksprint.process.clock import monotonic_ms, wall_ms
+from tasksprint.process.command_line import child_environment, command_line
+from tasksprint.process.program import ExitReason, start_program
+from tasksprint.settings import Settings
+from tasksprint.store.writer import WriterThread
+
+__all__ = ["REAL", "SchedulerProgram", "Surroundings"]
+
+
+class SchedulerProgram(Protocol):
+    """The process of a scheduler, as its runner sees it."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; after its end they are dropped."""
+        ...
+
+    def kill(self, why: str = "") -> None:
+        """End it at once."""
+        ...
+
+    async def stop(self) -> object:
+        """Ask it to end, and end it if it doesn't."""
+        ...
+
+
+async def start_scheduler(
+    directory: Path,
+    manifest: dict[str, Any],
+    seed: int,
+    *,
+    on_data: Callable[[bytes], None],
+    on_exit: Callable[[ExitReason], None],
+    on_stderr: Callable[[bytes], None],
+) -> SchedulerProgram:
+    """Start the scheduler that a job's manifest names, in the folder of its program.
+
+    Raises:
+        SchedulerFailed: It can't be started.
+    """
+    words = manifest["scheduler"]
+    argv = command_line(
+        words,
+        directory=directory,
+        what="scheduler",
+        failure=SchedulerFailed,
+        interpreter=manifest.get("interpreter"),
+    )
+    return await start_program(
+        argv,
+        cwd=directory,
+        env=child_environment(
+            sdk_directory=Path(sdk_directory()),
+            hash_seed=seed,
+            directory=directory,
+            extra=_environment(manifest),
+        ),
+        what="scheduler",
+        failure=SchedulerFailed,
+        on_data=on_data,
+        on_exit=on_exit,
+        on_stderr=on_stderr,
+        name=words[0],
+    )
+
+
+def _environment(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return what the manifest adds; replicas' schedulers keep their common hash seed."""
+    extra: dict[str, str] = dict(manifest.get("environment", {}))
+    extra.pop("PYTHONHASHSEED", None)
+    return extra
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The ways out of a coordinator, each as a function of the real thing's shape."""
+
+    monotonic_ms: Callable[[], int] = monotonic_ms
+    wall_ms: Callable[[], int] = wall_ms
+    new_random: Callable[[], Random] = lambda: Random(os.urandom(16))
+    new_http: Callable[[ClusterKey, Settings], HttpClient] = HttpClient
+    new_streams: Callable[..., PeerStreams] = PeerStreams
+    new_writer: Callable[..., WriterThread[Any, Any]] = WriterThread
+    check_archive: Callable[[bytes], None] = check_archive
+    unpack: Callable[[bytes, str, Path], Path] = unpack
+    start_scheduler: Callable[..., Awaitable[SchedulerProgram]] = start_scheduler
+
+
+REAL = Surroundings()
