@@ -46,7 +46,7 @@ class HttpClient:
     def __init__(self, key: ClusterKey | None, settings: Settings) -> None:
         self._key = key
         self.settings = settings
-        self.read_buffer = new_read_buffer()
+        self._read_buffer = new_read_buffer()
         self._pool: dict[str, list[Connection]] = {}  # unused ones; the last used is last
         self._in_use: set[Connection] = set()
         self._closed = False
@@ -290,7 +290,11 @@ class HttpClient:
         try:
             _, connection = await within(
                 timeout_ms / 1000,
-                loop.create_connection(lambda: Connection(self, address), host, port),
+                loop.create_connection(
+                    lambda: Connection(address, self.settings, self._read_buffer, self._forget),
+                    host,
+                    port,
+                ),
                 discard=lambda made: made[0].abort(),
             )
         except asyncio.TimeoutError as error:  # (Another class than TimeoutError in 3.10.)
@@ -317,7 +321,7 @@ class HttpClient:
         self._in_use.discard(connection)
         connection.abort()
 
-    def forget(self, connection: Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         """Take note that an unused connection was closed by the other end."""
         unused = self._pool.get(connection.address)
         if unused is not None and connection in unused:

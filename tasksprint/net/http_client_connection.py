@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import httptools
 
@@ -18,9 +18,7 @@ from tasksprint.errors import PeerUnreachable, RemoteProtocolError, UnprovenAnsw
 from tasksprint.net.addresses import cause_of, tune_socket
 from tasksprint.net.proofs import FRAMES, LINE, WHOLE, WHOLE_BYTES_MAX, AnswerProof
 from tasksprint.net.reading import BufferedReader
-
-if TYPE_CHECKING:
-    from tasksprint.net.http_client import HttpClient
+from tasksprint.settings import Settings
 
 __all__ = ["Connection", "NothingReceived"]
 
@@ -36,18 +34,23 @@ class NothingReceived(PeerUnreachable):
 
 
 class Connection(BufferedReader):
-    """One connection, and the request that is under way on it."""
+    """One connection, and the request that is under way on it.
+
+    Args:
+        read_buffer: What all connections of a client read into.
+        forget: Called when the other end closes it while no request is under way.
+    """
 
     __slots__ = (
         "_answer_bytes",
         "_barren_bytes",
         "_bytes_max",
         "_chunks",
-        "_client",
         "_complete",
         "_drained",
         "_due",
         "_error",
+        "_forget",
         "_head_complete",
         "_is_head_request",
         "_is_paused",
@@ -75,11 +78,17 @@ class Connection(BufferedReader):
         "unused_since",
     )
 
-    def __init__(self, client: HttpClient, address: str) -> None:
-        super().__init__(client.read_buffer)
-        self._client = client
-        self.settings = client.settings
+    def __init__(
+        self,
+        address: str,
+        settings: Settings,
+        read_buffer: memoryview,
+        forget: Callable[[Connection], None],
+    ) -> None:
+        super().__init__(read_buffer)
         self.address = address
+        self.settings = settings
+        self._forget = forget
         self.unused_since = 0.0
         self.is_open = False
         self._loop = asyncio.get_running_loop()
@@ -168,7 +177,7 @@ class Connection(BufferedReader):
         self.is_open = False
         self._stop_timer()
         if not self._under_way:
-            self._client.forget(self)
+            self._forget(self)
             return
         cause = f" ({cause_of(error)})" if isinstance(error, OSError) else ""
         if self._answer_bytes == 0:

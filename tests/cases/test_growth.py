@@ -55,9 +55,9 @@ from tasksprint.tasks import (
 )
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
-from tests.hosting.test_host import History
 from tests.coordination.world import FakeClient, World, reply_of
 from tests.execution.helpers import COMMAND, Bench, RunTask, SendReport, TaskError, task
+from tests.hosting.test_host import History
 from tests.roles.members import members
 from tests.roles.test_coordinator import decide, run, submission, until
 
