@@ -223,7 +223,7 @@ class Machines:
         self.ending.add(name)
         self.processes[name].terminate()
 
-    def restart(self, name: str) -> int:
+    def restart(self, name: str, *, command: Sequence[str] | None = None) -> int:
         """Wait for the end of a process that was asked to; start it; return the exit code."""
         process = self.processes[name]
         self.resume(name)
@@ -233,7 +233,7 @@ class Machines:
             process.kill()
             code = process.wait()
         self.ending.discard(name)
-        self.start(name)
+        self.start(name, command=command)
         return code
 
     def ended_wrongly(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""The last release beside this checkout: upgrades, mixed clusters, recorded logs."""

@@ -1,0 +1,83 @@
+"""Former releases, built from this checkout's history by their own build scripts.
+
+`releases.txt` names them. Upgrades are tested from the last one only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import need_wheels
+from tests.packaging.standin import CHECKOUT
+
+__all__ = ["Release", "built_release", "read_releases", "sources_of"]
+
+_RELEASES = Path(__file__).parent / "releases.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version that people run, and its commit."""
+
+    version: str
+    commit: str
+
+
+def read_releases() -> tuple[Release, ...]:
+    """Return the releases that `releases.txt` names, oldest first."""
+    lines = _RELEASES.read_text(encoding="utf-8").splitlines()
+    return tuple(Release(*line.split()) for line in lines if line and not line.startswith("#"))
+
+
+def sources_of(release: Release, folder: Path) -> Path:
+    """Write a release's checkout into a new folder, and return it.
+
+    Where the history lacks the commit, the test is skipped; with CI=true it fails.
+    """
+    command = ["git", "-C", str(CHECKOUT), "archive", "--format=tar", release.commit]
+    try:
+        done = subprocess.run(command, capture_output=True)
+        code, said = done.returncode, done.stderr.decode(errors="replace").strip()
+    except FileNotFoundError:
+        code, said = 1, "there is no git here"
+    if code:
+        text = (
+            f"commit {release.commit[:12]} of release {release.version} isn't in the history "
+            f"of this checkout ({said}), so upgrades from it can't be tested; clone all of it, "
+            "or run `git fetch --unshallow`"
+        )
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+    folder.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=done.stdout, check=True)
+    return folder
+
+
+def built_release(release: Release, temporary: pytest.TempPathFactory) -> Path:
+    """Return the release's tasksprint.pyz; built once for all tests that run side by side."""
+    base = temporary.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / f"release-{release.version}"
+    archive = base / f"tasksprint-{release.version}.pyz"
+    wheels = need_wheels()  # Those of other versions, which only it needs, it fetches itself.
+    with archive.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            script = sources_of(release, folder) / "build_zipapp.py"
+            command = [sys.executable, str(script), "--output", str(archive)]
+            done = subprocess.run(
+                [*command, "--wheels", str(wheels)], capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+    return archive
