@@ -7,7 +7,9 @@ Finding your way, in the order in which to read:
     rows        the tables of the durable mirror
     schedule    `Schedule`: entries in, outcomes out; the digest; the door for reading
 
-    tasks, jobs, clients, requests    the entities, each with its row
+    jobs        a job and its tasks, with their states (task_states);
+                job_rows, task_rows, event_lines: how they are kept and told
+    clients, requests    the other entities, each with its row
     state       all of them together, and what the entry being applied changed
     placement/  which client runs which task; ahead of need
     lifecycle   how jobs start and end                 answers   what schedulers ask for

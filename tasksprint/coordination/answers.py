@@ -14,21 +14,15 @@ from bisect import insort
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
-from tasksprint.coordination.jobs import Job, timer_row
+from tasksprint.coordination.job_rows import timer_row
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import (
-    ASSIGNED,
-    DONE,
-    KILLED,
-    STATES,
-    WAITING,
-    Task,
-    base_row,
-)
+from tasksprint.coordination.task_rows import base_row
+from tasksprint.coordination.task_states import ASSIGNED, DONE, KILLED, STATES, WAITING
 from tasksprint.encoding import encode_json
 from tasksprint.ids import TaskId
 from tasksprint.tasks import (

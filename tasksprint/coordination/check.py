@@ -6,9 +6,9 @@ Everything that is kept incrementally is computed again here the slow, obvious w
 from __future__ import annotations
 
 from tasksprint.coordination.clients import Client
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import ASSIGNED, DONE, READY, STATES, WAITING, Task
+from tasksprint.coordination.task_states import ASSIGNED, DONE, READY, STATES, WAITING
 from tasksprint.ids import TaskId
 
 __all__ = ["check"]

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from tasksprint.coordination.jobs import Task
 from tasksprint.coordination.rows import Row
-from tasksprint.coordination.tasks import Task
 from tasksprint.coordination.view import Drop, DropJob, Stop
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId

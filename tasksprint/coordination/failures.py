@@ -16,9 +16,9 @@ from typing import Any
 
 from tasksprint.bounded_text import cut_middle
 from tasksprint.coordination.clients import Client
+from tasksprint.coordination.jobs import Task
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import Task
 from tasksprint.encoding import encode_json
 
 __all__ = ["clean_detail", "record_failure"]

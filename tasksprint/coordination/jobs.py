@@ -1,45 +1,23 @@
-"""One job as the replicated state knows it, its rows, and the lines of its events.
+"""One job and its tasks as the replicated state knows them.
 
     running ──finish──> finished      (once every result that finish names can be read)
        ├─────fail, or an error of its scheduler──> failed
        └─────cancel──> cancelled
 
-A job's row changes with every entry that concerns it, so what never changes (seed,
-parameters, program, manifest) stands in a fact of its own, and each timer in another.
-
-Event lines are made here, once for all replicas, by splicing: values and parameters
-that users wrote are put in as the bytes they came in.
+This module knows the fields; how they are kept is in job_rows.py and task_rows.py. What
+they mean for others is decided in placement/ (where to run), results.py (what counts) and
+answers.py (what is asked).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from tasksprint.coordination.rows import Row
-from tasksprint.coordination.tasks import STATES, Task
-from tasksprint.encoding import decode_json, encode_json
+from tasksprint.coordination.task_states import STATES, WAITING
+from tasksprint.encoding import decode_json
 from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
 
-__all__ = [
-    "CANCELLED",
-    "FAILED_JOB",
-    "FINISHED",
-    "RUNNING",
-    "Job",
-    "definition_row",
-    "job_row",
-    "line_client_dead",
-    "line_client_joined",
-    "line_init",
-    "line_task_done",
-    "line_task_failed",
-    "line_timer",
-    "program_of",
-    "restore_job",
-    "timer_name",
-    "timer_row",
-]
+__all__ = ["CANCELLED", "FAILED_JOB", "FINISHED", "RUNNING", "Job", "Task"]
 
 RUNNING, FINISHED, FAILED_JOB, CANCELLED = "running", "finished", "failed", "cancelled"
 
@@ -173,6 +151,100 @@ class Job:
         return self.state == RUNNING
 
 
+class Task:
+    """One task of one job; mutable, changed by the state machine only.
+
+    Invariants (checked in check.py): `cid` is None unless the state is ASSIGNED;
+    `pending` counts the places in `pretasks` whose task isn't DONE; a READY task has none.
+    """
+
+    __slots__ = (
+        "ahead",
+        "attempt",
+        "base",
+        "cid",
+        "dependents",
+        "digest",
+        "error",
+        "event",
+        "failed_on",
+        "failures",
+        "gone",
+        "holders",
+        "is_released",
+        "is_stale",
+        "is_wanted",
+        "job",
+        "keys",
+        "load_us",
+        "may_extend",
+        "name",
+        "pending",
+        "placed",
+        "prekeys",
+        "pretasks",
+        "retries",
+        "size_bytes",
+        "state",
+        "tid",
+        "timeout_ms",
+        "told",
+        "users",
+    )
+
+    def __init__(
+        self,
+        job: Job,
+        tid: TaskId,
+        name: str,
+        base: str,
+        pretasks: tuple[TaskId, ...],
+        prekeys: tuple[str, ...],
+        keys: tuple[str, ...],
+        retries: int | None,
+        timeout_ms: int | None,
+    ) -> None:
+        self.job = job
+        self.tid = tid
+        self.name = name
+        self.base = base
+        self.pretasks = pretasks
+        self.prekeys = prekeys
+        self.keys = keys
+        self.retries = retries
+        self.timeout_ms = timeout_ms
+        self.state = WAITING
+        self.pending = 0
+        # Tids of the tasks that name this one, once for each time that they do. Tids and
+        # not tasks: a released dependent must not stay in memory because of us.
+        self.dependents: list[TaskId] | None = None
+        self.gone = 0  # of those: released, and forgotten, since the list was last cleaned
+        self.users = 0  # places in the pretasks of unfinished tasks where this one stands
+        # The current attempt.
+        self.attempt = 0
+        self.cid: ClientId | None = None
+        self.load_us = 0  # what it counts in its client's queue
+        self.placed = 0  # number of the placement, over all tasks: the order of a queue
+        self.ahead = 0  # dependents assigned while this one isn't done
+        self.may_extend = False  # waits in its client's `extend` queue
+        # What became of earlier attempts.
+        self.failures = 0
+        self.failed_on: ClientId | None = None
+        self.error: str | None = None
+        # The result: canonical digest, and who has those bytes.
+        self.digest: str | None = None
+        self.size_bytes = 0
+        self.holders: tuple[ClientId, ...] = ()
+        self.event: int | None = None  # number of its task_done event
+        self.told: str | None = None  # digest of the values in it (keys), if there are any
+        self.is_stale = False  # the digest rests on an input's bytes that changed
+        self.is_released = False  # the scheduler let it go; unfinished users keep it
+        self.is_wanted = False  # named by finish, whose results must be readable
+
+    def __repr__(self) -> str:
+        return f"<task {self.job.job}/{self.tid} {self.name!r} {STATES[self.state]}>"
+
+
 def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None]:
     """Return node entry, retries and time limit out of a manifest.
 
@@ -196,179 +268,3 @@ def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None
                 f"the manifest's {key!r} must be a whole number of at least 0, found {value!r:.50}"
             )
     return node, retries, timeout_ms
-
-
-# --- rows ---
-
-
-def definition_row(job: Job) -> Row:
-    """Return the row of what never changes."""
-    body = (job.seed, job.params, job.program, job.manifest, job.submitted_ms,
-            job.submitted_wall_ms)  # fmt: skip
-    return Row("facts", (f"job {job.job}",), (encode_json(body).decode(),))
-
-
-def program_of(row: Row) -> str | None:
-    """Return the digest of a job's archive, from the row that defines it; None: another row."""
-    name = row.key[0]
-    if row.table != "facts" or row.columns is None or not str(name).startswith("job "):
-        return None
-    _, _, program, *_ = decode_json(str(row.columns[0]).encode())
-    return str(program)
-
-
-def job_row(job: Job) -> Row:
-    """Return the job's row as it is now."""
-    body: dict[str, Any] = {
-        "tasks": dict(zip(STATES, job.counts, strict=True)),
-        "next_tid": job.next_tid,
-        "events": job.event_count,
-        "next_event": job.next_event,
-        "next_part": job.next_part,
-        "values": job.values,
-        "error": job.error,
-        "keep": job.keep,
-        "finishing": job.finishing,
-        "ended_ms": job.ended_ms,
-        "ended_wall_ms": job.ended_wall_ms,
-        "next_timer": job.next_timer,
-        "log_lines": job.log_lines,
-        "failures": job.failure_count,
-        "out": [[replica, kind, error] for replica, (kind, error) in job.out.items()],
-    }
-    if job.loss_lines:
-        body["loss_lines"] = job.loss_lines
-    if job.runtimes:
-        body["runtimes"] = job.runtimes
-    if job.warnings:
-        body["warnings"] = job.warnings
-    return Row("jobs", (job.job,), (job.name, job.state, encode_json(body).decode()))
-
-
-def timer_row(job: Job, due_ms: int, number: int, timer: int) -> Row:
-    """Return the row of one timer of a running job."""
-    return Row("facts", (timer_name(job, number),), (encode_json((due_ms, timer)).decode(),))
-
-
-def timer_name(job: Job, number: int) -> str:
-    """Return the name of the fact that is a job's timer of this number."""
-    return f"timer {job.job} {number}"
-
-
-def restore_job(
-    job_id: JobId,
-    name: str,
-    state: str,
-    body: dict[str, Any],
-    definition: list[Any],
-    default_retries: int,
-) -> Job:
-    """Return a job from its rows, still without tasks, events, answers, estimates and timers."""
-    seed, params, program, manifest, submitted_ms, submitted_wall_ms = definition
-    job = Job(job_id, name, seed, params, program, manifest, default_retries)
-    job.state = state
-    job.submitted_ms = submitted_ms
-    job.submitted_wall_ms = submitted_wall_ms
-    job.counts = list(body["tasks"].values())
-    job.next_tid = body["next_tid"]
-    job.event_count = body["events"]
-    job.next_event = body["next_event"]
-    job.next_part = body["next_part"]
-    job.values = body["values"]
-    job.error = body["error"]
-    job.keep = tuple(body["keep"])
-    finishing = body["finishing"]
-    job.finishing = (tuple(finishing[0]), finishing[1]) if finishing is not None else None
-    job.ended_ms = body["ended_ms"]
-    job.ended_wall_ms = body["ended_wall_ms"]
-    job.next_timer = body["next_timer"]
-    job.log_lines = body["log_lines"]
-    job.loss_lines = body.get("loss_lines", 0)
-    job.failure_count = body["failures"]
-    job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
-    job.runtimes = {kind: (text, who) for kind, (text, who) in body.get("runtimes", {}).items()}
-    job.warnings = body.get("warnings", {})
-    if not job.is_running:
-        job.let_go()
-    return job
-
-
-# --- event lines ---
-
-
-def line_init(number: int, job: Job) -> bytes:
-    """Return the line of a job's first event."""
-    return (
-        f'{{"event":{number},"kind":"init","time_ms":0,"seed":{job.seed}'
-        f',"job":{job.job},"params":{job.params}}}'
-    ).encode()
-
-
-def line_client_joined(number: int, time_ms: int, cid: ClientId, slots: int) -> bytes:
-    """Return the line that says that a client can run tasks."""
-    return (
-        f'{{"event":{number},"kind":"client_joined","time_ms":{time_ms}'
-        f',"cid":{cid},"num_nodes":{slots}}}'
-    ).encode()
-
-
-def line_client_dead(number: int, time_ms: int, cid: ClientId) -> bytes:
-    """Return the line that says that a client is gone."""
-    return (f'{{"event":{number},"kind":"client_dead","time_ms":{time_ms},"cid":{cid}}}').encode()
-
-
-def line_task_done(
-    number: int, time_ms: int, tid: TaskId, keys: tuple[str, ...], inline: dict[str, Any]
-) -> bytes:
-    """Return the line that hands a task's values under `keys` to the scheduler.
-
-    Args:
-        inline: At least the values under `keys`, each as (kind, text).
-    """
-    if not keys:
-        return (
-            f'{{"event":{number},"kind":"task_done","time_ms":{time_ms}'
-            f',"tid":{tid},"values":{{}}}}'
-        ).encode()
-    return (
-        f'{{"event":{number},"kind":"task_done","time_ms":{time_ms}'
-        f',"tid":{tid},{_values(keys, inline)}}}'
-    ).encode()
-
-
-def _values(keys: Iterable[str], inline: dict[str, Any]) -> str:
-    texts: list[str] = []
-    base64s: list[str] = []
-    for key in dict.fromkeys(keys):
-        kind, text = inline[key]
-        if kind == "json":
-            texts.append(f"{_quote(key)}:{text}")
-        else:
-            base64s.append(f"{_quote(key)}:{_quote(text)}")
-    values = f'"values":{{{",".join(texts)}}}'
-    if base64s:
-        values += f',"base64":{{{",".join(base64s)}}}'
-    return values
-
-
-_QUOTED: dict[str, str] = {"result": '"result"'}
-
-
-def _quote(text: str) -> str:
-    """Return the text as a JSON string."""
-    return _QUOTED.get(text) or encode_json(text).decode()
-
-
-def line_task_failed(
-    number: int, time_ms: int, tid: TaskId, error: str, detail: dict[str, Any]
-) -> bytes:
-    """Return the line that says that a task is given up."""
-    return (
-        f'{{"event":{number},"kind":"task_failed","time_ms":{time_ms},"tid":{tid}'
-        f',"error":{_quote(error)},"detail":{encode_json(detail).decode()}}}'
-    ).encode()
-
-
-def line_timer(number: int, time_ms: int, timer: int) -> bytes:
-    """Return the line that says that a timer has run out."""
-    return (f'{{"event":{number},"kind":"timer","time_ms":{time_ms},"timer":{timer}}}').encode()

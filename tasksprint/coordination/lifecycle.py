@@ -12,21 +12,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut, SubmitJob
-from tasksprint.coordination.jobs import (
-    CANCELLED,
-    FAILED_JOB,
-    FINISHED,
-    Job,
-    definition_row,
-    line_client_joined,
-    line_init,
-    line_timer,
-    timer_name,
-)
+from tasksprint.coordination.event_lines import line_client_joined, line_init, line_timer
+from tasksprint.coordination.job_rows import definition_row, timer_name
+from tasksprint.coordination.jobs import CANCELLED, FAILED_JOB, FINISHED, Job
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
-from tasksprint.coordination.tasks import ASSIGNED
+from tasksprint.coordination.task_states import ASSIGNED
 from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError

@@ -19,13 +19,14 @@ from tasksprint.coordination.commands import (
     SilentClient,
     Tick,
 )
-from tasksprint.coordination.jobs import Job, line_client_dead, line_client_joined
+from tasksprint.coordination.event_lines import line_client_dead, line_client_joined
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import DONE, Task
+from tasksprint.coordination.task_states import DONE
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.settings import Rules

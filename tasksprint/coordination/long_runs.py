@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import ASSIGNED, Task
+from tasksprint.coordination.task_states import ASSIGNED
 from tasksprint.ids import ClientId, JobId, TaskId
 
 __all__ = ["LongRun", "decode_runs", "longest"]

@@ -17,7 +17,7 @@ from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.long_runs import LongRun, longest
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
+from tasksprint.coordination.task_states import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
 from tasksprint.ids import ClientId, JobId, TaskId
 
 __all__ = ["NOTHING_TOLD", "Obstacle", "Obstacles", "Stall", "Told", "decode_stalls"]

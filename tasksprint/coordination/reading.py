@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasksprint.coordination.clients import Client
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.obstacles import Obstacles
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import DONE, STATES, Task
+from tasksprint.coordination.task_states import DONE, STATES
 from tasksprint.coordination.view import (
     Assignment,
     ClientAddress,

@@ -12,11 +12,13 @@ from heapq import heapify
 from typing import Any
 
 from tasksprint.coordination.clients import restore_client
-from tasksprint.coordination.jobs import Job, restore_job
+from tasksprint.coordination.job_rows import restore_job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.requests import Sender, restore_sender
 from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import ASSIGNED, DONE, Task, restore_task
+from tasksprint.coordination.task_rows import restore_task
+from tasksprint.coordination.task_states import ASSIGNED, DONE
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot

@@ -29,12 +29,14 @@ import hashlib
 from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Completion, Failure, Lost, Report, inputs_digest
+from tasksprint.coordination.event_lines import line_task_done, line_task_failed
 from tasksprint.coordination.failures import clean_detail, record_failure
-from tasksprint.coordination.jobs import line_task_done, line_task_failed
+from tasksprint.coordination.jobs import Task
 from tasksprint.coordination.lifecycle import Lifecycle, bounded
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import (
+from tasksprint.coordination.task_rows import deletion_rows
+from tasksprint.coordination.task_states import (
     ASSIGNED,
     DONE,
     FAILED,
@@ -42,8 +44,6 @@ from tasksprint.coordination.tasks import (
     READY,
     STATES,
     WAITING,
-    Task,
-    deletion_rows,
 )
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import TaskId

@@ -31,7 +31,7 @@ from tasksprint.coordination.commands import (
     Tick,
     decode_command,
 )
-from tasksprint.coordination.jobs import job_row
+from tasksprint.coordination.job_rows import job_row
 from tasksprint.coordination.lifecycle import Lifecycle
 from tasksprint.coordination.liveness import Liveness
 from tasksprint.coordination.observations import is_observed, observe
@@ -42,7 +42,7 @@ from tasksprint.coordination.restore import digest_row, estimate_row, restore, s
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror, MirrorRows, Row
 from tasksprint.coordination.state import Changes, State
-from tasksprint.coordination.tasks import task_row
+from tasksprint.coordination.task_rows import task_row
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
 from tasksprint.errors import CommandFailed, RemoteProtocolError

@@ -13,10 +13,9 @@ from collections import deque
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import Tick
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.requests import Sender, Senders
 from tasksprint.coordination.rows import Row
-from tasksprint.coordination.tasks import Task
 from tasksprint.coordination.view import Drop, DropJob
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import Rules

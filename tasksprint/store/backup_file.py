@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tasksprint.coordination.jobs import program_of
+from tasksprint.coordination.job_rows import program_of
 from tasksprint.coordination.restore import digest_row, wall_ms_of
 from tasksprint.coordination.rows import TABLES, Row
 from tasksprint.encoding import decode_json, encode_json
@@ -184,9 +184,7 @@ class BackupReader:
         try:
             yield
         except OSError as error:
-            raise StoreError(
-                f"cannot read backup {str(self.path)!r}: {error.strerror}"
-            ) from error
+            raise StoreError(f"cannot read backup {str(self.path)!r}: {error.strerror}") from error
 
     def _read(self, size: int) -> bytes:
         with self.reading():

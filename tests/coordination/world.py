@@ -31,7 +31,7 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.rows import TABLES, Row
 from tasksprint.coordination.schedule import Applied, Schedule
-from tasksprint.coordination.tasks import DONE
+from tasksprint.coordination.task_states import DONE
 from tasksprint.coordination.view import Assignment, View, decode_view, encode_view
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import RULES, Rules

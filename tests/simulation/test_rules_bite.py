@@ -19,7 +19,7 @@ from tasksprint.coordination.commands import Command, Completion, SubmitJob, dec
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror
 from tasksprint.coordination.schedule import Event, Schedule
-from tasksprint.coordination.tasks import ASSIGNED, DONE
+from tasksprint.coordination.task_states import ASSIGNED, DONE
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
 from tasksprint.errors import Refused

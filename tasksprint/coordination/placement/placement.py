@@ -33,9 +33,9 @@ from bisect import bisect_left, bisect_right, insort
 from heapq import heapify, heappop, heappush, heapreplace
 
 from tasksprint.coordination.clients import Client
-from tasksprint.coordination.jobs import Job
+from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.state import State
-from tasksprint.coordination.tasks import ASSIGNED, DONE, READY, WAITING, Task
+from tasksprint.coordination.task_states import ASSIGNED, DONE, READY, WAITING
 from tasksprint.coordination.view import Stop
 from tasksprint.ids import ClientId, JobId
 

@@ -1,0 +1,129 @@
+"""The rows of a task, and the task from its row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tasksprint.coordination.jobs import Job, Task
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.task_states import ASSIGNED, STATES
+from tasksprint.encoding import encode_json
+from tasksprint.ids import ClientId, TaskId
+
+__all__ = ["base_row", "deletion_rows", "restore_task", "task_row"]
+
+_STATE_OF_NAME = {name: state for state, name in enumerate(STATES)}
+
+# A longer base has a row of its own, so that it is written once and not at each change.
+BASE_IN_ROW_MAX = 512
+
+
+def task_row(task: Task) -> Row:
+    """Return the task's row as it is now."""
+    base = task.base
+    return Row(
+        "tasks",
+        (task.job.job, task.tid),
+        (
+            task.name,
+            STATES[task.state],
+            task.cid if task.cid is not None else (task.holders[0] if task.holders else None),
+            task.attempt,
+            encode_json(
+                (
+                    base if len(base) <= BASE_IN_ROW_MAX else None,
+                    task.pretasks,
+                    task.prekeys,
+                    task.keys,
+                    task.retries,
+                    task.timeout_ms,
+                    task.load_us,
+                    task.placed,
+                    task.may_extend,
+                    task.failures,
+                    task.failed_on,
+                    task.error,
+                    task.digest,
+                    task.size_bytes,
+                    task.holders,
+                    task.event,
+                    task.is_stale,
+                    task.is_released,
+                    task.is_wanted,
+                    task.told,
+                )
+            ).decode(),
+        ),
+    )
+
+
+def base_row(task: Task) -> Row | None:
+    """Return the row of a base that is too long for the task's row, or None."""
+    if len(task.base) <= BASE_IN_ROW_MAX:
+        return None
+    return Row("facts", (_base_name(task),), (task.base,))
+
+
+def deletion_rows(task: Task) -> list[Row]:
+    """Return the rows that delete the task from the mirror."""
+    rows = [Row("tasks", (task.job.job, task.tid), None)]
+    if len(task.base) > BASE_IN_ROW_MAX:
+        rows.append(Row("facts", (_base_name(task),), None))
+    return rows
+
+
+def _base_name(task: Task) -> str:
+    return f"base {task.job.job} {task.tid}"
+
+
+def restore_task(
+    job: Job,
+    tid: TaskId,
+    name: str,
+    state: str,
+    cid: ClientId | None,
+    attempt: int,
+    body: list[Any],
+    find_base: Callable[[str], str],
+) -> Task:
+    """Return a task from its row; counters over other tasks are still zero.
+
+    Args:
+        find_base: Finds the fact named "base …", for a base that isn't in the body.
+    """
+    task = Task(
+        job,
+        tid,
+        sys.intern(name),
+        "",
+        tuple(body[1]),
+        job.share(tuple(body[2])),
+        job.share(tuple(body[3])),
+        body[4],
+        body[5],
+    )
+    base = body[0] if body[0] is not None else find_base(_base_name(task))
+    task.base = sys.intern(base) if len(base) < 16 else base
+    task.state = _STATE_OF_NAME[state]
+    task.attempt = attempt
+    task.cid = cid if task.state == ASSIGNED else None
+    (
+        task.load_us,
+        task.placed,
+        task.may_extend,
+        task.failures,
+        task.failed_on,
+        task.error,
+        task.digest,
+        task.size_bytes,
+        holders,
+        task.event,
+        task.is_stale,
+        task.is_released,
+        task.is_wanted,
+        task.told,
+    ) = body[6:]
+    task.holders = tuple(holders)
+    return task
