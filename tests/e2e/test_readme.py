@@ -39,7 +39,7 @@ def pasted(text: str, archive: Path, folder: Path) -> subprocess.CompletedProces
     environment["XDG_STATE_HOME"] = str(folder / "state")
     environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
     return subprocess.run(
-        ["sh", "-ec", text],
+        ["bash", "-ec", text],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -69,14 +69,35 @@ def test_a_task_can_be_tried_without_a_cluster(archive: Path, tmp_path: Path) ->
     assert answer["values"]["result"]["total"] == 1_000
 
 
+def test_programs_are_those_of_the_example() -> None:
+    shown = re.findall(r"^\[`(\S+)`\]\(\S+\):\n\n```python\n(.*?)```$", README, re.M | re.S)
+    assert [path for path, _ in shown] == [
+        "examples/primes/scheduler.py",
+        "examples/primes/node.py",
+    ]
+    for path, text in shown:
+        assert text == (CHECKOUT / path).read_text(encoding="utf-8")
+
+
+def test_output_that_is_shown_says_what_the_job_really_gives() -> None:
+    """The number of primes below a million, and no count but of the 21 tasks there are."""
+    assert README.count('{"primes":78498}\n') == 2
+    assert set(re.findall(r"\d+ of (\d+) tasks done", README)) == {"21"}
+
+
 @pytest.mark.long
-def test_cluster_on_one_machine_can_be_pasted(archive: Path, tmp_path: Path) -> None:
-    text = commands_behind("The same on one machine")
+def test_leader_can_be_killed_as_it_is_pasted(archive: Path, tmp_path: Path) -> None:
+    cluster = commands_behind("Here are three and one on one machine")
+    text = cluster + commands_behind("Kill the one that leads in mid-job")
     text = text.replace("127.0.0.1:707", f"127.0.0.1:{free_ports()}")
-    submit = "submit --wait examples/montecarlo"
-    text = text.replace(submit, f"{submit} --param samples=100")
     done = pasted(text, archive, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "finished in" in done.stderr
-    assert done.stdout.count("127.0.0.1:") == 3, done.stdout
-    assert done.stdout.endswith("stopped 4 of 4 processes\n")
+    before, result, after = done.stdout.partition('{"primes":78498}\n')
+    assert result, done.stdout + done.stderr
+    assert before.startswith("submitted 'primes' as job 1\n"), before
+    assert " leader " in before
+    assert "unreachable" not in before
+    assert re.search(r"^1 +- +unreachable ", after, re.M), after
+    assert " leader " in after
+    assert after.endswith("stopped 3 of 3 processes\n"), after
+    assert "21 of 21 tasks done" in done.stderr

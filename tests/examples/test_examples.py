@@ -22,7 +22,8 @@ EXAMPLES = ROOT / "examples"
 
 
 def manifest(name: str) -> dict[str, Any]:
-    fields = json.loads((EXAMPLES / name / "tasksprint.json").read_text(encoding="utf-8"))
+    path = EXAMPLES / name / "tasksprint.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"params": {}}
     assert isinstance(fields, dict)
     return fields
 
@@ -112,6 +113,16 @@ def test_montecarlo_takes_the_seconds_that_it_is_given(tmp_path: Path) -> None:
     assert manifest("montecarlo")["params"] == {"seconds": 1, "samples": None}
     job = montecarlo(tmp_path, seconds=0.05)
     assert abs(job.values["result"] - 3.14159) < 0.1
+
+
+# --- primes ---
+
+
+@pytest.mark.slow
+def test_primes_below_a_million_are_counted(tmp_path: Path) -> None:
+    job = run_example("primes", tmp_path, [sys.executable, str(EXAMPLES / "primes" / "node.py")])
+    assert job.values == {"primes": 78_498}
+    assert len(job.results) == 21
 
 
 # --- word count ---
