@@ -17,6 +17,7 @@ __all__ = [
     "JOB",
     "Outcome",
     "Stages",
+    "ask",
     "command_of",
     "heard_by",
     "leave_no_trace",
@@ -46,9 +47,20 @@ class Stages:
     """A job of stages, each of which waits for a gate; people use the archive `people`."""
 
     def __init__(
-        self, machines: Machines, people: Path, *, stages: int, width: int, ms: int = 20
+        self,
+        machines: Machines,
+        people: Path,
+        *,
+        stages: int,
+        width: int,
+        ms: int = 20,
+        folder: Path = JOB,
     ) -> None:
-        """Submit it."""
+        """Submit it.
+
+        Args:
+            folder: With the job's programs, or the same ones with another SDK.
+        """
         self.machines = machines
         self.people = people
         self._per_stage = width + 1
@@ -57,31 +69,26 @@ class Stages:
         self._gates.mkdir()
         params = {"gates": str(self._gates), "stages": stages, "width": width, "ms": ms}
         options = [f"--param={name}={json.dumps(value)}" for name, value in params.items()]
-        said = self.ask("submit", str(JOB), f"--seed={_SEED}", "--json", *options)
+        said = self.ask("submit", str(folder), f"--seed={_SEED}", "--json", *options)
         self.job = JobId(json.loads(said)["job"])
 
-    def ask(self, *arguments: str, code: int = 0) -> bytes:
+    def ask(self, *arguments: str) -> bytes:
         """Run a command of the people's archive to its end; return what it prints."""
-        machines = self.machines
-        done = subprocess.run(
-            [*command_of(self.people), *arguments],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_DEADLINE_S,
-            env={
-                **machines.environment,
-                "TASKSPRINT_KEY_FILE": str(machines.folder / "key"),
-                "TASKSPRINT_COORDINATORS": ",".join(machines.member_addresses()),
-            },
-        )
-        assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
-        return done.stdout
+        return ask(self.machines, self.people, *arguments)
 
     def done(self) -> int:
         """Return how many tasks are done."""
         outcome, _ = self.machines.connect().job(self.job)
         assert outcome.state != "failed", outcome.error
         return int(outcome.tasks["done"])
+
+    def holders(self) -> set[int]:
+        """Return which clients have results of the first stage."""
+        cluster = self.machines.connect()
+        draws = range(2, self._per_stage + 1)  # behind the gate and what hangs
+        paths = [f"/v1/jobs/{self.job}/tasks/{tid}" for tid in draws]
+        answers = [cluster.request("GET", path).json() for path in paths]
+        return {cid for info in answers for cid in info["holders"]}
 
     def wait_for_middle(self, stage: int) -> None:
         """Wait until some tasks of a stage are done; its gate keeps the job from going on."""
@@ -101,6 +108,23 @@ class Stages:
         final = self._stages * (self._per_stage + 1)
         noise = self.ask("result", str(self.job), "--task", str(final), "--key", "noise")
         return Outcome(json.dumps(said["values"]), noise)
+
+
+def ask(machines: Machines, people: Path, *arguments: str, code: int = 0) -> bytes:
+    """Run a command of an archive on a cluster to its end; return what it prints."""
+    done = subprocess.run(
+        [*command_of(people), *arguments],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_DEADLINE_S,
+        env={
+            **machines.environment,
+            "TASKSPRINT_KEY_FILE": str(machines.folder / "key"),
+            "TASKSPRINT_COORDINATORS": ",".join(machines.member_addresses()),
+        },
+    )
+    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    return done.stdout
 
 
 def undisturbed(folder: Path, archive: Path, *, stages: int, width: int) -> Outcome:
