@@ -6,11 +6,12 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tasksprint.protocol.node_lines import encode_task
 from tests.sdk.programs import Program, write_program
 
-__all__ = ["node_says", "scheduler_says"]
+__all__ = ["node_says", "scheduler_says", "task_line"]
 
 _NODE = """
     from TaskSprintNode import *
@@ -60,12 +61,15 @@ _EVENTS = (
 )
 
 
+def task_line(*about: Any) -> bytes:
+    """Return what `encode_task` writes, in one piece."""
+    return b"".join([bytes(piece) for piece in encode_task(*about)])  # type: ignore[arg-type]
+
+
 def node_says() -> tuple[bytes, ...]:
     """Return the lines of a node for some tasks."""
-    tasks = [
-        b"".join(map(bytes, encode_task(id, 1, id, 1, name, "[]", [], 7, True)))  # type: ignore[arg-type]
-        for id, name in enumerate(["nothing", "values", "frames", "vain", "bug", "unknown"])
-    ]
+    names = ["nothing", "values", "frames", "vain", "bug", "unknown"]
+    tasks = [task_line(id, 1, id, 1, name, "[]", [], 7, True) for id, name in enumerate(names)]
     said = _run(_NODE, tasks)
     said = re.sub(rb"x{70000}", b"<70,000 x>", said)
     return _in_general(re.sub(rb'"(error|traceback)":"(\\.|[^"\\])*"', rb'"\1":"<text>"', said))

@@ -25,7 +25,6 @@ from tasksprint.coordination.view import View, encode_view
 from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol import scheduler_lines
-from tasksprint.protocol.node_lines import encode_task
 from tasksprint.settings import RULES
 from tasksprint.store import backup_file
 from tasksprint.tasks import SchedulerCommand
@@ -146,7 +145,7 @@ def node_lines() -> list[Record]:
     """What clients write to nodes, and what the SDK answers."""
     inputs: list[Any] = [("json", b'{"a": 1.0}'), ("bytes", b"\x00\xff\n")]
     tasks = [
-        b"".join(map(bytes, encode_task(*about, 6917529027641081856, frames)))  # type: ignore[arg-type]
+        programs.task_line(*about, 6917529027641081856, frames)
         for about, frames in [
             ((1, 3, 17, 1, "merge", '[0.5,"ü"]', []), False),
             ((2, 3, 18, 2, "merge", "[]", inputs), True),
