@@ -57,12 +57,13 @@ from tasksprint.installation import own_command
 from tasksprint.net.keys import create_key
 from tasksprint.process.job_directory import pack, read_job
 from tasksprint.process.program import die_with_parent
+from tasksprint.scheduler_commands import FinishJob, ReleaseTasks, SchedulerCommand
 from tasksprint.settings import RULES, Settings
 from tasksprint.store.database import Database
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
-from tasksprint.tasks import FinishJob, ReleaseTasks, SchedulerCommand, StartTask
+from tasksprint.task_spec import TaskSpec
 
 __all__ = ["measure"]
 
@@ -149,7 +150,7 @@ class _Past:
         for number, part in enumerate(cut):
             last = number == len(cut) - 1
             self.apply(Answer(job, (AnswerPart(event, number, last, tid, tuple(part)),)))
-            tid = TaskId(tid + sum(isinstance(one, StartTask) for one in part))
+            tid = TaskId(tid + sum(isinstance(one, TaskSpec) for one in part))
 
     def run_some(self, job: JobId, count: int) -> list[TaskId]:
         """Complete up to `count` tasks that are assigned; return them in order."""
@@ -181,7 +182,7 @@ class _Past:
 
 
 def _start(first: int, end: int) -> list[SchedulerCommand]:
-    return [StartTask("work", f"[{number}]") for number in range(first, end)]
+    return [TaskSpec("work", f"[{number}]") for number in range(first, end)]
 
 
 def _make_past(directory: Path, finished: int, live: int) -> None:

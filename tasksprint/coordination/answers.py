@@ -9,8 +9,8 @@ A command that makes no sense fails the job, with a sentence that names the even
 
 from __future__ import annotations
 
-import sys
 from bisect import insort
+from dataclasses import replace
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
@@ -25,16 +25,16 @@ from tasksprint.coordination.task_rows import base_row
 from tasksprint.coordination.task_states import ASSIGNED, DONE, KILLED, STATES, WAITING
 from tasksprint.encoding import encode_json
 from tasksprint.ids import TaskId
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 
 __all__ = ["Answers"]
 
@@ -121,7 +121,7 @@ class Answers:
             changes.answers.append((job.job, empty))
             return
         digest = answer_digest(part.first_tid, part.last, part.commands)
-        started = sum([type(command) is StartTask for command in part.commands])
+        started = sum([type(command) is TaskSpec for command in part.commands])
         chosen = ChosenAnswer(part.event, part.part, part.last, digest, started, part.commands)
         changes.answers.append((job.job, chosen))
         body = encode_json((part.last, part.first_tid, _summarise(part.commands)))
@@ -144,7 +144,7 @@ class Answers:
 
     def _apply_command(self, job: Job, command: SchedulerCommand) -> None:
         match command:
-            case StartTask():
+            case TaskSpec():
                 self._start(job, command)
             case KillTask():
                 self._kill(job, command)
@@ -163,41 +163,35 @@ class Answers:
 
     # --- tasks ---
 
-    def _start(self, job: Job, command: StartTask) -> None:
+    def _start(self, job: Job, spec: TaskSpec) -> None:
         tid = job.next_tid
-        pretasks = command.pretasks
-        base = command.base
-        if len(pretasks) != len(command.prekeys):
+        name = spec.name
+        pretasks = spec.pretasks
+        base = spec.base
+        if len(pretasks) != len(spec.prekeys):
             raise _InvalidCommandError(
-                f"task {tid} {command.name!r} has {len(pretasks)} pretasks but"
-                f" {len(command.prekeys)} prekeys; give one key for each"
+                f"task {tid} {name!r} has {len(pretasks)} pretasks but"
+                f" {len(spec.prekeys)} prekeys; give one key for each"
             )
         base_max = self._state.rules.base_bytes_max
         if len(base) * 4 > base_max:
             size = len(base.encode())
             if size > base_max:
                 raise _InvalidCommandError(
-                    f"task {tid} {command.name!r} has {size} bytes of arguments, more than"
+                    f"task {tid} {name!r} has {size} bytes of arguments, more than"
                     f" {base_max} (base_bytes_max); let a task return large values"
                 )
-        name = command.name
-        if len(name) * 4 > self._state.rules.name_bytes_max:
-            self._check_length(f"task {tid}", "name", name)
+        self._check_length(tid, "name", name)
         tasks = job.tasks
         for pretid in pretasks:
             self._check_pretask(job, tid, pretid)
-        task = Task(
-            job,
-            tid,
-            # The same few texts stand in all tasks of a job.
-            sys.intern(name),
-            sys.intern(base) if len(base) < 16 else base,
-            pretasks,
-            self._share(job, tid, command.prekeys),
-            self._share(job, tid, command.keys),
-            command.retries,
-            command.timeout_ms if command.timeout_ms is not None else job.timeout_ms,
-        )
+        for key in spec.prekeys:
+            self._check_length(tid, "key", key)
+        for key in spec.keys:
+            self._check_length(tid, "key", key)
+        if spec.timeout_ms is None and job.timeout_ms is not None:
+            spec = replace(spec, timeout_ms=job.timeout_ms)
+        task = Task(job, tid, spec)
         job.next_tid = TaskId(tid + 1)
         tasks[tid] = task
         job.counts[WAITING] += 1
@@ -230,19 +224,12 @@ class Answers:
         if task.pending == 0:
             self._placement.make_ready(task)
 
-    def _share(self, job: Job, tid: TaskId, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """Return an equal tuple of keys that other tasks have, if there is one."""
-        if keys not in job.shared:
-            for key in keys:
-                self._check_length(f"task {tid}", "key", key)
-        return job.share(keys)
-
-    def _check_length(self, of: str, what: str, text: str) -> None:
-        size, size_max = len(text.encode()), self._state.rules.name_bytes_max
-        if size > size_max:
+    def _check_length(self, tid: TaskId, what: str, text: str) -> None:
+        size_max = self._state.rules.name_bytes_max
+        if 4 * len(text) > size_max and (size := len(text.encode())) > size_max:
             raise _InvalidCommandError(
-                f"{of} has the {what} {text[:40] + '…'!r} of {size} bytes, more than {size_max}"
-                " (name_bytes_max)"
+                f"task {tid} has the {what} {text[:40] + '…'!r} of {size} bytes, more than"
+                f" {size_max} (name_bytes_max)"
             )
 
     @staticmethod
@@ -329,7 +316,7 @@ def _summarise(commands: tuple[SchedulerCommand, ...]) -> str:
 
 def _in_words(command: SchedulerCommand) -> str:
     match command:
-        case StartTask():
+        case TaskSpec():
             return f"start {command.name:.60}"
         case KillTask():
             return f"kill {command.tid}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tasksprint.coordination.commands import Tick
 from tasksprint.coordination.rows import Row
 from tasksprint.ids import ClientId, JobId
-from tasksprint.tasks import SchedulerCommand
+from tasksprint.scheduler_commands import SchedulerCommand
 
 __all__ = ["Applied", "ChosenAnswer", "EmptyAnswers", "Event"]
 
@@ -32,7 +32,7 @@ class ChosenAnswer:
     part: int
     last: bool
     digest: str  # commands.answer_digest
-    tasks_started: int  # StartTask commands among `commands`
+    tasks_started: int  # TaskSpec commands among `commands`
     commands: tuple[SchedulerCommand, ...]  # for the words of a difference
 
 

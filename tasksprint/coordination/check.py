@@ -61,7 +61,7 @@ def _check_job(state: State, job: Job) -> None:
             assert task.event not in told
             told[task.event] = task.tid
             assert task.event < job.event_count
-        assert (task.told is not None) == bool(task.event is not None and task.keys)
+        assert (task.told is not None) == bool(task.event is not None and task.spec.keys)
 
 
 class _Counted:
@@ -76,7 +76,7 @@ class _Counted:
 def _count(job: Job) -> dict[TaskId, _Counted]:
     counted = {tid: _Counted() for tid in job.tasks}
     for task in job.tasks.values():
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             assert tid < task.tid
             if tid in counted:
                 counted[tid].dependents.append(task.tid)
@@ -98,7 +98,7 @@ def _check_task(state: State, task: Task, counted: _Counted) -> None:
         assert task in client.changes.run
         assert task.load_us > 0
         assert task.ahead == counted.ahead, f"{task}: {task.ahead}, counted {counted.ahead}"
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks[tid]
             if pretask.state != DONE:
                 assert pretask.cid == task.cid, f"{task} is ahead of {pretask}"
@@ -114,7 +114,7 @@ def _check_task(state: State, task: Task, counted: _Counted) -> None:
         assert not task.holders, f"{task} has holders"
     if task.state < DONE:
         pending = 0
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             assert tid in tasks, f"{task} needs {tid}, which is forgotten"
             pending += tasks[tid].state != DONE
         assert task.pending == pending, f"{task}: {task.pending} pending, counted {pending}"

@@ -3,7 +3,7 @@
 A command is a JSON array `[kind, …]`; JSON that users wrote stands in it as strings.
 Decoding checks every type and range, so that applying needs no doubts about shapes;
 whether a command makes sense (does this task exist?) only the state machine knows.
-The commands of a scheduler, inside `Answer`, are the types of tasksprint.tasks.
+The commands of a scheduler, inside `Answer`, are the types of tasksprint.scheduler_commands.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec, compact_spec
 
 __all__ = [
     "Answer",
@@ -372,7 +372,7 @@ def _command_list(command: Command) -> list[Any]:
 
 def _scheduler_command_list(command: SchedulerCommand) -> list[Any]:
     match command:
-        case StartTask():
+        case TaskSpec():
             return [
                 "s",
                 command.name,
@@ -612,7 +612,7 @@ def _answer(job: Any, parts: Any, empty: Any) -> Answer:
 def _scheduler_command(kind: Any, *fields: Any) -> SchedulerCommand:
     if kind == "s":
         name, base, pretasks, prekeys, keys, retries, timeout_ms = fields
-        return StartTask(
+        return compact_spec(
             _text(name),
             _text(base),
             _numbers(pretasks),

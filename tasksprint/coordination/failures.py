@@ -47,7 +47,7 @@ def record_failure(
     body = {
         "number": number,
         "tid": task.tid,
-        "name": task.name,
+        "name": task.spec.name,
         "attempt": attempt,
         "failures": task.failures,
         "retries": retries,

@@ -16,15 +16,11 @@ from typing import Any
 from tasksprint.coordination.task_states import STATES, WAITING
 from tasksprint.encoding import decode_json
 from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
+from tasksprint.task_spec import TaskSpec
 
 __all__ = ["CANCELLED", "FAILED_JOB", "FINISHED", "RUNNING", "Job", "Task"]
 
 RUNNING, FINISHED, FAILED_JOB, CANCELLED = "running", "finished", "failed", "cancelled"
-
-
-# Tuples of keys that tasks of a job share: most tasks name the same few.
-SHARED_MAX = 1_000
-SHARED_LENGTH_MAX = 16
 
 
 class Job:
@@ -60,7 +56,6 @@ class Job:
         "retries",
         "runtimes",
         "seed",
-        "shared",
         "state",
         "submitted_ms",
         "submitted_wall_ms",
@@ -102,7 +97,6 @@ class Job:
         # finish was said, but some result that it names must be computed again first.
         self.finishing: tuple[tuple[TaskId, ...], str] | None = None
         self.tasks: dict[TaskId, Task] = {}  # in order of tid; without released ones
-        self.shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # `share`
         self.next_tid = TaskId(0)
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
         self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
@@ -131,19 +125,7 @@ class Job:
         self.ready = []
         self.timers = []
         self.estimates_us = {}
-        self.shared = {}
         self.finishing = None
-
-    def share(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Return an equal tuple that other tasks have already; this saves memory only."""
-        if not texts or len(texts) > SHARED_LENGTH_MAX:
-            return texts
-        found = self.shared.get(texts)
-        if found is not None:
-            return found
-        if len(self.shared) < SHARED_MAX:
-            self.shared[texts] = texts
-        return texts
 
     @property
     def is_running(self) -> bool:
@@ -155,13 +137,12 @@ class Task:
     """One task of one job; mutable, changed by the state machine only.
 
     Invariants (checked in check.py): `cid` is None unless the state is ASSIGNED;
-    `pending` counts the places in `pretasks` whose task isn't DONE; a READY task has none.
+    `pending` counts the places in `spec.pretasks` whose task isn't DONE; a READY task has none.
     """
 
     __slots__ = (
         "ahead",
         "attempt",
-        "base",
         "cid",
         "dependents",
         "digest",
@@ -175,44 +156,22 @@ class Task:
         "is_stale",
         "is_wanted",
         "job",
-        "keys",
         "load_us",
         "may_extend",
-        "name",
         "pending",
         "placed",
-        "prekeys",
-        "pretasks",
-        "retries",
         "size_bytes",
+        "spec",
         "state",
         "tid",
-        "timeout_ms",
         "told",
         "users",
     )
 
-    def __init__(
-        self,
-        job: Job,
-        tid: TaskId,
-        name: str,
-        base: str,
-        pretasks: tuple[TaskId, ...],
-        prekeys: tuple[str, ...],
-        keys: tuple[str, ...],
-        retries: int | None,
-        timeout_ms: int | None,
-    ) -> None:
+    def __init__(self, job: Job, tid: TaskId, spec: TaskSpec) -> None:
         self.job = job
         self.tid = tid
-        self.name = name
-        self.base = base
-        self.pretasks = pretasks
-        self.prekeys = prekeys
-        self.keys = keys
-        self.retries = retries
-        self.timeout_ms = timeout_ms
+        self.spec = spec  # with the limits of the job where it says none
         self.state = WAITING
         self.pending = 0
         # Tids of the tasks that name this one, once for each time that they do. Tids and
@@ -242,7 +201,7 @@ class Task:
         self.is_wanted = False  # named by finish, whose results must be readable
 
     def __repr__(self) -> str:
-        return f"<task {self.job.job}/{self.tid} {self.name!r} {STATES[self.state]}>"
+        return f"<task {self.job.job}/{self.tid} {self.spec.name!r} {STATES[self.state]}>"
 
 
 def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None]:

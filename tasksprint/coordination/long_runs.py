@@ -56,18 +56,18 @@ def longest(state: State, job: Job, runs: Iterable[LongRun]) -> dict[str, object
     if found is None or not job.is_running:
         return None
     run, task = found
-    usual_us = job.estimates_us.get(task.name)
+    usual_us = job.estimates_us.get(task.spec.name)
     is_unlike = usual_us is not None and (
         run.run_ms >= max(_UNLIKE_MS, _UNLIKE_TIMES * usual_us // 1_000)
     )
     host = state.clients[run.cid].hostname
-    text = f"task {run.tid} {task.name!r} runs on client {run.cid} ({host})"
+    text = f"task {run.tid} {task.spec.name!r} runs on client {run.cid} ({host})"
     text += f" for {run.run_ms // 1_000} s"
     if is_unlike and usual_us is not None:
         text += f", others of its name took {_in_seconds(usual_us)}"
     hint = ""
-    if task.timeout_ms is not None:
-        text += f"; its timeout is {_in_seconds(1_000 * task.timeout_ms)}"
+    if task.spec.timeout_ms is not None:
+        text += f"; its timeout is {_in_seconds(1_000 * task.spec.timeout_ms)}"
     elif is_unlike or (usual_us is None and run.run_ms >= _WONDER_MS):
         hint = (
             "if it hangs, give such tasks a limit: start_task(…, timeout=SECONDS), or "
@@ -75,7 +75,7 @@ def longest(state: State, job: Job, runs: Iterable[LongRun]) -> dict[str, object
         )
     return {
         "tid": run.tid,
-        "name": task.name,
+        "name": task.spec.name,
         "attempt": run.attempt,
         "cid": run.cid,
         "host": host,

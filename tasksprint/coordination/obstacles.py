@@ -227,11 +227,11 @@ def _find_lost_cause(job: Job) -> str | None:
     for _, task in zip(range(_LOOKED_AT_MAX), job.tasks.values(), strict=False):
         if task.state != WAITING:
             continue
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = job.tasks.get(tid)
             if pretask is not None and pretask.state in (FAILED, KILLED):
                 state = "failed" if pretask.state == FAILED else "was killed"
-                return f"task {tid} {pretask.name!r}, which {state}"
+                return f"task {tid} {pretask.spec.name!r}, which {state}"
             assert pretask is None or pretask.state <= DONE
     return None
 

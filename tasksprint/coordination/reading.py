@@ -113,10 +113,10 @@ def _assignment(
     if job.job not in jobs:
         jobs[job.job] = JobEntry(job.job, job.program, job.node)
     inputs: tuple[Input, ...] = ()
-    if task.pretasks:
+    if task.spec.pretasks:
         tasks = job.tasks
         listed: list[Input] = []
-        for tid, key in zip(task.pretasks, task.prekeys, strict=True):
+        for tid, key in zip(task.spec.pretasks, task.spec.prekeys, strict=True):
             pretask = tasks[tid]
             if pretask.state == DONE:
                 for cid in pretask.holders:
@@ -127,15 +127,7 @@ def _assignment(
                 listed.append(Input(tid, key, None, client.own))
         inputs = tuple(listed)
     return Assignment(
-        job.job,
-        task.tid,
-        task.attempt,
-        task.name,
-        task.base,
-        inputs,
-        task.keys,
-        task_seed(job.seed, task.tid),
-        task.timeout_ms,
+        job.job, task.tid, task.attempt, task.spec, inputs, task_seed(job.seed, task.tid)
     )
 
 
@@ -233,7 +225,7 @@ def task_info(state: State, job: Job, tid: TaskId) -> dict[str, object] | None:
     return {
         "job": job.job,
         "tid": tid,
-        "name": task.name,
+        "name": task.spec.name,
         "state": STATES[task.state],
         "attempts": task.attempt,
         "failures": task.failures,

@@ -205,7 +205,7 @@ def _link(job: Job) -> None:
     tasks = job.tasks
     for task in tasks.values():
         is_unfinished = task.state < DONE
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks.get(tid)
             if pretask is None:
                 assert not is_unfinished
@@ -228,7 +228,7 @@ def _count_assigned(state: State, task: Task) -> None:
         client.attached_tasks[name] = client.attached_tasks.get(name, 0) + 1
     if task.pending:
         client.ahead_us += task.load_us
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = task.job.tasks[tid]
             if pretask.state != DONE:
                 pretask.ahead += 1

@@ -116,7 +116,7 @@ class Results:
             and task.attempt == completion.attempt
             and task.state == ASSIGNED
         )
-        if task.pretasks:
+        if task.spec.pretasks:
             consumed = self._canonical_inputs(task)
             if consumed is None and not is_final:
                 return False
@@ -131,7 +131,7 @@ class Results:
                 self._placement.take_back(task, is_told=False)
             state.tell_drop(client, job.job, task.tid, digest)
             return True
-        if task.keys:
+        if task.spec.keys:
             refusal = self._refuse_inline(task, completion)
             if refusal is not None:
                 if is_current:
@@ -148,7 +148,7 @@ class Results:
             self._placement.take_done(task)
         elif task.state == ASSIGNED:
             self._placement.take_back(task, is_told=True)
-        self._placement.ran(job, task.name, completion.run_us)
+        self._placement.ran(job, task.spec.name, completion.run_us)
         if task.digest is None:
             self._raise_done(task, completion)
         elif task.digest != digest:
@@ -181,7 +181,7 @@ class Results:
         """Return what an attempt must have consumed; None: that isn't known now."""
         tasks = task.job.tasks
         digests: list[str] = []
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks[tid]
             if pretask.digest is None or pretask.is_stale:
                 return None
@@ -192,10 +192,10 @@ class Results:
         """Return why the values for the scheduler can't be taken; None: they can."""
         inline = completion.inline
         total = 0
-        for key in task.keys:
+        for key in task.spec.keys:
             value = inline.get(key)
             if value is None:
-                return f"task {task.tid} {task.name!r} returned no value under key {key!r}"
+                return f"task {task.tid} {task.spec.name!r} returned no value under key {key!r}"
             kind, text = value
             size = len(text)
             if kind == "bytes":
@@ -204,14 +204,14 @@ class Results:
                 size = len(text.encode())
             if size > self._inline_value_max:
                 return (
-                    f"task {task.tid} {task.name!r} returned {size} bytes under key {key!r},"
+                    f"task {task.tid} {task.spec.name!r} returned {size} bytes under key {key!r},"
                     f" more than {self._inline_value_max} (inline_value_bytes_max);"
                     " return large values under keys that start_task doesn't list"
                 )
             total += size
         if total > self._inline_task_max:
             return (
-                f"task {task.tid} {task.name!r} returned {total} bytes under its keys,"
+                f"task {task.tid} {task.spec.name!r} returned {total} bytes under its keys,"
                 f" more than {self._inline_task_max} (inline_task_bytes_max);"
                 " return large values under keys that start_task doesn't list"
             )
@@ -225,9 +225,9 @@ class Results:
         state = self._state
         task.event = number
         line = line_task_done(
-            number, state.log_ms - job.submitted_ms, task.tid, task.keys, completion.inline
+            number, state.log_ms - job.submitted_ms, task.tid, task.spec.keys, completion.inline
         )
-        if task.keys:
+        if task.spec.keys:
             task.told = _told(line)
         state.raise_event(job, line)
 
@@ -263,7 +263,7 @@ class Results:
                         placement.make_ready(dependent)
                     else:
                         placement.input_done(dependent)
-        if task.pretasks:
+        if task.spec.pretasks:
             self.let_go_of_inputs(task)
         if task.is_released and not task.users:
             self.forget(task)
@@ -273,7 +273,7 @@ class Results:
     def let_go_of_inputs(self, task: Task) -> None:
         """Note that a task has finished: it needs its inputs no more."""
         tasks = task.job.tasks
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks[tid]
             pretask.users -= 1
             if pretask.is_released and not pretask.users and pretask.state >= DONE:
@@ -285,7 +285,7 @@ class Results:
         state.drop_everywhere(task)
         tasks = task.job.tasks
         del tasks[task.tid]
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks.get(tid)
             if pretask is None:
                 continue
@@ -304,12 +304,12 @@ class Results:
     def _replace_result(self, task: Task, completion: Completion) -> bool:
         """Prepare for other bytes than a task had before; False: the job has failed by it."""
         job = task.job
-        if task.keys and task.event is not None:
-            line = line_task_done(task.event, 0, task.tid, task.keys, completion.inline)
+        if task.spec.keys and task.event is not None:
+            line = line_task_done(task.event, 0, task.tid, task.spec.keys, completion.inline)
             if _told(line) != task.told:
                 self._lifecycle.fail(
                     job,
-                    f"task {task.tid} {task.name!r} was computed again, after its result had"
+                    f"task {task.tid} {task.spec.name!r} was computed again, after its result had"
                     " been lost, and returned other values than its scheduler was told; let it"
                     " depend on nothing but its arguments and its seed",
                 )
@@ -371,7 +371,7 @@ class Results:
             one = stack.pop()
             if one.state != DONE:
                 continue
-            for tid in one.pretasks:
+            for tid in one.spec.pretasks:
                 pretask = tasks.get(tid)
                 if pretask is None or pretask.state in (FAILED, KILLED):
                     what = "released" if pretask is None else STATES[pretask.state]
@@ -381,7 +381,7 @@ class Results:
                     )  # fmt: skip
                     return False
             pending = 0
-            for tid in one.pretasks:
+            for tid in one.spec.pretasks:
                 pretask = tasks[tid]
                 pretask.users += 1
                 if pretask.state != DONE:
@@ -417,7 +417,7 @@ class Results:
             return
         self._lifecycle.fail(
             job,
-            f"the result of task {task.tid} {task.name!r} was lost and can't be computed"
+            f"the result of task {task.tid} {task.spec.name!r} was lost and can't be computed"
             f" again: {why}",
         )
 
@@ -446,7 +446,7 @@ class Results:
         task.failures += 1
         task.failed_on = client.cid
         task.error = bounded(failure.error)
-        retries = task.retries if task.retries is not None else job.retries
+        retries = task.spec.retries if task.spec.retries is not None else job.retries
         self._state.note(
             f"job={job.job} tid={task.tid} attempt={failure.attempt} cid={client.cid}"
             f" failed ({task.failures} of {retries + 1}):"
@@ -473,7 +473,7 @@ class Results:
             task,
             client,
             attempt=attempt,
-            retries=task.retries if task.retries is not None else task.job.retries,
+            retries=task.spec.retries if task.spec.retries is not None else task.job.retries,
             error=error,
             detail=detail,
             is_final=is_final,
@@ -488,7 +488,7 @@ class Results:
         self._record(task, client, error, attempt, detail, is_final=True)
         attempts = "1 attempt" if task.failures == 1 else f"{task.failures} attempts"
         text = (
-            f"task {task.tid} {task.name!r} failed after {attempts};"
+            f"task {task.tid} {task.spec.name!r} failed after {attempts};"
             f" last on client {client.cid}: {error}"
         )
         if task.digest is not None:
@@ -504,7 +504,7 @@ class Results:
         if job.finishing is None:
             full = {
                 **detail,
-                "name": task.name,
+                "name": task.spec.name,
                 "attempt": attempt,
                 "attempts": task.failures,
                 "cid": client.cid,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from tasksprint.coordination.rows import Row
 from tasksprint.coordination.task_states import ASSIGNED, STATES
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, TaskId
+from tasksprint.task_spec import compact_spec
 
 __all__ = ["base_row", "deletion_rows", "restore_task", "task_row"]
 
@@ -22,23 +22,24 @@ BASE_IN_ROW_MAX = 512
 
 def task_row(task: Task) -> Row:
     """Return the task's row as it is now."""
-    base = task.base
+    spec = task.spec
+    base = spec.base
     return Row(
         "tasks",
         (task.job.job, task.tid),
         (
-            task.name,
+            spec.name,
             STATES[task.state],
             task.cid if task.cid is not None else (task.holders[0] if task.holders else None),
             task.attempt,
             encode_json(
                 (
                     base if len(base) <= BASE_IN_ROW_MAX else None,
-                    task.pretasks,
-                    task.prekeys,
-                    task.keys,
-                    task.retries,
-                    task.timeout_ms,
+                    spec.pretasks,
+                    spec.prekeys,
+                    spec.keys,
+                    spec.retries,
+                    spec.timeout_ms,
                     task.load_us,
                     task.placed,
                     task.may_extend,
@@ -61,21 +62,22 @@ def task_row(task: Task) -> Row:
 
 def base_row(task: Task) -> Row | None:
     """Return the row of a base that is too long for the task's row, or None."""
-    if len(task.base) <= BASE_IN_ROW_MAX:
+    base = task.spec.base
+    if len(base) <= BASE_IN_ROW_MAX:
         return None
-    return Row("facts", (_base_name(task),), (task.base,))
+    return Row("facts", (_base_name(task.job, task.tid),), (base,))
 
 
 def deletion_rows(task: Task) -> list[Row]:
     """Return the rows that delete the task from the mirror."""
     rows = [Row("tasks", (task.job.job, task.tid), None)]
-    if len(task.base) > BASE_IN_ROW_MAX:
-        rows.append(Row("facts", (_base_name(task),), None))
+    if len(task.spec.base) > BASE_IN_ROW_MAX:
+        rows.append(Row("facts", (_base_name(task.job, task.tid),), None))
     return rows
 
 
-def _base_name(task: Task) -> str:
-    return f"base {task.job.job} {task.tid}"
+def _base_name(job: Job, tid: TaskId) -> str:
+    return f"base {job.job} {tid}"
 
 
 def restore_task(
@@ -93,19 +95,16 @@ def restore_task(
     Args:
         find_base: Finds the fact named "base …", for a base that isn't in the body.
     """
+    base, pretasks, prekeys, keys, retries, timeout_ms, *rest = body
+    if base is None:
+        base = find_base(_base_name(job, tid))
     task = Task(
         job,
         tid,
-        sys.intern(name),
-        "",
-        tuple(body[1]),
-        job.share(tuple(body[2])),
-        job.share(tuple(body[3])),
-        body[4],
-        body[5],
+        compact_spec(
+            name, base, tuple(pretasks), tuple(prekeys), tuple(keys), retries, timeout_ms
+        ),
     )
-    base = body[0] if body[0] is not None else find_base(_base_name(task))
-    task.base = sys.intern(base) if len(base) < 16 else base
     task.state = _STATE_OF_NAME[state]
     task.attempt = attempt
     task.cid = cid if task.state == ASSIGNED else None
@@ -124,6 +123,6 @@ def restore_task(
         task.is_released,
         task.is_wanted,
         task.told,
-    ) = body[6:]
+    ) = rest
     task.holders = tuple(holders)
     return task

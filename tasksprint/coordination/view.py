@@ -24,6 +24,7 @@ from typing import Any
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ClientId, JobId, Slot, TaskId
+from tasksprint.task_spec import TaskSpec
 
 __all__ = [
     "Assignment",
@@ -60,12 +61,9 @@ class Assignment:
     job: JobId
     tid: TaskId
     attempt: int  # 1, 2, 3 …; a later one replaces an earlier one
-    name: str
-    base: str  # JSON array, as the scheduler wrote it
-    inputs: tuple[Input, ...]  # in the order of the arguments; a tid may stand twice
-    keys: tuple[str, ...]  # values that a completion must carry inline
+    spec: TaskSpec  # On the wire without what clients aren't told.
+    inputs: tuple[Input, ...]  # of spec.pretasks, in their order; a tid may stand twice
     seed: int
-    timeout_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +142,12 @@ def encode_view(view: View) -> bytes:
                     one.job,
                     one.tid,
                     one.attempt,
-                    one.name,
-                    one.base,
+                    one.spec.name,
+                    one.spec.base,
                     [[item.tid, item.key, item.digest, item.holders] for item in one.inputs],
-                    one.keys,
+                    one.spec.keys,
                     one.seed,
-                    one.timeout_ms,
+                    one.spec.timeout_ms,
                 ]
                 for one in view.run
             ],
@@ -239,14 +237,14 @@ def _assignment(
     _texts(name, base)
     if timeout_ms is not None:
         _numbers(timeout_ms)
-    return Assignment(
-        job,
-        tid,
-        attempt,
+    listed = tuple([_input(*one) for one in inputs])
+    spec = TaskSpec(
         name,
         base,
-        tuple([_input(*one) for one in inputs]),
+        tuple([item.tid for item in listed]) if listed else (),
+        tuple([item.key for item in listed]) if listed else (),
         _texts(*keys),
-        seed,
+        None,
         timeout_ms,
     )
+    return Assignment(job, tid, attempt, spec, listed, seed)

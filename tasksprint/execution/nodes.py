@@ -233,7 +233,7 @@ class Nodes:
     def measured(self, task: Task, run_us: int) -> None:
         """Learn from a run time."""
         estimates = task.program.estimates
-        name = task.assignment.name
+        name = task.assignment.spec.name
         estimate = estimates.get(name)
         if estimate is None:
             if len(estimates) >= _ESTIMATES_MAX:
@@ -338,7 +338,7 @@ class Nodes:
                 assert entry.task.state is _RUNNING
                 assert entry.task.program is node.program
                 if number:
-                    assert entry.task.assignment.timeout_ms is None
+                    assert entry.task.assignment.spec.timeout_ms is None
         for program in self._hungry:
             for node in program.nodes.values():
                 assert program.nodes[node.id] is self.nodes[node.id]
@@ -362,11 +362,11 @@ class Nodes:
                 heapq.heappop(ready)
                 continue
             assignment = task.assignment
-            estimate = estimates.get(assignment.name, self._unknown_us)
+            estimate = estimates.get(assignment.spec.name, self._unknown_us)
             best = self._first_free(program)
             if best is None:
                 # Behind another task it goes only if it is short, and without a limit.
-                behind_us = -1 if assignment.timeout_ms is not None else ahead_us - estimate
+                behind_us = -1 if assignment.spec.timeout_ms is not None else ahead_us - estimate
                 if behind_us < 0:
                     return
                 if piped is None:
@@ -430,7 +430,7 @@ class Nodes:
             self._idle.pop(node.id, None)
         else:
             self._arm(node, now_us // 1_000 + self._settings.node_stall_ms)
-        timeout_ms = task.assignment.timeout_ms
+        timeout_ms = task.assignment.spec.timeout_ms
         if timeout_ms is not None:
             # Rounded up: a task gets its time in full.
             entry.deadline_ms = now_us // 1_000 + timeout_ms + 1
@@ -504,7 +504,7 @@ class Nodes:
             if now_ms >= head.deadline_ms:
                 task = head.task
                 if task.entry is head:
-                    late = f"{task} ran longer than timeout_ms={task.assignment.timeout_ms}"
+                    late = f"{task} ran longer than timeout_ms={task.assignment.spec.timeout_ms}"
                     self.kill(node, late, error=late)
                 else:
                     self.kill(node, f"{_stopped(head)} and doesn't end")

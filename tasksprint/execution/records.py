@@ -287,7 +287,7 @@ class Copy:
 
 def describe_task(assignment: Assignment) -> str:
     """Return how errors name a task."""
-    return f"task {assignment.tid} {assignment.name!r}"
+    return f"task {assignment.tid} {assignment.spec.name!r}"
 
 
 def describe_keys(keys: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ def inline_values(
     found = {key: (kind, size) for key, kind, size, _ in manifest}
     inline: list[tuple[str, str]] = []
     total = 0
-    for key in dict.fromkeys(task.assignment.keys):
+    for key in dict.fromkeys(task.assignment.spec.keys):
         item = found.get(key)
         if item is None:
             returned = describe_keys(found)

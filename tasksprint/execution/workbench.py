@@ -639,7 +639,7 @@ class Workbench:
         inline: tuple[tuple[str, str], ...] = ()
         inline_bytes = 0
         error = find_too_big(task, manifest, self._settings.value_bytes_max)
-        if error is None and assignment.keys:
+        if error is None and assignment.spec.keys:
             found = inline_values(task, manifest, self._rules)
             if isinstance(found, str):
                 error = found

@@ -61,8 +61,8 @@ from tasksprint.hosting.words import (
     measure,
 )
 from tasksprint.ids import JobId, ReplicaId, TaskId
+from tasksprint.scheduler_commands import FailJob, FinishJob, SchedulerCommand
 from tasksprint.settings import RULES, Rules, Settings
-from tasksprint.tasks import FailJob, FinishJob, SchedulerCommand
 
 __all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
 

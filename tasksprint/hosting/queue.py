@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from tasksprint.coordination.commands import Answer, AnswerPart
 from tasksprint.ids import JobId, TaskId
-from tasksprint.tasks import SchedulerCommand
+from tasksprint.scheduler_commands import SchedulerCommand
 
 __all__ = ["Entry", "OwnAnswer", "proposal"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tasksprint.coordination.commands import Answer, SchedulerOut
-from tasksprint.tasks import SchedulerCommand
+from tasksprint.scheduler_commands import SchedulerCommand
 
 __all__ = ["DecodedAnswer", "HostEffects", "HostState", "HostStatus"]
 

@@ -1,6 +1,6 @@
 """What a scheduler was told and what it answered, in a few words for its author.
 
-Pure text: knows the commands of `tasksprint.tasks` and the form of event lines.
+Pure text: knows the commands of `tasksprint.scheduler_commands` and the form of event lines.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import fields
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 
 __all__ = [
     "describe_answers",
@@ -82,7 +82,7 @@ def describe_preparing(replica: int, what: str, since_ms: int, left_ms: int) -> 
 def describe_command(command: SchedulerCommand) -> str:
     """Return a command in a few words, e.g. "start montecarlo"."""
     match command:
-        case StartTask():
+        case TaskSpec():
             return f"start {command.name}"
         case KillTask():
             return f"kill {command.tid}"
@@ -185,7 +185,7 @@ def measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
     tasks = 0
     size = 64
     for command in commands:
-        if isinstance(command, StartTask):
+        if isinstance(command, TaskSpec):
             tasks += 1
             size += 80 + len(command.base) + 16 * len(command.pretasks)
         elif isinstance(command, FinishJob):

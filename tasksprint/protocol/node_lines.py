@@ -40,6 +40,7 @@ from tasksprint.protocol.spans import (
     skip_space,
     why_not_ready,
 )
+from tasksprint.task_spec import TaskSpec
 
 __all__ = [
     "Carried",
@@ -172,8 +173,7 @@ def encode_task(
     job: int,
     tid: int,
     attempt: int,
-    name: str,
-    base: str,
+    spec: TaskSpec,
     inputs: Sequence[tuple[str, bytes | Carried]],
     seed: int,
     frames: bool,
@@ -184,13 +184,15 @@ def encode_task(
 
     Args:
         id: Number of the request, not in use at this node.
-        base: A JSON array, as the scheduler wrote it, without newlines.
+        spec: What the task is; without newlines in its base.
         inputs: (kind, data) of the values of the pretasks, in order; they become the
-            arguments behind those of `base`.
+            arguments behind those of the base.
         frames: The node said so in `NodeReady`.
     """
+    base = spec.base
     head = (
-        f'{{"id":{id},"job":{job},"task":{tid},"attempt":{attempt},"name":{_quote(name)},"args":'
+        f'{{"id":{id},"job":{job},"task":{tid},"attempt":{attempt}'
+        f',"name":{_quote(spec.name)},"args":'
     )
     if not inputs:
         return [f'{head}{base},"seed":{seed}}}\n'.encode()]

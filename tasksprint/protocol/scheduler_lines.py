@@ -2,7 +2,7 @@
 
 Events come as bytes from the state machine, which made them once for all replicas;
 the control lines are made here. Answers are read into the commands of
-`tasksprint.tasks`, with the JSON that the scheduler wrote (arguments, the job's
+`tasksprint.scheduler_commands`, with the JSON that the scheduler wrote (arguments, the job's
 values, a checkpoint's state) kept as its text.
 
 The reader numbers along: answers must come in the order of events and parts, a task
@@ -36,16 +36,16 @@ from tasksprint.protocol.spans import (
     skip_space,
     why_not_ready,
 )
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import compact_spec
 
 __all__ = [
     "CheckpointState",
@@ -393,7 +393,7 @@ class SchedulerReader:
         if timeout_ms is not None and (not _is_number(timeout_ms) or timeout_ms == 0):
             raise self._error(f"has timeout_ms {show(timeout_ms)}, expected milliseconds above 0")
         self.next_tid = tid + 1
-        return StartTask(name, base, pretasks, prekeys, keys, retries, timeout_ms)
+        return compact_spec(name, base, pretasks, prekeys, keys, retries, timeout_ms)
 
     def _read_kill(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         return KillTask(self._tid(members["kill"][0], "kills"))

@@ -25,8 +25,8 @@ from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles.client import surroundings as client_surroundings
 from tasksprint.roles.coordinator import surroundings
+from tasksprint.scheduler_commands import FinishJob
 from tasksprint.settings import Settings
-from tasksprint.tasks import FinishJob
 from tests.coordination.world import World
 from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job

@@ -41,18 +41,18 @@ from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
 from tasksprint.roles.coordinator import runners
 from tasksprint.roles.coordinator.coordinator import Coordinator
-from tasksprint.settings import RULES, Settings
-from tasksprint.store import writer
-from tasksprint.store.memory_store import MemoryReplicaStore
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.settings import RULES, Settings
+from tasksprint.store import writer
+from tasksprint.store.memory_store import MemoryReplicaStore
+from tasksprint.task_spec import TaskSpec
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
 from tests.coordination.world import FakeClient, World, reply_of
@@ -96,8 +96,8 @@ class Years(World):
         self.kept: list[FakeClient] = []
         for job in (self.old, self.stuck):
             self.answer_rest(job)
-        self.start(self.old, StartTask("root", "[]"))
-        self.start(self.stuck, StartTask("waits", "[]"))
+        self.start(self.old, TaskSpec("root", "[]"))
+        self.start(self.stuck, TaskSpec("waits", "[]"))
         self.work_all()
 
     def apply(self, *commands: Command | bytes) -> Applied:
@@ -152,7 +152,7 @@ class Years(World):
         old = self.old
         maps = self.start(
             old,
-            *[StartTask(f"map {number}", f"[{index}]", (0,), ("k",)) for index in range(MAPS)],
+            *[TaskSpec(f"map {number}", f"[{index}]", (0,), ("k",)) for index in range(MAPS)],
             StartTimer(number, 500),
             StartTimer(number, 10**9 if number < 3 else 700),
             WriteLog(f"day {number}"),
@@ -178,7 +178,7 @@ class Years(World):
         self.pass_time(2)
         self.work_all()
         self.start(old, ReleaseTasks(tuple(TaskId(tid) for tid in maps)))
-        waits = self.start(self.stuck, *[StartTask("waits", "[]") for _ in range(4)])
+        waits = self.start(self.stuck, *[TaskSpec("waits", "[]") for _ in range(4)])
         self.start(self.stuck, *[KillTask(TaskId(tid)) for tid in waits])
         self.start(self.stuck, ReleaseTasks(tuple(TaskId(tid) for tid in waits)))
         self.short_jobs(number)
@@ -199,7 +199,7 @@ class Years(World):
         for ending in ("finish", "cancel", "forget"):
             job = self.submit(name=f"{ending} {number}")
             self.answer_rest(job)
-            tids = self.start(job, StartTask("one", "[]"), StartTask("two", "[]", (0,), ("k",)))
+            tids = self.start(job, TaskSpec("one", "[]"), TaskSpec("two", "[]", (0,), ("k",)))
             self.start(job, StartTimer(1, 10**9))
             if ending != "cancel":
                 self.work_all()
@@ -320,7 +320,7 @@ def test_followers_forget_what_clients_told_the_leader_that_they_know() -> None:
     follower = world.make_schedule(None)
     client = world.join()
     job = world.submit()
-    world.answer(job, *[StartTask("map", "[]") for _ in range(20)])
+    world.answer(job, *[TaskSpec("map", "[]") for _ in range(20)])
     work_off(world, job, client)
     world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in range(20))))
     for slot, commands in enumerate(world.log, start=1):
@@ -345,7 +345,7 @@ def test_client_that_changes_over_to_a_follower_misses_no_drop() -> None:
     follower = world.make_schedule(None)
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("map", "[]"), StartTask("map", "[]"))
+    world.answer(job, TaskSpec("map", "[]"), TaskSpec("map", "[]"))
     work_off(world, job, client, left=2)
     for tid in (0, 1):
         world.answer(job, ReleaseTasks((TaskId(tid),)))
@@ -366,7 +366,7 @@ def test_end_of_a_job_wakes_nobody_who_has_nothing_of_it_and_is_told_to_all() ->
     world = World()
     busy, idle = world.join("busy"), world.join("idle", slots=0)
     job = world.submit()
-    world.answer(job, StartTask("map", "[]"))
+    world.answer(job, TaskSpec("map", "[]"))
     busy.work()
     idle.poll()
     applied = world.apply(CancelJob("me", 1, job, "enough"))
@@ -465,13 +465,13 @@ def test_list_of_dependents_is_as_long_as_those_that_are_left() -> None:
     world = World()
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("root", "[]"))
+    world.answer(job, TaskSpec("root", "[]"))
     client.work()
     for first in range(1, 101, 10):
         world.answer_rest(job)
         world.apply(JoinClient(f"visitor {first}", Incarnation("x"), None, "v", 0))
         tids = range(first, first + 10)
-        world.answer(job, *[StartTask("map", "[]", (0,), ("k",)) for _ in tids])
+        world.answer(job, *[TaskSpec("map", "[]", (0,), ("k",)) for _ in tids])
         work_off(world, job, client)
         world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in tids)))
     root = world.schedule._state.jobs[job].tasks[TaskId(0)]
@@ -715,7 +715,7 @@ def check_host(events: int) -> None:
     def live(events: int) -> Counter[str]:
         nonlocal number
         for _ in range(events):
-            commands = (StartTask("map"),) if number % 2 else ()
+            commands = (TaskSpec("map"),) if number % 2 else ()
             host.answered([SchedulerAnswer(number, 0, True, commands)], number)
             effects()
             host.answers_chosen(history.choose(*commands), number)

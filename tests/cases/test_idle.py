@@ -21,8 +21,9 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import View
 from tasksprint.execution.effects import NodeId
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot
+from tasksprint.scheduler_commands import StartTimer
 from tasksprint.settings import RULES, Settings
-from tasksprint.tasks import StartTask, StartTimer
+from tasksprint.task_spec import TaskSpec
 from tests.cases.work import steps_of
 from tests.execution.helpers import RESULT, Bench, Reply, task
 from tests.roles.members import members
@@ -51,7 +52,7 @@ class Busy:
             # Its task waits for nodes that are attached, but busy, or for some that aren't.
             name = "crowd" if number < 2 * attached else "nobody"
             job = self.submit(f"idle {number}", f'{{"node":"attached:{name}"}}')
-            self.answer(job, StartTask("wait", "[]"), StartTimer(1, 10**9))
+            self.answer(job, TaskSpec("wait", "[]"), StartTimer(1, 10**9))
         self.cycle()
 
     def apply(self, *commands: object) -> None:
@@ -70,7 +71,7 @@ class Busy:
         if state.next_event < state.event_count - left:
             self.apply(Answer(job, (), ((state.next_event, state.event_count - left),)))
 
-    def answer(self, job: JobId, *commands: StartTask | StartTimer) -> None:
+    def answer(self, job: JobId, *commands: TaskSpec | StartTimer) -> None:
         state = self.schedule._state.jobs[job]
         part = AnswerPart(state.next_event, state.next_part, False, state.next_tid, commands)
         self.apply(Answer(job, (part,)))
@@ -83,7 +84,7 @@ class Busy:
 
     def cycle(self) -> None:
         """Start some tasks, hand them out, and take their results."""
-        self.answer(self.job, *[StartTask("map", "[]") for _ in range(BATCH)])
+        self.answer(self.job, *[TaskSpec("map", "[]") for _ in range(BATCH)])
         done = 0
         while done < BATCH:
             completions = tuple(

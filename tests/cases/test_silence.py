@@ -30,8 +30,9 @@ from tasksprint.next_steps import COMMANDS, as_started, program_command
 from tasksprint.roles.coordinator.job_notes import cause_of_end
 from tasksprint.roles.coordinator.metrics import why_not_level
 from tasksprint.roles.coordinator.unheard import describe_unheard, why_leaderless
+from tasksprint.scheduler_commands import FinishJob, KillTask, StartTimer, WriteLog
 from tasksprint.settings import RULES, Rules, Settings
-from tasksprint.tasks import FinishJob, KillTask, StartTask, StartTimer, WriteLog
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
 TRACEBACK = (
@@ -64,7 +65,7 @@ def test_each_failed_attempt_is_kept_with_all_that_is_known_of_it() -> None:
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work", retries=1))
+    world.answer(job, TaskSpec("work", retries=1))
     fail(client, 0, "KeyError: 'missing'", traceback=TRACEBACK, run_ms=12)
     fail(client, 0, "exit code 3", exit_code=3, out_of_memory=False, stderr="oh\n")
     first, second = kept_failures(world)
@@ -104,7 +105,7 @@ def test_values_that_the_scheduler_cannot_see_are_a_failure_like_others() -> Non
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work", keys=("missing",)))
+    world.answer(job, TaskSpec("work", keys=("missing",)))
     client.poll()
     [one] = client.assigned.values()
     client.report(completions=[replace(client.run(one), inline={})])
@@ -117,7 +118,7 @@ def test_only_the_last_failures_are_kept_with_the_one_that_matters() -> None:
     world = World(rules=Rules(failures_kept_max=3))
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work", retries=9))
+    world.answer(job, TaskSpec("work", retries=9))
     for number in range(10):
         fail(client, 0, f"no {number}")
     assert [one["error"] for one in kept_failures(world)] == ["no 7", "no 8", "no 9"]
@@ -128,7 +129,7 @@ def test_what_a_client_sends_of_a_failure_is_bounded_before_it_is_kept() -> None
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work", retries=0))
+    world.answer(job, TaskSpec("work", retries=0))
     detail: dict[str, Any] = {
         "traceback": "é" * 1_000_000,
         "nested": {"a": [1]},
@@ -263,7 +264,7 @@ def test_no_client_is_the_obstacle_until_one_comes() -> None:
     world = World()
     job = world.submit()
     assert obstacle(world, job) is None, "its scheduler is asked first"
-    world.answer(job, StartTask("work"))
+    world.answer(job, TaskSpec("work"))
     assert obstacle(world, job) == (
         "no_client",
         "waits: no client is alive; start one with: tasksprint client",
@@ -277,7 +278,7 @@ def test_no_client_is_the_obstacle_until_one_comes() -> None:
         "start one with: tasksprint client",
     )
     served = world.submit(manifest='{"node":"attached:gpu"}')
-    world.answer(served, StartTask("work"))
+    world.answer(served, TaskSpec("work"))
     assert obstacle(world, served) == (
         "no_client",
         "waits: no client is alive (the only one left or fell silent), and no node is attached "
@@ -289,7 +290,7 @@ def test_nodes_that_people_attach_are_the_obstacle_until_they_do() -> None:
     world = World()
     client = world.join("a")
     job = world.submit(manifest='{"node":"attached:gpu"}')
-    world.answer(job, StartTask("work"))
+    world.answer(job, TaskSpec("work"))
     assert obstacle(world, job) == (
         "no_attached_node",
         "waits: no node is attached as 'gpu'; "
@@ -303,7 +304,7 @@ def test_job_whose_scheduler_said_nothing_more_cannot_end_by_itself() -> None:
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work"))
+    world.answer(job, TaskSpec("work"))
     world.answer_rest(job)
     assert obstacle(world, job) is None
     client.work()
@@ -351,8 +352,8 @@ def test_timer_that_a_job_waits_for_is_named_with_the_time_left() -> None:
     for _ in range(6):
         world.tick(1_000)
     assert obstacle(world, job) is None, "its scheduler is asked"
-    second = StartTask("second", pretasks=(TaskId(0),), prekeys=("x",))
-    world.answer(job, StartTask("first", retries=0), second)
+    second = TaskSpec("second", pretasks=(TaskId(0),), prekeys=("x",))
+    world.answer(job, TaskSpec("first", retries=0), second)
     assert obstacle(world, job) is None, "a task runs"
     fail(client, 0, "boom")
     world.answer_rest(job)
@@ -362,7 +363,7 @@ def test_timer_that_a_job_waits_for_is_named_with_the_time_left() -> None:
         f"{waits} 8, in 83 s (and 1 other later)",
     )
     done = world.submit()
-    world.answer(done, StartTask("work"), StartTimer(1, 5_000))
+    world.answer(done, TaskSpec("work"), StartTimer(1, 5_000))
     client.work()
     world.answer_rest(done)
     assert obstacle(world, done) == ("timer", f"waits: no task is left; {waits} 1, in 5 s")
@@ -374,8 +375,8 @@ def test_tasks_that_need_a_failed_one_are_told_with_it() -> None:
     job = world.submit()
     world.answer(
         job,
-        StartTask("first", retries=0),
-        StartTask("second", pretasks=(TaskId(0),), prekeys=("x",)),
+        TaskSpec("first", retries=0),
+        TaskSpec("second", pretasks=(TaskId(0),), prekeys=("x",)),
     )
     fail(client, 0, "boom")
     world.answer_rest(job)
@@ -401,7 +402,7 @@ def test_what_a_job_loses_by_the_death_of_a_client_stands_in_its_log() -> None:
     world = World()
     one, two = world.join("lab1", slots=2), world.join("lab2")
     job, other = world.submit(), world.submit()
-    world.answer(job, StartTask("work"), StartTask("work"), StartTask("work"))
+    world.answer(job, TaskSpec("work"), TaskSpec("work"), TaskSpec("work"))
     one.work(1)
     before = world.schedule.job_news(job)
     two.leave()
@@ -412,8 +413,8 @@ def test_what_a_job_loses_by_the_death_of_a_client_stands_in_its_log() -> None:
     assert world.schedule.job_news(job) != before
     while one.work():
         pass
-    world.answer(job, StartTask("use", pretasks=(TaskId(0), TaskId(1)), prekeys=("x", "x")))
-    world.answer(job, StartTask("more"))
+    world.answer(job, TaskSpec("use", pretasks=(TaskId(0), TaskId(1)), prekeys=("x", "x")))
+    world.answer(job, TaskSpec("more"))
     world.answer_rest(job)
     assert world.states(job) == "dddaa"
     world.tick(500, SilentClient(one.cid, one.incarnation, 99))
@@ -445,7 +446,7 @@ def test_clients_that_die_again_and_again_leave_the_scheduler_its_lines() -> Non
     world = World(rules=replace(RULES, job_log_lines_max=4, job_loss_lines_max=3))
     client = world.join("lab")
     job = world.submit()
-    world.answer(job, StartTask("work"), WriteLog("one"))
+    world.answer(job, TaskSpec("work"), WriteLog("one"))
     for number in range(6):
         if number == 2:
             world.restart()
@@ -470,7 +471,7 @@ def test_jobs_that_move_or_have_ended_have_no_obstacle() -> None:
     world = World()
     world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work"), StartTask("work"), KillTask(1))
+    world.answer(job, TaskSpec("work"), TaskSpec("work"), KillTask(1))
     world.answer_rest(job)
     assert obstacle(world, job) is None
     done = world.submit()
@@ -485,7 +486,7 @@ def test_silent_scheduler_is_the_obstacle_while_it_has_something_to_answer() -> 
     words = "its scheduler hasn't answered event 0 init() for 4 s; it is ended in 26 s"
     told = Told({job: words})
     assert obstacle(world, job, told) == ("scheduler", f"waits: {words}")
-    world.answer(job, StartTask("work"))
+    world.answer(job, TaskSpec("work"))
     world.answer_rest(job)
     assert obstacle(world, job, told) is None, "another replica's scheduler has answered"
 
@@ -494,7 +495,7 @@ def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
     world = World()
     one, two = world.join("a"), world.join("b")
     job = world.submit()
-    world.answer(job, StartTask("make", keys=()), StartTask("make"))
+    world.answer(job, TaskSpec("make", keys=()), TaskSpec("make"))
     one.work()
     two.work()
     holder = world.schedule.task_info(job, TaskId(0))
@@ -506,7 +507,7 @@ def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
     state.tasks[TaskId(0)].size_bytes = 629_145_600
     # One task more, on whichever client, that needs the first one's values.
     timer = world.submit()
-    world.answer(timer, StartTask("use"))
+    world.answer(timer, TaskSpec("use"))
     assigned = world.schedule._state.jobs[timer].counts[2]
     assert assigned == 1
     for kind, words in {
@@ -543,13 +544,13 @@ def test_inputs_on_their_way_are_told_with_their_size() -> None:
     world = World()
     one = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("make"))
+    world.answer(job, TaskSpec("make"))
     one.work()
     two = world.join("b")
     world.schedule._state.jobs[job].tasks[TaskId(0)].size_bytes = 629_145_600
     world.answer_rest(job)
     extra = world.submit()
-    world.answer(extra, StartTask("busy"))
+    world.answer(extra, TaskSpec("busy"))
     state = world.schedule._state.jobs[job]
     state.counts[2] += 1  # As if a task that needs it were assigned to the other client.
     told = Told({}, (Stall(two.cid, job, "fetching", 1, (TaskId(0),)),))
@@ -579,7 +580,7 @@ def test_task_that_runs_longest_is_named_with_its_client_and_the_way_to_limit_it
     world = World()
     client = world.join("a", slots=3)
     job = world.submit()
-    world.answer(job, StartTask("work"), StartTask("work", timeout_ms=90_000), StartTask("quick"))
+    world.answer(job, TaskSpec("work"), TaskSpec("work", timeout_ms=90_000), TaskSpec("quick"))
     client.poll()
     hangs = LongRun(client.cid, job, TaskId(0), 1, 4_200)
     limited = LongRun(client.cid, job, TaskId(1), 1, 5_000)
@@ -630,7 +631,7 @@ def test_task_that_runs_much_longer_than_its_like_is_told_apart(
     world = World(is_checked=False)
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("work"))
+    world.answer(job, TaskSpec("work"))
     client.poll()
     world.schedule._state.jobs[job].estimates_us["work"] = usual_us
     found = long_run(world, job, LongRun(client.cid, job, TaskId(0), 1, run_ms))
@@ -684,7 +685,7 @@ def test_news_of_a_job_are_its_end_lines_and_failures_and_not_its_counts() -> No
         seen.append(now)
         return changed
 
-    world.answer(job, StartTask("work"), StartTask("work"))
+    world.answer(job, TaskSpec("work"), TaskSpec("work"))
     client.work(1)
     assert not is_news()
     world.answer(job, WriteLog("half"))

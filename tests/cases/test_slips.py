@@ -30,8 +30,9 @@ from tasksprint.process.job_directory import Manifest, parse_manifest, read_job
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.roles.coordinator.submitting import read_submit
+from tasksprint.scheduler_commands import FailJob, WriteLog
 from tasksprint.sdk.codec import encode
-from tasksprint.tasks import FailJob, StartTask, WriteLog
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World
 from tests.roles.client_world import assignment, run, until, view, world
 from tests.roles.members import members
@@ -248,7 +249,7 @@ def test_no_arguments_are_none_or_an_empty_list(scheduler: SchedulerDriver) -> N
         command = called(
             scheduler, f"start_task('a', base={base}, pretasks=None, prekeys=[], keys=None)"
         )
-        assert command == StartTask("a")
+        assert command == TaskSpec("a")
     assert scheduler.reader.next_tid == tid + 4
 
 
@@ -271,7 +272,7 @@ def test_an_integer_that_python_cannot_read_fails_the_job_and_says_where(
         "for this scheduler's Python: Exceeds the limit"
     )
     assert failed.error.endswith("let it come as a string")
-    assert called(scheduler, "start_task('after')") == StartTask("after")
+    assert called(scheduler, "start_task('after')") == TaskSpec("after")
 
 
 def test_nesting_that_python_cannot_read_fails_the_job(scheduler: SchedulerDriver) -> None:
@@ -711,10 +712,10 @@ def test_what_is_refused_is_not_answered_with_200(tmp_path: Path) -> None:
 
 def test_long_names_end_the_job_and_not_the_coordinators_memory() -> None:
     for command, error in [
-        (StartTask("n" * 1025), "task 0 has the name '" + "n" * 40 + "…' of 1025 bytes, more "),
-        (StartTask("a", keys=("é" * 513,)), "task 0 has the key '" + "é" * 40 + "…' of 1026 byt"),
+        (TaskSpec("n" * 1025), "task 0 has the name '" + "n" * 40 + "…' of 1025 bytes, more "),
+        (TaskSpec("a", keys=("é" * 513,)), "task 0 has the key '" + "é" * 40 + "…' of 1026 byt"),
         (
-            StartTask("a", keys=("k",) * 20 + ("k" * 1025,)),
+            TaskSpec("a", keys=("k",) * 20 + ("k" * 1025,)),
             "task 0 has the key '" + "k" * 40 + "…' of 1025 bytes, more than 1024 (name_",
         ),
     ]:

@@ -21,17 +21,17 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.ids import JobId, ReplicaId, TaskId
-from tasksprint.settings import Rules
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.settings import Rules
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
 # Small limits, so that short histories meet them.
@@ -138,7 +138,7 @@ class Chaos:
             if info == "failed":
                 blocked[tid] = None
             elif info == "waiting":
-                assert any(pretask in blocked for pretask in task.pretasks), task
+                assert any(pretask in blocked for pretask in task.spec.pretasks), task
                 blocked[tid] = None
 
     def running(self) -> list[JobId]:
@@ -191,7 +191,7 @@ class Chaos:
                 else:
                     pretasks = [rng.choice(usable) for _ in range(count)]
                 commands.append(
-                    StartTask(
+                    TaskSpec(
                         rng.choice(NAMES),
                         "[]" if rng.random() < 0.9 else f'["{"x" * 600}"]',
                         tuple(pretasks),

@@ -18,14 +18,14 @@ from tasksprint.coordination.applied import Applied
 from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import Assignment, View
 from tasksprint.ids import JobId, TaskId
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
 )
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
 
@@ -114,7 +114,7 @@ def _command(words: list[str]) -> SchedulerCommand:
         case "start":
             pretasks = tuple(TaskId(int(tid)) for tid in rest[1].split(",")) if rest[1:] else ()
             keys = tuple(rest[2].split(",")) if rest[2:] else ()
-            return StartTask(rest[0], "[]", pretasks, ("result",) * len(pretasks), keys)
+            return TaskSpec(rest[0], "[]", pretasks, ("result",) * len(pretasks), keys)
         case "kill":
             return KillTask(TaskId(int(rest[0])))
         case "finish":
@@ -142,6 +142,6 @@ def _of_assignment(one: Assignment) -> str:
         f"{item.tid} from {list(item.holders)}" if item.digest else f"{item.tid} made here"
         for item in one.inputs
     )
-    return f"job {one.job} task {one.tid}.{one.attempt} {one.name}" + (
+    return f"job {one.job} task {one.tid}.{one.attempt} {one.spec.name}" + (
         f" with {inputs}" if inputs else ""
     )

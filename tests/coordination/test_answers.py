@@ -8,18 +8,18 @@ import pytest
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
-from tasksprint.settings import RULES
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
 )
+from tasksprint.settings import RULES
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World
 
-MAP = StartTask("map")
+MAP = TaskSpec("map")
 
 
 def part(
@@ -32,7 +32,7 @@ def chosen(
     event: int, number: int, last: bool, first_tid: int, *commands: SchedulerCommand
 ) -> ChosenAnswer:
     digest = answer_digest(first_tid, last, commands)
-    started = sum(isinstance(command, StartTask) for command in commands)
+    started = sum(isinstance(command, TaskSpec) for command in commands)
     return ChosenAnswer(event, number, last, digest, started, commands)
 
 
@@ -120,17 +120,17 @@ START_2 = (MAP, MAP)
 @pytest.mark.parametrize(
     ("commands", "error"),
     [
-        ([StartTask("m", pretasks=(2,), prekeys=("r",))],
+        ([TaskSpec("m", pretasks=(2,), prekeys=("r",))],
          "task 2 names pretask 2, which does not exist yet"),
-        ([StartTask("m", pretasks=(5,), prekeys=("r",))],
+        ([TaskSpec("m", pretasks=(5,), prekeys=("r",))],
          "task 2 names pretask 5, which does not exist yet"),
-        ([StartTask("m", pretasks=(0, 1), prekeys=("r",))],
+        ([TaskSpec("m", pretasks=(0, 1), prekeys=("r",))],
          "task 2 'm' has 2 pretasks but 1 prekeys; give one key for each"),
-        ([StartTask("m", base='["' + "x" * 1_000 + '"]')],
+        ([TaskSpec("m", base='["' + "x" * 1_000 + '"]')],
          "task 2 'm' has 1004 bytes of arguments, more than 1000 (base_bytes_max);"
          " let a task return large values"),
         ([KillTask(2)], "kill names task 2, which does not exist"),
-        ([KillTask(0), StartTask("m", pretasks=(0,), prekeys=("r",))],
+        ([KillTask(0), TaskSpec("m", pretasks=(0,), prekeys=("r",))],
          "task 2 names pretask 0, which was killed"),
         ([ReleaseTasks((7,))], "release names task 7, which does not exist"),
         ([ReleaseTasks((0,))],
@@ -164,7 +164,7 @@ def test_a_command_that_makes_no_sense_fails_the_job_and_names_the_event(
 
 def test_a_released_task_can_not_be_a_pretask_nor_be_finished_with() -> None:
     for command, error in [
-        (StartTask("m", pretasks=(0,), prekeys=("r",)), "task 1 names pretask 0, which was"),
+        (TaskSpec("m", pretasks=(0,), prekeys=("r",)), "task 1 names pretask 0, which was"),
         (FinishJob((0,), "{}"), "finish names task 0, which was"),
     ]:
         world = World()
@@ -187,7 +187,7 @@ def test_a_task_released_while_it_is_used_goes_once_nobody_uses_it() -> None:
     world = World()
     client = world.join()
     job = world.submit()
-    world.answer(job, MAP, StartTask("use", pretasks=(0,), prekeys=("r",)))
+    world.answer(job, MAP, TaskSpec("use", pretasks=(0,), prekeys=("r",)))
     client.work(1)
     world.answer(job, ReleaseTasks((0,)))
     assert world.states(job) == "da"
@@ -206,9 +206,9 @@ def test_killing_a_task_stops_it_and_aborts_what_depends_on_it() -> None:
         job,
         MAP,
         MAP,
-        StartTask("a", pretasks=(0, 1), prekeys=("r", "r")),
-        StartTask("b", pretasks=(2,), prekeys=("r",)),
-        StartTask("c", pretasks=(1,), prekeys=("r",)),
+        TaskSpec("a", pretasks=(0, 1), prekeys=("r", "r")),
+        TaskSpec("b", pretasks=(2,), prekeys=("r",)),
+        TaskSpec("c", pretasks=(1,), prekeys=("r",)),
     )
     client.poll()
     world.answer(job, KillTask(0))
@@ -227,8 +227,8 @@ def test_killing_a_done_task_aborts_its_dependents_all_the_same() -> None:
     world.answer(
         job,
         MAP,
-        StartTask("a", pretasks=(0,), prekeys=("r",)),
-        StartTask("b", pretasks=(1,), prekeys=("r",)),
+        TaskSpec("a", pretasks=(0,), prekeys=("r",)),
+        TaskSpec("b", pretasks=(1,), prekeys=("r",)),
     )
     client.work(1)
     assert world.states(job) == "daw"

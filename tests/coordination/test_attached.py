@@ -7,11 +7,11 @@ from typing import Any
 from tasksprint.coordination.applied import Applied
 from tasksprint.coordination.commands import NodesAttached
 from tasksprint.ids import JobId
-from tasksprint.tasks import StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World, reply_of
 
 GPU = '{"node":"attached:gpu"}'
-MAP = StartTask("map")
+MAP = TaskSpec("map")
 
 
 def attach(client: FakeClient, request: int, **nodes: int) -> Applied:
@@ -129,7 +129,7 @@ def test_nothing_is_placed_ahead_of_need_on_attached_nodes() -> None:
     job = world.submit(manifest=GPU)
     world.answer(job, MAP)
     client.work()  # now tasks of this name are known to be short
-    world.answer(job, MAP, StartTask("map", pretasks=(1,), prekeys=("k",)))
+    world.answer(job, MAP, TaskSpec("map", pretasks=(1,), prekeys=("k",)))
     assert assigned(client) == [(job, 1)]
     client.work()
     assert assigned(client) == [(job, 2)]

@@ -16,11 +16,12 @@ from tasksprint.coordination.commands import (
     SubmitJob,
 )
 from tasksprint.coordination.view import Drop, DropJob, Stop, View
+from tasksprint.scheduler_commands import FailJob, FinishJob, KillTask
 from tasksprint.settings import RULES
-from tasksprint.tasks import FailJob, FinishJob, KillTask, StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World, digest_of, reply_of
 
-MAP = StartTask("map")
+MAP = TaskSpec("map")
 
 
 def test_a_client_keeps_its_number_over_its_lives() -> None:
@@ -233,7 +234,7 @@ def test_a_view_tells_changes_only_and_its_version_is_the_slot() -> None:
     client = world.join(slots=1)
     world.apply(NodesAttached(client.cid, client.incarnation, 1, (("gpu", 2),)))
     job = world.submit(manifest='{"node":"attached:gpu"}')
-    world.answer(job, StartTask("map", "[1]", keys=("k",), timeout_ms=50), MAP, MAP)
+    world.answer(job, TaskSpec("map", "[1]", keys=("k",), timeout_ms=50), MAP, MAP)
     view = client.poll()
     assert view is not None
     assert view.whole
@@ -241,9 +242,8 @@ def test_a_view_tells_changes_only_and_its_version_is_the_slot() -> None:
     (entry,) = view.jobs
     assert (entry.job, entry.program, entry.node) == (job, "p" * 64, "attached:gpu")
     one = view.run[0]
-    assert (one.tid, one.attempt, one.name, one.base, one.keys, one.timeout_ms) == (
-        0, 1, "map", "[1]", ("k",), 50
-    )  # fmt: skip
+    assert (one.tid, one.attempt) == (0, 1)
+    assert one.spec == TaskSpec("map", "[1]", keys=("k",), timeout_ms=50)
     assert [task.tid for task in view.run] == [0, 1]
     assert client.poll() == View(world.slot, False, (), (), (), (), (), ())
     client.work(1)
@@ -317,7 +317,7 @@ def test_a_client_without_an_address_is_named_all_the_same() -> None:
     world.apply(JoinClient("a", "i", None, "a", 1))
     world.answer(job, MAP)
     world.apply(Report(1, "i", 1, 1, (Completion(job, 0, 1, digest_of(1), 1, None, 5),)))
-    world.answer(job, StartTask("use", pretasks=(0,), prekeys=("r",)))
+    world.answer(job, TaskSpec("use", pretasks=(0,), prekeys=("r",)))
     view = world.schedule.view(1, "i", 0)
     assert view is not None
     assert [(client.cid, client.address) for client in view.clients] == [(1, None)]

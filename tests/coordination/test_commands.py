@@ -32,15 +32,15 @@ from tasksprint.coordination.commands import (
     inputs_digest,
 )
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 
 numbers = st.integers(0, 2**63 - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -54,7 +54,7 @@ def tuples(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[objec
 
 scheduler_commands = st.one_of(
     st.builds(
-        StartTask,
+        TaskSpec,
         texts,
         texts,
         tuples(numbers),
@@ -166,8 +166,8 @@ SAMPLES: list[Command] = [
                 False,
                 5,
                 (
-                    StartTask("merge", "[1]", (0, 1), ("a", "b"), ("c",), 2, 5_000),
-                    StartTask("bare"),
+                    TaskSpec("merge", "[1]", (0, 1), ("a", "b"), ("c",), 2, 5_000),
+                    TaskSpec("bare"),
                     KillTask(4),
                     FinishJob((1, 2), '{"x":1}'),
                     FailJob("no"),
@@ -242,12 +242,12 @@ def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
 
 
 def test_answers_differ_by_anything_that_counts() -> None:
-    command = StartTask("map")
+    command = TaskSpec("map")
     digests = [
         answer_digest(0, True, (command,)),
         answer_digest(1, True, (command,)),
         answer_digest(0, False, (command,)),
-        answer_digest(0, True, (StartTask("map", keys=("k",)),)),
+        answer_digest(0, True, (TaskSpec("map", keys=("k",)),)),
         answer_digest(0, True, ()),
     ]
     assert len(set(digests)) == len(digests)

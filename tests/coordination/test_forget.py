@@ -7,8 +7,9 @@ from dataclasses import replace
 from tasksprint.coordination.commands import CancelJob, ForgetJob
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import JobId, Slot
+from tasksprint.scheduler_commands import FinishJob
 from tasksprint.settings import RULES
-from tasksprint.tasks import FinishJob, StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World, reply_of
 
 DAY_MS = 24 * 3_600_000
@@ -18,7 +19,7 @@ def finished_job(world: World) -> JobId:
     """Run a job to its end that keeps one result at its client."""
     client = world.join()
     job = world.submit(params='{"n":1}')
-    world.answer(job, StartTask("map", base='"' + "x" * 1_000 + '"'))
+    world.answer(job, TaskSpec("map", base='"' + "x" * 1_000 + '"'))
     client.work()
     while world.schedule._state.jobs[job].next_event < 2:
         world.answer(job)
@@ -131,9 +132,9 @@ def test_job_that_ends_and_is_forgotten_in_one_entry_waits_for_no_client() -> No
     """It stayed in the queue of those with ready tasks: the next placement raised."""
     world = World()
     job, other = world.submit(), world.submit()
-    world.answer(job, StartTask("map"))
+    world.answer(job, TaskSpec("map"))
     world.apply(CancelJob("me", 1, job, "enough"), ForgetJob("me", 2, job))
     client = world.join("a", slots=1)
-    world.answer(other, StartTask("map"))
+    world.answer(other, TaskSpec("map"))
     client.poll()
     assert [one.job for one in client.assigned.values()] == [other]

@@ -9,7 +9,7 @@ from tasksprint.coordination.restore import wall_ms_of
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import RULES
-from tasksprint.tasks import StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.test_lost import MAP, after
 from tests.coordination.world import World, reply_of
 
@@ -100,5 +100,5 @@ def test_numbers_go_on() -> None:
     found_anew(world)
     assert world.schedule.applied_slot == slot
     assert world.submit() == job + 1
-    world.answer(job, StartTask("map"))
+    world.answer(job, TaskSpec("map"))
     assert world.states(job) == "r"

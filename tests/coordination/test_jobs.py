@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tasksprint.coordination.commands import CancelJob, SchedulerOut, SubmitJob
 from tasksprint.coordination.view import DropJob
-from tasksprint.tasks import FailJob, FinishJob, StartTask, StartTimer, WriteLog
+from tasksprint.scheduler_commands import FailJob, FinishJob, StartTimer, WriteLog
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World, reply_of
 
 
@@ -34,7 +35,7 @@ def test_a_done_task_is_told_with_the_values_that_were_asked_for() -> None:
     world = World()
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("map", keys=("result", "ключ")), StartTask("map"))
+    world.answer(job, TaskSpec("map", keys=("result", "ключ")), TaskSpec("map"))
     world.tick(300)
     client.poll()
     first, *_ = client.assigned.values()
@@ -83,12 +84,12 @@ def test_a_finished_job_keeps_the_named_results_and_nothing_else() -> None:
     world = World()
     client = world.join(slots=4)
     job = world.submit()
-    world.answer(job, *[StartTask("map") for _ in range(4)])
+    world.answer(job, *[TaskSpec("map") for _ in range(4)])
     assert client.work(2) == [0, 1]
     client.poll()
     assert len(client.assigned) == 2
     world.tick(500)
-    applied = world.answer(job, FinishJob((1,), '{"pi":3.14}'), StartTask("never"))
+    applied = world.answer(job, FinishJob((1,), '{"pi":3.14}'), TaskSpec("never"))
     assert applied.jobs == (job,)
     summary = world.schedule.job_summary(job)
     assert summary is not None
@@ -124,7 +125,7 @@ def test_a_late_completion_for_an_ended_job_is_dropped_again() -> None:
     world = World()
     client = world.join(slots=2)
     job = world.submit()
-    world.answer(job, StartTask("map"), StartTask("map"))
+    world.answer(job, TaskSpec("map"), TaskSpec("map"))
     client.poll()
     late = [client.run(one) for one in list(client.assigned.values())]
     world.answer(job, FailJob("no"))
@@ -140,7 +141,7 @@ def test_a_late_completion_for_an_ended_job_is_dropped_again() -> None:
 def test_a_scheduler_can_fail_its_job_with_its_own_words() -> None:
     world = World()
     job = world.submit()
-    world.answer(job, StartTask("map"), FailJob("the input is empty"))
+    world.answer(job, TaskSpec("map"), FailJob("the input is empty"))
     summary = world.schedule.job_summary(job)
     assert summary is not None
     assert (summary["state"], summary["error"]) == ("failed", "the input is empty")
@@ -261,8 +262,8 @@ def test_several_jobs_run_at_once_and_share_the_clients() -> None:
     world = World()
     client = world.join(slots=2)
     first, second = world.submit(), world.submit()
-    world.answer(first, *[StartTask("map") for _ in range(10)])
-    world.answer(second, *[StartTask("map") for _ in range(10)])
+    world.answer(first, *[TaskSpec("map") for _ in range(10)])
+    world.answer(second, *[TaskSpec("map") for _ in range(10)])
     client.work()  # The first of each name shows how long they run.
     client.work(3)
     client.poll()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from tasksprint.coordination.commands import Completion, Failure, Lost
 from tasksprint.ids import JobId, TaskId
-from tasksprint.tasks import FinishJob, ReleaseTasks, StartTask
+from tasksprint.scheduler_commands import FinishJob, ReleaseTasks
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
-MAP = StartTask("map")
+MAP = TaskSpec("map")
 
 
-def after(*tids: int, keys: tuple[str, ...] = ()) -> StartTask:
+def after(*tids: int, keys: tuple[str, ...] = ()) -> TaskSpec:
     prekeys = ("r",) * len(tids)
-    return StartTask("map", pretasks=tids, prekeys=prekeys, keys=keys)  # type: ignore[arg-type]
+    return TaskSpec("map", pretasks=tids, prekeys=prekeys, keys=keys)  # type: ignore[arg-type]
 
 
 def told(world: World, job: JobId) -> list[object]:
@@ -29,7 +30,7 @@ def test_a_lost_result_that_is_needed_is_computed_again_and_nobody_notices() -> 
     world = World()
     first = world.join("a")
     job = world.submit()
-    world.answer(job, MAP, StartTask("use", pretasks=(0,), prekeys=("r",)))
+    world.answer(job, MAP, TaskSpec("use", pretasks=(0,), prekeys=("r",)))
     first.work(1)
     second = world.join("b")
     world.tick(500, first.silent())
@@ -99,7 +100,7 @@ def test_with_another_holder_nothing_is_computed_but_views_name_who_is_left() ->
     second.values[job, 0] = done.result_digest
     second.report(completions=[done])
     for name in ("x", "y"):
-        world.answer(job, StartTask(name, pretasks=(0,), prekeys=("r",)))
+        world.answer(job, TaskSpec(name, pretasks=(0,), prekeys=("r",)))
     second.poll()
     (one,) = second.assigned.values()
     assert one.inputs[0].holders == (1, 2)
@@ -133,7 +134,7 @@ def test_a_completion_that_used_the_lost_bytes_counts_all_the_same() -> None:
     world = World()
     first, second = world.join("a", slots=1), world.join("b", slots=2)
     job = world.submit()
-    world.answer(job, MAP, MAP, StartTask("use", pretasks=(0,), prekeys=("r",)))
+    world.answer(job, MAP, MAP, TaskSpec("use", pretasks=(0,), prekeys=("r",)))
     first.work()
     second.work()
     assert world.states(job) == "dda"
@@ -179,7 +180,7 @@ def test_other_values_than_the_scheduler_was_told_fail_the_job_with_the_remedy()
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("map", keys=("result",)), after(0))
+    world.answer(job, TaskSpec("map", keys=("result",)), after(0))
     client.work(1)
     client.report(lost=[Lost(job, 0)])  # type: ignore[arg-type]
     client.work(1, salt="again")
@@ -194,7 +195,7 @@ def test_the_same_values_in_other_company_do_not_fail_the_job() -> None:
     world = World()
     client = world.join("a")
     job = world.submit()
-    world.answer(job, StartTask("map", keys=("result",)), after(0))
+    world.answer(job, TaskSpec("map", keys=("result",)), after(0))
     client.poll()
     first = client.run(client.assigned[job, 0], salt=1)  # type: ignore[index]
     client.report(completions=[first])
@@ -287,7 +288,7 @@ def _with_a_changed_result() -> tuple[World, FakeClient, FakeClient, JobId, Comp
     world = World()
     client = world.join("a", slots=1)
     job = world.submit()
-    use = StartTask("use", pretasks=(1,), prekeys=("r",))  # type: ignore[arg-type]
+    use = TaskSpec("use", pretasks=(1,), prekeys=("r",))  # type: ignore[arg-type]
     world.answer(job, MAP, after(0), use)
     client.work(1)
     client.work(1)

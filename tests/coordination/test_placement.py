@@ -6,15 +6,16 @@ from dataclasses import replace
 
 from tasksprint.coordination.commands import Completion
 from tasksprint.ids import JobId
+from tasksprint.scheduler_commands import KillTask
 from tasksprint.settings import RULES
-from tasksprint.tasks import KillTask, StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
-MAP = StartTask("map")
+MAP = TaskSpec("map")
 
 
-def after(*tids: int, name: str = "map") -> StartTask:
-    return StartTask(name, pretasks=tids, prekeys=("r",) * len(tids))  # type: ignore[arg-type]
+def after(*tids: int, name: str = "map") -> TaskSpec:
+    return TaskSpec(name, pretasks=tids, prekeys=("r",) * len(tids))  # type: ignore[arg-type]
 
 
 def where(world: World, job: JobId) -> dict[int, int]:
@@ -25,10 +26,10 @@ def where(world: World, job: JobId) -> dict[int, int]:
 
 def learn(world: World, client: FakeClient, job: JobId, *, run_us: int, name: str = "map") -> None:
     """Let the cluster know how long tasks of a name run."""
-    world.answer(job, StartTask(name))
+    world.answer(job, TaskSpec(name))
     client.poll()
     one = list(client.assigned.values())[-1]
-    assert one.name == name
+    assert one.spec.name == name
     client.report(completions=[replace(client.run(one), run_us=run_us)])
     client.poll()
 
@@ -76,7 +77,7 @@ def test_long_tasks_are_handed_out_one_by_one_even_beside_short_ones() -> None:
     world.answer(job, *[MAP] * 3_000)
     assert client_summary(world, 1)[0] == 1_000
     other = world.submit()
-    learn_first = world.answer(other, *[StartTask("unknown")] * 5)
+    learn_first = world.answer(other, *[TaskSpec("unknown")] * 5)
     assert learn_first.clients == (1,)
     assert where(world, other) == {0: 1, 1: 1}, "a queue of short ones keeps no long one out"
 

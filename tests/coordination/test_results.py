@@ -9,11 +9,11 @@ import pytest
 from tasksprint.coordination.commands import Failure
 from tasksprint.coordination.view import Drop
 from tasksprint.ids import JobId
-from tasksprint.tasks import StartTask
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World, digest_of
 
-MAP = StartTask("map")
-USE = StartTask("use", pretasks=(0,), prekeys=("r",))
+MAP = TaskSpec("map")
+USE = TaskSpec("use", pretasks=(0,), prekeys=("r",))
 
 
 def holders(world: World, job: JobId, tid: int) -> object:
@@ -96,7 +96,7 @@ def test_a_report_in_the_wrong_order_counts_all_the_same() -> None:
     world = World()
     client = world.join()
     job = world.submit()
-    map_after = [StartTask("map", pretasks=(tid,), prekeys=("r",)) for tid in range(6)]
+    map_after = [TaskSpec("map", pretasks=(tid,), prekeys=("r",)) for tid in range(6)]
     world.answer(job, MAP, *map_after)
     client.work()
     client.poll()
@@ -114,7 +114,7 @@ def test_a_completion_without_its_input_is_void() -> None:
     job = world.submit()
     world.answer(job, MAP)
     client.work()
-    world.answer(job, *[StartTask("map", pretasks=(tid,), prekeys=("r",)) for tid in range(3)])
+    world.answer(job, *[TaskSpec("map", pretasks=(tid,), prekeys=("r",)) for tid in range(3)])
     client.poll()
     completions = [client.run(one) for one in list(client.assigned.values())]
     client.report(completions=[completions[1]])
@@ -135,7 +135,7 @@ def test_a_task_is_tried_again_and_then_given_up_with_its_last_cause() -> None:
     client = world.join("b")
     world.join("c")
     job = world.submit()
-    world.answer(job, StartTask("merge", retries=2), USE)
+    world.answer(job, TaskSpec("merge", retries=2), USE)
     for name, attempt in (("a", 1), ("b", 2), ("a", 3)):
         del name
         task = world.schedule._state.jobs[job].tasks[0]  # type: ignore[index]
@@ -180,7 +180,7 @@ def test_retries_are_the_tasks_or_the_manifests_or_the_default(
     world = World()
     client = world.join()
     job = world.submit(manifest=manifest)
-    world.answer(job, StartTask("map", retries=retries))
+    world.answer(job, TaskSpec("map", retries=retries))
     for _ in range(attempts):
         assert world.states(job) == "a"
         client.fail(0)
@@ -214,7 +214,7 @@ def test_a_value_that_the_scheduler_asked_for_must_be_there() -> None:
     world = World()
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("merge", keys=("result",)))
+    world.answer(job, TaskSpec("merge", keys=("result",)))
     client.poll()
     completion = client.run(client.assigned[job, 0])
     client.report(completions=[replace(completion, inline={})])
@@ -236,7 +236,7 @@ def test_a_value_for_the_scheduler_has_a_limit(kind: str, text: str, size: int) 
     world = World(rules=replace(world.rules, inline_value_bytes_max=101))
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("merge", keys=("result",)))
+    world.answer(job, TaskSpec("merge", keys=("result",)))
     client.poll()
     completion = client.run(client.assigned[job, 0])
     client.report(completions=[replace(completion, inline={"result": (kind, text)})])
@@ -252,7 +252,7 @@ def test_all_values_for_the_scheduler_have_a_limit_together() -> None:
     world = World(rules=replace(world.rules, inline_task_bytes_max=10))
     client = world.join()
     job = world.submit()
-    world.answer(job, StartTask("merge", keys=("a", "b")))
+    world.answer(job, TaskSpec("merge", keys=("a", "b")))
     client.poll()
     completion = client.run(client.assigned[job, 0])
     client.report(completions=[completion])

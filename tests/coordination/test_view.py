@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tasksprint.coordination.view import (
@@ -17,14 +19,17 @@ from tasksprint.coordination.view import (
     encode_view,
 )
 from tasksprint.errors import RemoteProtocolError
+from tasksprint.task_spec import TaskSpec
 
+MERGE = TaskSpec("merge", '["ж",1e400]', (3,), ("r",))  # type: ignore[arg-type]
+MAP = TaskSpec("map", "[]", (2,), ("k",), ("a", "b"), None, 500)  # type: ignore[arg-type]
 VIEW = View(
     17,
     True,
     (JobEntry(1, "pp", "node.py"),),
     (
-        Assignment(1, 4, 2, "merge", '["ж",1e400]', (Input(3, "r", None, (1,)),), (), 2**62, None),
-        Assignment(1, 5, 1, "map", "[]", (Input(2, "k", "dd", (1, 2)),), ("a", "b"), 0, 500),
+        Assignment(1, 4, 2, MERGE, (Input(3, "r", None, (1,)),), 2**62),
+        Assignment(1, 5, 1, MAP, (Input(2, "k", "dd", (1, 2)),), 0),
     ),
     (Stop(1, 2, 3),),
     (Drop(1, 0, "ee"), Drop(1, 1, None)),
@@ -35,6 +40,11 @@ VIEW = View(
 
 def test_a_view_survives_its_encoding() -> None:
     assert decode_view(encode_view(VIEW)) == VIEW
+
+
+def test_a_view_leaves_out_what_clients_are_not_told() -> None:
+    one = replace(VIEW.run[0], spec=replace(MERGE, retries=3))
+    assert decode_view(encode_view(replace(VIEW, run=(one, *VIEW.run[1:])))) == VIEW
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from tasksprint.execution.effects import (
     TaskError,
 )
 from tasksprint.settings import RULES, Rules, Settings
+from tasksprint.task_spec import TaskSpec
 
 PROGRAM = "p" * 64
 COMMAND = "node.py"
@@ -90,7 +91,9 @@ def task(
     keys: tuple[str, ...] = (),
     timeout_ms: int | None = None,
 ) -> Assignment:
-    return Assignment(job, tid, attempt, name, "[]", inputs, keys, 100 + tid, timeout_ms)
+    pretasks, prekeys = tuple(item.tid for item in inputs), tuple(item.key for item in inputs)
+    spec = TaskSpec(name, "[]", pretasks, prekeys, keys, None, timeout_ms)
+    return Assignment(job, tid, attempt, spec, inputs, 100 + tid)
 
 
 def made_here(tid: int, key: str = "result") -> Input:

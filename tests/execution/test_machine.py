@@ -215,7 +215,7 @@ class Model(RuleBasedStateMachine):
         job, tid = data.draw(st.sampled_from(sorted(self.active)))
         one = self.active[job, tid]
         if again:
-            self.assign(job, tid, one.inputs, one.name, False)
+            self.assign(job, tid, one.inputs, one.spec.name, False)
             return
         doomed = {tid}
         for of, other in sorted(self.active):
@@ -255,7 +255,7 @@ class Model(RuleBasedStateMachine):
             key = (failure.job, failure.tid)
             one = self.active.get(key)
             if one is not None and one.attempt == failure.attempt:
-                self.assign(*key, one.inputs, one.name, False)
+                self.assign(*key, one.inputs, one.spec.name, False)
         self.bench.acknowledged(sent.request, self.incarnation)
         self.absorb()
 
@@ -290,7 +290,7 @@ class Model(RuleBasedStateMachine):
                 Input(item.tid, item.key, digest_of(foreign(item.tid)), PEERS)
                 for item in one.inputs
             )
-            self.assign(*key, inputs, one.name, False)
+            self.assign(*key, inputs, one.spec.name, False)
 
     # --- what happens to the shell ---
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasksprint.protocol.node_lines import encode_task
+from tasksprint.task_spec import TaskSpec
 from tests.sdk.programs import Program, write_program
 
 __all__ = ["node_says", "scheduler_says", "task_line"]
@@ -69,7 +70,7 @@ def task_line(*about: Any) -> bytes:
 def node_says() -> tuple[bytes, ...]:
     """Return the lines of a node for some tasks."""
     names = ["nothing", "values", "frames", "vain", "bug", "unknown"]
-    tasks = [task_line(id, 1, id, 1, name, "[]", [], 7, True) for id, name in enumerate(names)]
+    tasks = [task_line(id, 1, id, 1, TaskSpec(name), [], 7, True) for id, name in enumerate(names)]
     said = _run(_NODE, tasks)
     said = re.sub(rb"x{70000}", b"<70,000 x>", said)
     return _in_general(re.sub(rb'"(error|traceback)":"(\\.|[^"\\])*"', rb'"\1":"<text>"', said))

@@ -25,9 +25,10 @@ from tasksprint.coordination.view import View, encode_view
 from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol import scheduler_lines
+from tasksprint.scheduler_commands import SchedulerCommand
 from tasksprint.settings import RULES
 from tasksprint.store import backup_file
-from tasksprint.tasks import SchedulerCommand
+from tasksprint.task_spec import TaskSpec
 from tests.consensus.test_codec import MESSAGES
 from tests.coordination.test_commands import SAMPLES
 from tests.coordination.test_view import VIEW
@@ -147,9 +148,9 @@ def node_lines() -> list[Record]:
     tasks = [
         programs.task_line(*about, 6917529027641081856, frames)
         for about, frames in [
-            ((1, 3, 17, 1, "merge", '[0.5,"ü"]', []), False),
-            ((2, 3, 18, 2, "merge", "[]", inputs), True),
-            ((3, 3, 18, 3, "merge", "[ ]", inputs), False),
+            ((1, 3, 17, 1, TaskSpec("merge", '[0.5,"ü"]'), []), False),
+            ((2, 3, 18, 2, TaskSpec("merge"), inputs), True),
+            ((3, 3, 18, 3, TaskSpec("merge", "[ ]"), inputs), False),
         ]
     ]
     return [Record("task", tuple(tasks)), Record("what the SDK says", programs.node_says())]

@@ -21,16 +21,16 @@ from tasksprint.coordination.commands import (
 )
 from tasksprint.coordination.observations import DIFFERS, NODE_RUNTIME
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
-from tasksprint.settings import RULES, Rules
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.settings import RULES, Rules
+from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World
 
 __all__ = ["tell"]
@@ -45,11 +45,11 @@ def tell(rules: Rules = RULES) -> World:
     one, two = TaskId(0), TaskId(1)
     world.answer(
         job,
-        StartTask("map", '["' + "x" * 600 + '"]', keys=("result",), retries=1, timeout_ms=60_000),
-        StartTask("merge", '["ü"]', (one, one), ("result", "more"), ("result",)),
+        TaskSpec("map", '["' + "x" * 600 + '"]', keys=("result",), retries=1, timeout_ms=60_000),
+        TaskSpec("merge", '["ü"]', (one, one), ("result", "more"), ("result",)),
         last=False,
     )
-    world.answer(job, StartTask("late", "[1]", (two,), ("result",)), StartTimer(7, 900))
+    world.answer(job, TaskSpec("late", "[1]", (two,), ("result",)), StartTimer(7, 900))
     world.answer(job, StartTimer(8, 1_000_000), WriteLog("half way ☕"))
     first.fail(0, error="boom\n\x1b")
     world.tick(1_000)
@@ -62,7 +62,7 @@ def tell(rules: Rules = RULES) -> World:
     world.apply(NodesAttached(first.cid, first.incarnation, 1, (("gpu", 2), ("шина", 1))))
     world.submit(name="attached", manifest='{"node":"attached:gpu","retries":0,"timeout_ms":9}')
     attached = JobId(2)
-    world.answer(attached, StartTask("wait"))
+    world.answer(attached, TaskSpec("wait"))
     world.apply(SchedulerOut(ReplicaId(3), attached, "crashed", "exit code 1"))
     world.apply(JobObserved(attached, NODE_RUNTIME, "client 1", "cpython 3.12.1 x86_64"))
     world.apply(JobObserved(attached, NODE_RUNTIME, "client 2", "cpython 3.11.2 x86_64"))
@@ -73,18 +73,18 @@ def tell(rules: Rules = RULES) -> World:
         first.work()
         world.answer_rest(job)
     finished = world.submit(name="finished")
-    world.answer(finished, StartTask("only"), StartTask("gone"))
+    world.answer(finished, TaskSpec("only"), TaskSpec("gone"))
     first.work()
     world.answer(finished, KillTask(one), ReleaseTasks((two,)))
     world.answer(finished, FinishJob((one,), '{"a":1}'))
     waiting = world.submit(name="waits for what it named")
-    world.answer(waiting, StartTask("kept"))
+    world.answer(waiting, TaskSpec("kept"))
     first.work()
     del first.values[waiting, one]
     first.report(lost=[Lost(waiting, one)])
     world.answer(waiting, FinishJob((one,), '"done"'))
     failed = world.submit(name="failed")
-    world.answer(failed, StartTask("bad", retries=0), StartTask("raw", keys=("raw", "text")))
+    world.answer(failed, TaskSpec("bad", retries=0), TaskSpec("raw", keys=("raw", "text")))
     first.poll()
     raw = first.run(first.assigned[failed, two])
     inline = {"text": ("json", '{"a": [1.0, 2]}'), "raw": ("bytes", "AAECAw==")}
@@ -96,7 +96,7 @@ def tell(rules: Rules = RULES) -> World:
     cancelled = world.submit(name="cancelled")
     world.apply(CancelJob("me", 1, cancelled, "enough"))
     forgotten = world.submit(name="forgotten")
-    world.answer(forgotten, StartTask("base", '["' + "y" * 600 + '"]'))
+    world.answer(forgotten, TaskSpec("base", '["' + "y" * 600 + '"]'))
     world.apply(CancelJob("me", 2, forgotten, "enough"))
     world.apply(ForgetJob("me", 3, forgotten))
     world.apply(SubmitJob("me", 4, "refused", 7, "{}", "p" * 64, '{"node":7}'))

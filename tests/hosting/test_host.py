@@ -19,14 +19,15 @@ from tasksprint.hosting.host import (
 )
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
+from tasksprint.scheduler_commands import FinishJob, SchedulerCommand, WriteLog
 from tasksprint.settings import RULES, Settings
-from tasksprint.tasks import FinishJob, SchedulerCommand, StartTask, WriteLog
+from tasksprint.task_spec import TaskSpec
 
 SETTINGS = Settings()
 GRACE = SETTINGS.answer_grace_ms
 JOB = JobId(7)
-MAP = StartTask("map")
-MERGE = StartTask("merge")
+MAP = TaskSpec("map")
+MERGE = TaskSpec("merge")
 
 
 class History:
@@ -54,7 +55,7 @@ class History:
             return [EmptyAnswers(event, event + 1)]
         digest = answer_digest(TaskId(self.next_tid), last, commands)
         self.answers[event, part] = digest
-        started = sum(isinstance(command, StartTask) for command in commands)
+        started = sum(isinstance(command, TaskSpec) for command in commands)
         self.next_tid += started
         return [ChosenAnswer(event, part, last, digest, started, commands)]
 
@@ -225,7 +226,7 @@ def test_answers_that_are_chosen_leave_the_queue_in_pieces() -> None:
 def test_large_answers_are_proposed_in_several_commands() -> None:
     history = History(3)
     host, _ = started(history, is_leader=True)
-    large = StartTask("map", base='["' + "x" * 600_000 + '"]')
+    large = TaskSpec("map", base='["' + "x" * 600_000 + '"]')
     host.answered([says(0, large), says(1), says(2, large)], 1_000)
     assert host.effects() == effects(
         propose=(

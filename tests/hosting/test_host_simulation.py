@@ -20,8 +20,9 @@ from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, a
 from tasksprint.hosting.host import SchedulerHost
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
+from tasksprint.scheduler_commands import KillTask, SchedulerCommand
 from tasksprint.settings import Settings
-from tasksprint.tasks import KillTask, SchedulerCommand, StartTask
+from tasksprint.task_spec import TaskSpec
 
 JOB = JobId(1)
 SETTINGS = Settings(scheduler_window_events=7)
@@ -35,9 +36,9 @@ def deterministic(event: int) -> list[tuple[SchedulerCommand, ...]]:
     chance = random.Random(event)
     kind = chance.randrange(6)
     if kind == 0:
-        return [tuple(StartTask(f"t{event}") for _ in range(chance.randrange(1, 4)))]
+        return [tuple(TaskSpec(f"t{event}") for _ in range(chance.randrange(1, 4)))]
     if kind == 1:
-        return [(StartTask("a"), StartTask("b")), (), (KillTask(TaskId(0)),)]
+        return [(TaskSpec("a"), TaskSpec("b")), (), (KillTask(TaskId(0)),)]
     return [()]
 
 
@@ -49,7 +50,7 @@ def differing(from_event: int) -> Scheduler:
         calls[0] += 1
         if event < from_event:
             return deterministic(event)
-        return [(StartTask(f"chance {calls[0]}"),)]
+        return [(TaskSpec(f"chance {calls[0]}"),)]
 
     return answer
 
@@ -97,7 +98,7 @@ class Log:
     def _choose(
         self, event: int, part: int, last: bool, commands: tuple[SchedulerCommand, ...]
     ) -> None:
-        started = sum(isinstance(command, StartTask) for command in commands)
+        started = sum(isinstance(command, TaskSpec) for command in commands)
         digest = answer_digest(TaskId(self.next_tid), last, commands)
         self.items.append(ChosenAnswer(event, part, last, digest, started, commands))
         self.chosen.append((event, part, last, commands))

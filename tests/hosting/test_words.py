@@ -10,16 +10,16 @@ from tasksprint.hosting.words import (
     describe_event,
 )
 from tasksprint.ids import TaskId
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_event_in_words(line: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (StartTask("map"), "start map"),
+        (TaskSpec("map"), "start map"),
         (KillTask(TaskId(4)), "kill 4"),
         (FinishJob((TaskId(1), TaskId(2)), "{}"), "finish [1, 2]"),
         (FailJob("no luck"), "fail 'no luck'"),
@@ -54,19 +54,19 @@ def test_command_in_words(command: SchedulerCommand, words: str) -> None:
 
 
 def test_difference_names_the_first_commands_that_differ() -> None:
-    log: list[SchedulerCommand] = [StartTask("a"), StartTask("b"), StartTask("c")]
-    own: list[SchedulerCommand] = [StartTask("a"), KillTask(TaskId(0)), StartTask("d")]
+    log: list[SchedulerCommand] = [TaskSpec("a"), TaskSpec("b"), TaskSpec("c")]
+    own: list[SchedulerCommand] = [TaskSpec("a"), KillTask(TaskId(0)), TaskSpec("d")]
     assert describe_difference(log, own) == ("start b", "kill 0")
 
 
 def test_difference_of_lengths() -> None:
-    start = StartTask("a")
+    start = TaskSpec("a")
     assert describe_difference([start], []) == ("start a", "nothing")
     assert describe_difference([start], [start, KillTask(TaskId(0))]) == ("nothing more", "kill 0")
 
 
 def test_difference_of_arguments_names_the_member() -> None:
-    log, own = StartTask("a", pretasks=(TaskId(1),)), StartTask("a", pretasks=(TaskId(2),))
+    log, own = TaskSpec("a", pretasks=(TaskId(1),)), TaskSpec("a", pretasks=(TaskId(2),))
     assert describe_difference([log], [own]) == (
         "start a with pretasks (1,)",
         "start a with pretasks (2,)",
@@ -74,8 +74,8 @@ def test_difference_of_arguments_names_the_member() -> None:
 
 
 def test_difference_of_long_arguments_is_shown_where_they_part() -> None:
-    log = StartTask("a", base="[" + "7," * 500 + "1]")
-    own = StartTask("a", base="[" + "7," * 500 + "2]")
+    log = TaskSpec("a", base="[" + "7," * 500 + "1]")
+    own = TaskSpec("a", base="[" + "7," * 500 + "2]")
     said, this = describe_difference([log], [own])
     assert said == "start a with base ..." + "7," * 20 + "1]"
     assert this == "start a with base ..." + "7," * 20 + "2]"
@@ -83,7 +83,7 @@ def test_difference_of_long_arguments_is_shown_where_they_part() -> None:
 
 
 def test_difference_of_the_last_mark() -> None:
-    log = own = [StartTask("a")]
+    log = own = [TaskSpec("a")]
     assert describe_difference(log, own, log_last=False) == (
         "that the answer goes on",
         "that it ends",

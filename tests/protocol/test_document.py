@@ -15,6 +15,7 @@ from tasksprint.encoding import result_digest, value_digest
 from tasksprint.protocol.node_lines import NodeReader, encode_task
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.settings import RULES, Settings
+from tasksprint.task_spec import TaskSpec
 from tests.sdk.programs import ROOT, NodeDriver, Program
 
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -69,8 +70,9 @@ def test_lines_to_nodes_are_what_a_client_writes() -> None:
         inputs = [("bytes", b"\x89PNG\n")] if "frames" in task or not frames else []
         base = task["args"][:1] if inputs else task["args"]
         written = encode_task(
-            task["id"], task["job"], task["task"], task["attempt"], task["name"],
-            json.dumps(base, separators=(",", ":")), inputs, task["seed"], frames,
+            task["id"], task["job"], task["task"], task["attempt"],
+            TaskSpec(task["name"], json.dumps(base, separators=(",", ":"))),
+            inputs, task["seed"], frames,
         )  # fmt: skip
         expected = line.encode() + b"\n" + (b"\x89PNG\n" if "frames" in task else b"")
         assert b"".join(written) == expected

@@ -24,6 +24,7 @@ from tasksprint.protocol.node_lines import (
     NodeReply,
     encode_task,
 )
+from tasksprint.task_spec import TaskSpec
 from tests.protocol.steady import steady
 
 READY = b'{"ready":{},"frames":true,"window":64}\n'
@@ -50,7 +51,7 @@ def refused(line: bytes, ready: bytes = READY) -> str:
 
 def test_task_without_inputs_is_one_line_with_the_base_as_it_was_written() -> None:
     base = '[ 1.0e5, "نص", 1180591620717411303424 ]'
-    buffers = encode_task(1, 3, 17, 2, "map", base, (), 123, True)
+    buffers = encode_task(1, 3, 17, 2, TaskSpec("map", base), (), 123, True)
     assert b"".join(buffers).decode() == (
         f'{{"id":1,"job":3,"task":17,"attempt":2,"name":"map","args":{base},"seed":123}}\n'
     )
@@ -58,8 +59,9 @@ def test_task_without_inputs_is_one_line_with_the_base_as_it_was_written() -> No
 
 @pytest.mark.parametrize("base", ["[]", "[ ]", " [] ", "[1]", " [ 1 , [2, 3] ] "])
 def test_inputs_follow_the_arguments_of_the_scheduler(base: str) -> None:
+    inputs = [("json", b"1.50"), ("json", b'{"a":2}')]
     line = b"".join(
-        encode_task(1, 3, 17, 1, "f", base, [("json", b"1.50"), ("json", b'{"a":2}')], 5, True)
+        encode_task(1, 3, 17, 1, TaskSpec("f", base), inputs, 5, True)
     )
     assert json.loads(line)["args"] == [*json.loads(base), 1.5, {"a": 2}]
     assert b"1.50" in line
@@ -73,8 +75,7 @@ def test_bytes_follow_the_line_raw_for_a_node_that_speaks_frames() -> None:
         3,
         17,
         1,
-        "f",
-        '["x",[1,2]]',
+        TaskSpec("f", '["x",[1,2]]'),
         [("bytes", b"ab"), ("json", b"7"), ("bytes", big)],
         5,
         True,
@@ -90,7 +91,9 @@ def test_bytes_follow_the_line_raw_for_a_node_that_speaks_frames() -> None:
 
 def test_bytes_are_base64_for_any_other_node() -> None:
     line = b"".join(
-        encode_task(1, 3, 17, 1, "f", "[]", [("bytes", b"\xff\x00"), ("bytes", b"")], 5, False)
+        encode_task(
+            1, 3, 17, 1, TaskSpec("f"), [("bytes", b"\xff\x00"), ("bytes", b"")], 5, False
+        )
     )
     task = json.loads(line)
     assert task["args"] == [base64.b64encode(b"\xff\x00").decode(), ""]
@@ -99,7 +102,7 @@ def test_bytes_are_base64_for_any_other_node() -> None:
 
 
 def test_name_with_quotes_and_other_alphabets_stays_one_line() -> None:
-    line = b"".join(encode_task(1, 1, 1, 1, 'a"\\\nبـ', "[]", (), 1, True))
+    line = b"".join(encode_task(1, 1, 1, 1, TaskSpec('a"\\\nبـ'), (), 1, True))
     assert json.loads(line)["name"] == 'a"\\\nبـ'
     assert line.count(b"\n") == 1
 

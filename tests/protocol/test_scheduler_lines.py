@@ -20,15 +20,15 @@ from tasksprint.protocol.scheduler_lines import (
     encode_replay,
     encode_restore,
 )
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 from tests.protocol.steady import steady
 
 READY = b'{"ready":{}}\n'
@@ -91,8 +91,8 @@ def test_answers_are_read_whole_and_byte_by_byte() -> None:
         b'{"event":3,"part":0,"last":true,"commands":[{"kill":1} , {"log":"x"}]}\n'
     )
     expected: list[SchedulerMessage] = [
-        SchedulerAnswer(0, 0, False, (StartTask("a"),)),
-        SchedulerAnswer(0, 1, True, (StartTask("b"),)),
+        SchedulerAnswer(0, 0, False, (TaskSpec("a"),)),
+        SchedulerAnswer(0, 1, True, (TaskSpec("b"),)),
         SchedulerAnswer(1, 0, True, ()),
         SchedulerAnswer(2, 0, True, ()),
         CheckpointState(2, '{"x": 1.50}'),
@@ -123,7 +123,7 @@ def test_every_command_with_every_member() -> None:
         '{"timer":1,"after_ms":0},{"release":[]},{"log":"سطر"}',
         tasks=2,
     ) == (
-        StartTask(
+        TaskSpec(
             "merge",
             '[ 1.0e5,"نص",1180591620717411303424 ]',
             (0, 1),
@@ -143,22 +143,22 @@ def test_every_command_with_every_member() -> None:
 
 def test_members_that_are_left_out_or_null() -> None:
     assert commands('{"start":"a","retries":null,"timeout_ms":null},{"finish":[]}') == (
-        StartTask("a"),
+        TaskSpec("a"),
         FinishJob((), "{}"),
     )
 
 
 def test_task_may_name_one_that_the_same_answer_started() -> None:
     assert commands('{"start":"a"},{"start":"b","pretasks":[0],"prekeys":["r"]}') == (
-        StartTask("a"),
-        StartTask("b", "[]", (0,), ("r",)),
+        TaskSpec("a"),
+        TaskSpec("b", "[]", (0,), ("r",)),
     )
 
 
 def test_numbering_goes_on_after_a_checkpoint() -> None:
     made = reader(next_event=42, next_tid=7)
     assert made.feed(b'{"event":42,"commands":[{"start":"a","tid":7}]}\n') == [
-        SchedulerAnswer(42, 0, True, (StartTask("a"),))
+        SchedulerAnswer(42, 0, True, (TaskSpec("a"),))
     ]
 
 

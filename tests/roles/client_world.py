@@ -39,6 +39,7 @@ from tasksprint.roles.client.client import Client, ClientOptions
 from tasksprint.roles.client.paths import ClientPaths
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
+from tasksprint.task_spec import TaskSpec
 from tests.net.support import DEADLINE_S, KEY, run
 
 __all__ = [
@@ -255,9 +256,9 @@ def assignment(
     keys: tuple[str, ...] = (),
     timeout_ms: int | None = None,
 ) -> Assignment:
-    return Assignment(
-        JobId(job), TaskId(tid), attempt, name, json.dumps(base or []), inputs, keys, 1, timeout_ms
-    )
+    tids, prekeys = tuple(item.tid for item in inputs), tuple(item.key for item in inputs)
+    spec = TaskSpec(name, json.dumps(base or []), tids, prekeys, keys, None, timeout_ms)
+    return Assignment(JobId(job), TaskId(tid), attempt, spec, inputs, 1)
 
 
 def consumed(tid: int, digest: str | None, *holders: int, key: str = "result") -> Input:

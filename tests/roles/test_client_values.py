@@ -15,6 +15,7 @@ from tasksprint.coordination.view import Assignment, Input
 from tasksprint.execution.effects import Completion, RunTask
 from tasksprint.roles.client.values import CachedValue, ValueCache, base64_pieces, task_buffers
 from tasksprint.settings import Settings
+from tasksprint.task_spec import TaskSpec
 
 T = TypeVar("T")
 VALUE = 100
@@ -177,7 +178,7 @@ def test_drop_forgets_values_but_not_copies_that_are_needed() -> None:
 
 
 INPUTS = (Input(0, "result", "d0", (1,)), Input(1, "x", "d1", (1,)))
-TASK = Assignment(1, 9, 2, "merge", "[1,2]", INPUTS, (), 77, None)
+TASK = Assignment(1, 9, 2, TaskSpec("merge", "[1,2]", (0, 1), ("result", "x")), INPUTS, 77)
 RUN = RunTask(3, 5, TASK, ((0, "result", "d0"), (1, "x", "d1")))
 
 

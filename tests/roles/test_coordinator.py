@@ -30,11 +30,11 @@ from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
 from tasksprint.roles.coordinator import coordinator as coordinator_module
 from tasksprint.roles.coordinator.coordinator import Coordinator, NotLeader
+from tasksprint.scheduler_commands import WriteLog
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint
-from tasksprint.tasks import WriteLog
 from tests.archives import packed
 from tests.roles.members import Member, members
 

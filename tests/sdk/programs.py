@@ -33,7 +33,8 @@ from tasksprint.protocol.node_lines import (
     encode_task,
 )
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
-from tasksprint.tasks import FailJob, FinishJob, StartTask, WriteLog
+from tasksprint.scheduler_commands import FailJob, FinishJob, WriteLog
+from tasksprint.task_spec import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 # Nobody waits for so long unless something hangs.
@@ -143,7 +144,7 @@ class NodeDriver:
         """Return the buffers of the next task."""
         base = json.dumps(args, ensure_ascii=False)
         id, self._next_id = self._next_id, self._next_id + 1
-        return encode_task(id, 1, tid, 1, name, base, inputs, seed, self.ready.frames)
+        return encode_task(id, 1, tid, 1, TaskSpec(name, base), inputs, seed, self.ready.frames)
 
     def feed(self, data: bytes) -> None:
         """Take what the node said."""
@@ -257,12 +258,12 @@ class JobRun:
 def run_job(scheduler: SchedulerDriver, node: NodeDriver, params: Any, seed: int = 7) -> JobRun:
     """Run a whole job with one node; tasks run in the order of their tids."""
     job = JobRun()
-    tasks: list[StartTask] = []
+    tasks: list[TaskSpec] = []
     done = 0
 
     def take(commands: tuple[Any, ...]) -> None:
         for command in commands:
-            if isinstance(command, StartTask):
+            if isinstance(command, TaskSpec):
                 tasks.append(command)
             elif isinstance(command, FinishJob):
                 job.finished = command
@@ -284,8 +285,7 @@ def run_job(scheduler: SchedulerDriver, node: NodeDriver, params: Any, seed: int
             1,
             done,
             1,
-            task.name,
-            task.base,
+            task,
             inputs,
             task_seed(seed, TaskId(done)),
             node.ready.frames,

@@ -15,15 +15,15 @@ from tasksprint.protocol.scheduler_lines import (
     encode_live,
     encode_replay,
 )
-from tasksprint.tasks import (
+from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
     KillTask,
     ReleaseTasks,
-    StartTask,
     StartTimer,
     WriteLog,
 )
+from tasksprint.task_spec import TaskSpec
 from tests.sdk.programs import Program, SchedulerDriver, write_program
 
 # Runs what the test sends as a parameter; the name of an exception and its text are logged.
@@ -66,7 +66,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchedulerDriver
     argv = write_program(folder / "scheduler.py", SCHEDULER)
     with Program(argv, stderr=folder / "stderr") as program:
         driver = SchedulerDriver(program)
-        assert driver.init({"tasks": 3}) == (StartTask("noop"),) * 3
+        assert driver.init({"tasks": 3}) == (TaskSpec("noop"),) * 3
         yield driver
 
 
@@ -113,9 +113,9 @@ self.finish()
 self.fail("cause")
 """,
     ) == (
-        StartTask("map", '[1.5,"نص",1180591620717411303424,null]'),
-        StartTask("merge", "[1]", (0,), ("r",), ("x", "y"), 0, 1500),
-        StartTask("slow", timeout_ms=250),
+        TaskSpec("map", '[1.5,"نص",1180591620717411303424,null]'),
+        TaskSpec("merge", "[1]", (0,), ("r",), ("x", "y"), 0, 1500),
+        TaskSpec("slow", timeout_ms=250),
         KillTask(1),
         WriteLog("سطر"),
         StartTimer(1, 250),
@@ -130,7 +130,7 @@ self.fail("cause")
 def test_list_that_changes_after_the_call_changes_nothing(scheduler: SchedulerDriver) -> None:
     scheduler.init()
     code = "base = [1]; self.start_task('a', base=base); base.append(2)"
-    assert execute(scheduler, code) == (StartTask("a", "[1]"),)
+    assert execute(scheduler, code) == (TaskSpec("a", "[1]"),)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_call_that_failed_used_no_tid(scheduler: SchedulerDriver) -> None:
     scheduler.init()
     execute(scheduler, "self.start_task('a', keys='x')")
     assert execute(scheduler, "self.log(str(self.start_task('a')))") == (
-        StartTask("a"),
+        TaskSpec("a"),
         WriteLog("0"),
     )
 
@@ -342,7 +342,7 @@ def test_control_line_that_was_not_agreed_on_is_reported_and_survived(
     scheduler: SchedulerDriver,
 ) -> None:
     scheduler.program.send(encode_checkpoint(1))
-    assert scheduler.init({"tasks": 1}) == (StartTask("noop"),)
+    assert scheduler.init({"tasks": 1}) == (TaskSpec("noop"),)
     assert "scheduler got control 'checkpoint', which it doesn't know" in (
         scheduler.program.stderr()
     )
@@ -357,7 +357,7 @@ def test_exception_in_a_handler_ends_the_scheduler_with_its_traceback(
     ]
     scheduler.program.send(b"".join(lines))
     # What was answered before isn't lost.
-    assert scheduler.next().commands == (StartTask("noop"),)
+    assert scheduler.next().commands == (TaskSpec("noop"),)
     assert scheduler.program.wait() == 1
     shown = scheduler.program.stderr()
     assert shown.startswith("scheduler failed in event 1 task_done(0):\nTraceback (most recent")
@@ -433,7 +433,7 @@ def test_example_of_the_document_finishes_whatever_its_last_task_does(
     scheduler = other(example.removeprefix("python\n"))
     commands = scheduler.init({"images": [f"{number}.png" for number in range(images)]})
     if images:
-        assert [type(command) for command in commands] == [StartTask, StartTask]
+        assert [type(command) for command in commands] == [TaskSpec, TaskSpec]
         assert scheduler.event("task_done", tid=0, values={"width": 7}) == ()
         failed = scheduler.event("task_failed", tid=1, error="no", detail={"host": "vm"})
         assert failed[0] == WriteLog("1 failed on vm: no")

@@ -121,7 +121,7 @@ class _LostInputs(Clients):
             running = node.schedule._state.running if node.schedule is not None else {}
             for job in running.values():
                 for task in job.tasks.values():
-                    for tid in task.pretasks if task.state == ASSIGNED else ():
+                    for tid in task.spec.pretasks if task.state == ASSIGNED else ():
                         user, holder = task.cid, job.tasks[tid].holders[:1]
                         if holder and user != holder[0] and {user, *holder} <= {*machines}:
                             yield machines[user], machines[holder[0]]
@@ -252,7 +252,8 @@ class _CredulousResults(Results):
         job = self._state.running.get(completion.job)
         task = None if job is None else job.tasks.get(completion.tid)
         if task is not None and (consumed := self._canonical_inputs(task)) is not None:
-            completion = replace(completion, inputs_digest=consumed if task.pretasks else None)
+            consumed = consumed if task.spec.pretasks else None
+            completion = replace(completion, inputs_digest=consumed)
         return super()._complete(client, completion, is_final=is_final)
 
 

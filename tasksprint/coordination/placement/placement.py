@@ -195,7 +195,7 @@ class Placement:
         if task.pending:
             client.ahead_us -= task.load_us
             tasks = task.job.tasks
-            for tid in task.pretasks:
+            for tid in task.spec.pretasks:
                 pretask = tasks[tid]
                 if pretask.state != DONE:
                     pretask.ahead -= 1
@@ -270,7 +270,7 @@ class Placement:
             while ready:
                 task = tasks.get(ready[0])
                 if task is not None and task.state == READY:
-                    queue = (job.attached, self._depth(job, task.name))
+                    queue = (job.attached, self._depth(job, task.spec.name))
                     self._tries[job.attached] = None
                     break
                 heappop(ready)
@@ -324,12 +324,13 @@ class Placement:
             job = running[chosen[1]]
             ready = job.ready
             task = job.tasks[ready[0]]
+            task_name = task.spec.name
             name, depth = place
             if name is not None:
                 client = self._choose_attached(task, name, depth)
                 load_us = 1  # It takes nothing from the client's own nodes.
             else:
-                load_us = self._load_us(job, task.name)
+                load_us = self._load_us(job, task_name)
                 client = self._choose(task, load_us >= self._ahead_us)
             if client is None:
                 closed.add(place)  # Its jobs wait; others may have tasks of another weight.
@@ -340,7 +341,7 @@ class Placement:
             state.last_job = job.job
             if ready:
                 after = job.tasks.get(ready[0])
-                if after is not None and after.name is task.name and after.state == READY:
+                if after is not None and after.spec.name is task_name and after.state == READY:
                     continue
             self._requeue(job)
             is_new = is_new or job.queue != place
@@ -367,7 +368,7 @@ class Placement:
         if task.pending:
             client.ahead_us += load_us
             tasks = job.tasks
-            for tid in task.pretasks:
+            for tid in task.spec.pretasks:
                 pretask = tasks[tid]
                 if pretask.state != DONE:
                     pretask.ahead += 1
@@ -410,7 +411,7 @@ class Placement:
             ready = [tid for tid, task in job.tasks.items() if task.state == READY]
             if ready:
                 task = job.tasks[ready[0]]
-                assert job.queue == (job.attached, self._depth(job, task.name)), job.queue
+                assert job.queue == (job.attached, self._depth(job, task.spec.name)), job.queue
                 name, depth = job.queue
                 expected[name, depth, job.job] = None
             else:
@@ -444,7 +445,7 @@ class Placement:
         if best is None:
             return None
         avoided = task.failed_on
-        if task.pretasks:
+        if task.spec.pretasks:
             near = self._nearest(task, is_heavy)
             if near is not None and near.cid != avoided:
                 return near
@@ -507,7 +508,7 @@ class Placement:
         """Return how many bytes of a task's inputs each client holds, of those that hold any."""
         held: dict[ClientId, int] = {}
         tasks = task.job.tasks
-        for tid in task.pretasks:
+        for tid in task.spec.pretasks:
             pretask = tasks[tid]
             for cid in pretask.holders:
                 # One more: the holder of an empty value saves a request, too.
@@ -628,7 +629,7 @@ class Placement:
             changes.tasks[task] = None
             follower = self._find_follower(task, client)
             if follower is not None:
-                load_us = self._load_us(follower.job, follower.name)
+                load_us = self._load_us(follower.job, follower.spec.name)
                 self._assign(follower, client, load_us)
 
     def _find_follower(self, task: Task, client: Client) -> Task | None:
@@ -650,9 +651,9 @@ class Placement:
                 continue
             if dependent.pending > PENDING_AHEAD_MAX or dependent.failed_on == cid:
                 continue
-            if self._load_us(job, dependent.name) >= self._ahead_us:
+            if self._load_us(job, dependent.spec.name) >= self._ahead_us:
                 continue
-            for other in dependent.pretasks:
+            for other in dependent.spec.pretasks:
                 pretask = tasks[other]
                 if pretask.state != DONE and pretask.cid != cid:
                     break

@@ -26,9 +26,9 @@ from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
 from tasksprint.roles.coordinator.surroundings import SchedulerProgram
+from tasksprint.scheduler_commands import FailJob, FinishJob
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_records import BoundedText
-from tasksprint.tasks import FailJob, FinishJob
 
 if TYPE_CHECKING:
     from tasksprint.roles.coordinator.coordinator import Coordinator

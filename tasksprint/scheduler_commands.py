@@ -1,4 +1,4 @@
-"""What a user's scheduler may ask for, as plain types.
+"""What a user's scheduler may ask for, as plain types; a `TaskSpec` starts a task.
 
 The scheduler protocol parses lines into these, and the coordinator's state
 machine applies them. JSON made by users is carried as the text it came in.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasksprint.ids import TaskId
+from tasksprint.task_spec import TaskSpec
 
 __all__ = [
     "FailJob",
@@ -16,23 +17,9 @@ __all__ = [
     "KillTask",
     "ReleaseTasks",
     "SchedulerCommand",
-    "StartTask",
     "StartTimer",
     "WriteLog",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class StartTask:
-    """Start one task; its tid is the job's next one."""
-
-    name: str
-    base: str = "[]"  # JSON array, as the text that the scheduler wrote
-    pretasks: tuple[TaskId, ...] = ()
-    prekeys: tuple[str, ...] = ()  # Invariant: as many as pretasks.
-    keys: tuple[str, ...] = ()  # values that `task_done` hands to the scheduler
-    retries: int | None = None  # attempts after the first; None: the default
-    timeout_ms: int | None = None  # run time of one attempt; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +67,5 @@ class WriteLog:
 
 
 SchedulerCommand = (
-    StartTask | KillTask | FinishJob | FailJob | StartTimer | ReleaseTasks | WriteLog
+    TaskSpec | KillTask | FinishJob | FailJob | StartTimer | ReleaseTasks | WriteLog
 )
