@@ -21,8 +21,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.observations import DIFFERS
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.process.attach import Hello, socket_path
-from tasksprint.roles.client.client import Client
-from tasksprint.roles.client.nodes import attach_callbacks
+from tasksprint.roles.client.nodes import Nodes
 from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.coordination.world import World, reply_of
 from tests.roles.client_world import until as client_until
@@ -78,9 +77,9 @@ def test_more_attached_nodes_than_a_client_can_have_are_refused(
 
 def test_client_takes_no_node_of_one_name_too_many() -> None:
     nodes = {name: SimpleNamespace(attached=name) for name, _ in _named(100)}
-    client = cast(Client, SimpleNamespace(nodes=nodes, attaching={}))
-    assert attach_callbacks(client, Hello("another", 1, "1")) == _NAMES_REFUSED
-    assert not client.attaching
+    here = SimpleNamespace(shells=nodes, attaching={})
+    assert Nodes.take_hello(cast(Nodes, here), Hello("another", 1, "1")) == _NAMES_REFUSED
+    assert not here.attaching
 
 
 def test_nodes_that_attach_all_at_once_are_taken_up_to_the_most(
@@ -120,12 +119,12 @@ def test_nodes_that_attach_all_at_once_are_taken_up_to_the_most(
                 for answer, (_, writer) in zip(answers, nodes, strict=True):
                     writer.write(b'{"ready":{}}\n' if b"error" not in answer else b"")
                 await client_until(lambda: told and len(told[-1]) == 100)
-                assert not here.client.attaching
+                assert not here.client.nodes.attaching
             finally:
                 # (What stays attached at its end is killed, and that is this process.)
                 for _, writer in nodes:
                     writer.close()
-                await client_until(lambda: not here.client.nodes)
+                await client_until(lambda: not here.client.nodes.shells)
 
     run(main)
 
@@ -144,7 +143,7 @@ def test_client_says_that_its_attached_nodes_are_not_taken(
 
             monkeypatch.setattr(here.client.leader, "ask", ask)
             monkeypatch.setattr(here.client.workbench, "attached_nodes", lambda: {"gpu": 1})
-            here.client.attached_changed()
+            here.client.reporting.attached_changed()
             await client_until(lambda: "aren't taken" in caplog.text)
 
     run(main)

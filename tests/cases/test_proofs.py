@@ -40,7 +40,8 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.job_directory import read_job
-from tasksprint.roles.client.client import Client, ClientOptions
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.cases.between import Change, between

@@ -37,7 +37,7 @@ from tasksprint.next_steps import how_to_come_back, how_to_go_on
 from tasksprint.process.attach import LiveClient
 from tasksprint.roles import node
 from tasksprint.roles.client import process as client_role
-from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.joining import StallNews
 from tasksprint.roles.client.recent_output import RecentOutput
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.settings import Settings
@@ -72,12 +72,12 @@ def test_failure_takes_along_what_the_attempt_printed_and_where_it_failed(tmp_pa
             assert failure.detail["traceback"] == "T" * 50 + " … " + "T" * 50
             assert failure.detail["run_ms"] >= 0
             # The same, for who watches; and the job of others has nothing of it.
-            found = it.client.recent_output.since(1, 0)
+            found = it.client.nodes.recent_output.since(1, 0)
             assert found["parts"] == [{"tid": 0, "attempt": 1, "text": "about to fail\n"}]
             path = f"/v1/output/1?first={found['next']}"
             left = (await it.client.http.request(it.address, "GET", path)).json()
             assert left == {"next": found["next"], "parts": []}
-            assert it.client.recent_output.since(2, 0)["parts"] == []
+            assert it.client.nodes.recent_output.since(2, 0)["parts"] == []
 
     run(main)
 
@@ -263,14 +263,11 @@ def test_client_says_what_does_not_go_on_when_it_looked_for_it_and_takes_it_back
     runs: list[Any] = []
     workbench = SimpleNamespace(stalls=lambda: stalls, long_runs=lambda now_ms: runs)
     clock = SimpleNamespace(now_ms=10_000)
-    told = {"stalls", "runs"}
-    client = SimpleNamespace(
-        now_ms=lambda: clock.now_ms, workbench=workbench, _stalls_due_ms=0, _stalls_told=told
-    )
+    news = StallNews(cast(Any, workbench))
 
     def said(after_ms: int) -> dict[str, str]:
         clock.now_ms += after_ms
-        return Client._find_stalls(cast(Any, client))
+        return news.find(clock.now_ms)
 
     assert said(0) == {"stalls": '[[1,"queued",3,[]]]', "runs": "[]"}
     assert said(499) == {}, "that would go along with each of a thousand polls"

@@ -26,7 +26,7 @@ from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.job_directory import read_job
 from tasksprint.protocol.node_lines import NodeReply
-from tasksprint.roles.client import nodes as client_nodes
+from tasksprint.roles.client import node_shell
 from tasksprint.roles.client.metrics import client_metrics
 from tasksprint.roles.loop_watch import longest_hold_s, watch_loop
 from tasksprint.settings import Settings
@@ -237,7 +237,7 @@ def test_file_that_is_spoiled_while_it_is_taken_costs_an_attempt(
 
             here.program(node)
             with monkeypatch.context() as patch:
-                patch.setattr(client_nodes, "stage_file", spoiled)
+                patch.setattr(node_shell, "stage_file", spoiled)
                 here.coordinator.give(view(whole=True, run=(assignment(0, keys=("result",)),)))
                 await until(lambda: here.coordinator.failures)
             (failure,) = here.coordinator.failures
@@ -447,7 +447,7 @@ def test_result_that_is_stored_while_the_store_answers_is_not_dropped(
                 held.is_stored = True
                 answered.set()
 
-            monkeypatch.setattr(here.client, "read", read)
+            monkeypatch.setattr(here.client.held, "read", read)
             body = {"/v1/values": [[1, 0, digest, ["result"]]], "/v1/values/check": [1, 0, digest]}
             is_post = path in body
             response = await here.client.http.request(
@@ -485,7 +485,7 @@ def test_result_that_is_made_again_while_another_input_is_written_is_not_dropped
             first, second = await make(here, size, count=2, node=node)
             both = (consumed(0, first, 1), consumed(1, second, 1))
             here.coordinator.give(view(run=(assignment(100, inputs=both),)))
-            shells = here.client.nodes
+            shells = here.client.nodes.shells
             await until(lambda: any(shell._is_writing for shell in shells.values()))
             # Somebody else finds it gone, and the cluster has it made again.
             held, job, tid = here.client.held, JobId(1), TaskId(1)
@@ -541,7 +541,7 @@ def test_results_that_wait_to_be_looked_at_are_bounded(
             async def read(*arguments: object) -> None:
                 await go_on.wait()
 
-            monkeypatch.setattr(here.client, "read", read)
+            monkeypatch.setattr(here.client.held, "read", read)
 
             async def tell(tid: int) -> HttpResponse:
                 return await here.client.http.request(
@@ -641,7 +641,7 @@ def test_bug_of_the_core_while_losses_are_told_stops_the_client(
                 await here.idle()
                 monkeypatch.setattr(type(here.client.workbench), "result_lost", break_down)
                 # As the store's thread does it.
-                here.client.loop.call_soon(here.client.held.rebuilt, "it is damaged", [])
+                asyncio.get_running_loop().call_soon(here.client.held.rebuilt, "it is damaged", [])
                 await until(here.client.stopped.done, limit_s=10)
 
     run(main)

@@ -40,6 +40,7 @@ from tasksprint.protocol.node_lines import (
     NodeReady,
     NodeReply,
 )
+from tasksprint.roles.client.surroundings import REAL_CLIENT
 from tests.fuzz.outcome import Outcome, input_random, own_peak_mib
 from tests.roles.client_world import World, assignment, view, world
 
@@ -350,14 +351,16 @@ async def _feed_client(
     with tempfile.TemporaryDirectory(prefix="ts-fuzz-") as folder:
         limits = {"line_bytes_max": _LINE_MAX, "value_bytes_max": _VALUE_MAX}
         pauses = {"node_restart_pause_min_ms": 1, "node_restart_pause_max_ms": 1}
-        async with world(Path(folder), slots=4, **limits, **pauses) as here:
-            random = input_random(seed, -number)
+        random = input_random(seed, -number)
 
-            async def start_node(directory: Path, command: str, **callbacks: Any) -> _FakeNode:
-                return _FakeNode(random, callbacks["on_data"], callbacks["on_exit"])
+        async def start_node(directory: Path, command: str, **callbacks: Any) -> Any:
+            return _FakeNode(random, callbacks["on_data"], callbacks["on_exit"])
 
+        fake = dataclasses.replace(REAL_CLIENT, start_node=start_node)
+        async with world(
+            Path(folder), slots=4, surroundings=fake, **limits, **pauses
+        ) as here:
             client = here.client
-            client.surroundings = dataclasses.replace(client.surroundings, start_node=start_node)
             here.program("")
             logging.getLogger("tasksprint").addHandler(lines)
             try:
@@ -370,7 +373,7 @@ async def _feed_client(
             finally:
                 logging.getLogger("tasksprint").removeHandler(lines)
                 if client.stopped.done():  # That is told; `world` would raise it.
-                    client.stopped = client.loop.create_future()
+                    client.stopped = asyncio.get_running_loop().create_future()
     return number, findings
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasksprint.protocol.node_lines import NodeMessage, NodeReader
-from tasksprint.roles.client.nodes import NodeShell
+from tasksprint.roles.client.node_shell import NodeShell
 from tests.fuzz import node_lines
 from tests.fuzz.outcome import input_random
 
@@ -42,7 +42,7 @@ def test_client_is_fed_until_something_is_wrong(
     if fault:
 
         def take(self: NodeShell, *_: Any) -> None:
-            self._client.fail(ZeroDivisionError(fault))
+            self._turns.fail(ZeroDivisionError(fault))
 
         monkeypatch.setattr(NodeShell, "_take", take)
     number, findings = asyncio.run(

@@ -35,8 +35,12 @@ from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.client.client import Client, ClientOptions
-from tasksprint.roles.client.paths import ClientPaths
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.surroundings import (
+    REAL_CLIENT,
+    ClientOptions,
+    ClientSurroundings,
+)
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tasksprint.task_spec import TaskSpec
@@ -194,6 +198,7 @@ async def world(
     *,
     slots: int = 1,
     coordinator: Coordinator | None = None,
+    surroundings: ClientSurroundings = REAL_CLIENT,
     **changed: Any,
 ) -> AsyncIterator[World]:
     """Run a client; unless one is given, with a coordinator of its own."""
@@ -206,9 +211,10 @@ async def world(
         coordinator.address = await coordinator.server.listen("127.0.0.1:0")
     data_dir.mkdir(parents=True, exist_ok=True)
     store = ResultStore.open(data_dir, now_ms=0, settings=settings)
-    client = Client(ClientOptions([coordinator.address], data_dir, KEY, slots), settings, store)
+    options = ClientOptions([coordinator.address], data_dir, KEY, slots)
+    client = Client(options, settings, store, surroundings)
     server = HttpServer(
-        ClientPaths(client).router, Gate(KEY), settings, bugs=client.bugs
+        client.router, Gate(KEY), settings, bugs=client.bugs
     )
     client.address = await server.listen("127.0.0.1:0")
     joined = len(coordinator.joins)

@@ -23,7 +23,8 @@ from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.process.attach import socket_path
-from tasksprint.roles.client import client as client_module
+from tasksprint.roles.client import disk_space
+from tasksprint.roles.client.surroundings import REAL_CLIENT
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 from tests.processes import is_running
@@ -118,7 +119,7 @@ def test_node_that_answers_with_a_file_and_leaves_has_answered(tmp_path: Path) -
             here.coordinator.give(view(whole=True, run=(assignment(0),)))
             await until(lambda: here.coordinator.done() or here.coordinator.failures)
             assert here.coordinator.failures == []
-            await until(lambda: not here.client.nodes)
+            await until(lambda: not here.client.nodes.shells)
 
     run(main)
 
@@ -142,7 +143,7 @@ def test_file_of_a_task_that_was_stopped_takes_no_disk(tmp_path: Path) -> None:
             here.coordinator.give(view(stop=(Stop(JobId(1), TaskId(1), 1),)))
             await here.idle()
             (tmp_path / "go").touch()
-            (node,) = here.client.nodes.values()
+            (node,) = here.client.nodes.shells.values()
             await until(lambda: not node._pipe)
             folder = here.data_dir / "values"
             await until(lambda: len(list(folder.iterdir())) == 1)  # That of the first one.
@@ -161,7 +162,7 @@ def test_output_of_nobody_is_bounded(tmp_path: Path) -> None:
             here.program(shell_node(GOOD + "\n" + flood + f"\ntouch {tmp_path}/flooded"))
             here.coordinator.give(view(whole=True, run=(assignment(0),)))
             await until(lambda: (tmp_path / "flooded").exists())
-            (node,) = here.client.nodes.values()
+            (node,) = here.client.nodes.shells.values()
             await until(lambda: node._output.endswith(b"end\n"))
             assert len(node._output) <= 64 * 1024
 
@@ -552,8 +553,8 @@ def test_two_nodes_that_attach_with_the_same_words(tmp_path: Path) -> None:
             assert sorted(here.coordinator.done()) == [0, 1]
             for _, writer in nodes:
                 writer.close()
-            await until(lambda: not here.client.nodes)
-            assert not here.client.attaching
+            await until(lambda: not here.client.nodes.shells)
+            assert not here.client.nodes.attaching
 
     run(main)
 
@@ -566,11 +567,11 @@ def test_many_deaths_of_nodes_leave_nothing_open(tmp_path: Path) -> None:
             here.program(shell_node(GOOD + "\nexit 3"))
             here.coordinator.give(view(whole=True, run=(assignment(0),)))
             await here.idle()
-            await until(lambda: not here.client.nodes)
+            await until(lambda: not here.client.nodes.shells)
             open_before = psutil.Process().num_fds()
             here.coordinator.give(view(run=tuple(map(assignment, range(1, 61)))))
             await here.idle()
-            await until(lambda: not here.client.nodes)
+            await until(lambda: not here.client.nodes.shells)
             ended = len(here.coordinator.completions) + len(here.coordinator.failures)
             assert ended == 61
             # One that was just being started, for nothing, ends a moment later.
@@ -594,7 +595,7 @@ def test_node_that_answers_twice_is_killed_and_its_first_answer_counts(
         async with world(tmp_path) as here:
             here.program(shell_node(body))
             here.coordinator.give(view(whole=True, run=(assignment(0),)))
-            await until(lambda: here.coordinator.done() and not here.client.nodes)
+            await until(lambda: here.coordinator.done() and not here.client.nodes.shells)
             value = await here.client.writer.run(
                 lambda store: read_value(store, 1, 0, "result")
             )
@@ -628,12 +629,12 @@ def test_client_whose_disk_fills_starts_no_task_and_stops_in_the_end(
     async def measure(directory: Path) -> tuple[int, int]:
         return free[0], 1 << 40
 
-    monkeypatch.setattr(client_module, "CHECK_S", 0.01)
+    monkeypatch.setattr(disk_space, "CHECK_S", 0.01)
+    filling = replace(REAL_CLIENT, measure=measure)
 
     async def main() -> None:
         marks = {"free_refuse_bytes": 256 * MIB, "free_stop_bytes": 64 * MIB}
-        async with world(tmp_path, **marks) as here:
-            here.client.surroundings = replace(here.client.surroundings, measure=measure)
+        async with world(tmp_path, surroundings=filling, **marks) as here:
             await until(lambda: here.client.workbench.summary()["disk_low"])
             here.program(shell_node(GOOD))
             here.coordinator.give(view(whole=True, run=(assignment(0),)))

@@ -203,4 +203,4 @@ def is_empty(each: World) -> bool:
     status = each.client.workbench.summary()
     assert not each.client.stopped.done() or each.client.stopped.result()
     is_waiting = any(status["tasks"].values()) or status["copies"] or status["fetches"]
-    return not is_waiting and not each.client._unstored_bytes
+    return not is_waiting and not each.client.durable.unstored_bytes

@@ -14,13 +14,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+from tasksprint.asking.leader import Leader
 from tasksprint.coordination.commands import JoinClient, Report, decode_command
 from tasksprint.errors import UnprovenAnswer
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
-from tasksprint.roles.client.client import Client, ClientOptions
-from tasksprint.roles.client.paths import ClientPaths
-from tasksprint.roles.client.surroundings import ClientSurroundings
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.surroundings import ClientOptions, ClientSurroundings
 from tasksprint.settings import GIB
 from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
 from tests.simulation.machines import KEY_SECRET
@@ -50,9 +50,9 @@ class _NoAttachServer:
 class _Programs:
     """In place of `ClientPrograms`: archives are fetched once, and need no unpacking."""
 
-    def __init__(self, machine: ClientMachine, client: Client) -> None:
+    def __init__(self, machine: ClientMachine, leader: Leader) -> None:
         self._machine = machine
-        self._client = client
+        self._leader = leader
 
     def directory(self, digest: str) -> Path:
         """Return a name."""
@@ -61,11 +61,11 @@ class _Programs:
     async def prepare(self, digest: str, command: str) -> None:
         """Fetch the archive, unless it is there."""
         if digest not in self._machine.programs:
-            response = await self._client.leader.request("GET", f"/v1/archives/{digest}")
+            response = await self._leader.request("GET", f"/v1/archives/{digest}")
             response.checked()
             self._machine.programs.add(digest)
 
-    async def sweep(self) -> None:
+    async def keep_swept(self) -> None:
         """Keep all."""
 
 
@@ -179,7 +179,7 @@ class ClientMachine:
             cast(Any, store),
             self._surroundings(process),
         )
-        process.listen(ClientPaths(client).router)
+        process.listen(client.router)
         client.address = process.address
         self.client = client
         await client.start()
@@ -224,6 +224,6 @@ class ClientMachine:
             new_http=new_http,
             new_writer=cast(Any, partial(self.writer_class, self.disk, process)),
             new_attach_server=lambda *_, **__: cast(Any, _NoAttachServer()),
-            new_programs=lambda client: cast(Any, _Programs(self, client)),
+            new_programs=lambda root, workbench, leader, settings: _Programs(self, leader),
             start_node=start_node,
         )

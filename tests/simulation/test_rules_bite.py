@@ -23,9 +23,9 @@ from tasksprint.coordination.task_states import ASSIGNED, DONE
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
 from tasksprint.errors import Refused
-from tasksprint.execution.effects import Manifest
+from tasksprint.execution.effects import DropJobResults, Manifest
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
-from tasksprint.roles.client import client as client_module
+from tasksprint.roles.client import durable as durable_module
 from tasksprint.roles.client.client import Client
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.roles.coordinator import coordinator as coordinator_module
@@ -317,8 +317,9 @@ def _with_results(kind: type[Results]) -> type[SimCoordinator]:
 class _KeepsAll(Client):
     """Keeps the values of jobs that have ended."""
 
-    def _drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> None:
-        pass
+    def _carry_out(self, effect: object) -> None:
+        if not isinstance(effect, DropJobResults):
+            super()._carry_out(effect)
 
 
 class _Careless(ValueCache):
@@ -451,7 +452,7 @@ def test_scheduler_that_is_told_the_time_of_its_machine_is_caught(
 def test_client_that_computes_with_damaged_inputs_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client_module, "ValueCache", _Careless)
+    monkeypatch.setattr(durable_module, "ValueCache", _Careless)
     assert _rule_broken(20, first=2) in _OTHER_RESULTS
 
 

@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.execution.effects import FetchInputs, FetchRequest, Manifest
+from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId
+from tasksprint.net.http_client import HttpClient
+from tasksprint.roles.client.held import HeldValues
+from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.staging import Staging, on_thread
-
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
 
 __all__ = ["Fetcher"]
 
@@ -40,26 +42,42 @@ _OK = 200
 
 
 class Fetcher:
-    """Fetches for one client, a bounded number of requests at a time."""
+    """Fetches for one client, a bounded number of requests at a time.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._all = asyncio.Semaphore(client.settings.fetches_max)
+    Args:
+        address_of: Where another client listens; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        workbench: Workbench,
+        values: ValueCache,
+        held: HeldValues,
+        http: HttpClient,
+        address_of: Callable[[ClientId], str | None],
+    ) -> None:
+        self._turns = turns
+        self._workbench = workbench
+        self._values = values
+        self._held = held
+        self._http = http
+        self._address_of = address_of
+        self._all = asyncio.Semaphore(http.settings.fetches_max)
 
     def fetch(self, effect: FetchInputs) -> None:
         """Carry out an order of the workbench; what is here already is told at once."""
-        workbench, values = self._client.workbench, self._client.values
         missing: list[FetchRequest] = []
         for request in effect.requests:
-            manifest = values.find_copy(request.job, request.tid, request.digest, request.keys)
+            manifest = self._values.find_copy(
+                request.job, request.tid, request.digest, request.keys
+            )
             if manifest is None:
                 missing.append(request)
             else:
-                workbench.inputs_fetched(
-                    request.job, request.tid, manifest, request.digest, self._client.now_ms()
-                )
+                self._fetched(request, manifest)
         if missing:
-            self._client.background(self._fetch(effect.cid, missing))
+            self._turns.background(self._fetch(effect.cid, missing))
 
     async def _fetch(self, cid: ClientId, requests: Sequence[FetchRequest]) -> None:
         # Those that were not answered yet: an answered one may be under way again, by
@@ -70,16 +88,16 @@ class Fetcher:
                 await self._ask(cid, left)
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 self._failed(left, cid, str(error))
-        self._client.turn()
+        self._turns.turn()
 
     async def _ask(self, cid: ClientId, left: list[FetchRequest]) -> None:
         """Ask a client for all that is in `left`, and take from it what was answered."""
-        address = self._client.addresses.get(cid)
+        address = self._address_of(cid)
         if address is None:
             raise PeerUnreachable(f"client {cid} has no address")
         body = encode_json([[one.job, one.tid, one.digest, list(one.keys)] for one in left])
         # (`_take` checks the rest.)
-        response = await self._client.http.request(
+        response = await self._http.request(
             address, "POST", "/v1/values", body=body, checks_rest=True
         )
         entries, rest = _split(response.checked().body, len(left))
@@ -95,7 +113,6 @@ class Fetcher:
         self, cid: ClientId, address: str, request: FetchRequest, entry: Any, rest: memoryview
     ) -> memoryview:
         """Verify and keep the values of one result; return the bytes behind them."""
-        client = self._client
         manifest, sent = _entry(entry)
         if result_digest(manifest) != request.digest:  # type: ignore[arg-type]
             self._complain(address, request)
@@ -110,8 +127,8 @@ class Fetcher:
                 if key in sent:
                     content, rest = bytes(rest[:size]), rest[size:]
                     found = value_digest(content)
-                    if size > ROW_VALUE_BYTES_MAX and client.values.is_half_full:
-                        content = await on_thread(partial(client.held.files.write, content))
+                    if size > ROW_VALUE_BYTES_MAX and self._values.is_half_full:
+                        content = await on_thread(partial(self._held.files.write, content))
                 elif key in request.keys:
                     content = await self._stream(address, request, key, size, digest)
                     found = content.digest
@@ -127,12 +144,10 @@ class Fetcher:
         except BaseException:
             for _, _, content in kept:
                 if isinstance(content, FileValue):
-                    client.held.discard(content)
+                    self._held.discard(content)
             raise
-        client.values.put_copy(request.job, request.tid, request.digest, manifest, kept)
-        client.workbench.inputs_fetched(
-            request.job, request.tid, manifest, request.digest, client.now_ms()
-        )
+        self._values.put_copy(request.job, request.tid, request.digest, manifest, kept)
+        self._fetched(request, manifest)
         return rest
 
     async def _stream(
@@ -141,9 +156,9 @@ class Fetcher:
         """Fetch one value, however large, into a file; `_take` checks its digest."""
         path = f"/v1/values/{request.job}/{request.tid}/{quote(key, safe='')}"
         query = {"digest": request.digest}
-        staging = Staging(self._client.held.files)
+        staging = Staging(self._held.files)
         try:
-            async with self._client.http.stream(
+            async with self._http.stream(
                 address, "GET", path, query=query, digest=digest
             ) as response:
                 if response.status != _OK:
@@ -169,22 +184,27 @@ class Fetcher:
             request.tid,
             address,
         )
-        self._client.background(self._tell(address, request))
+        self._turns.background(self._tell(address, request))
 
     async def _tell(self, address: str, request: FetchRequest) -> None:
         body = encode_json([request.job, request.tid, request.digest])
         try:
-            response = await self._client.http.request(
+            response = await self._http.request(
                 address, "POST", "/v1/values/check", body=body
             )
             response.checked()
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             _log.warning("%s wasn't told: %s", address, error)
 
+    def _fetched(self, request: FetchRequest, manifest: Manifest) -> None:
+        self._workbench.inputs_fetched(
+            request.job, request.tid, manifest, request.digest, self._turns.now_ms()
+        )
+
     def _failed(self, requests: Sequence[FetchRequest], cid: ClientId, reason: str) -> None:
         for request in requests:
-            self._client.workbench.fetch_failed(
-                request.job, request.tid, request.digest, cid, reason, self._client.now_ms()
+            self._workbench.fetch_failed(
+                request.job, request.tid, request.digest, cid, reason, self._turns.now_ms()
             )
 
 

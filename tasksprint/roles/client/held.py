@@ -12,21 +12,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tasksprint.encoding import decode_json, result_digest
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, RunTask
 from tasksprint.execution.records import Held
+from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
-from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
+from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.steps import Step
+from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue, ResultCommit
 from tasksprint.store.result_store import HeldName, ResultStore
 from tasksprint.store.staging import on_thread
+from tasksprint.store.writer import WriterThread
 
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
-
-__all__ = ["HeldValues", "Seen", "ask"]
+__all__ = ["HeldValues", "Seen"]
 
 _log = logging.getLogger("tasksprint.client")
 
@@ -39,28 +40,51 @@ _LOOKS_MAX = 100
 _UNAVAILABLE = 503
 
 
-def ask(store: ResultStore, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-    """Call a function with the store, on its thread; damage that it meets is mended."""
-    return store.ask(function, *arguments)
-
-
 class HeldValues:
     """What one client's store holds."""
 
-    def __init__(self, client: Client, store: ResultStore) -> None:
-        self._client = client
+    def __init__(
+        self,
+        turns: Turns,
+        workbench: Workbench,
+        store: ResultStore,
+        writer: WriterThread[ResultStore, ResultCommit],
+    ) -> None:
+        self._turns = turns
+        self._workbench = workbench
+        self._writer = writer
+        self._step = Step(turns.fail)
+        self._is_closed = False
         self.files = store.files
         self._looks: set[HeldName] = set()  # results that are being compared with their digests
         self._looking = asyncio.Semaphore(1)
-        store.on_rebuilt = lambda damage, left: client.loop.call_soon_threadsafe(
+        loop = asyncio.get_running_loop()
+        store.on_rebuilt = lambda damage, left: loop.call_soon_threadsafe(
             self.rebuilt, damage, left
         )
 
+    async def close(self) -> None:
+        """Write what waits, and give back the files."""
+        self._is_closed = True
+        await self._writer.close()
+
     # --- reading ---
+
+    def read(
+        self, function: Callable[..., ResultT], *arguments: Any
+    ) -> asyncio.Future[ResultT]:
+        """Call `function(store, *arguments)` on the store's thread; damage is mended.
+
+        Raises:
+            Refused: This client stops.
+        """
+        if self._is_closed:
+            raise Refused(f"client {self._workbench.cid} stops", status=_UNAVAILABLE)
+        return self._writer.run(lambda store: store.ask(function, *arguments))
 
     async def manifest(self, job: JobId, tid: TaskId, digest: str | None) -> Manifest | None:
         """Return the manifest of a stored result, or None if there is none with this digest."""
-        return await self._client.read(_manifest, job, tid, digest)
+        return await self.read(_manifest, job, tid, digest)
 
     async def load(
         self, job: JobId, tid: TaskId, digest: str, key: str
@@ -68,15 +92,15 @@ class HeldValues:
         """Return kind and content of a value; None: it isn't here, or not any more."""
         seen = self.seen(job, tid)
         try:
-            return await self._client.read(_read_value, job, tid, digest, key)
+            return await self.read(_read_value, job, tid, digest, key)
         except ValueSpoiled as error:
             self.spoiled(job, tid, digest, str(error), seen=seen)
             return None
 
     def discard(self, value: FileValue) -> None:
         """Give back the disk that a value takes which no result of this client has."""
-        if not self._client.is_over:
-            self._client.writer.run(lambda store: store.discard(value))
+        if not self._is_closed:
+            self._writer.run(lambda store: store.discard(value))
 
     async def into_memory(self, value: FileValue) -> bytes | FileValue:
         """Return the bytes of a value that turned out to be small; its file goes.
@@ -120,7 +144,7 @@ class HeldValues:
         again perhaps, with the same digest, and its result is stored. 3. The answer of the
         store, or the end of the file, comes: it says nothing of the result that is there now.
         """
-        return self._client.workbench.stored_result(job, tid)
+        return self._workbench.stored_result(job, tid)
 
     def seen_inputs(self, run: RunTask) -> Seen:
         """Return what `seen` says of each input of a task."""
@@ -134,12 +158,11 @@ class HeldValues:
         Args:
             seen: What `seen` returned before it was read; another one isn't dropped.
         """
-        client = self._client
         if seen is None or self.seen(job, tid) is not seen:
             return
-        if client.step(client.workbench.result_lost, job, tid, digest):
+        if self._step(self._workbench.result_lost, job, tid, digest):
             _log.warning("job=%d tid=%d its result is lost: %s", job, tid, why)
-            client.turn()
+            self._turns.turn()
 
     def look(self, job: JobId, tid: TaskId, digest: str) -> None:
         """Look whether a result is as it was stored; a peer has received something else.
@@ -156,14 +179,14 @@ class HeldValues:
                 status=_UNAVAILABLE,
             )
         self._looks.add((job, tid, digest))
-        self._client.background(self._look(job, tid, digest))
+        self._turns.background(self._look(job, tid, digest))
 
     async def _look(self, job: JobId, tid: TaskId, digest: str) -> None:
         seen: Held | None = None
         try:
             async with self._looking:
                 seen = self.seen(job, tid)
-                found = await self._client.read(_contents, job, tid, digest)
+                found = await self.read(_contents, job, tid, digest)
                 if found is None:
                     self.missing(job, tid, digest, seen=seen)
                     return
@@ -183,24 +206,24 @@ class HeldValues:
         """Report a result that the store hasn't, though somebody counts on it."""
         why = "it isn't in the store, or with another digest"
         self.spoiled(job, tid, digest, why, seen=seen)
-        self._client.step(self._client.workbench.result_missing, job, tid)
-        self._client.turn()
+        self._step(self._workbench.result_missing, job, tid)
+        self._turns.turn()
 
     def rebuilt(self, damage: str, left: list[HeldName]) -> None:
         """The database was damaged and made anew: what isn't in it any more is lost."""
         whole = {(job, tid): digest for job, tid, digest in left}
         lost = [
             (job, tid, digest)
-            for job, tid, digest in self._client.workbench.held_results()
+            for job, tid, digest in self._workbench.held_results()
             if whole.get((job, tid)) != digest
         ]
         _log.warning("%s; made anew without %d lost results", damage, len(lost))
         try:
             for job, tid, digest in lost:
-                self._client.step(self._client.workbench.result_lost, job, tid, digest)
+                self._step(self._workbench.result_lost, job, tid, digest)
         except PeerUnreachable:
             return  # A bug in the core: the client stops.
-        self._client.turn()
+        self._turns.turn()
 
 
 def _manifest(

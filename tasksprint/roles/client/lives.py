@@ -36,6 +36,8 @@ class ClientLives:
         self._data_dir = data_dir
         self._random = random
         self._own: deque[Incarnation] = deque(maxlen=_OWN_MAX)
+        # Set while the cluster counts on this client.
+        self.is_joined = asyncio.Event()
         self._joined_ms: int | None = None
         self._pause_ms = 0
 
@@ -47,6 +49,7 @@ class ClientLives:
     def joined(self, now_ms: int) -> None:
         """Note that this process has joined."""
         self._joined_ms = now_ms
+        self.is_joined.set()
 
     async def pause(self, now_ms: int) -> None:
         """Wait before joining anew, unless the last life was a long one."""
@@ -57,11 +60,12 @@ class ClientLives:
         await asyncio.sleep(self._pause_ms * (1 + self._random.random() / 2) / 1000)
 
     def give_way(self, cid: ClientId, told: dict[str, Any]) -> None:
-        """End this process if the coordinator names a successor; else it may join anew.
+        """End this life; and this process, if the coordinator names a successor.
 
         Raises:
             SettingsError: It does.
         """
+        self.is_joined.clear()
         successor = told.get("incarnation")
         if not isinstance(successor, str) or successor in self._own:
             return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from tasksprint.execution.records import NodeState
 from tasksprint.net.router import Response, json_response
+from tasksprint.roles.client.needs import Shown
 from tasksprint.roles.metrics import (
     Exposition,
     add_database,
@@ -15,13 +15,10 @@ from tasksprint.roles.metrics import (
     not_ready,
 )
 
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
-
 __all__ = ["client_metrics", "client_readiness"]
 
 
-def client_metrics(client: Client) -> Response:
+def client_metrics(client: Shown) -> Response:
     """Return what a client measures."""
     summary = client.workbench.summary()
     out = Exposition()
@@ -54,7 +51,7 @@ def client_metrics(client: Client) -> Response:
     return out.response()
 
 
-def client_readiness(client: Client) -> Response:
+def client_readiness(client: Shown) -> Response:
     """Return 200 if this client is in a cluster, else 503."""
     if not client.is_joined:
         return not_ready("the client has not joined yet: no coordinator leads, or none answers")

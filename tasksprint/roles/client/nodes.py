@@ -1,476 +1,236 @@
-"""The client's nodes as processes: their pipes, their replies, their output.
+"""The nodes of a client: those that it starts, and those that people attach.
 
-Carries out `StartNode`, `RunTask`, `StopNode` and `KillNode`, and tells the workbench
-what the nodes say. The values of a reply wait here until the workbench has said
-whether they count.
-
-What a node prints is kept for the attempt that printed it. A node answers after it
-has printed, so what is in the pipe of its stderr when an answer arrives belongs to
-that answer; the SDK holds no answer back behind a task that printed.
+Carries out `PrepareProgram`, `StartNode`, `RunTask`, `StopNode` and `KillNode`; what one node
+does stands in node_shell.py.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tasksprint.bounded_text import keep_end
-from tasksprint.encoding import value_digest
-from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
-from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
-from tasksprint.execution.records import Held
-from tasksprint.ids import JobId, TaskId
-from tasksprint.process.attach import AttachedProgram, Callbacks, Hello
-from tasksprint.process.program import ExitReason, Program
-from tasksprint.protocol.long_lines import take_values_out
-from tasksprint.protocol.node_lines import (
-    Carried,
-    InPieces,
-    NodeFailure,
-    NodeLongLine,
-    NodeMessage,
-    NodePiece,
-    NodeReader,
-    NodeReady,
-    NodeReply,
-)
-from tasksprint.roles.client.held import Seen
-from tasksprint.roles.client.values import CachedValue, base64_pieces, task_buffers
-from tasksprint.settings import RULES
-from tasksprint.store.result_records import (
-    CHUNK_BYTES,
-    ROW_VALUE_BYTES_MAX,
-    FileValue,
-    LogText,
-)
-from tasksprint.store.staging import Staging, on_thread, stage_file
+from tasksprint.errors import TaskSprintError
+from tasksprint.execution.effects import Manifest, NodeId, RunTask, StartNode
+from tasksprint.execution.workbench import Workbench
+from tasksprint.ids import TaskId
+from tasksprint.process.attach import AttachedProgram, Callbacks, Hello, socket_path
+from tasksprint.roles.client.durable import Durable
+from tasksprint.roles.client.held import HeldValues
+from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.node_shell import NodeShell
+from tasksprint.roles.client.programs import ClientPrograms
+from tasksprint.roles.client.recent_output import RecentOutput
+from tasksprint.roles.client.reporting import Reporting
+from tasksprint.roles.client.surroundings import ClientSurroundings
+from tasksprint.roles.client.values import NodeValues
+from tasksprint.settings import RULES, Settings
+from tasksprint.store.result_records import LogText
 
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
+__all__ = ["Nodes"]
 
-__all__ = ["NodeShell", "NodeValues", "attach_callbacks"]
-
-_log = logging.getLogger("tasksprint.client")
-
-# Output that waits to be kept with its attempt; more is kept in pieces.
-_OUTPUT_BYTES_MAX = 64 * 1024
-# Lines with more than this are written piece by piece, as fast as the node reads.
-_WRITE_AT_ONCE_MAX = 1024 * 1024
-
-# (key, kind, content) of each value of one reply.
-NodeValues = tuple[tuple[str, str, "bytes | FileValue"], ...]
+_ATTACHED_GRACE_S = 1.0
+_STOPS = "its client stops"
 
 
-class NodeShell:
-    """One node: a process that this client started, or one that attached itself."""
+class Nodes:
+    """The nodes of one client."""
 
-    def __init__(self, client: Client, node: NodeId, attached: str | None = None) -> None:
-        self.node = node
-        self.program: Program | AttachedProgram | None = None
-        self.values: dict[int, NodeValues] = {}  # of replies that the workbench judges now
-        self._client = client
-        self.attached = attached  # its name, if somebody attached it
-        self._reader = NodeReader(
-            who=f"node {node}",
-            line_bytes_max=client.settings.line_bytes_max,
-            value_bytes_max=client.settings.value_bytes_max,
+    def __init__(
+        self,
+        turns: Turns,
+        workbench: Workbench,
+        held: HeldValues,
+        durable: Durable,
+        reporting: Reporting,
+        programs: ClientPrograms,
+        settings: Settings,
+        surroundings: ClientSurroundings,
+        data_dir: Path,
+    ) -> None:
+        self._turns = turns
+        self._workbench = workbench
+        self._held = held
+        self._durable = durable
+        self._programs = programs
+        self._settings = settings
+        self._start_program = surroundings.start_node
+        self.attached_changed = reporting.attached_changed
+        self.tell_runtime = reporting.tell_runtime
+        self.recent_output = RecentOutput(settings.recent_output_bytes_max)
+        self.shells: dict[NodeId, NodeShell] = {}
+        # By the identity of the hello: two nodes may say the same.
+        self.attaching: dict[int, NodeShell] = {}
+        self._attach_server = surroundings.new_attach_server(
+            socket_path(data_dir), on_hello=self.take_hello, on_attached=self._attached
         )
-        self._frames = False
-        self._told_job: JobId | None = None  # whose owner knows what it runs on
-        self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
-        self._garbage = ""  # what it said that no node may say
-        self._output = bytearray()
-        self._tail = b""  # the end of what the running task printed, of what is kept already
-        self._early = bytearray()
-        # Messages behind one whose values are still being read from a file, or written to one.
-        self._held_back: list[NodeMessage] | None = None
-        self._stagings: dict[int, Staging] = {}  # of values that come in pieces
-        self._holds: set[str] = set()  # why nothing is read from it
-        # Tasks with large inputs, and those behind them, that aren't written yet.
-        self._outgoing: deque[
-            tuple[RunTask, Sequence[CachedValue], list[bytes | Carried], Seen]
-        ] = deque()
-        self._is_writing = False
-        self._exit: ExitReason | None = None  # it ended, and files of its are being read
+        self._lines: dict[NodeId, list[bytes]] = {}
+        self._is_holding = False  # nodes aren't read: too much waits for the disk
 
-    def begin(self, program: Program | AttachedProgram) -> None:
-        """Take the process, and what it has said already."""
-        self.program = program
-        if self._early:
-            early, self._early = bytes(self._early), bytearray()
-            self.on_data(early)
+    async def open(self) -> None:
+        """Let people attach nodes."""
+        await self._attach_server.start()
 
-    # --- orders ---
+    def kill_own(self) -> None:
+        """End the nodes that this client started, as it stops."""
+        for node in list(self.shells.values()):
+            if not isinstance(node.program, AttachedProgram):
+                node.kill(_STOPS)
 
-    def run(
-        self, effect: RunTask, inputs: Sequence[CachedValue], seen: Seen | None = None
-    ) -> None:
-        """Write a task's line.
-
-        Args:
-            seen: See `HeldValues.seen`; None: the inputs were found just now.
-        """
-        assert self.program is not None
-        self._pipe[effect.id] = effect
-        if effect.assignment.job != self._told_job:
-            self._tell_runtime(effect.assignment.job)
-        buffers = task_buffers(effect, inputs, frames=self._frames)
-        if not self._is_writing:
-            if len(buffers) == 1 and isinstance(buffers[0], bytes):
-                self._client.write_soon(self, buffers[0])
-                return
-            small = [buffer for buffer in buffers if isinstance(buffer, bytes)]
-            if len(small) == len(buffers) and sum(map(len, small)) <= _WRITE_AT_ONCE_MAX:
-                self._client.write_soon(self, b"".join(small))
-                return
-        if seen is None:
-            seen = self._client.held.seen_inputs(effect)
-        self._outgoing.append((effect, inputs, buffers, seen))
-        if not self._is_writing:
-            self._is_writing = True
-            self._client.background(self._write_outgoing())
-
-    async def _write_outgoing(self) -> None:
-        """Write large lines piece by piece, each behind all that was written before."""
-        try:
-            while self._outgoing and self.program is not None and not self.program.closed.done():
-                effect, inputs, buffers, seen = self._outgoing.popleft()
-                for buffer in buffers:
-                    if isinstance(buffer, bytes):
-                        view = memoryview(buffer)
-                        for first in range(0, len(view), CHUNK_BYTES):
-                            self.program.write(view[first : first + CHUNK_BYTES])
-                            await self.program.drain()
-                        continue
-                    index = buffer.content
-                    assert isinstance(index, int)
-                    value = inputs[index][1]
-                    assert isinstance(value, FileValue)
-                    tid, _, digest = effect.inputs[index]
-                    pieces = self._client.held.pieces_of(value)
-                    try:
-                        async for piece in base64_pieces(pieces) if buffer.is_base64 else pieces:
-                            self.program.write(piece)
-                            await self.program.drain()
-                    except ValueSpoiled as error:
-                        self._refuse_input(effect, tid, digest, str(error), seen[tid])
-                        return
-        finally:
-            self._is_writing = False
-
-    def _refuse_input(
-        self, effect: RunTask, tid: TaskId, digest: str, why: str, seen: Held | None
-    ) -> None:
-        """An input turned out to be spoiled while it was written: the node waits for the rest."""
-        client, job = self._client, effect.assignment.job
-        client.held.spoiled(job, tid, digest, why, seen=seen)
-        now = client.held.seen(job, tid)
-        # One that was made meanwhile is good, and is taken at the next try.
-        found = now.manifest if seen is not None and now is not None and now is not seen else None
-        client.workbench.run_broken_off(self.node, effect.id, {tid: found}, client.now_ms())
-        client.turn()
-
-    def hold(self, why: str, *, is_held: bool) -> None:
-        """Read nothing from it for this reason, or not for this one any more."""
-        was_held = bool(self._holds)
-        (self._holds.add if is_held else self._holds.discard)(why)
-        if self.program is not None and was_held != bool(self._holds):
-            if self._holds:
-                self.program.pause_reading()
-            else:
-                self.program.resume_reading()
-
-    def _tell_runtime(self, job: JobId) -> None:
-        """Have the cluster know what a job's tasks run on here, once for each kind of it."""
-        self._told_job = job
-        if (ready := self._reader.ready) is not None and ready.runtime is not None:
-            self._client.runtimes.tell(job, ready.runtime)
-
-    def kill(self, why: str) -> None:
-        """End it now."""
-        if self.program is not None:
-            self.program.kill(why)
-
-    # --- what it says ---
-
-    def on_data(self, data: bytes) -> None:
-        if self._garbage:
-            return
-        if self.program is None:  # It spoke before whoever started it got to know it.
-            self._early += data
-            return
-        try:
-            messages = self._reader.feed(data)
-        except RemoteProtocolError as error:
-            self._refuse_reply(error)
-            return
-        if messages:
-            self._heard(messages)
-        if self._reader.refusal is not None:
-            self._refuse_reply(self._reader.refusal)
-
-    def _heard(self, messages: list[NodeMessage]) -> None:
-        if isinstance(messages[-1], NodeLongLine):
-            self.hold("long line", is_held=True)
-            self._client.background(self._read_long(messages.pop()))
-        if self._reader.in_pieces:
-            messages = self._take_pieces(messages)
-        if messages:
-            self._take(messages)
-
-    async def _read_long(self, message: NodeMessage) -> None:
-        """Read a long line on a thread; meanwhile nothing more is read from the node."""
-        assert isinstance(message, NodeLongLine)
-        values: list[tuple[str, bytes | Carried]] = []
-        try:
-            line, values = await on_thread(lambda: self._cut(b"".join(message.pieces)))
-            messages = self._reader.take_long(line, values)
-            values = []
-            if messages:
-                self._heard(messages)
-            if self._reader.refusal is not None:
-                raise self._reader.refusal
-        except RemoteProtocolError as error:
-            for _, content in values:
-                if isinstance(content, Carried) and isinstance(content.content, FileValue):
-                    self._client.held.discard(content.content)
-            self._refuse_reply(error)
-        finally:
-            self.hold("long line", is_held=False)
-            if self._exit is not None and not self._is_busy:
-                self.on_exit(self._exit)
-
-    def _cut(self, line: bytes) -> tuple[bytes, list[tuple[str, bytes | Carried]]]:
-        """Take the values out of a line; large ones go into files. On a thread."""
-        left, found = take_values_out(line, who=f"node {self.node}")
-        files = self._client.held.files
-        values: list[tuple[str, bytes | Carried]] = []
-        for key, text in found:
-            if len(text) > ROW_VALUE_BYTES_MAX:
-                kept = files.write(text)
-                values.append((key, Carried(kept, kept.size)))
-            else:
-                values.append((key, bytes(text)))
-        return left, values
-
-    @property
-    def _is_busy(self) -> bool:
-        """Whether something that it said is still being read or written."""
-        return self._held_back is not None or "long line" in self._holds
-
-    def _refuse_reply(self, error: RemoteProtocolError) -> None:
-        self._garbage = str(error)
-        self.kill(f"it broke the protocol: {error}")
-
-    def _take_pieces(self, messages: list[NodeMessage]) -> list[NodeMessage]:
-        """Write pieces of large values to their files; return the other messages."""
-        others: list[NodeMessage] = []
-        for message in messages:
-            if not isinstance(message, NodePiece):
-                others.append(message)
-                continue
-            staging = self._stagings.get(message.number)
-            if staging is None:
-                staging = self._stagings[message.number] = Staging(self._client.held.files)
-            staging.put(message.data)
-            if staging.is_full and "disk" not in self._holds:
-                self.hold("disk", is_held=True)
-                self._client.background(self._go_on_when_written(staging))
-        return others
-
-    async def _go_on_when_written(self, staging: Staging) -> None:
-        await staging.drain()
-        self.hold("disk", is_held=False)
-
-    def _take(self, messages: list[NodeMessage]) -> None:
-        if self._held_back is not None:
-            self._held_back.extend(messages)
-            return
-        replies: list[Reply] = []
-        for index, message in enumerate(messages):
-            if isinstance(message, NodeReply):
-                if any(not isinstance(content, bytes) for _, _, content in message.values):
-                    self._held_back = messages[index + 1 :]
-                    self._client.background(self._read_files(message))
-                    break
-                replies.append(self._reply(message))
-            elif isinstance(message, NodeFailure):
-                error = TaskError(message.error, message.traceback, message.retry)
-                replies.append(Reply(message.id, error))
-            else:
-                assert isinstance(message, NodeReady), "pieces were taken before"
-                self._ready(message)
-        if replies:
-            self._tell(replies)
-
-    def _ready(self, message: NodeReady) -> None:
-        self._frames = message.frames
-        workbench = self._client.workbench
-        now_ms = self._client.now_ms()
-        if self.attached is None:
-            workbench.node_ready(self.node, message.frames, message.window, now_ms)
-        else:
-            workbench.node_attached(
-                self.node, self.attached, message.frames, message.window, now_ms
-            )
-            self._client.attached_changed()
-        self._client.turn()
-
-    def _reply(self, message: NodeReply) -> Reply:
-        manifest: Manifest = tuple(
-            [
-                (key, kind, len(data), value_digest(data))  # type: ignore[arg-type]
-                for key, kind, data in message.values
+    async def close(self) -> None:
+        """End the attached nodes, too."""
+        # Somebody started these by hand: they are asked first, and may end what they do.
+        programs = [node.program for node in self.shells.values()]
+        await asyncio.gather(
+            *[
+                program.stop(
+                    grace_s=_ATTACHED_GRACE_S, terminate_s=_ATTACHED_GRACE_S, why=_STOPS
+                )
+                for program in programs
+                if isinstance(program, AttachedProgram)
             ]
         )
-        # Of two answers to one task the first counts; the second is the node's end.
-        self.values.setdefault(message.id, message.values)  # type: ignore[arg-type]
-        return Reply(message.id, manifest)
+        await self._attach_server.close()
 
-    def _tell(self, replies: list[Reply]) -> None:
-        if isinstance(self.program, Program):
-            self.program.drain_stderr()
-            last = replies[-1]
-            self._keep_output(self._pipe.get(last.id))
-            if self._tail:
-                if isinstance(last.outcome, TaskError):
-                    text = self._tail.decode(errors="replace")
-                    replies[-1] = Reply(last.id, replace(last.outcome, stderr=text))
-                self._tail = b""
-        for reply in replies:
-            self._pipe.pop(reply.id, None)
-        self._client.workbench.node_replied(self.node, replies, self._client.now_us())
-        self._client.turn()
-        for values in self.values.values():
-            self._abandon(values)  # They didn't count.
-        self.values.clear()
+    # --- orders of the workbench ---
 
-    async def _read_files(self, message: NodeReply) -> None:
-        """Bring the large values of a reply into files of the store, then go on."""
-        values: list[tuple[str, str, bytes | FileValue]] = []
-        error: TaskError | None = None
-        for key, kind, content in message.values:
-            if isinstance(content, bytes):
-                values.append((key, kind, content))
-            elif isinstance(content, Carried):
-                assert isinstance(content.content, FileValue)
-                values.append((key, kind, content.content))
-            elif isinstance(content, InPieces):
-                values.append((key, kind, await self._stagings.pop(content.number).finish()))
-            elif error is None:
-                try:
-                    staged = await stage_file(
-                        self._client.held.files,
-                        Path(content.path),
-                        bytes_max=self._client.settings.value_bytes_max,
-                    )
-                    values.append((key, kind, await self._client.held.into_memory(staged)))
-                except NodeFailed as cause:
-                    # What can't be read now may be there at the next attempt.
-                    may_pass = isinstance(cause.__cause__, OSError)
-                    error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
-                except ValueSpoiled as cause:
-                    what = f"the content of file {content.path!r}, named under key {key!r},"
-                    error = TaskError(f"{what} was spoiled while it was taken: {cause}")
-        reply: Reply
-        if error is not None:
-            self._abandon(values)
-            reply = Reply(message.id, error)
+    def prepare(self, program: str, command: str) -> None:
+        """Make a job's program ready to be started."""
+        self._turns.background(self._prepare(program, command))
+
+    async def _prepare(self, program: str, command: str) -> None:
+        try:
+            await self._programs.prepare(program, command)
+        except (TaskSprintError, OSError) as error:
+            self._workbench.program_failed(program, str(error), self._turns.now_ms())
         else:
-            manifest = []
-            for key, kind, kept in values:
-                if isinstance(kept, FileValue):
-                    manifest.append((key, kind, kept.size, kept.digest))
-                else:
-                    manifest.append((key, kind, len(kept), value_digest(kept)))
-            self.values[message.id] = tuple(values)
-            reply = Reply(message.id, tuple(manifest))
-        self._tell([reply])
-        held_back, self._held_back = self._held_back, None
-        if held_back:
-            self._take(held_back)
-        if self._exit is not None and not self._is_busy:
-            self.on_exit(self._exit)
+            self._workbench.program_ready(program)
+        self._turns.turn()
 
-    def _abandon(self, values: Iterable[tuple[str, str, bytes | FileValue]]) -> None:
-        """Give back the disk that values of no result take."""
-        for _, _, content in values:
-            if isinstance(content, FileValue):
-                self._client.held.discard(content)
+    def start(self, effect: StartNode) -> None:
+        """Start a node."""
+        self._turns.background(self._start(effect))
 
-    # --- its output and its end ---
+    async def _start(self, effect: StartNode) -> None:
+        shell = self._new_shell(effect.node)
+        self.shells[effect.node] = shell
+        try:
+            program = await self._start_program(
+                self._programs.directory(effect.program),
+                effect.command,
+                on_data=shell.on_data,
+                on_exit=shell.on_exit,
+                on_stderr=shell.on_stderr,
+            )
+            shell.begin(program)
+        except (TaskSprintError, OSError) as error:
+            self.ended(effect.node)
+            self._workbench.node_exited(effect.node, str(error), {}, self._turns.now_ms())
+            self._turns.turn()
 
-    def on_stderr(self, data: bytes) -> None:
-        self._output += data
-        if len(self._output) > _OUTPUT_BYTES_MAX:
-            self._keep_output(self._head())
-            # It has no task, and may print for ever: the end stays for the next one.
-            del self._output[:-_OUTPUT_BYTES_MAX]
+    def stop(self, node: NodeId) -> None:
+        """Ask a node to end."""
+        shell = self.shells.get(node)
+        if shell is not None and shell.program is not None:
+            self._turns.background(shell.program.stop())
 
-    def _head(self) -> RunTask | None:
-        return next(iter(self._pipe.values()), None)
+    def kill(self, node: NodeId, why: str) -> None:
+        """End a node now."""
+        if (shell := self.shells.get(node)) is not None:
+            shell.kill(why)
+
+    def run(self, effect: RunTask) -> None:
+        """Run a task on a node."""
+        shell = self.shells[effect.node]
+        inputs = self._durable.values.inputs(effect)
+        if inputs is None:
+            self._turns.background(self._load_and_run(shell, effect))
+        else:
+            shell.run(effect, inputs)
+
+    async def _load_and_run(self, shell: NodeShell, effect: RunTask) -> None:
+        """Read inputs that have left memory, then run the task."""
+        job = effect.assignment.job
+        seen = self._held.seen_inputs(effect)
+        inputs, missing = await self._durable.values.load_inputs(effect)
+        if missing:
+            digests = {tid: digest for tid, _, digest in effect.inputs}
+            refused: dict[TaskId, Manifest | None] = {}
+            for tid in missing:
+                found = await self._held.manifest(job, tid, digests[tid])
+                now = self._held.seen(job, tid)
+                is_new = now is not None and now is not seen[tid]  # See `seen`.
+                refused[tid] = now.manifest if now is not None and is_new else found
+            now_ms = self._turns.now_ms()
+            self._workbench.run_refused(effect.node, effect.id, refused, now_ms)
+        elif self.shells.get(effect.node) is shell:
+            shell.run(effect, inputs, seen)
+        self._turns.turn()
+
+    def take_values(self, node: NodeId, task: int) -> NodeValues:
+        """Take the values that a node answered a task with."""
+        return self.shells[node].values.pop(task)
+
+    # --- what each node needs ---
+
+    def write_soon(self, node: NodeId, data: bytes) -> None:
+        """Write to a node at the end of this turn, everything at once."""
+        self._lines.setdefault(node, []).append(data)
+
+    def write(self) -> None:
+        """Write what nodes are to get."""
+        if self._lines:
+            lines, self._lines = self._lines, {}
+            for node, pieces in lines.items():
+                shell = self.shells.get(node)
+                if shell is not None and shell.program is not None:
+                    shell.program.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def hold(self) -> None:
+        """Read nothing more from nodes while they are faster than the disk."""
+        is_full = self._durable.is_full
+        if is_full or self._is_holding:
+            self._is_holding = is_full
+            for shell in self.shells.values():
+                shell.hold("unstored", is_held=is_full)
+
+    def keep_log(self, text: LogText) -> None:
+        """Keep what a node printed."""
+        self.recent_output.add(text)
+        self._durable.keep_log(text)
 
     def keep_output(self) -> None:
-        """Keep what it has printed by now with the task that it runs."""
-        self._keep_output(self._head())
+        """Keep what all nodes have printed by now with the tasks that they run."""
+        for shell in list(self.shells.values()):
+            shell.keep_output()
 
-    def _keep_output(self, effect: RunTask | None) -> None:
-        if self._output and effect is not None:
-            one = effect.assignment
-            output = bytes(self._output)
-            self._client.keep_log(LogText(one.job, one.tid, one.attempt, output))
-            self._tail = (self._tail + output)[-self._client.settings.failure_stderr_bytes_max :]
-            self._output.clear()
+    def ended(self, node: NodeId) -> None:
+        """Forget a node whose process has ended."""
+        self.shells.pop(node, None)
+        self._lines.pop(node, None)
 
-    def on_exit(self, reason: ExitReason) -> None:
-        if self._is_busy:
-            self._exit = reason  # It has answered: first that is read.
-            return
-        self._exit = None
-        for staging in self._stagings.values():
-            staging.abandon()
-        self._stagings.clear()
-        self.keep_output()
-        self._client.node_ended(self)
-        detail: dict[str, Any] = {
-            "exit_code": reason.code,
-            "signal": reason.signal,
-            "out_of_memory": reason.out_of_memory,
-            "stderr": keep_end(
-                reason.stderr_tail, self._client.settings.failure_stderr_bytes_max
-            ),
-        }
-        text = self._garbage or reason.describe_with_stderr()
-        if self._reader.ready is None and not self._garbage:
-            if isinstance(self.program, AttachedProgram):
-                if not reason.why:  # It wasn't we who ended it.
-                    self.program.tell(f"ended {self._reader.why_not_ready()}")
-            elif reason.code == 0:
-                text = reason.describe_with_stderr(self._reader.why_not_ready())
-        workbench = self._client.workbench
-        if self.attached is None:
-            workbench.node_exited(self.node, text, detail, self._client.now_ms())
-        elif self._reader.ready is not None:
-            workbench.node_detached(self.node, text, self._client.now_ms())
-            self._client.attached_changed()
-        self._client.turn()
+    def _new_shell(self, node: NodeId, attached: str | None = None) -> NodeShell:
+        return NodeShell(
+            self, self._turns, self._workbench, self._held, self._settings, node, attached
+        )
 
+    # --- attached nodes ---
 
-def attach_callbacks(client: Client, hello: Hello) -> Callbacks | str:
-    """Return what a node that attaches itself is to be connected to, or why it can't."""
-    # Also those that aren't ready yet: of many that come at once none serves so far.
-    shells = (*client.nodes.values(), *client.attaching.values())
-    names = {shell.attached for shell in shells if shell.attached is not None}
-    if hello.name not in names and len(names) >= RULES.attached_names_max:
-        return f"nodes of {len(names)} names are attached to this client, which is the most"
-    shell = NodeShell(client, client.workbench.next_node(), hello.name)
-    client.attaching[id(hello)] = shell
+    def take_hello(self, hello: Hello) -> Callbacks | str:
+        """Return what a node that attaches itself is to be connected to, or why it can't."""
+        # Also those that aren't ready yet: of many that come at once none serves so far.
+        shells = (*self.shells.values(), *self.attaching.values())
+        names = {shell.attached for shell in shells if shell.attached is not None}
+        if hello.name not in names and len(names) >= RULES.attached_names_max:
+            return f"nodes of {len(names)} names are attached to this client, which is the most"
+        shell = self._new_shell(self._workbench.next_node(), hello.name)
+        self.attaching[id(hello)] = shell
 
-    def left() -> None:
-        del client.attaching[id(hello)]
+        def left() -> None:
+            del self.attaching[id(hello)]
 
-    return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit, on_left=left)
+        return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit, on_left=left)
+
+    def _attached(self, program: AttachedProgram) -> None:
+        shell = self.attaching.pop(id(program.hello))
+        self.shells[shell.node] = shell
+        shell.begin(program)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tasksprint.encoding import decode_json, encode_json, result_digest
@@ -15,8 +15,11 @@ from tasksprint.ids import JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_messages import parse_range
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.held import HeldValues
 from tasksprint.roles.client.metrics import client_metrics, client_readiness
+from tasksprint.roles.client.needs import Shown
+from tasksprint.roles.client.nodes import Nodes
+from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import CHUNK_BYTES, FileValue
 from tasksprint.store.result_store import ResultStore
 
@@ -33,25 +36,36 @@ _BATCH_VALUE_BYTES_MAX = CHUNK_BYTES
 class ClientPaths:
     """The routes of one client."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(
+        self,
+        shown: Shown,
+        values: ValueCache,
+        held: HeldValues,
+        nodes: Nodes,
+        stop: Callable[[], None],
+    ) -> None:
+        self._shown = shown
+        self._values = values
+        self._held = held
+        self._nodes = nodes
+        self._stop = stop
         self.router = Router()
         add = self.router.add
         read = Access.READ
         add("GET", "/healthz", lambda request: json_response({"ok": True}), access=Access.OPEN)
-        add("GET", "/readyz", lambda request: client_readiness(client), access=Access.OPEN)
-        add("GET", "/metrics", lambda request: client_metrics(client), access=read)
-        add("POST", "/v1/values", self._values)
-        add("POST", "/v1/values/check", self._check)
-        add("GET", "/v1/values/{job}/{tid}", self._manifest, access=read)
-        add("GET", "/v1/values/{job}/{tid}/{key:text}", self._value, access=read)
-        add("GET", "/v1/logs/{job}", self._logs, access=read)
-        add("GET", "/v1/logs/{job}/{tid}", self._logs, access=read)
-        add("GET", "/v1/output/{job}", self._output, access=read)
-        add("GET", "/v1/status", self._status, access=read)
-        add("POST", "/v1/stop", self._stop, access=Access.OPERATE)
+        add("GET", "/readyz", lambda request: client_readiness(shown), access=Access.OPEN)
+        add("GET", "/metrics", lambda request: client_metrics(shown), access=read)
+        add("POST", "/v1/values", self._give_values)
+        add("POST", "/v1/values/check", self._look)
+        add("GET", "/v1/values/{job}/{tid}", self._give_manifest, access=read)
+        add("GET", "/v1/values/{job}/{tid}/{key:text}", self._give_value, access=read)
+        add("GET", "/v1/logs/{job}", self._give_logs, access=read)
+        add("GET", "/v1/logs/{job}/{tid}", self._give_logs, access=read)
+        add("GET", "/v1/output/{job}", self._give_output, access=read)
+        add("GET", "/v1/status", self._give_status, access=read)
+        add("POST", "/v1/stop", self._stop_soon, access=Access.OPERATE)
 
-    async def _values(self, request: Request) -> Response:
+    async def _give_values(self, request: Request) -> Response:
         """Answer a batch: see fetching.py for its form."""
         wanted = _list(decode_json(request.body))
         entries: list[Any] = []
@@ -59,7 +73,7 @@ class ClientPaths:
         left = _BATCH_BYTES_MAX
         for item in wanted:
             job, tid, digest, keys = _wanted(item)
-            seen = self._client.held.seen(job, tid)
+            seen = self._held.seen(job, tid)
             manifest = await self._held_manifest(job, tid, digest)
             found = None
             if manifest is not None:
@@ -85,54 +99,53 @@ class ClientPaths:
         seen: Held | None,
     ) -> dict[str, bytes] | None:
         """Return those values of a result that fit into a batch; None: one of them is lost."""
-        client = self._client
         values: dict[str, bytes] = {}
         for key, _, size, _ in manifest:
             if key not in keys or size > min(left, _BATCH_VALUE_BYTES_MAX):
                 continue
-            found = await client.values.read(job, tid, digest, key)
+            found = await self._values.read(job, tid, digest, key)
             if found is None:
                 return None
             content = found[1]
             if isinstance(content, FileValue):
                 try:
-                    pieces = [piece async for piece in client.held.pieces_of(content)]
+                    pieces = [piece async for piece in self._held.pieces_of(content)]
                 except ValueSpoiled as error:
-                    client.held.spoiled(job, tid, digest, str(error), seen=seen)
+                    self._held.spoiled(job, tid, digest, str(error), seen=seen)
                     return None
                 content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             values[key] = content
             left -= size
         return values
 
-    def _check(self, request: Request) -> Response:
+    def _look(self, request: Request) -> Response:
         """Look at a result of which a peer says that other bytes came: see fetching.py."""
         job, tid, digest, _ = _wanted([*_list(decode_json(request.body)), []])
-        self._client.held.look(job, tid, digest)
+        self._held.look(job, tid, digest)
         return json_response({})
 
     async def _held_manifest(
         self, job: JobId, tid: TaskId, digest: str | None
     ) -> Manifest | None:
         """Return the manifest of a result that is held, or None."""
-        held = self._client.held
+        held = self._held
         seen = held.seen(job, tid)
         manifest = await held.manifest(job, tid, digest)
         if manifest is None and digest is not None:
             held.missing(job, tid, digest, seen=seen)
         return manifest
 
-    async def _manifest(self, request: Request) -> Response:
+    async def _give_manifest(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
         manifest = await self._held_manifest(job, tid, request.query.get("digest"))
         if manifest is None:
             raise Refused(f"no result of task {tid} of job {job} here", status=404)
         return json_response(manifest)
 
-    async def _value(self, request: Request) -> Response:
+    async def _give_value(self, request: Request) -> Response:
         job, tid = JobId(request.integer("job")), TaskId(request.integer("tid"))
         key = request.text("key")
-        seen = self._client.held.seen(job, tid)
+        seen = self._held.seen(job, tid)
         manifest = await self._held_manifest(job, tid, request.query.get("digest"))
         found = next((item for item in manifest or () if item[0] == key), None)
         if found is None:
@@ -149,7 +162,7 @@ class ClientPaths:
             status, (first, end) = 206, wanted
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
         digest = result_digest(list(manifest))
-        loaded = await self._client.held.load(job, tid, digest, key)
+        loaded = await self._held.load(job, tid, digest, key)
         if loaded is None:
             raise Refused(f"the result of task {tid} of job {job} is lost here", status=404)
         body: bytes | AsyncIterator[bytes]
@@ -177,7 +190,7 @@ class ClientPaths:
         part: tuple[int, int] | None,
         seen: Held | None,
     ) -> AsyncIterator[bytes]:
-        held = self._client.held
+        held = self._held
         try:
             async for piece in held.pieces_of(value, part):
                 yield piece
@@ -185,13 +198,12 @@ class ClientPaths:
             held.spoiled(job, tid, digest, str(error), seen=seen)
             raise
 
-    async def _logs(self, request: Request) -> Response:
+    async def _give_logs(self, request: Request) -> Response:
         job = request.integer("job")
         tid = request.integer("tid") if "tid" in request.segments else None
-        for shell in list(self._client.nodes.values()):
-            shell.keep_output()
+        self._nodes.keep_output()
         await asyncio.sleep(0)
-        logs = await self._client.read(_read_logs, job, tid)
+        logs = await self._held.read(_read_logs, job, tid)
         return json_response(
             [
                 {"tid": one.tid, "attempt": one.attempt, "text": one.text.decode(errors="replace")}
@@ -199,24 +211,22 @@ class ClientPaths:
             ]
         )
 
-    def _output(self, request: Request) -> Response:
+    def _give_output(self, request: Request) -> Response:
         """Return what nodes wrote to stderr for a job lately, from a piece on."""
         job, first = request.integer("job"), request.query_integer("first", 0)
-        for shell in list(self._client.nodes.values()):
-            shell.keep_output()
-        return json_response(self._client.recent_output.since(job, first))
+        self._nodes.keep_output()
+        return json_response(self._nodes.recent_output.since(job, first))
 
-    def _status(self, request: Request) -> Response:
-        client = self._client
-        free_space = client.free_space.summary()
-        complaint = client.leader.complaint
+    def _give_status(self, request: Request) -> Response:
+        shown = self._shown
+        free_space, complaint = shown.free_space.summary(), shown.complaint
         return json_response(
-            {**client.workbench.summary(), "free_space": free_space, "complaint": complaint}
+            {**shown.workbench.summary(), "free_space": free_space, "complaint": complaint}
         )
 
-    def _stop(self, request: Request) -> Response:
+    def _stop_soon(self, request: Request) -> Response:
         _log.info("stops: asked to by %s", request.peer)
-        self._client.loop.call_later(0.05, self._client.stop)
+        asyncio.get_running_loop().call_later(0.05, self._stop)
         return json_response({"stopping": True})
 
 

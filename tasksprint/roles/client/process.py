@@ -23,8 +23,8 @@ from tasksprint.process.open_files import fit_client, raise_limit
 from tasksprint.process.orphans import reap_orphans
 from tasksprint.process.program import programs_in_cgroups
 from tasksprint.process.resources import measure
-from tasksprint.roles.client.client import Client, ClientOptions
-from tasksprint.roles.client.paths import ClientPaths
+from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.roles.loop_watch import watch_loop
 from tasksprint.roles.whole_process import (
     configure_log,
@@ -105,8 +105,8 @@ async def _serve(
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, addresses=advertised)
     client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
-    client.loop.set_exception_handler(client.bugs.handle)
-    server = HttpServer(ClientPaths(client).router, gate, settings, bugs=client.bugs)
+    asyncio.get_running_loop().set_exception_handler(client.bugs.handle)
+    server = HttpServer(client.router, gate, settings, bugs=client.bugs)
     registered: Path | None = None
     try:
         address = await server.listen(listen)

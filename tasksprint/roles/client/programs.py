@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tasksprint.asking.leader import Leader
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
+from tasksprint.execution.workbench import Workbench
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.archive import unpack
 from tasksprint.process.clock import monotonic_ms
@@ -24,28 +25,41 @@ from tasksprint.roles.last_use import (
     leftovers_in,
     take_away,
 )
-
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
+from tasksprint.settings import Settings
 
 __all__ = ["ClientPrograms"]
 
 _NOT_FOUND = 404
+_SWEEP_S = 5.0  # between two looks for unused programs
 
 
 class ClientPrograms:
-    """The programs of one client."""
+    """The programs of one client.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._root = client.options.data_dir / "programs"
-        self._gone = leftovers_in(self._root)  # what is to be deleted
-        self._uses = LastUse(client.settings.program_unused_max_ms)
+    Args:
+        root: The folder that they stand in.
+    """
+
+    def __init__(
+        self, root: Path, workbench: Workbench, leader: Leader, settings: Settings
+    ) -> None:
+        self._root = root
+        self._workbench = workbench
+        self._leader = leader
+        self._setup_timeout_ms = settings.setup_timeout_ms
+        self._gone = leftovers_in(root)  # what is to be deleted
+        self._uses = LastUse(settings.program_unused_max_ms)
+
+    async def keep_swept(self) -> None:
+        """Look for unused programs, now and then; deleting one may take long."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            await self.sweep()
 
     async def sweep(self) -> None:
         """Delete folders of programs that nothing here has used for a while."""
         for digest in self._uses.expired(folders_in(self._root), (), monotonic_ms()):
-            if not self._client.workbench.forget_program(digest):
+            if not self._workbench.forget_program(digest):
                 self._uses.use(digest, monotonic_ms())
                 continue
             with contextlib.suppress(OSError):  # The next sweep tries again.
@@ -73,7 +87,7 @@ class ClientPrograms:
             return
         self._uses.use(digest, monotonic_ms())
         if not self.directory(digest).is_dir():
-            response = await self._client.leader.ask(
+            response = await self._leader.ask(
                 "GET", f"/v1/archives/{digest}", _read_archive, digest=digest
             )
             archive = response.checked().body
@@ -85,7 +99,7 @@ class ClientPrograms:
                 self.directory(digest),
                 setup,
                 start.get("environment", {}),
-                timeout_ms=self._client.settings.setup_timeout_ms,
+                timeout_ms=self._setup_timeout_ms,
                 failure=NodeFailed,
             )
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
@@ -28,10 +28,17 @@ from tasksprint.roles.client.programs import ClientPrograms
 from tasksprint.settings import Settings
 from tasksprint.store.writer import WriterThread
 
-if TYPE_CHECKING:
-    from tasksprint.roles.client.client import Client
+__all__ = ["REAL_CLIENT", "ClientOptions", "ClientSurroundings"]
 
-__all__ = ["REAL_CLIENT", "ClientSurroundings"]
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What the command line says, and what was found out about the machine."""
+
+    coordinators: list[str]
+    data_dir: Path
+    key: ClusterKey
+    slots: int
 
 
 async def start_node(
@@ -93,7 +100,7 @@ class ClientSurroundings:
     new_http: Callable[[ClusterKey, Settings], HttpClient] = HttpClient
     new_writer: Callable[..., WriterThread[Any, Any]] = WriterThread
     new_attach_server: Callable[..., AttachServer] = AttachServer
-    new_programs: Callable[[Client], ClientPrograms] = ClientPrograms
+    new_programs: Callable[..., ClientPrograms] = ClientPrograms
     start_node: Callable[..., Awaitable[Program]] = start_node
 
 

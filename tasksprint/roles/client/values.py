@@ -26,9 +26,18 @@ from tasksprint.protocol.node_lines import Carried, encode_task
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import FileValue
 
-__all__ = ["CachedValue", "LoadValue", "ValueCache", "base64_pieces", "task_buffers"]
+__all__ = [
+    "CachedValue",
+    "LoadValue",
+    "NodeValues",
+    "ValueCache",
+    "base64_pieces",
+    "task_buffers",
+]
 
 CachedValue = tuple[str, "bytes | FileValue"]  # kind, content
+# (key, kind, content) of each value of one reply.
+NodeValues = tuple[tuple[str, str, "bytes | FileValue"], ...]
 # Reads a value of a result held by this client: (job, tid, result digest, key) -> value.
 # None: the store doesn't have it.
 LoadValue = Callable[[JobId, TaskId, str, str], Awaitable["CachedValue | None"]]
