@@ -1,8 +1,8 @@
 """`python -m tests.house` draws the package from its imports into CONTRIBUTING.md.
 
-Floor by floor. Each room is a folder: its name, the first sentence of its docstring, and the rooms that
-it imports from. Floors are those of `tests/test_tidy.py`. Nothing that changes with each
-commit, such as numbers of lines, stands in the drawing.
+Floor by floor; each room is a folder: its name, the first sentence of its docstring, and
+the rooms that it imports from. Floors are those of `tests/test_tidy.py`. Nothing that
+changes with each commit, such as numbers of lines, stands in the drawing.
 """
 
 from __future__ import annotations
