@@ -12,6 +12,7 @@
     ├── JobFailed                 a job ended without a result, with its cause
     ├── UsageError                the command line, manifest or job directory is wrong
     ├── SettingsError             the operator must change a setting, key, address or directory
+    │   └── UnknownRules          … or start a newer release: the log is at rules this one lacks
     ├── StateDiffers              this replica's state isn't that of the others; it must not go on
     └── StoreError                the operator must look at a disk or database file
         ├── StoreDamaged          part of a file is spoiled; the next start finds out what is left
@@ -42,6 +43,7 @@ __all__ = [
     "StoreError",
     "StoreLost",
     "TaskSprintError",
+    "UnknownRules",
     "UnprovenAnswer",
     "UsageError",
 ]
@@ -164,6 +166,18 @@ class SettingsError(TaskSprintError):
     """A setting, key, address or data directory must be changed by the operator."""
 
     exit_code = 78  # EX_CONFIG
+
+
+class UnknownRules(SettingsError):
+    """Something must be applied by a version of the rules that this release doesn't have."""
+
+    def __init__(self, what: str, version: int, known: list[int]) -> None:
+        self.version = version
+        span = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+        super().__init__(
+            f"{what} is at version {version} of the rules, and this release can apply {span}",
+            hint="start a release that can; see docs/operations.md, 'Upgrading'",
+        )
 
 
 class StateDiffers(TaskSprintError):

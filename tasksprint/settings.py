@@ -2,14 +2,15 @@
 
 `Settings` is local to a process. `Rules` is part of the replicated state
 machine: every replica must apply the same log by the same rules, so a value in it
-changes only with the version of the rules (DESIGN.md, section 3).
+changes only with the version of the rules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["RULES", "Rules", "Settings"]
+__all__ = ["RULES", "RULES_BY_VERSION", "Rules", "Settings"]
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -259,7 +260,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Version 1 of the replicated rules; equal on every replica of a cluster."""
+    """One version of the replicated rules; equal on every replica of a cluster.
+
+    What differs between versions is a field, or is asked of `version` where it is decided.
+    """
 
     version: int = 1
     # A client silent for this much log time is dead. Too small: a stalled machine
@@ -333,4 +337,7 @@ class Rules:
     failure_text_bytes_max: int = 8 * KIB
 
 
-RULES = Rules()
+# What this release can apply: its own rules, and those of the release before.
+RULES_BY_VERSION: Mapping[int, Rules] = {1: Rules(1), 2: Rules(2)}
+# The newest: what new clusters have, and what clients keep to.
+RULES = RULES_BY_VERSION[2]

@@ -42,6 +42,7 @@ __all__ = [
     "LeaveClient",
     "Lost",
     "NodesAttached",
+    "RaiseRules",
     "Report",
     "SchedulerOut",
     "SilentClient",
@@ -249,6 +250,16 @@ class JobObserved:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class RaiseRules:
+    """From the next entry on, the log is applied by these rules; alone in its entry.
+
+    Proposed by a leader once every member says that it has them (hosting/raising.py).
+    """
+
+    version: int
+
+
 Command = (
     Tick
     | JoinClient
@@ -261,6 +272,7 @@ Command = (
     | ForgetJob
     | SchedulerOut
     | JobObserved
+    | RaiseRules
 )
 
 
@@ -311,6 +323,8 @@ def _command_list(command: Command) -> list[Any]:
                 ],
                 [[one.job, one.tid] for one in command.lost],
             ]
+        case RaiseRules():
+            return ["rules", command.version]
         case Answer():
             return [
                 "answer",
@@ -658,6 +672,10 @@ def _observed(job: Any, kind: Any, source: Any, text: Any) -> JobObserved:
     return JobObserved(_number(job), _text(kind), _text(source), _text(text))
 
 
+def _rules(version: Any) -> RaiseRules:
+    return RaiseRules(_number(version))
+
+
 _DECODERS: dict[str, Any] = {
     "answer": _answer,
     "attached": _attached,
@@ -668,6 +686,7 @@ _DECODERS: dict[str, Any] = {
     "observed": _observed,
     "out": _out,
     "report": _report,
+    "rules": _rules,
     "submit": _submit,
     "tick": _tick,
 }

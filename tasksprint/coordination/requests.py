@@ -42,11 +42,11 @@ class Senders:
         replies_max: Replies that are kept for one sender, of its highest requests.
     """
 
-    __slots__ = ("_by_name", "_replies_max")
+    __slots__ = ("_by_name", "replies_max")
 
     def __init__(self, replies_max: int) -> None:
         self._by_name: dict[str, Sender] = {}
-        self._replies_max = replies_max
+        self.replies_max = replies_max
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -91,7 +91,7 @@ class Senders:
             sender.low = acknowledged
             for old in [number for number in replies if number < acknowledged]:
                 del replies[old]
-        if len(replies) > self._replies_max:
+        if len(replies) > self.replies_max:
             oldest = min(replies)
             del replies[oldest]
             sender.low = max(sender.low, oldest + 1)

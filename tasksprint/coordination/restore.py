@@ -22,6 +22,7 @@ from tasksprint.coordination.task_states import ASSIGNED, DONE
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
+from tasksprint.release import Release
 
 __all__ = ["digest_row", "estimate_row", "restore", "state_row", "wall_ms_of"]
 
@@ -57,14 +58,15 @@ def digest_row(slot: Slot, digest: str) -> Row:
     return Row("facts", (_DIGEST,), (encode_json((slot, digest)).decode(),))
 
 
-def restore(state: State, mirror: Mirror) -> str:
+def restore(state: State, mirror: Mirror, release: Release) -> str:
     """Fill an empty state from the mirror; return its digest.
 
     Reads what is needed and no more: the tasks of running jobs and those that ended ones
     keep, no event, no answer. So the finished work of months costs a restart nothing.
 
     Raises:
-        StoreError: The rows aren't of this cluster, or by rules of another version.
+        StoreError: The rows aren't of this cluster.
+        UnknownRules: They were made by rules that the release doesn't have.
     """
     point = _find_fact(mirror, _DIGEST)
     if point is None:
@@ -73,7 +75,7 @@ def restore(state: State, mirror: Mirror) -> str:
     state.applied = state.slot = Slot(slot)
     clock = _find_fact(mirror, _CLOCK)
     if clock is not None:
-        _restore_facts(state, decode_json(clock.encode()))
+        _restore_facts(state, decode_json(clock.encode()), release)
     for (cid,), (client_state, address, body) in _read(mirror, "clients"):
         client = restore_client(
             cid, client_state, address, decode_json(body.encode()), state.applied
@@ -134,17 +136,14 @@ def _restore_jobs(state: State, mirror: Mirror) -> None:
     state.ended.sort()
 
 
-def _restore_facts(state: State, body: dict[str, Any]) -> None:
+def _restore_facts(state: State, body: dict[str, Any], release: Release) -> None:
     if body["cluster"] != state.cluster:
         raise StoreError(
             f"the state is of cluster {body['cluster']!r}, expected {state.cluster!r};"
             " give this replica its own --data-dir"
         )
     if body["rules"] != state.rules.version:
-        raise StoreError(
-            f"the state was made by version {body['rules']} of the rules, this program has"
-            f" version {state.rules.version}; start the release that it was made with"
-        )
+        state.take_rules(release.find_rules(body["rules"], "the state of this replica"))
     state.log_ms = body["log_ms"]
     state.wall_ms = body["wall_ms"]
     state.next_job = JobId(body["next_job"])

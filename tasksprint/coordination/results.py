@@ -71,8 +71,12 @@ class Results:
         self._state = state
         self._placement = placement
         self._lifecycle = lifecycle
-        self._inline_value_max = state.rules.inline_value_bytes_max
-        self._inline_task_max = state.rules.inline_task_bytes_max
+        self.take_limits()
+
+    def take_limits(self) -> None:
+        """Keep to the limits of the state's rules, which are other ones."""
+        self._inline_value_max = self._state.rules.inline_value_bytes_max
+        self._inline_task_max = self._state.rules.inline_task_bytes_max
 
     def apply_report(self, client: Client, report: Report) -> None:
         """Apply a report of a living client: completions, failures, then losses."""

@@ -25,6 +25,7 @@ from tasksprint.coordination.commands import (
     JoinClient,
     LeaveClient,
     NodesAttached,
+    RaiseRules,
     Report,
     SchedulerOut,
     SubmitJob,
@@ -45,8 +46,9 @@ from tasksprint.coordination.state import Changes, State
 from tasksprint.coordination.task_rows import task_row
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
-from tasksprint.errors import CommandFailed, RemoteProtocolError
+from tasksprint.errors import CommandFailed, RemoteProtocolError, UnknownRules
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.release import THIS_RELEASE, Release
 from tasksprint.settings import Rules
 
 __all__ = ["Applied", "ChosenAnswer", "EmptyAnswers", "Event", "Schedule"]
@@ -60,16 +62,19 @@ class Schedule:
     Args:
         cluster: The cluster's name, as its founding says.
         members: The replicas whose schedulers count.
-        rules: The rules by which every replica applies the log.
+        rules: The rules by which every replica applies the log from its beginning, until it
+            says otherwise (`RaiseRules`). Rows name the ones that they were made by.
         rows: All rows of the mirror, in any order; None: nothing was applied yet.
         mirror: In place of `rows`, who has them: only those that are needed are read,
             however many there are.
         decode: What `decode_command` does, for who has decoded some commands before.
         skips: What operators said is to be left out: the digest of a command's bytes -> the
             first slot where it is.
+        release: Which rules can be applied here.
 
     Raises:
-        StoreError: The rows are of another cluster or version of the rules.
+        StoreError: The rows are of another cluster.
+        UnknownRules: They were made by rules that can't be applied here.
     """
 
     def __init__(
@@ -82,14 +87,16 @@ class Schedule:
         mirror: Mirror | None = None,
         decode: Callable[[bytes], Command] = decode_command,
         skips: Mapping[str, Slot] | None = None,
+        release: Release = THIS_RELEASE,
     ) -> None:
         state = State(cluster, members, rules)
         if rows is not None:
             mirror = MirrorRows(rows)
-        self._digest = restore(state, mirror) if mirror is not None else ""
+        self._digest = restore(state, mirror, release) if mirror is not None else ""
         self._state = state
         self._decode = decode
         self._skips = skips or {}
+        self._release = release
         self._facts = _facts(state)
         self._placement = Placement(state)
         self._lifecycle = Lifecycle(state, self._placement)
@@ -116,9 +123,13 @@ class Schedule:
 
         Raises:
             CommandFailed: Our bug; nothing may be asked of this object any more.
+            UnknownRules: The entry is to be applied by rules, or asks for rules, that this
+                release doesn't have; as before.
         """
         state = self._state
         assert slot == state.applied + 1, f"slot {slot} after {state.applied}"
+        if state.rules.version not in self._release.rules:
+            raise self._unknown(slot, state.rules.version)
         state.slot = slot
         state.changes = Changes()
         replies: list[bytes | None] = []
@@ -131,6 +142,8 @@ class Schedule:
             state.applied = slot
             changes = state.changes
             rows = self._commit(changes)
+        except UnknownRules:
+            raise
         except Exception as error:
             if not commands:
                 raise  # A membership; there is nothing to leave out.
@@ -235,8 +248,26 @@ class Schedule:
             case JobObserved():
                 observe(self._state, command)
                 return _REPORTED
+            case RaiseRules():
+                return self._raise_rules(command)
             case _:
                 raise AssertionError(f"not a command: {command!r}")
+
+    def _raise_rules(self, command: RaiseRules) -> str:
+        """Go on by newer rules; older ones, and those that are had already, change nothing."""
+        state = self._state
+        before = state.rules.version
+        if command.version > before:
+            if command.version not in self._release.rules:
+                raise self._unknown(state.slot, command.version)
+            state.take_rules(self._release.rules[command.version])
+            self._placement.take_limits()
+            self._results.take_limits()
+            state.note(f"raised the rules from version {before} to {command.version}")
+        return _json({"rules": state.rules.version})
+
+    def _unknown(self, slot: Slot, version: int) -> UnknownRules:
+        return UnknownRules(f"the log, from slot {slot} on,", version, [*self._release.rules])
 
     def _apply_report(self, report: Report) -> str:
         state = self._state
@@ -313,6 +344,11 @@ class Schedule:
     def applied_slot(self) -> Slot:
         """The last applied slot; 0: none."""
         return self._state.applied
+
+    @property
+    def rules(self) -> Rules:
+        """The rules by which the next entry is applied."""
+        return self._state.rules
 
     @property
     def log_time_ms(self) -> int:
@@ -445,6 +481,7 @@ def _facts(state: State) -> tuple[int, ...]:
         state.next_cid,
         state.placements,
         state.last_job,
+        state.rules.version,
         *state.members,
     )
 

@@ -136,6 +136,11 @@ class State:
         # … and clients that have told this replica a version by which it forgot something.
         self.followed: dict[ClientId, Slot] = {}
 
+    def take_rules(self, rules: Rules) -> None:
+        """Go on by other rules."""
+        self.rules = rules
+        self.senders.replies_max = rules.replies_per_sender_max
+
     def note(self, text: str) -> None:
         """Leave a line for the log of the process."""
         self.changes.notes.append(text)

@@ -30,7 +30,7 @@ from tasksprint.errors import (
 )
 from tasksprint.ids import Slot
 from tasksprint.process.terminal import print_plain
-from tasksprint.settings import RULES, Settings
+from tasksprint.settings import RULES_BY_VERSION, Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import SLOTS_END
 
@@ -174,7 +174,7 @@ def _try(
     schedule = Schedule(
         cluster=founding.cluster,
         members=tuple(member.replica for member in founding.members),
-        rules=RULES,
+        rules=RULES_BY_VERSION[1],
         mirror=store if store.applied.slot else None,
         skips=first_slots(recovered.skips),
     )

@@ -29,7 +29,7 @@ from tasksprint.process.directories import private_directory
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_json, print_plain
 from tasksprint.rescue.recover import ago, new_cluster, new_incarnation
-from tasksprint.settings import RULES, Settings
+from tasksprint.settings import RULES_BY_VERSION, Settings
 from tasksprint.store.backup_file import BackupReader, check_backup
 from tasksprint.store.database import DirectoryLock
 from tasksprint.store.records import AppliedPoint, Commit
@@ -156,7 +156,7 @@ def _make_store(
         schedule = Schedule(
             cluster=former,
             members=(me,),
-            rules=RULES,
+            rules=RULES_BY_VERSION[1],
             mirror=store if store.applied.slot else None,
         )
         cluster = new_cluster()

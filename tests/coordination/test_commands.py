@@ -21,6 +21,7 @@ from tasksprint.coordination.commands import (
     LeaveClient,
     Lost,
     NodesAttached,
+    RaiseRules,
     Report,
     SchedulerOut,
     SilentClient,
@@ -143,6 +144,7 @@ SAMPLES: list[Command] = [
     JoinClient("id", "aa", None, "host", 4, (Held(1, 2, "dd"),)),
     JoinClient("id", "aa", "ж:1", "host", 0),
     LeaveClient(1, "aa"),
+    RaiseRules(2),
     NodesAttached(1, "aa", 2, (("gpu", 3),)),
     Report(
         1,

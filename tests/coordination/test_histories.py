@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -103,9 +102,6 @@ def test_rows_of_another_cluster_are_refused() -> None:
     rows = list(world.mirror.rows.values())
     with pytest.raises(StoreError, match="the state is of cluster 'c1', expected 'c2'"):
         Schedule(cluster="c2", members=world.members, rules=world.rules, rows=rows)
-    with pytest.raises(StoreError, match="by version 1 of the rules, this program has version 2"):
-        rules = replace(world.rules, version=2)
-        Schedule(cluster="c1", members=world.members, rules=rules, rows=rows)
 
 
 def test_no_rows_at_all_are_the_state_before_the_first_entry() -> None:

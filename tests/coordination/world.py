@@ -34,6 +34,7 @@ from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.coordination.task_states import DONE
 from tasksprint.coordination.view import Assignment, View, decode_view, encode_view
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
+from tasksprint.release import THIS_RELEASE, Release
 from tasksprint.scheduler_commands import SchedulerCommand
 from tasksprint.settings import RULES, Rules
 
@@ -80,8 +81,10 @@ class World:
         rules: Rules = RULES,
         members: tuple[ReplicaId, ...] = MEMBERS,
         is_checked: bool = True,
+        release: Release = THIS_RELEASE,
     ) -> None:
         self.rules = rules
+        self.release = release
         self.members = members
         self.is_checked = is_checked
         self.schedule = self.make_schedule(None)
@@ -95,7 +98,13 @@ class World:
         self._submitted = 0
 
     def make_schedule(self, rows: Iterable[Row] | None) -> Schedule:
-        return Schedule(cluster="c1", members=self.members, rules=self.rules, rows=rows)
+        return Schedule(
+            cluster="c1",
+            members=self.members,
+            rules=self.rules,
+            rows=rows,
+            release=self.release,
+        )
 
     def apply(self, *commands: Command | bytes) -> Applied:
         """Apply one entry, with all checks."""

@@ -7,6 +7,7 @@ import json
 import tempfile
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol import scheduler_lines
 from tasksprint.scheduler_commands import SchedulerCommand
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES, RULES_BY_VERSION, Rules
 from tasksprint.store import backup_file
 from tasksprint.task_spec import TaskSpec
 from tests.consensus.test_codec import MESSAGES
@@ -49,19 +50,19 @@ def commands() -> list[Record]:
     return records + [Record(shape_of(kind)) for kind in typing.get_args(SchedulerCommand)]
 
 
-def log() -> list[Record]:
+def log(rules: Rules) -> list[Record]:
     """The log of a story: the commands of each slot."""
     return [
-        Record(f"slot {slot}", entry) for slot, entry in enumerate(story.tell(RULES).log, start=1)
+        Record(f"slot {slot}", entry) for slot, entry in enumerate(story.tell(rules).log, start=1)
     ]
 
 
-def replayed() -> list[tuple[Schedule, Any]]:
+def replayed(rules: Rules = RULES) -> list[tuple[Schedule, Any]]:
     """Return the state behind each slot of the golden log (one object), and what it gave."""
-    schedule = Schedule(cluster="c1", members=MEMBERS, rules=RULES)
+    schedule = Schedule(cluster="c1", members=MEMBERS, rules=rules)
     return [
         (schedule, schedule.apply(Slot(slot), entry.samples))
-        for slot, entry in enumerate(_golden("log", RULES.version), start=1)
+        for slot, entry in enumerate(_golden("log", rules.version), start=1)
     ]
 
 
@@ -69,10 +70,10 @@ def _golden(kind: str, version: int) -> list[Record]:
     return parse((FOLDER / f"{kind}-{version}.txt").read_text(encoding="utf-8"))
 
 
-def rows() -> list[Record]:
+def rows(rules: Rules) -> list[Record]:
     """The tables, and what each slot of the golden log writes."""
     records = [Record(_shape_of_table(table)) for table in TABLES.values()]
-    for slot, (_, applied) in enumerate(replayed(), start=1):
+    for slot, (_, applied) in enumerate(replayed(rules), start=1):
         samples = tuple(encode_json([row.table, row.key, row.columns]) for row in applied.rows)
         records.append(Record(f"slot {slot}", samples))
     return records
@@ -197,17 +198,17 @@ def http() -> list[Record]:
 
 
 # Each kind with its version of now, and what makes its records. The log and its rows go by the
-# version of the rules, which are raised in the running cluster; the others by what their
-# readers know.
-KINDS: dict[str, tuple[int, Callable[[], list[Record]]]] = {
-    "commands": (RULES.version, commands),
-    "log": (RULES.version, log),
-    "rows": (RULES.version, rows),
-    "views": (1, views),
-    "frames": (frames_codec.FORMAT_VERSION, frames),
-    "stored": (1, stored),
-    "backup": (backup_file.VERSION, backup),
-    "node_lines": (1, node_lines),
-    "scheduler_lines": (1, scheduler_lines_),
-    "http": (1, http),
-}
+# version of the rules, which are raised in the running cluster: all that this release can apply.
+# The others go by what their readers know.
+KINDS: list[tuple[str, int, Callable[[], list[Record]]]] = [
+    ("commands", RULES.version, commands),
+    *[("log", version, partial(log, rules)) for version, rules in RULES_BY_VERSION.items()],
+    *[("rows", version, partial(rows, rules)) for version, rules in RULES_BY_VERSION.items()],
+    ("views", 1, views),
+    ("frames", frames_codec.FORMAT_VERSION, frames),
+    ("stored", 1, stored),
+    ("backup", backup_file.VERSION, backup),
+    ("node_lines", 1, node_lines),
+    ("scheduler_lines", 1, scheduler_lines_),
+    ("http", 1, http),
+]

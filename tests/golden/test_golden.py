@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tasksprint.coordination.view import decode_view, encode_view
 from tasksprint.ids import ReplicaId
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES, RULES_BY_VERSION
 from tasksprint.store.backup_file import check_backup
 from tests.coordination.world import MEMBERS
 from tests.golden.golden import FOLDER, Record, differences, parse, render, shape_of
@@ -29,11 +29,10 @@ from tests.golden.samples import KINDS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "version", "make"), KINDS)
 def test_what_is_written_is_what_was_written_in_this_version(
-    kind: str, request: pytest.FixtureRequest
+    kind: str, version: int, make: Callable[[], list[Record]], request: pytest.FixtureRequest
 ) -> None:
-    version, make = KINDS[kind]
     path = FOLDER / f"{kind}-{version}.txt"
     text = render(kind, version, make())
     if request.config.getoption("--rewrite") and not path.exists():
@@ -119,11 +118,12 @@ def test_what_replicas_stored_in_all_versions_is_read() -> None:
     assert decode_founding(founding).origins == ("c0",)
 
 
-def test_rows_of_all_versions_are_read_and_the_log_goes_on_behind_them() -> None:
+@pytest.mark.parametrize("version", RULES_BY_VERSION)
+def test_rows_of_all_versions_are_read_and_the_log_goes_on_behind_them(version: int) -> None:
     """From any slot on, the rest of the golden log leads to the digest of its last slot."""
-    path = FOLDER / f"rows-{RULES.version}.txt"
+    path = FOLDER / f"rows-{version}.txt"
     slots = [r for r in parse(path.read_text(encoding="utf-8")) if r.shape.startswith("slot ")]
-    log = parse((FOLDER / f"log-{RULES.version}.txt").read_text(encoding="utf-8"))
+    log = parse((FOLDER / f"log-{version}.txt").read_text(encoding="utf-8"))
     mirror: dict[Any, Row] = {}
     digests = []
     for slot, record in enumerate(slots, start=1):

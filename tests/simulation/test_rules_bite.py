@@ -436,7 +436,8 @@ def test_broken_build_is_caught(build: str) -> None:
 def test_log_time_that_follows_the_clock_of_a_stalled_leader_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(coordinator_module, "RULES", Rules(tick_elapsed_max_ms=10**9))
+    rules = {1: Rules(tick_elapsed_max_ms=10**9)}
+    monkeypatch.setattr(coordinator_module, "RULES_BY_VERSION", rules)
     assert _rule_broken(20, SimCoordinator, _StalledJudges) in _UNFAIR
 
 

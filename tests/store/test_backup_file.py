@@ -18,7 +18,7 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.encoding import encode_json
 from tasksprint.errors import StoreError
 from tasksprint.ids import ReplicaId, Slot
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES_BY_VERSION
 from tasksprint.store.backup_file import BackupReader, BackupWriter, check_backup
 from tasksprint.store.mirror_tables import row_checksum
 
@@ -30,7 +30,7 @@ def make_backup(
     path: Path, *, jobs: int = 2, archives: tuple[bytes, ...] = (ARCHIVE,), **head: Any
 ) -> Schedule:
     """Write the backup of a small state, and return the state."""
-    schedule = Schedule(cluster="c0ffee", members=(ReplicaId(2),), rules=RULES)
+    schedule = Schedule(cluster="c0ffee", members=(ReplicaId(2),), rules=RULES_BY_VERSION[1])
     rows: dict[tuple[str, Key], tuple[Any, ...]] = {}
     for slot in range(1, jobs + 2):
         command: Command = SubmitJob(
@@ -52,7 +52,7 @@ def make_backup(
         "replica": 2,
         "slot": schedule.applied_slot,
         "digest": schedule.digest,
-        "rules": RULES.version,
+        "rules": schedule.rules.version,
         "made_ms": 5,
         **head,
     }

@@ -74,9 +74,7 @@ class Placement:
     def __init__(self, state: State) -> None:
         """Take up the state as it is, be it empty or restored."""
         self._state = state
-        self._ahead_us = state.rules.ahead_us
-        self._task_us_min = state.rules.task_us_min
-        self._assigned_max = state.rules.assigned_max
+        self.take_limits()
         self._lights: list[tuple[int, int, int]] = []
         self._heavies: list[tuple[int, int, int]] = []
         # Of this entry: clients whose queue became shorter (or who came), those in which a
@@ -100,6 +98,17 @@ class Placement:
         for client in state.clients.values():
             self._enter(client)
             self._index_attached(client)
+
+    def take_limits(self) -> None:
+        """Keep to the limits of the state's rules, which are other ones.
+
+        Queues and counts rest on `ahead_us` and `task_us_min`: rules that raise others have the
+        same (tests/coordination/test_rules.py).
+        """
+        rules = self._state.rules
+        self._ahead_us = rules.ahead_us
+        self._task_us_min = rules.task_us_min
+        self._assigned_max = rules.assigned_max
 
     # --- what happens to tasks ---
 

@@ -52,7 +52,7 @@ from tasksprint.roles.coordinator.unheard import why_leaderless
 from tasksprint.roles.own_tasks import OwnTasks
 from tasksprint.roles.steps import Step
 from tasksprint.roles.waiters import Waiters
-from tasksprint.settings import RULES, Settings
+from tasksprint.settings import RULES_BY_VERSION, Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import DATABASE_FILE
@@ -609,7 +609,7 @@ class Coordinator:
         return Schedule(
             cluster=founding.cluster,
             members=tuple(member.replica for member in founding.members),
-            rules=RULES,
+            rules=RULES_BY_VERSION[1],
             mirror=mirror,
             decode=self._waiting.decode,
             skips=self.replica.skips,
@@ -736,15 +736,15 @@ class Coordinator:
         """Say how much time has passed, and which clients have been silent for too long."""
         schedule = self.schedule
         assert schedule is not None
-        log_time_ms = schedule.log_time_ms
+        rules, log_time_ms = schedule.rules, schedule.log_time_ms
         silent: list[SilentClient] = []
         before, self._last_heard = self._last_heard, {}  # without those that are gone
         distrusts_all = self._distrusts_clients and len(self.members.addresses()) == 1
         for cid, life, request in schedule.living_clients():
             heard_ms = self._last_heard[life] = before.get(life, log_time_ms)
-            if distrusts_all or log_time_ms - heard_ms > RULES.liveness_span_ms:
+            if distrusts_all or log_time_ms - heard_ms > rules.liveness_span_ms:
                 silent.append(SilentClient(cid, life, request))
-        elapsed_ms = min(now_ms - self._last_tick_ms, RULES.tick_elapsed_max_ms)
+        elapsed_ms = min(now_ms - self._last_tick_ms, rules.tick_elapsed_max_ms)
         wall_ms = self.surroundings.wall_ms()
         claim, followed = self.agreement.claim, schedule.followed
         return encode_command(Tick(elapsed_ms, wall_ms, tuple(silent), claim, followed))
