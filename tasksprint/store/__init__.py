@@ -1,4 +1,4 @@
-"""Everything that is SQL: a replica's file, a client's file, and their in-memory twins.
+"""Everything that is SQL: a replica's file and a client's file.
 
 - `records`: what is handed to a replica's store and what it gives back
 - `database`: opening, owning, checking and checkpointing one SQLite file
@@ -8,10 +8,8 @@
   archives of jobs
 - `mirror_snapshot`: the mirror at one moment, for copies and backups
 - `scrub` looks for what has rotted, `repair` makes the best of it, `verify` tells people
-- `memory_store`: the same on an imagined disk, for tests and the simulator
 - `result_store`: what a client's tasks made; `result_reader` reads it, `staging` brings
   in files, `result_records` are its plain types
-- `memory_result_store`: the same on an imagined disk
 - `inventory`: what a replica's file has, read beside its owner
 - `backup_file`: a backup, with checksums over every byte
 - `writer`: the thread that owns one store, and group commit

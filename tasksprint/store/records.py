@@ -1,4 +1,4 @@
-"""What is handed to a replica's store, and what it gives back: plain data for both twins."""
+"""What is handed to a replica's store, and what it gives back: plain data."""
 
 from __future__ import annotations
 

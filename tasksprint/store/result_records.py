@@ -1,4 +1,4 @@
-"""What a client's store is handed and gives back: plain data for both twins."""
+"""What a client's store is handed and gives back: plain data."""
 
 from __future__ import annotations
 

@@ -51,7 +51,6 @@ from tasksprint.scheduler_commands import (
 )
 from tasksprint.settings import RULES, Settings
 from tasksprint.store import writer
-from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.task_spec import TaskSpec
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
@@ -60,6 +59,7 @@ from tests.execution.helpers import COMMAND, Bench, RunTask, SendReport, TaskErr
 from tests.hosting.test_host import History
 from tests.roles.members import members
 from tests.roles.test_coordinator import decide, run, submission, until
+from tests.store.memory_store import MemoryReplicaStore
 
 # A day of these is a minute of the real ones, and so are the limits.
 YEAR_RULES = replace(

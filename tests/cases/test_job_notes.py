@@ -17,9 +17,9 @@ from tasksprint.roles.coordinator import job_notes
 from tasksprint.roles.coordinator.coordinator import Coordinator
 from tasksprint.roles.coordinator.job_notes import read_log_lines
 from tasksprint.settings import Settings
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tests.net.support import run
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 
 def _row(number: int, job: int = 1) -> Row:

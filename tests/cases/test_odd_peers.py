@@ -22,12 +22,12 @@ from tasksprint.coordination.observations import DIFFERS
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.process.attach import Hello, socket_path
 from tasksprint.roles.client.nodes import Nodes
-from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.coordination.world import World, reply_of
 from tests.roles.client_world import until as client_until
 from tests.roles.client_world import world as client_world
 from tests.roles.members import members
 from tests.roles.test_coordinator import NO_TICKS, decide, run, until
+from tests.store.memory_store import MemoryReplicaStore
 
 ME = Incarnation("bb")
 _NAMES_REFUSED = "nodes of 100 names are attached to this client, which is the most"

@@ -30,13 +30,13 @@ from tasksprint.net.http_messages import HttpResponse
 from tasksprint.rescue.log_skip import explain, find_culprit, mark
 from tasksprint.rescue.recover import Survivor
 from tasksprint.settings import RULES, Settings
-from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tests.fuzz import commands as fuzz
 from tests.roles.members import Member, Members, members
 from tests.roles.test_coordinator import run, until
 from tests.store.helpers import founded_store
+from tests.store.memory_store import MemoryReplicaStore
 
 POISON = encode_command(CancelJob("me", 1, JobId(66), "enough"))
 DIGEST = hashlib.sha256(POISON).hexdigest()

@@ -17,9 +17,9 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
 from tasksprint.roles.coordinator.paths import CoordinatorPaths
 from tasksprint.settings import Settings
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.replica_store import ReplicaStore
 from tests.net.support import KEY
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 __all__ = ["Member", "Members", "answering", "members"]
 

@@ -33,10 +33,10 @@ from tasksprint.roles.coordinator.coordinator import Coordinator, NotLeader
 from tasksprint.scheduler_commands import WriteLog
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
-from tasksprint.store.memory_store import MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint
 from tests.archives import packed
 from tests.roles.members import Member, members
+from tests.store.memory_store import MemoryReplicaStore
 
 JOIN = JoinClient("aa", Incarnation("bb"), None, "host", 2)
 NO_TICKS = Settings(tick_interval_ms=1_000_000_000)

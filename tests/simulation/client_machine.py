@@ -22,11 +22,11 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.roles.client.client import Client
 from tasksprint.roles.client.surroundings import ClientOptions, ClientSurroundings
 from tasksprint.settings import GIB
-from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
 from tests.simulation.machines import KEY_SECRET
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_node import NodeHabits, SimNode
 from tests.simulation.sim_writer import SimDisk, SimWriter
+from tests.store.memory_result_store import MemoryResults, MemoryResultStore
 
 if TYPE_CHECKING:
     from tests.simulation.world import SimProcess, World

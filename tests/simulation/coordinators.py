@@ -32,7 +32,6 @@ from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.paths import CoordinatorPaths
 from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.settings import Settings
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tests.simulation import jobs
@@ -42,6 +41,7 @@ from tests.simulation.sim_streams import SimStreams
 from tests.simulation.sim_writer import SimDisk, SimWriter
 from tests.simulation.wire import Wire
 from tests.simulation.world import Violation
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 __all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
 

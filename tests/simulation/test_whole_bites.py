@@ -28,13 +28,13 @@ from tasksprint.net.gate import Claim, Gate, Identity
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.log_tail import LogTail
 from tasksprint.roles.coordinator.surroundings import Surroundings
-from tasksprint.store.memory_store import MemoryReplicaStore
 from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator
 from tests.simulation.faults import Faults
 from tests.simulation.machines import Process
 from tests.simulation.sim_writer import SimWriter
 from tests.simulation.whole import Whole, run_whole
+from tests.store.memory_store import MemoryReplicaStore
 
 # Seeds that each broken build gets before it must have been caught.
 _SEEDS_MAX = 25

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tasksprint.store.memory_result_store import (
+from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.result_store import ResultStore
+from tests.store.memory_result_store import (
     MemoryResults,
     MemoryResultStore,
 )
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
-from tasksprint.store.replica_store import ReplicaStore
-from tasksprint.store.result_store import ResultStore
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 
 class FilePlace:

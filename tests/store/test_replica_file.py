@@ -19,12 +19,12 @@ from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.ids import Slot
 from tasksprint.settings import Settings
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tests.store import kill_child
 from tests.store.conftest import FilePlace
 from tests.store.helpers import accept, ballot, blob_name, entry, promise
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 LOST = (
     "; this replica counts as lost; start a new one with a new --id and --join, then tasksprint "

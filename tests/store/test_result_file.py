@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from tasksprint.errors import NodeFailed, StoreError, ValueSpoiled
-from tasksprint.store.memory_result_store import MemoryResults, MemoryResultStore
 from tasksprint.store.result_records import ResultCommit
 from tasksprint.store.result_store import ResultStore
 from tasksprint.store.staging import stage_file
@@ -23,6 +22,7 @@ from tasksprint.store.value_files import ValueFiles
 from tasksprint.store.writer import WriterThread
 from tests.store.conftest import FilePlace
 from tests.store.helpers import read_value, result, value
+from tests.store.memory_result_store import MemoryResults, MemoryResultStore
 from tests.store.test_replica_file import flip_byte
 
 MIB = 1024 * 1024

@@ -14,11 +14,11 @@ from tasksprint.coordination.rows import Row
 from tasksprint.errors import DiskFull, StoreError
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
-from tasksprint.store.memory_store import MemoryDirectory, MemoryReplicaStore
 from tasksprint.store.records import Commit
 from tasksprint.store.writer import WriterThread
 from tests.store.conftest import FilePlace
 from tests.store.helpers import accept, blob_name, entry
+from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
 
 Writer = WriterThread[Any, Commit]
 
