@@ -30,7 +30,7 @@ from tasksprint.execution.effects import (
     Note,
     ReleaseCopies,
 )
-from tasksprint.execution.records import Copy, CopyKey, Held, Key, Task, describe_keys
+from tasksprint.execution.records import ClientTask, Copy, CopyKey, Held, Key, describe_keys
 from tasksprint.execution.timers import Timers
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.settings import Settings
@@ -62,7 +62,7 @@ class Inputs:
         settings: Settings,
         timers: Timers,
         outbox: list[Effect],
-        tasks: Mapping[Key, Task],
+        tasks: Mapping[Key, ClientTask],
         held: Iterable[HeldResult],
         lost: Callable[[Key], None],
     ) -> None:
@@ -85,10 +85,10 @@ class Inputs:
         for one in held:
             self._held.setdefault(one.job, {})[one.tid] = Held(0, one.digest, None, is_stored=True)
         # Tasks that wait for a value that is, or may yet be, made here.
-        self._local: dict[Key, dict[Key, Task]] = {}
+        self._local: dict[Key, dict[Key, ClientTask]] = {}
         self._copies: dict[CopyKey, Copy] = {}
         self._copy_bytes = 0  # of all copies here that some task needs
-        self._consuming: dict[Key, Task] = {}  # tasks with copies whose inputs are all here
+        self._consuming: dict[Key, ClientTask] = {}  # tasks with copies whose inputs are all here
         self._queues: dict[ClientId, dict[CopyKey, Copy]] = {}  # to be asked, by holder
         self._under_way: dict[ClientId, int] = {}  # FetchInputs, by holder
         self._fetches: dict[int, _Fetch] = {}
@@ -111,7 +111,7 @@ class Inputs:
             if held.is_stored
         ]
 
-    def add_held(self, job: JobId, tid: TaskId, held: Held) -> list[Task]:
+    def add_held(self, job: JobId, tid: TaskId, held: Held) -> list[ClientTask]:
         """Keep a result that was just made; returns the tasks that waited for it alone."""
         of_job = self._held.get(job)
         if of_job is None:
@@ -120,7 +120,7 @@ class Inputs:
         waiting = self._local.pop((job, tid), None)
         if waiting is None:
             return []
-        complete: list[Task] = []
+        complete: list[ClientTask] = []
         for key, task in waiting.items():
             wanted = task.pending[tid]
             if wanted is None or wanted == held.digest:
@@ -156,7 +156,7 @@ class Inputs:
 
     # --- inputs of tasks -------------------------------------------------------------
 
-    def resolve(self, task: Task) -> None:
+    def resolve(self, task: ClientTask) -> None:
         """Find out what of the task's inputs is here, and ask for the rest.
 
         Fills `task.pending`, `task.digests` and `task.copies`, which must be empty.
@@ -191,7 +191,7 @@ class Inputs:
         elif task.copies:
             self._consuming[task.key] = task
 
-    def release(self, task: Task) -> None:
+    def release(self, task: ClientTask) -> None:
         """Undo `resolve`: the task no longer needs its inputs."""
         for tid in task.pending:
             self._stop_waiting_here(task, tid)
@@ -202,7 +202,7 @@ class Inputs:
             self._leave_copy(task, copy)
         task.copies.clear()
 
-    def find_missing_key(self, task: Task) -> str | None:
+    def find_missing_key(self, task: ClientTask) -> str | None:
         """Return what is wrong if a pretask has no value under the key asked for.
 
         To be called once all inputs are here. Of results that were made before this
@@ -224,7 +224,7 @@ class Inputs:
                 )
         return None
 
-    def arguments(self, task: Task) -> tuple[tuple[TaskId, str, str], ...] | None:
+    def arguments(self, task: ClientTask) -> tuple[tuple[TaskId, str, str], ...] | None:
         """Return (tid, key, digest) of each argument; None: one is no longer here."""
         job = task.assignment.job
         for tid, digest in task.digests.items():
@@ -235,12 +235,12 @@ class Inputs:
         digests = task.digests
         return tuple([(item.tid, item.key, digests[item.tid]) for item in task.assignment.inputs])
 
-    def made_here(self, task: Task) -> tuple[Key, ...]:
+    def made_here(self, task: ClientTask) -> tuple[Key, ...]:
         """The pretasks whose values the task took from this client's own results."""
         job = task.assignment.job
         return tuple([(job, tid) for tid in task.digests if tid not in task.copies])
 
-    def discredit(self, task: Task, tid: TaskId) -> list[Task]:
+    def discredit(self, task: ClientTask, tid: TaskId) -> list[ClientTask]:
         """Forget an input that the shell couldn't find; returns all tasks that relied on it."""
         copy = task.copies.get(tid)
         if copy is None:
@@ -256,7 +256,9 @@ class Inputs:
 
     # --- fetching --------------------------------------------------------------------
 
-    def fetched(self, job: JobId, tid: TaskId, digest: str, manifest: Manifest) -> list[Task]:
+    def fetched(
+        self, job: JobId, tid: TaskId, digest: str, manifest: Manifest
+    ) -> list[ClientTask]:
         """Note that the values asked for are in the shell's cache.
 
         Returns:
@@ -285,7 +287,7 @@ class Inputs:
         if copy.wanted:
             self._enqueue(copy)
             return []
-        complete: list[Task] = []
+        complete: list[ClientTask] = []
         for task in copy.users.values():
             if task.pending.get(tid) != digest:
                 continue
@@ -373,7 +375,7 @@ class Inputs:
 
     # --- private ---------------------------------------------------------------------
 
-    def _satisfy(self, task: Task, tid: TaskId, digest: str) -> bool:
+    def _satisfy(self, task: ClientTask, tid: TaskId, digest: str) -> bool:
         """Note that an input is here; True: it was the last one."""
         del task.pending[tid]
         task.digests[tid] = digest
@@ -383,7 +385,7 @@ class Inputs:
             self._consuming[task.key] = task
         return True
 
-    def _stop_waiting_here(self, task: Task, tid: TaskId) -> None:
+    def _stop_waiting_here(self, task: ClientTask, tid: TaskId) -> None:
         """Take the task off the list of those that wait for a value made here."""
         pretask: Key = (task.assignment.job, tid)
         waiting = self._local.get(pretask)
@@ -392,12 +394,12 @@ class Inputs:
             if not waiting:
                 del self._local[pretask]
 
-    def _leave_copy(self, task: Task, copy: Copy) -> None:
+    def _leave_copy(self, task: ClientTask, copy: Copy) -> None:
         copy.users.pop(task.key, None)
         if not copy.users and copy.fetch is None:
             self._forget(copy)
 
-    def _want(self, task: Task, item: Input, keys: list[str]) -> None:
+    def _want(self, task: ClientTask, item: Input, keys: list[str]) -> None:
         """Make the task a user of a copy of this result, and see that it is fetched."""
         assert item.digest is not None
         copy_key = (task.assignment.job, item.tid, item.digest)

@@ -33,12 +33,12 @@ from tasksprint.execution.effects import (
     StopNode,
 )
 from tasksprint.execution.records import (
+    ClientTask,
     Entry,
     Node,
     NodeState,
     Program,
     ProgramState,
-    Task,
     TaskState,
 )
 from tasksprint.execution.timers import Timers
@@ -73,9 +73,9 @@ class Nodes:
         settings: Settings,
         timers: Timers,
         outbox: list[Effect],
-        arguments: Callable[[Task], Arguments | None],
-        again: Callable[[Task], None],
-        fail: Callable[[Task, str, Mapping[str, Any]], None],
+        arguments: Callable[[ClientTask], Arguments | None],
+        again: Callable[[ClientTask], None],
+        fail: Callable[[ClientTask, str, Mapping[str, Any]], None],
     ) -> None:
         """Begin without nodes.
 
@@ -107,7 +107,7 @@ class Nodes:
 
     # --- tasks -----------------------------------------------------------------------
 
-    def offer(self, task: Task) -> None:
+    def offer(self, task: ClientTask) -> None:
         """Take a task whose inputs are all here; it is READY from now on."""
         task.state = _READY
         program = task.program
@@ -230,7 +230,7 @@ class Nodes:
         elif head.task.entry is not head:
             self._expire_head(node, now_ms)
 
-    def measured(self, task: Task, run_us: int) -> None:
+    def measured(self, task: ClientTask, run_us: int) -> None:
         """Learn from a run time."""
         estimates = task.program.estimates
         name = task.assignment.spec.name
@@ -419,7 +419,7 @@ class Nodes:
             self._idle.pop(node.id, None)
 
     def _send(
-        self, node: Node, task: Task, inputs: Arguments, estimate_us: int, now_us: int
+        self, node: Node, task: ClientTask, inputs: Arguments, estimate_us: int, now_us: int
     ) -> None:
         node.last_id = id = node.last_id + 1
         entry = Entry(id, task, node, estimate_us)

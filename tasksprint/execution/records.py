@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "ClientTask",
     "Copy",
     "CopyKey",
     "Entry",
@@ -29,7 +30,6 @@ __all__ = [
     "NodeState",
     "Program",
     "ProgramState",
-    "Task",
     "TaskState",
     "describe_keys",
     "describe_task",
@@ -68,8 +68,8 @@ class ProgramState(enum.Enum):
     PREPARED = "prepared"
 
 
-class Task:
-    """One assignment: an attempt at a task (owned by the workbench)."""
+class ClientTask:
+    """A task as this client has it: one assignment, so one attempt (owned by the workbench)."""
 
     __slots__ = (
         "arrival",
@@ -106,7 +106,7 @@ class Entry:
 
     __slots__ = ("deadline_ms", "digests", "estimate_us", "id", "node", "task", "why")
 
-    def __init__(self, id: int, task: Task, node: Node, estimate_us: int) -> None:
+    def __init__(self, id: int, task: ClientTask, node: Node, estimate_us: int) -> None:
         self.id = id
         # The entry is live while `task.entry is self`; if not, the task was stopped, or
         # moved because the node stalled, and the answer isn't wanted.
@@ -212,7 +212,7 @@ class Program:
         self.free: list[NodeId] = []
         self.takes_several = False  # some of them took more than one task at once
         # Heap of (arrival, number, task); an entry whose task isn't READY is skipped.
-        self.ready: list[tuple[int, int, Task]] = []
+        self.ready: list[tuple[int, int, ClientTask]] = []
         self.tasks = 0  # assignments in the table
         self.estimates: dict[str, int] = {}  # name -> run time in microseconds
         self.deaths = 0  # nodes that died since the last answer of one
@@ -271,7 +271,7 @@ class Copy:
     def __init__(self, copy_key: CopyKey) -> None:
         self.copy_key = copy_key
         self.holders: tuple[ClientId, ...] = ()
-        self.users: dict[Key, Task] = {}  # tasks that need it
+        self.users: dict[Key, ClientTask] = {}  # tasks that need it
         self.keys: frozenset[str] | None = None  # of all its values, once the manifest is here
         self.sizes: dict[str, int] = {}
         self.wanted: dict[str, None] = {}  # keys still to be asked for, in order

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tasksprint.execution.records import Node, NodeState, ProgramState, Task, TaskState
+from tasksprint.execution.records import ClientTask, Node, NodeState, ProgramState, TaskState
 from tasksprint.ids import JobId, TaskId
 
 __all__ = ["find_long_runs", "find_stalls"]
@@ -43,7 +43,7 @@ class _Found:
         self.error = ""
 
 
-def find_stalls(tasks: Iterable[Task], *, is_disk_low: bool) -> list[list[Any]]:
+def find_stalls(tasks: Iterable[ClientTask], *, is_disk_low: bool) -> list[list[Any]]:
     """Return `[job, kind, tasks, [tid, …]]` of each job without a running task, at most 20.
 
     Behind the kind "crashing" the list has one member more: how the node ended.
@@ -102,7 +102,7 @@ def find_long_runs(nodes: Iterable[Node], now_ms: int) -> list[list[int]]:
 _ORDER = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 
-def _why_ready(task: Task, is_disk_low: bool) -> str:
+def _why_ready(task: ClientTask, is_disk_low: bool) -> str:
     """Return why a task whose inputs are here doesn't run."""
     program = task.program
     if program.state is not ProgramState.PREPARED:

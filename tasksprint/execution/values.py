@@ -6,13 +6,13 @@ Knows the limits and how to tell the user about them; pure functions of a manife
 from __future__ import annotations
 
 from tasksprint.execution.effects import Manifest
-from tasksprint.execution.records import Task, describe_keys
+from tasksprint.execution.records import ClientTask, describe_keys
 from tasksprint.settings import Rules
 
 __all__ = ["find_too_big", "inline_values"]
 
 
-def find_too_big(task: Task, manifest: Manifest, bytes_max: int) -> str | None:
+def find_too_big(task: ClientTask, manifest: Manifest, bytes_max: int) -> str | None:
     """Return what is wrong if a value is larger than any may be."""
     for key, _, size, _ in manifest:
         if size > bytes_max:
@@ -24,7 +24,7 @@ def find_too_big(task: Task, manifest: Manifest, bytes_max: int) -> str | None:
 
 
 def inline_values(
-    task: Task, manifest: Manifest, rules: Rules
+    task: ClientTask, manifest: Manifest, rules: Rules
 ) -> tuple[tuple[tuple[str, str], ...], int] | str:
     """Return (key, kind) of the values that the report must carry, and their size.
 

@@ -44,6 +44,7 @@ from tasksprint.execution.inputs import Inputs
 from tasksprint.execution.nodes import Nodes
 from tasksprint.execution.programs import Programs
 from tasksprint.execution.records import (
+    ClientTask,
     Entry,
     Held,
     Key,
@@ -51,7 +52,6 @@ from tasksprint.execution.records import (
     NodeState,
     Program,
     ProgramState,
-    Task,
     TaskState,
 )
 from tasksprint.execution.reports import Reports
@@ -101,7 +101,7 @@ class Workbench:
         self._rules = rules
         self._outbox: list[Effect] = []
         self._timers = Timers()
-        self._tasks: dict[Key, Task] = {}
+        self._tasks: dict[Key, ClientTask] = {}
         self._arrivals = 0
         # The last attempt at each task that ended here, so that a view made before its
         # report was applied doesn't start it again.
@@ -565,7 +565,7 @@ class Workbench:
         if program is None:
             raise RemoteProtocolError(f"view has a task of job {job}, which it doesn't describe")
         self._arrivals += 1
-        task = self._tasks[key] = Task(assignment, program, self._arrivals)
+        task = self._tasks[key] = ClientTask(assignment, program, self._arrivals)
         program.tasks += 1
         if program.state is ProgramState.UNKNOWN:
             self._programs.prepare(program)
@@ -577,7 +577,7 @@ class Workbench:
         else:
             self._nodes.offer(task)
 
-    def _again(self, task: Task) -> None:
+    def _again(self, task: ClientTask) -> None:
         """Find out anew where an assignment's inputs are, and go on from there."""
         if not task.assignment.inputs:
             self._nodes.offer(task)
@@ -589,7 +589,7 @@ class Workbench:
         else:
             self._arrived(task)
 
-    def _arrived(self, task: Task) -> None:
+    def _arrived(self, task: ClientTask) -> None:
         """All inputs are here."""
         error = self._inputs.find_missing_key(task)
         if error is None:
@@ -597,7 +597,7 @@ class Workbench:
         else:
             self._fail(task, error, fatal=True, detail={})
 
-    def _stop(self, task: Task, ended: str = "") -> None:
+    def _stop(self, task: ClientTask, ended: str = "") -> None:
         """Forget an assignment, whatever it does; `ended`: how its job did, if that is why."""
         entry = task.entry
         self._remove(task)
@@ -606,7 +606,7 @@ class Workbench:
                 entry.why = f"job {task.assignment.job} {_ENDED.get(ended, ended)} while it ran"
             self._nodes.abandon(entry, self._inputs.now_ms)
 
-    def _remove(self, task: Task) -> None:
+    def _remove(self, task: ClientTask) -> None:
         del self._tasks[task.key]
         task.program.tasks -= 1
         task.state = TaskState.GONE
@@ -614,7 +614,7 @@ class Workbench:
         if task.assignment.inputs:
             self._inputs.release(task)
 
-    def _end(self, task: Task) -> None:
+    def _end(self, task: ClientTask) -> None:
         """Remove an assignment whose attempt came to its end."""
         job, tid = task.key
         ended = self._ended.get(job)
@@ -634,7 +634,9 @@ class Workbench:
 
     # --- private: outcomes -----------------------------------------------------------
 
-    def _take_values(self, task: Task, entry: Entry, manifest: Manifest, run_us: int) -> None:
+    def _take_values(
+        self, task: ClientTask, entry: Entry, manifest: Manifest, run_us: int
+    ) -> None:
         assignment = task.assignment
         inline: tuple[tuple[str, str], ...] = ()
         inline_bytes = 0
@@ -670,7 +672,7 @@ class Workbench:
         ):
             self._arrived(other)
 
-    def _take_error(self, task: Task, outcome: TaskError, node: Node, run_us: int) -> None:
+    def _take_error(self, task: ClientTask, outcome: TaskError, node: Node, run_us: int) -> None:
         detail = _run_detail(node, run_us)
         settings = self._settings
         if outcome.traceback is not None:
@@ -680,10 +682,12 @@ class Workbench:
             detail["stderr"] = keep_end(outcome.stderr, settings.failure_stderr_bytes_max)
         self._fail(task, outcome.error, fatal=not outcome.retry, detail=detail)
 
-    def _fail_attempt(self, task: Task, error: str, detail: Mapping[str, Any]) -> None:
+    def _fail_attempt(self, task: ClientTask, error: str, detail: Mapping[str, Any]) -> None:
         self._fail(task, error, fatal=False, detail=detail)
 
-    def _fail(self, task: Task, error: str, *, fatal: bool, detail: Mapping[str, Any]) -> None:
+    def _fail(
+        self, task: ClientTask, error: str, *, fatal: bool, detail: Mapping[str, Any]
+    ) -> None:
         assignment = task.assignment
         self._end(task)
         self._reports.add_failure(
