@@ -1,13 +1,12 @@
 """`python -m tests.house` draws the package from its imports into CONTRIBUTING.md.
 
-Floor by floor; each room is a folder: its name, the first sentence of its docstring, and
-the rooms that it imports from. Floors are those of `tests/test_tidy.py`. Nothing that
-changes with each commit, such as numbers of lines, stands in the drawing.
+Floor by floor; each room is a folder: its name, what it is for, and the rooms that it
+imports from. Floors are those of `tests/test_tidy.py`. Nothing that changes with each
+commit, such as numbers of lines, stands in the drawing.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
 import textwrap
 from pathlib import Path
@@ -21,10 +20,24 @@ _BEGIN, _END = "<!-- drawn by python -m tests.house -->\n```text\n", "```\n<!-- 
 _WIDTH = 96
 _ROLES = ("roles/coordinator", "roles/client")
 _ROOMS = (*_ROLES, *reversed(FLOORS))
-# What has no folder of its own with a docstring.
-_SENTENCES = {
-    "entry": "`python -m tasksprint`, and the one file.",
-    "words": "tasksprint/*.py: small types, errors, settings, JSON; imported by all.",
+_SAYS = {
+    "entry": "`python -m tasksprint`, and the one file",
+    "cli": "what people type: starts roles, asks a cluster",
+    "roles/coordinator": "one coordinator process: puts replica, state machine and hosts together",
+    "roles/client": "one client process: puts workbench, nodes and values together",
+    "roles": "what both share, and `node.py`",
+    "rescue": "backup, restore, recover, log skip: on the files of a coordinator",
+    "asking": "finds the coordinator that leads, and asks it",
+    "store": "all that is SQL, and files that outlive a crash",
+    "net": "HTTP on both sides, streams between replicas, keys",
+    "process": "starts, feeds, measures and stops programs",
+    "sdk": "what users import; standard library alone",
+    "hosting": "core, one for each replica, with a clock: users' schedulers, what replicas claim",
+    "consensus": "core: multi-Paxos for one replica",
+    "coordination": "core: the replicated state machine",
+    "execution": "core: a client's state machine",
+    "protocol": "core: bytes of lines and frames to messages, and back",
+    "words": "tasksprint/*.py: small types, errors, settings, JSON; imported by all",
 }
 
 
@@ -64,18 +77,11 @@ def _shares(count: int) -> list[int]:
 def _room(room: str, used: set[str], width: int) -> list[str]:
     wide = width - 2
     below = ", ".join(each for each in _ROOMS if each in used and each != "words")
-    lines = [room if room in _SENTENCES else f"{room}/", *textwrap.wrap(_sentence(room), wide)]
+    is_folder = (ROOT / "tasksprint" / room).is_dir()
+    lines = [f"{room}/" if is_folder else room, *textwrap.wrap(_SAYS[room], wide)]
     if below:
         lines += textwrap.wrap(f"uses {below}", wide)
     return [f" {line}" for line in lines]
-
-
-def _sentence(room: str) -> str:
-    if room in _SENTENCES:
-        return _SENTENCES[room]
-    tree = ast.parse((ROOT / "tasksprint" / room / "__init__.py").read_text(encoding="utf-8"))
-    text = ast.get_docstring(tree) or ""
-    return " ".join(text.split("\n\n")[0].split())
 
 
 def _imports() -> dict[str, set[str]]:
