@@ -15,11 +15,11 @@ from tasksprint.coordination.view import Assignment
 from tasksprint.ids import ClientId, Incarnation, JobId, TaskId
 
 __all__ = [
-    "Completion",
+    "AttemptDone",
+    "AttemptFailed",
     "DropJobResults",
     "DropResults",
     "Effect",
-    "Failure",
     "FetchInputs",
     "FetchRequest",
     "HeldResult",
@@ -79,7 +79,7 @@ class HeldResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class AttemptDone:
     """An attempt that succeeded and whose values are stored here."""
 
     job: JobId
@@ -93,7 +93,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class AttemptFailed:
     """An attempt that failed."""
 
     job: JobId
@@ -219,8 +219,8 @@ class SendReport:
 
     incarnation: Incarnation
     request: int  # 1, 2, 3 … in this incarnation; all before it are acknowledged
-    completions: tuple[Completion, ...]  # a pretask before its dependents
-    failures: tuple[Failure, ...]
+    completions: tuple[AttemptDone, ...]  # a pretask before its dependents
+    failures: tuple[AttemptFailed, ...]
     lost: tuple[tuple[JobId, TaskId], ...]  # results that this client no longer has
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 
 from tasksprint.encoding import encode_json
-from tasksprint.execution.effects import Completion, Effect, Failure, SendReport
+from tasksprint.execution.effects import AttemptDone, AttemptFailed, Effect, SendReport
 from tasksprint.execution.records import Key
 from tasksprint.ids import Incarnation
 from tasksprint.settings import Settings
@@ -31,7 +31,7 @@ class _Unstored:
     __slots__ = ("completion", "followers", "inline_bytes", "is_stored", "key", "pretasks")
 
     def __init__(
-        self, key: Key, completion: Completion, inline_bytes: int, pretasks: tuple[Key, ...]
+        self, key: Key, completion: AttemptDone, inline_bytes: int, pretasks: tuple[Key, ...]
     ) -> None:
         self.key = key
         self.completion = completion
@@ -52,11 +52,11 @@ class Reports:
         self._inline_bytes_max = settings.report_inline_bytes_max
         self._outbox = outbox
         self._unstored: dict[Key, _Unstored] = {}
-        self._completions: dict[Key, tuple[Completion, int]] = {}  # in order; with inline bytes
-        self._failures: deque[tuple[Failure, int]] = deque()  # with its bytes
+        self._completions: dict[Key, tuple[AttemptDone, int]] = {}  # in order; with inline bytes
+        self._failures: deque[tuple[AttemptFailed, int]] = deque()  # with its bytes
         self._lost: dict[Key, None] = {}
         self._under_way: int | None = None
-        self._failures_sent: tuple[Failure, ...] = ()  # in that report
+        self._failures_sent: tuple[AttemptFailed, ...] = ()  # in that report
         self._last_request = 0
 
     @property
@@ -70,7 +70,7 @@ class Reports:
         return len(self._unstored) + len(self._completions) + len(self._failures)
 
     def add_completion(
-        self, completion: Completion, inline_bytes: int, pretasks: tuple[Key, ...]
+        self, completion: AttemptDone, inline_bytes: int, pretasks: tuple[Key, ...]
     ) -> None:
         """Report this once it and the `pretasks` (values made here) are stored."""
         key = (completion.job, completion.tid)
@@ -91,7 +91,7 @@ class Reports:
         unstored.is_stored = True
         self._settle(unstored)
 
-    def add_failure(self, failure: Failure) -> None:
+    def add_failure(self, failure: AttemptFailed) -> None:
         """Report a failed attempt."""
         size = len(encode_json([failure.error, failure.detail]))
         self._failures.append((failure, size))
@@ -119,7 +119,7 @@ class Reports:
         for key in [key for key in self._lost if key[0] == job]:
             del self._lost[key]
 
-    def acknowledged(self, request: int) -> tuple[Failure, ...]:
+    def acknowledged(self, request: int) -> tuple[AttemptFailed, ...]:
         """Note that a report was applied; return the failures that stood in it.
 
         Any but the one under way is ignored.
@@ -147,7 +147,7 @@ class Reports:
             return
         if not (self._completions or self._failures or self._lost):
             return
-        completions: list[Completion] = []
+        completions: list[AttemptDone] = []
         inline_bytes = 0
         for completion, size in self._completions.values():
             inline_bytes += size
@@ -162,7 +162,7 @@ class Reports:
         else:
             for completion in completions:
                 del self._completions[completion.job, completion.tid]
-        failures: list[Failure] = []
+        failures: list[AttemptFailed] = []
         failure_bytes = 0
         while self._failures and len(failures) < self._tasks_max:
             failure, size = self._failures[0]

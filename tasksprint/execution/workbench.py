@@ -27,11 +27,11 @@ from tasksprint.coordination.view import Assignment, View
 from tasksprint.encoding import result_digest
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 from tasksprint.execution.effects import (
-    Completion,
+    AttemptDone,
+    AttemptFailed,
     DropJobResults,
     DropResults,
     Effect,
-    Failure,
     HeldResult,
     Manifest,
     NodeId,
@@ -108,7 +108,7 @@ class Workbench:
         self._ended: dict[JobId, dict[TaskId, int]] = {}
         # Failed attempts of these, in order, whose report was applied, with the number of views
         # that had come by then. (Of a task that was done, a drop tells when it may be forgotten.)
-        self._told: deque[tuple[int, Failure]] = deque()
+        self._told: deque[tuple[int, AttemptFailed]] = deque()
         self._views = 0
         self._programs = Programs(settings, self._timers, self._outbox)
         self._jobs: dict[JobId, Program] = {}
@@ -380,7 +380,7 @@ class Workbench:
         self._inputs.drop_held(job, tid, None)
         if self._reports.discard((job, tid)):
             self._reports.add_failure(
-                Failure(job, tid, attempt, f"cannot store the result: {error}", False, {})
+                AttemptFailed(job, tid, attempt, f"cannot store the result: {error}", False, {})
             )
 
     def result_missing(self, job: JobId, tid: TaskId) -> None:
@@ -406,7 +406,7 @@ class Workbench:
         if self._reports.discard((job, tid)):
             # Nobody counts on it yet; but this attempt must end.
             attempt = held.attempt
-            self._reports.add_failure(Failure(job, tid, attempt, LOST_UNREPORTED, False, {}))
+            self._reports.add_failure(AttemptFailed(job, tid, attempt, LOST_UNREPORTED, False, {}))
         else:
             self._reports.add_lost((job, tid))
         return True
@@ -662,7 +662,7 @@ class Workbench:
             StoreResult(entry.node.id, entry.id, job, tid, attempt, digest, manifest)
         )
         self._reports.add_completion(
-            Completion(job, tid, attempt, digest, size_bytes, inputs_digest, run_us, inline),
+            AttemptDone(job, tid, attempt, digest, size_bytes, inputs_digest, run_us, inline),
             inline_bytes,
             made_here,
         )
@@ -691,7 +691,7 @@ class Workbench:
         assignment = task.assignment
         self._end(task)
         self._reports.add_failure(
-            Failure(
+            AttemptFailed(
                 assignment.job, assignment.tid, assignment.attempt, error, fatal, dict(detail)
             )
         )

@@ -20,9 +20,9 @@ from tasksprint.coordination.view import (
 from tasksprint.encoding import result_digest
 from tasksprint.execution import Workbench
 from tasksprint.execution.effects import (
-    Completion,
+    AttemptDone,
+    AttemptFailed,
     Effect,
-    Failure,
     FetchInputs,
     FetchRequest,
     HeldResult,
@@ -140,15 +140,15 @@ def completion(
     values: Manifest = RESULT,
     inputs: str | None = None,
     inline: tuple[tuple[str, str], ...] = (),
-) -> Completion:
+) -> AttemptDone:
     size = sum(item[2] for item in values)
-    return Completion(job, tid, attempt, digest_of(values), size, inputs, run_us, inline)
+    return AttemptDone(job, tid, attempt, digest_of(values), size, inputs, run_us, inline)
 
 
 def report(
     request: int,
-    *completions: Completion,
-    failures: tuple[Failure, ...] = (),
+    *completions: AttemptDone,
+    failures: tuple[AttemptFailed, ...] = (),
     lost: tuple[tuple[int, int], ...] = (),
     incarnation: str = "a",
 ) -> SendReport:
@@ -321,10 +321,10 @@ __all__ = [
     "PROGRAM",
     "RESULT",
     "SETTINGS",
+    "AttemptFailed",
     "Bench",
     "Drop",
     "DropJob",
-    "Failure",
     "FetchInputs",
     "FetchRequest",
     "HeldResult",

@@ -11,9 +11,9 @@ from .helpers import (
     PROGRAM,
     RESULT,
     SETTINGS,
+    AttemptFailed,
     Bench,
     Drop,
-    Failure,
     FetchInputs,
     FetchRequest,
     HeldResult,
@@ -276,7 +276,7 @@ def test_missing_key_of_a_result_from_before_the_start_is_told_as_such() -> None
     bench.effects()
     bench.workbench.run_refused(1, 2, {0: RESULT}, bench.now_ms)
     error = "task 1 'merge' needs the value 'reslut' of task 0, which returned 'result'"
-    bench.expect(report(2, failures=(Failure(1, 1, 1, error, True, {}),)))
+    bench.expect(report(2, failures=(AttemptFailed(1, 1, 1, error, True, {}),)))
 
 
 def test_missing_key_of_a_copy_fails_the_task_for_good() -> None:
@@ -288,7 +288,7 @@ def test_missing_key_of_a_copy_fails_the_task_for_good() -> None:
     error = "task 1 'merge' needs the value 'reslut' of task 0, which returned 'result'"
     bench.expect(
         ReleaseCopies(((1, 0, DIGEST),)),
-        report(2, failures=(Failure(1, 1, 1, error, True, {}),)),
+        report(2, failures=(AttemptFailed(1, 1, 1, error, True, {}),)),
     )
 
 

@@ -14,8 +14,8 @@ from .helpers import (
     JOB,
     PROGRAM,
     SETTINGS,
+    AttemptFailed,
     Bench,
-    Failure,
     FetchInputs,
     FetchRequest,
     JobEntry,
@@ -40,8 +40,8 @@ OTHER_JOB = JobEntry(2, "q" * 64, "other.py")
 
 def failed(
     tid: int, error: str, *, attempt: int = 1, fatal: bool = False, **detail: object
-) -> Failure:
-    return Failure(1, tid, attempt, error, fatal, detail)
+) -> AttemptFailed:
+    return AttemptFailed(1, tid, attempt, error, fatal, detail)
 
 
 # --- slots ---

@@ -7,9 +7,9 @@ from dataclasses import replace
 from .helpers import (
     DIGEST,
     SETTINGS,
+    AttemptFailed,
     Bench,
     Drop,
-    Failure,
     RunTask,
     SendReport,
     TaskError,
@@ -92,7 +92,7 @@ def test_result_that_cannot_be_stored_is_a_failure_and_what_waited_for_it_goes()
         report(
             2,
             completion(1, run_us=1_000, inputs=inputs_digest(DIGEST)),
-            failures=(Failure(1, 0, 1, "cannot store the result: disk full", False, {}),),
+            failures=(AttemptFailed(1, 0, 1, "cannot store the result: disk full", False, {}),),
         )
     )
     assert bench.workbench.held_results() == [(1, 1, DIGEST)]

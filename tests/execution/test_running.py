@@ -16,8 +16,8 @@ from .helpers import (
     DIGEST,
     PROGRAM,
     SETTINGS,
+    AttemptFailed,
     Bench,
-    Failure,
     Note,
     PrepareProgram,
     RunTask,
@@ -113,7 +113,7 @@ def test_failed_task_is_reported_at_once() -> None:
     bench.effects()
     bench.failed(1, 2, TaskError("boom", traceback="line 1", retry=True), after_us=1_000)
     detail = {**_RAN, "traceback": "line 1"}
-    bench.expect(report(2, failures=(Failure(1, 0, 1, "boom", False, detail),)))
+    bench.expect(report(2, failures=(AttemptFailed(1, 0, 1, "boom", False, detail),)))
     bench.acknowledged(2)
     bench.assert_empty()
 
@@ -124,10 +124,10 @@ def test_task_that_says_no_retry_fails_for_good() -> None:
     bench.view(task(0))
     bench.effects()
     bench.failed(1, 2, TaskError("bad input", retry=False), after_us=1_000)
-    bench.expect(report(2, failures=(Failure(1, 0, 1, "bad input", True, _RAN),)))
+    bench.expect(report(2, failures=(AttemptFailed(1, 0, 1, "bad input", True, _RAN),)))
 
 
-def _failure_of(bench: Bench) -> Failure:
+def _failure_of(bench: Bench) -> AttemptFailed:
     (sent,) = bench.effects()
     assert isinstance(sent, SendReport)
     assert not sent.completions
@@ -141,7 +141,7 @@ def test_key_that_the_scheduler_asked_for_and_the_node_did_not_return() -> None:
     bench.view(task(4, name="merge", keys=("result",)))
     bench.effects()
     bench.done(1, 2, values=manifest("a", "b"), after_us=1_000)
-    assert _failure_of(bench) == Failure(
+    assert _failure_of(bench) == AttemptFailed(
         1,
         4,
         1,
@@ -251,7 +251,7 @@ def test_input_key_that_the_pretask_did_not_return_fails_for_good() -> None:
     error = "task 5 'merge' needs the value 'result' of task 4, which returned 'a', 'b'"
     bench.expect(
         stored(4, id=2, values=manifest("a", "b")),
-        report(2, failures=(Failure(1, 5, 1, error, True, {}),)),
+        report(2, failures=(AttemptFailed(1, 5, 1, error, True, {}),)),
     )
 
 

@@ -8,10 +8,10 @@ from .helpers import (
     COMMAND,
     DIGEST,
     PROGRAM,
+    AttemptFailed,
     Bench,
     Drop,
     DropJob,
-    Failure,
     HeldResult,
     KillNode,
     Note,
@@ -117,7 +117,7 @@ def test_those_behind_a_killed_task_run_elsewhere_and_count_no_failure() -> None
     error = "node failed while it ran task 0 'work': exit code 3"
     bench.expect(
         StartNode(2, PROGRAM, COMMAND),
-        report(3, failures=(Failure(1, 0, 1, error, False, detail),)),
+        report(3, failures=(AttemptFailed(1, 0, 1, error, False, detail),)),
     )
     bench.ready(2, 10)
     bench.expect(run(task(1), node=2))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from tasksprint.coordination.view import Assignment, Input
-from tasksprint.execution.effects import Completion, RunTask
+from tasksprint.execution.effects import AttemptDone, RunTask
 from tasksprint.roles.client.values import CachedValue, ValueCache, base64_pieces, task_buffers
 from tasksprint.settings import Settings
 from tasksprint.task_spec import TaskSpec
@@ -211,7 +211,7 @@ def test_inputs_that_the_store_lost_are_named() -> None:
 def test_inline_values_of_a_report() -> None:
     disk = Disk()
     cache = cache_of(9, disk)
-    done = Completion(1, 0, 1, "d0", 9, None, 50, (("a", "json"), ("b", "bytes")))
+    done = AttemptDone(1, 0, 1, "d0", 9, None, 50, (("a", "json"), ("b", "bytes")))
     cache.put(1, 0, "d0", [("a", "json", '"é"'.encode())])
     assert cache.inline(done) is None
     assert wait(cache.load_inline(done)) is None

@@ -20,7 +20,7 @@ import binascii
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
-from tasksprint.execution.effects import Completion, Manifest, RunTask
+from tasksprint.execution.effects import AttemptDone, Manifest, RunTask
 from tasksprint.ids import JobId, TaskId
 from tasksprint.protocol.node_lines import Carried, encode_task
 from tasksprint.settings import Settings
@@ -233,7 +233,7 @@ class ValueCache:
                 values.append(value)
         return values, tuple(missing)
 
-    def inline(self, completion: Completion) -> dict[str, tuple[str, str]] | None:
+    def inline(self, completion: AttemptDone) -> dict[str, tuple[str, str]] | None:
         """Return the values that a report carries; None: not all are in memory."""
         job, tid, digest = completion.job, completion.tid, completion.digest
         found: dict[str, tuple[str, str]] = {}
@@ -244,7 +244,7 @@ class ValueCache:
             found[key] = _inline(value)
         return found
 
-    async def load_inline(self, completion: Completion) -> dict[str, tuple[str, str]] | None:
+    async def load_inline(self, completion: AttemptDone) -> dict[str, tuple[str, str]] | None:
         """Return the values that a report carries; None: the store has lost one."""
         job, tid, digest = completion.job, completion.tid, completion.digest
         found: dict[str, tuple[str, str]] = {}
