@@ -30,7 +30,7 @@ from tasksprint.execution.effects import (
     Note,
     ReleaseCopies,
 )
-from tasksprint.execution.records import ClientTask, Copy, CopyKey, Held, Key, describe_keys
+from tasksprint.execution.records import ClientTask, Copy, CopyKey, KeptResult, Key, describe_keys
 from tasksprint.execution.timers import Timers
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.settings import Settings
@@ -81,9 +81,10 @@ class Inputs:
         self._outbox = outbox
         self._tasks = tasks
         self._lost = lost
-        self._held: dict[JobId, dict[TaskId, Held]] = {}
+        self._held: dict[JobId, dict[TaskId, KeptResult]] = {}
         for one in held:
-            self._held.setdefault(one.job, {})[one.tid] = Held(0, one.digest, None, is_stored=True)
+            result = KeptResult(0, one.digest, None, is_stored=True)
+            self._held.setdefault(one.job, {})[one.tid] = result
         # Tasks that wait for a value that is, or may yet be, made here.
         self._local: dict[Key, dict[Key, ClientTask]] = {}
         self._copies: dict[CopyKey, Copy] = {}
@@ -97,7 +98,7 @@ class Inputs:
 
     # --- results made here -----------------------------------------------------------
 
-    def held(self, job: JobId, tid: TaskId) -> Held | None:
+    def held(self, job: JobId, tid: TaskId) -> KeptResult | None:
         """The result of this task that this client made and keeps, or None."""
         of_job = self._held.get(job)
         return of_job.get(tid) if of_job is not None else None
@@ -111,7 +112,7 @@ class Inputs:
             if held.is_stored
         ]
 
-    def add_held(self, job: JobId, tid: TaskId, held: Held) -> list[ClientTask]:
+    def add_held(self, job: JobId, tid: TaskId, held: KeptResult) -> list[ClientTask]:
         """Keep a result that was just made; returns the tasks that waited for it alone."""
         of_job = self._held.get(job)
         if of_job is None:

@@ -24,7 +24,7 @@ __all__ = [
     "Copy",
     "CopyKey",
     "Entry",
-    "Held",
+    "KeptResult",
     "Key",
     "Node",
     "NodeState",
@@ -226,7 +226,7 @@ class Program:
         return repr(self.name)
 
 
-class Held:
+class KeptResult:
     """A result that this client made and keeps (owned by inputs)."""
 
     __slots__ = ("_keys", "attempt", "digest", "is_stored", "manifest")

@@ -46,7 +46,7 @@ from tasksprint.execution.programs import Programs
 from tasksprint.execution.records import (
     ClientTask,
     Entry,
-    Held,
+    KeptResult,
     Key,
     Node,
     NodeState,
@@ -388,7 +388,7 @@ class Workbench:
         if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:
             self._reports.add_lost((job, tid))
 
-    def stored_result(self, job: JobId, tid: TaskId) -> Held | None:
+    def stored_result(self, job: JobId, tid: TaskId) -> KeptResult | None:
         """Return the result of a task that is stored here now; one made later is another."""
         held = self._inputs.held(job, tid)
         return held if held is not None and held.is_stored else None
@@ -668,7 +668,7 @@ class Workbench:
         )
         self._end(task)
         for other in self._inputs.add_held(
-            job, tid, Held(attempt, digest, manifest, is_stored=False)
+            job, tid, KeptResult(attempt, digest, manifest, is_stored=False)
         ):
             self._arrived(other)
 

@@ -16,14 +16,14 @@ from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.reading import new_read_buffer
 from tasksprint.settings import Settings
 
-__all__ = ["Connections", "Held"]
+__all__ = ["Connections", "OpenConnection"]
 
 # What is read at once from a stranger: a head of ours fits, and a crowd of requests in one
 # packet makes no crowd of answers.
 _STRANGER_READ_BYTES = 4 * 1024
 
 
-class Held(Protocol):
+class OpenConnection(Protocol):
     """A connection, as far as its place among others goes."""
 
     peer: str
@@ -53,8 +53,8 @@ class Connections:
     def __init__(self, settings: Settings, warnings: CountedWarnings) -> None:
         self._settings = settings
         self._warnings = warnings
-        self.open: set[Held] = set()
-        self._strangers: dict[Held, None] = {}  # the oldest first
+        self.open: set[OpenConnection] = set()
+        self._strangers: dict[OpenConnection, None] = {}  # the oldest first
         self.read_buffer = new_read_buffer()
         self.stranger_read_buffer = self.read_buffer[:_STRANGER_READ_BYTES]
         self.upgraded: set[asyncio.Transport] = set()  # left HTTP; closed with the server
@@ -64,7 +64,7 @@ class Connections:
         """How many have proved nothing."""
         return len(self._strangers)
 
-    def try_add(self, connection: Held) -> bool:
+    def try_add(self, connection: OpenConnection) -> bool:
         """Take a new connection, in place of the oldest stranger if it must; False: no room.
 
         Even then it counts, for as long as it stands.
@@ -79,11 +79,11 @@ class Connections:
             self._warnings.warn("full", f"peer={connection.peer} refused: too many connections")
         return has_room
 
-    def proved(self, connection: Held) -> None:
+    def proved(self, connection: OpenConnection) -> None:
         """Take that a connection is no stranger's."""
         self._strangers.pop(connection, None)
 
-    def remove(self, connection: Held) -> None:
+    def remove(self, connection: OpenConnection) -> None:
         """Forget a connection that is gone."""
         self.open.discard(connection)
         self._strangers.pop(connection, None)

@@ -21,7 +21,7 @@ from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import Lost
 from tasksprint.coordination.view import ClientAddress, DropJob, View
 from tasksprint.encoding import decode_json, encode_json, result_digest, value_digest
-from tasksprint.execution.records import Held
+from tasksprint.execution.records import KeptResult
 from tasksprint.ids import ClientId, JobId, TaskId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.job_directory import read_job
@@ -442,7 +442,7 @@ def test_result_that_is_stored_while_the_store_answers_is_not_dropped(
             async def read(*arguments: object) -> None:
                 if is_made_again:
                     bench._inputs.drop_held(JobId(1), TaskId(0), None)
-                    again = Held(2, digest, held.manifest, is_stored=True)
+                    again = KeptResult(2, digest, held.manifest, is_stored=True)
                     bench._inputs.add_held(JobId(1), TaskId(0), again)
                 held.is_stored = True
                 answered.set()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tasksprint.encoding import decode_json, result_digest
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, RunTask
-from tasksprint.execution.records import Held
+from tasksprint.execution.records import KeptResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
 from tasksprint.roles.client.needs import Turns
@@ -33,7 +33,7 @@ _log = logging.getLogger("tasksprint.client")
 
 ResultT = TypeVar("ResultT")
 # What a task's inputs were when they were read, by pretask; None: not made here.
-Seen = dict[TaskId, "Held | None"]
+Seen = dict[TaskId, "KeptResult | None"]
 
 # Looks that may wait: who has more to tell finds out by itself, or tells later.
 _LOOKS_MAX = 100
@@ -137,7 +137,7 @@ class HeldValues:
 
     # --- lost and spoiled values ---
 
-    def seen(self, job: JobId, tid: TaskId) -> Held | None:
+    def seen(self, job: JobId, tid: TaskId) -> KeptResult | None:
         """Return the stored result of a task, to be named if what is read now turns out bad.
 
         1. A value is asked for whose result isn't there, or is spoiled. 2. The task ends here,
@@ -151,7 +151,7 @@ class HeldValues:
         return {tid: self.seen(run.assignment.job, tid) for tid, _, _ in run.inputs}
 
     def spoiled(
-        self, job: JobId, tid: TaskId, digest: str, why: str, *, seen: Held | None
+        self, job: JobId, tid: TaskId, digest: str, why: str, *, seen: KeptResult | None
     ) -> None:
         """Drop a result of which a value is gone or spoiled, and report it as lost.
 
@@ -182,7 +182,7 @@ class HeldValues:
         self._turns.background(self._look(job, tid, digest))
 
     async def _look(self, job: JobId, tid: TaskId, digest: str) -> None:
-        seen: Held | None = None
+        seen: KeptResult | None = None
         try:
             async with self._looking:
                 seen = self.seen(job, tid)
@@ -202,7 +202,7 @@ class HeldValues:
         finally:
             self._looks.discard((job, tid, digest))
 
-    def missing(self, job: JobId, tid: TaskId, digest: str, *, seen: Held | None) -> None:
+    def missing(self, job: JobId, tid: TaskId, digest: str, *, seen: KeptResult | None) -> None:
         """Report a result that the store hasn't, though somebody counts on it."""
         why = "it isn't in the store, or with another digest"
         self.spoiled(job, tid, digest, why, seen=seen)

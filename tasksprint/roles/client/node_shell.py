@@ -20,7 +20,7 @@ from tasksprint.bounded_text import keep_end
 from tasksprint.encoding import value_digest
 from tasksprint.errors import NodeFailed, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskError
-from tasksprint.execution.records import Held
+from tasksprint.execution.records import KeptResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
 from tasksprint.process.attach import AttachedProgram
@@ -168,7 +168,7 @@ class NodeShell:
             self._is_writing = False
 
     def _refuse_input(
-        self, effect: RunTask, tid: TaskId, digest: str, why: str, seen: Held | None
+        self, effect: RunTask, tid: TaskId, digest: str, why: str, seen: KeptResult | None
     ) -> None:
         """An input turned out to be spoiled while it was written: the node waits for the rest."""
         job = effect.assignment.job

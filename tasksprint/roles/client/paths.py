@@ -10,7 +10,7 @@ from typing import Any
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
-from tasksprint.execution.records import Held
+from tasksprint.execution.records import KeptResult
 from tasksprint.ids import JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.http_messages import parse_range
@@ -96,7 +96,7 @@ class ClientPaths:
         manifest: Manifest,
         keys: list[str],
         left: int,
-        seen: Held | None,
+        seen: KeptResult | None,
     ) -> dict[str, bytes] | None:
         """Return those values of a result that fit into a batch; None: one of them is lost."""
         values: dict[str, bytes] = {}
@@ -188,7 +188,7 @@ class ClientPaths:
         digest: str,
         value: FileValue,
         part: tuple[int, int] | None,
-        seen: Held | None,
+        seen: KeptResult | None,
     ) -> AsyncIterator[bytes]:
         held = self._held
         try:
