@@ -18,7 +18,7 @@ import pytest
 from tests.packaging.conftest import need_wheels
 from tests.packaging.standin import CHECKOUT
 
-__all__ = ["Release", "built_release", "read_releases", "sources_of"]
+__all__ = ["Release", "build", "built_release", "read_releases", "sources_of"]
 
 _RELEASES = Path(__file__).parent / "releases.txt"
 
@@ -74,10 +74,14 @@ def built_release(release: Release, temporary: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not archive.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            script = sources_of(release, folder) / "build_zipapp.py"
-            command = [sys.executable, str(script), "--output", str(archive)]
-            done = subprocess.run(
-                [*command, "--wheels", str(wheels)], capture_output=True, text=True, timeout=300
-            )
-            assert done.returncode == 0, done.stderr
+            build(sources_of(release, folder), archive, wheels)
     return archive
+
+
+def build(checkout: Path, archive: Path, wheels: Path) -> None:
+    """Build tasksprint.pyz of a checkout by its own script."""
+    command = [sys.executable, str(checkout / "build_zipapp.py"), "--output", str(archive)]
+    done = subprocess.run(
+        [*command, "--wheels", str(wheels)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

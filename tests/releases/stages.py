@@ -1,4 +1,4 @@
-"""The job of `job/` on a cluster whose processes are of more than one release."""
+"""The job of `jobs/stages/` on a cluster whose processes are of more than one release."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "undisturbed",
 ]
 
-JOB = Path(__file__).parent / "job"
+JOB = Path(__file__).parent / "jobs" / "stages"
 _SEED = 5
 _DEADLINE_S = 60.0
 
@@ -110,8 +110,12 @@ class Stages:
         return Outcome(json.dumps(said["values"]), noise)
 
 
-def ask(machines: Machines, people: Path, *arguments: str, code: int = 0) -> bytes:
-    """Run a command of an archive on a cluster to its end; return what it prints."""
+def ask(machines: Machines, people: Path, *arguments: str, code: int | None = 0) -> bytes:
+    """Run a command of an archive on a cluster to its end; return what it prints.
+
+    Args:
+        code: With which it must end; None: any.
+    """
     done = subprocess.run(
         [*command_of(people), *arguments],
         capture_output=True,
@@ -123,7 +127,7 @@ def ask(machines: Machines, people: Path, *arguments: str, code: int = 0) -> byt
             "TASKSPRINT_COORDINATORS": ",".join(machines.member_addresses()),
         },
     )
-    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    assert code in (None, done.returncode), (arguments, done.returncode, done.stdout, done.stderr)
     return done.stdout
 
 

@@ -1,0 +1,118 @@
+"""Logs of the last release come to the same states here, and its schedulers say the same.
+
+Checked of each entry: the digest of the state, replies, events, answers that count, whose
+view changed. Of each job of the recorded cluster: what its scheduler answers to the
+events that it was told, fed by the SDK of this checkout and of the last release.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasksprint.coordination.commands import answer_digest
+from tasksprint.ids import TaskId
+from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader
+from tests.packaging.standin import CHECKOUT
+from tests.releases.applying import apply_log
+from tests.releases.building import Release
+from tests.releases.recording import DIGEST_CHARACTERS, apply_elsewhere, read_recorded
+
+pytestmark = pytest.mark.slow
+
+Logs = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def logs(last_release: Release) -> Logs:
+    """The recorded logs, by name."""
+    return read_recorded(last_release)
+
+
+@pytest.fixture(scope="module")
+def applied(logs: Logs) -> Logs:
+    """What this checkout makes of them; by way of JSON, as the other release's comes."""
+    found: Logs = json.loads(json.dumps({name: apply_log(log) for name, log in logs.items()}))
+    return found
+
+
+def test_each_entry_leads_to_the_state_that_it_led_to(logs: Logs, applied: Logs) -> None:
+    for name, log in logs.items():
+        digests = [digest[:DIGEST_CHARACTERS] for digest, _ in applied[name]["digests"]]
+        pairs = enumerate(zip(digests, log["digests"], strict=True), 1)
+        differ = [slot for slot, (found, expected) in pairs if found != expected]
+        assert differ == [], f"{name}: first after slot {differ[0]}"
+
+
+def test_the_recordings_have_every_kind_of_command(applied: Logs) -> None:
+    kinds = {kind for found in applied.values() for kind in found["kinds"]}
+    assert kinds >= {
+        *("Tick", "JoinClient", "LeaveClient", "NodesAttached", "Report", "SubmitJob"),
+        *("Answer", "CancelJob", "ForgetJob", "SchedulerOut", "JobObserved"),
+    }
+
+
+@pytest.mark.long
+def test_the_last_release_makes_the_same_of_each_entry(
+    old_archive: Path, logs: Logs, applied: Logs
+) -> None:
+    for name, log in logs.items():
+        assert apply_elsewhere(old_archive, log) == applied[name], name
+
+
+def answers_of(text: str, events: list[str], sdk: Path, folder: Path) -> list[list[Any]]:
+    """Return what a scheduler answers to all events, as the log would have it."""
+    (folder / "scheduler.py").write_text(text, encoding="utf-8")
+    seed = json.loads(events[0])["seed"]
+    done = subprocess.run(
+        [sys.executable, "scheduler.py"],
+        input="".join(f"{line}\n" for line in events).encode(),
+        capture_output=True,
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(sdk),
+            "PYTHONHASHSEED": str(seed),
+            "TASKSPRINT_RULES": "1",
+        },
+        timeout=60,
+    )
+    reader = SchedulerReader(who="the scheduler", line_bytes_max=1 << 24)
+    answers: list[list[Any]] = []
+    for line in done.stdout.splitlines(keepends=True):
+        first_tid = TaskId(reader.next_tid)
+        for said in reader.feed(line):
+            if isinstance(said, SchedulerAnswer):
+                has_news = said.commands or said.part or not said.last
+                digest = answer_digest(first_tid, said.last, said.commands) if has_news else None
+                answers.append([said.event, said.part, said.last, digest])
+    return answers
+
+
+def check_answers(logs: Logs, applied: Logs, sdk: Path, folder: Path) -> None:
+    """See that each scheduler of the recorded cluster answers again what counted then."""
+    found = applied["cluster"]
+    for job, text in logs["cluster"]["schedulers"].items():
+        counted = found["answers"].get(job, [])
+        answers = answers_of(text, found["events"][job], sdk, folder)
+        # What it says once its job has ended doesn't count any more.
+        assert answers[: len(counted)] == counted, f"job {job}"
+
+
+def test_schedulers_answer_what_they_answered(logs: Logs, applied: Logs, tmp_path: Path) -> None:
+    jobs = logs["cluster"]["schedulers"]
+    assert len(jobs) > 10 and all(applied["cluster"]["events"][job] for job in jobs)
+    check_answers(logs, applied, CHECKOUT, tmp_path)
+
+
+@pytest.mark.long
+def test_so_they_do_with_the_sdk_of_the_last_release(
+    old_archive: Path, logs: Logs, applied: Logs, tmp_path: Path
+) -> None:
+    check_answers(logs, applied, old_archive, tmp_path)
