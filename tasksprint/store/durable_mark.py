@@ -76,10 +76,17 @@ class LeftLog:
     """A database's write-ahead log as the last process left it.
 
     To be made before the database is opened: what SQLite can't read it takes for free space.
+    And to be closed after the database is: the system gives up all locks that a process has on
+    a file when it closes the file once, also those of SQLite on its index. Another process,
+    `sqlite3` say, would then begin the index anew under our feet, and the kernel end us
+    (SIGBUS).
+
+    Source: https://www.sqlite.org/howtocorrupt.html, section 2.2.
     """
 
     def __init__(self, database: Path) -> None:
         self._database = database
+        self._index = -1  # open once it was read
         try:
             self._data = database.with_name(f"{database.name}-wal").read_bytes()
         except OSError:
@@ -91,7 +98,7 @@ class LeftLog:
         Args:
             is_new: The database, open by now, was found to be empty.
         """
-        data = self._data
+        data, self._data = self._data, b""
         if not data:
             return None
         header = _LOG_HEADER.unpack_from(data) if len(data) >= _LOG_HEADER.size else None
@@ -115,12 +122,19 @@ class LeftLog:
 
     def _readable_frames(self) -> int | None:
         """Return how many frames SQLite found good, as its index says; None: unknown."""
+        path = self._database.with_name(f"{self._database.name}-shm")
         try:
-            with open(self._database.with_name(f"{self._database.name}-shm"), "rb") as file:
-                data = file.read(_INDEX_FRAMES.size)
+            self._index = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            data = os.pread(self._index, _INDEX_FRAMES.size, 0)
         except OSError:
             return None
         return int(_INDEX_FRAMES.unpack(data)[0]) if len(data) == _INDEX_FRAMES.size else None
+
+    def close(self) -> None:
+        """Close what was opened of it; the database is closed by now."""
+        if self._index >= 0:
+            os.close(self._index)
+            self._index = -1
 
 
 def find_doubts(log: LeftLog, mark: DurableMark, *, number: int, is_new: bool) -> str | None:

@@ -101,10 +101,12 @@ class ReplicaStore:
         settings: Settings,
         repairs: tuple[str, ...] = (),
         mark: DurableMark | None = None,
+        left: LeftLog | None = None,
     ) -> None:
         self.repairs = repairs  # what `open` did about a damage, for the operator
         self.doubts: str | None = None  # why acknowledged work may be missing
         self._mark = mark
+        self._left = left
         self._database = database
         self._lock = lock
         self._settings = settings
@@ -158,12 +160,13 @@ class ReplicaStore:
             try:
                 _check_owner(database, replica, cluster)
                 mark = DurableMark(data_dir)
-                store = cls(database, lock, settings or Settings(), repairs, mark)
+                store = cls(database, lock, settings or Settings(), repairs, mark, left)
                 store._look_for_doubts(left, mark)
                 store._tidy()
                 return store
             except BaseException:
                 database.close()
+                left.close()
                 raise
         except StoreDamaged as error:
             note_damage(data_dir, error)
@@ -736,6 +739,8 @@ class ReplicaStore:
         try:
             self._database.close()
         finally:
+            if self._left is not None:
+                self._left.close()
             self._lock.release()
 
     def close_whole(self) -> None:

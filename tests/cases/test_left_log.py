@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +139,30 @@ def test_log_of_one_of_several_counts_as_an_older_disk(tmp_path: Path) -> None:
             f"replica 1 returned with an older disk (durable number 1, this machine has seen "
             f"{WRITES}): it counts as lost; "
         )
+
+
+# The byte of an index that SQLite locks while it uses it ("dead man's switch"): who gets it
+# alone takes the index for left behind, and begins it anew.
+TAKE_INDEX = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    try:
+        fcntl.lockf(index, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)
+    except OSError:
+        sys.exit("in use")
+"""
+
+
+def test_who_reads_the_database_beside_us_finds_its_index_in_use(tmp_path: Path) -> None:
+    """Reading the index of a left log gave SQLite's locks away; sqlite3 then cut it to nothing."""
+    left = killed(tmp_path)
+    store = ReplicaStore.open(left, 1, now_ms=0)
+    try:
+        command = [sys.executable, "-c", TAKE_INDEX, str(left / "replica.db-shm")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr == "in use\n"
+    finally:
+        store.close()
 
 
 def test_doubts_are_over_with_the_next_write(tmp_path: Path) -> None:
