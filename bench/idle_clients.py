@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tasksprint.asking.leader import Leader, parse_addresses
+from tasksprint.asking.leader import LeaderFinder, parse_addresses
 from tasksprint.coordination.commands import JoinClient, NodesAttached, encode_command
 from tasksprint.coordination.view import decode_view
 from tasksprint.ids import ClientId, Incarnation, Slot
@@ -32,7 +32,7 @@ class _Idlers:
         settings = replace(Settings(), pooled_connections_max=count)
         http = HttpClient(load_key(key), settings)
         self._wait_ms = settings.view_poll_max_ms
-        self._leader = Leader(
+        self._leader = LeaderFinder(
             addresses, http, random.Random(), lambda: time.monotonic_ns() // 1_000_000
         )
         self._joins = asyncio.Semaphore(_JOINS_MAX)

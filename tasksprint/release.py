@@ -8,13 +8,65 @@ member has them (docs/architecture.md, "Rules with versions").
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tasksprint import __version__
-from tasksprint.errors import UnknownRules
+from tasksprint.encoding import decode_json, encode_json
+from tasksprint.errors import RemoteProtocolError, UnknownRules
 from tasksprint.settings import RULES_BY_VERSION, Rules
 
-__all__ = ["THIS_RELEASE", "Release"]
+__all__ = ["SILENT", "THIS_RELEASE", "Release", "Speaks", "decode_speaks", "encode_speaks"]
+
+_Range = tuple[int, int]  # the oldest version and the newest
+
+
+@dataclass(frozen=True, slots=True)
+class Speaks:
+    """What a member says of its release; ranges are (oldest version, newest)."""
+
+    release: str
+    rules: _Range
+    # A frame names the oldest version whose readers understand it: what is newer in it stands
+    # where they don't look.
+    frames: _Range
+    commands: _Range  # of the log, by the rules that brought them
+
+
+# Who says nothing is of a release that doesn't speak of itself.
+SILENT = Speaks("0.2.0 or older", (1, 1), (2, 2), (1, 1))
+
+
+def encode_speaks(speaks: Speaks) -> str:
+    """Return it as text: JSON, whose readers pass over members that they don't know."""
+    return encode_json(asdict(speaks)).decode()
+
+
+def decode_speaks(text: str | None) -> Speaks:
+    """Return what a member says; `SILENT` for None.
+
+    Raises:
+        RemoteProtocolError: It isn't one.
+    """
+    if text is None:
+        return SILENT
+    told: Any = decode_json(text.encode())
+    try:
+        return Speaks(
+            str(told["release"])[:40],
+            _range(told["rules"]),
+            _range(told["frames"]),
+            _range(told["commands"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"{text!r:.200} doesn't say what a release can") from error
+
+
+def _range(told: Any) -> _Range:
+    first, last = told
+    if type(first) is not int or type(last) is not int or not 0 < first <= last:
+        raise ValueError(f"{told!r:.50} is no range")
+    return first, last
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +75,12 @@ class Release:
 
     name: str
     rules: Mapping[int, Rules]  # by version; Invariant: versions without a gap, rising
+
+    @property
+    def speaks(self) -> Speaks:
+        """What its members say of it."""
+        known = min(self.rules), max(self.rules)
+        return Speaks(self.name, known, _FRAMES, known)
 
     def find_rules(self, version: int, what: str) -> Rules:
         """Return a version of the rules.
@@ -39,4 +97,5 @@ class Release:
         return found
 
 
+_FRAMES = (2, 3)
 THIS_RELEASE = Release(__version__, RULES_BY_VERSION)

@@ -31,7 +31,7 @@ from tasksprint.net.http_messages import HttpResponse
 __all__ = [
     "MEMBERS_HEADER",
     "MISDIRECTED",
-    "Leader",
+    "LeaderFinder",
     "Rota",
     "check_replica_id",
     "error_words",
@@ -176,7 +176,7 @@ def _refusal(cluster: str) -> Exception:
     return SettingsError(f"all coordinators that were named are of cluster {cluster!r}")
 
 
-class Leader:
+class LeaderFinder:
     """Asks whoever leads, through elections and restarts.
 
     What nobody should have answered (no proof, a bug, nonsense) ends nothing: the next

@@ -3,19 +3,26 @@
 A command is opaque bytes. The empty batch is `NOOP`: it fills a slot that must be
 decided and for which nobody has anything to say. A value that begins with
 `MEMBERSHIP_MARK` carries a membership (membership.py) instead of commands.
+
+A command may stand alone, in a value of a form that releases before 0.3.0 take for a membership
+of an unknown version. They must not pass over it as over other commands that they don't
+know: they stop there with a sentence, in place of going on with another state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 
 __all__ = [
+    "ALONE_MARK",
     "COMMAND_OVERHEAD_BYTES",
     "MEMBERSHIP_MARK",
     "NOOP",
     "decode_batch",
+    "encode_alone",
     "encode_batch",
     "split_commands",
 ]
@@ -24,6 +31,7 @@ NOOP = b""
 COMMAND_OVERHEAD_BYTES = 4
 # A batch begins with the length of its first command; no command is as long as this.
 MEMBERSHIP_MARK = b"\xff\xff\xff\xff"
+ALONE_MARK = MEMBERSHIP_MARK + b'{"version":"none: it raises the rules","command":'
 
 
 def encode_batch(commands: Iterable[bytes]) -> bytes:
@@ -35,12 +43,22 @@ def encode_batch(commands: Iterable[bytes]) -> bytes:
     return b"".join(pieces)
 
 
+def encode_alone(command: bytes) -> bytes:
+    """Return the value of an entry in which a command, UTF-8 text, stands alone."""
+    return ALONE_MARK + encode_json(command.decode()) + b"}"
+
+
 def decode_batch(value: bytes) -> tuple[bytes, ...]:
     """Return the commands of a value; none, if it carries a membership.
 
     Raises:
-        RemoteProtocolError: It ends within a command.
+        RemoteProtocolError: It ends within a command, or isn't one.
     """
+    if value.startswith(ALONE_MARK):
+        command = decode_json(value[len(MEMBERSHIP_MARK) :])["command"]
+        if not isinstance(command, str):
+            raise RemoteProtocolError(f"{command!r:.50} isn't a command's text")
+        return (command.encode(),)
     if value.startswith(MEMBERSHIP_MARK):
         return ()
     commands: list[bytes] = []

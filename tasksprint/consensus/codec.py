@@ -41,9 +41,11 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.protocol.replica_frames import decode_body, encode_body
+from tasksprint.release import SILENT, decode_speaks, encode_speaks
 
 __all__ = ["decode", "encode"]
 
+# Whoever reads frames of this version understands ours (release.py, `Speaks.frames`).
 FORMAT_VERSION = 2
 
 # --- encoding: (kind, fields as JSON, raw parts) ---
@@ -70,8 +72,9 @@ def _encode_message(message: Message) -> tuple[str, Sequence[Any], Sequence[byte
             return "heartbeat-reply", (*_pair(ballot), beat, chosen_end), ()
         case Forward(commands):
             return "forward", (), commands
-        case Hello(address, heard, cluster, members, skips):
-            return "hello", (address, heard, cluster, members), (skips,)
+        case Hello(address, heard, cluster, members, skips, speaks):
+            said = () if speaks == SILENT else (encode_speaks(speaks),)
+            return "hello", (address, heard, cluster, members, *said), (skips,)
         case Found(founding, membership, skips):
             return "found", (), (founding, membership, skips)
         case Stranger(cluster, expected, found, membership):
@@ -228,7 +231,9 @@ _DECODERS: dict[str, _Decoder] = {
     "heartbeat": lambda f, p: Heartbeat(Ballot(f[0], f[1]), f[2], f[3]),
     "heartbeat-reply": lambda f, p: HeartbeatReply(Ballot(f[0], f[1]), f[2], f[3]),
     "forward": lambda f, p: Forward(tuple(p)),
-    "hello": lambda f, p: Hello(f[0], f[1], f[2], tuple(f[3]), _checked_skips(p[0])),
+    "hello": lambda f, p: Hello(
+        f[0], f[1], f[2], tuple(f[3]), _checked_skips(p[0]), decode_speaks(*f[4:5] or (None,))
+    ),
     "found": lambda f, p: Found(p[0], p[1], _checked_skips(p[2])),
     "stranger": lambda f, p: Stranger(f[0], f[1], f[2], p[0]),
     "stale": lambda f, p: Stale(f[0], f[1], f[2], f[3]),

@@ -27,6 +27,7 @@ from tasksprint.consensus.messages import Hello
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
+from tasksprint.release import SILENT, Speaks
 
 __all__ = [
     "Foundation",
@@ -39,7 +40,8 @@ __all__ = [
     "was_removed",
 ]
 
-_FORMAT_VERSION = 2
+# An entry whose cluster begins with rules that the releases before 0.3.0 lack isn't for them.
+_FORMAT_VERSION, _VERSION_WITH_RULES = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +67,22 @@ class Founding:
     # The clusters whose state it went on with, the last one last; none: it began empty.
     origins: tuple[str, ...] = ()
     retired: tuple[ReplicaId, ...] = ()  # ids of the former cluster, never used again; sorted
+    rules: int = 1  # the version by which the log is applied from its beginning
 
 
 def encode_founding(founding: Founding) -> bytes:
     """Return the bytes that are stored and sent."""
     members = [[m.replica, m.incarnation, m.address] for m in founding.members]
-    return encode_json(
-        {
-            "version": _FORMAT_VERSION,
-            "cluster": founding.cluster,
-            "members": members,
-            "origins": founding.origins,
-            "retired": founding.retired,
-        }
-    )
+    fields = {
+        "version": _FORMAT_VERSION,
+        "cluster": founding.cluster,
+        "members": members,
+        "origins": founding.origins,
+        "retired": founding.retired,
+    }
+    if founding.rules > 1:
+        fields |= {"version": _VERSION_WITH_RULES, "rules": founding.rules}
+    return encode_json(fields)
 
 
 def decode_founding(data: bytes) -> Founding:
@@ -90,9 +94,9 @@ def decode_founding(data: bytes) -> Founding:
     fields = decode_json(data)
     try:
         version = fields["version"]
-        if version != _FORMAT_VERSION:
+        if version not in (_FORMAT_VERSION, _VERSION_WITH_RULES):
             raise RemoteProtocolError(
-                f"founding entry has version {version!r}, expected {_FORMAT_VERSION}; "
+                f"founding entry has version {version!r}, expected {_VERSION_WITH_RULES}; "
                 "use the TaskSprint release that wrote it, or a later one"
             )
         members = tuple(
@@ -104,6 +108,7 @@ def decode_founding(data: bytes) -> Founding:
             members,
             tuple(str(origin) for origin in fields["origins"]),
             tuple(ReplicaId(int(replica)) for replica in fields["retired"]),
+            int(fields.get("rules", 1)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a founding entry: {data[:200]!r}") from error
@@ -153,6 +158,7 @@ class Foundation:
         address: str,
         members: Iterable[ReplicaId],
         random: Random,
+        speaks: Speaks = SILENT,
     ) -> None:
         self._me = me
         self._incarnation = incarnation
@@ -162,11 +168,13 @@ class Foundation:
         self.peers = tuple(member for member in self.members if member != me)
         self.skips = b""  # commands that aren't applied here (skips.py)
         self._heard: dict[ReplicaId, Incarnation] = {}
-        self._unfounded: dict[ReplicaId, Member] = {}
+        self._unfounded: dict[ReplicaId, tuple[Member, Speaks]] = {}
+        self._speaks = speaks
 
     def hello(self, target: ReplicaId, cluster: str | None) -> Hello:
         """Return what to say to `target`."""
-        return Hello(self._address, self._heard.get(target), cluster, self.members, self.skips)
+        heard = self._heard.get(target)
+        return Hello(self._address, heard, cluster, self.members, self.skips, self._speaks)
 
     def hear(self, source: ReplicaId, incarnation: Incarnation, hello: Hello) -> str | None:
         """Take note of a greeting.
@@ -184,7 +192,8 @@ class Foundation:
                 f"replica {self._me} with {_names(self.members)}; start all with the same"
             )
         if hello.heard == self._incarnation:
-            self._unfounded[source] = Member(source, incarnation, hello.address)
+            member = Member(source, incarnation, hello.address)
+            self._unfounded[source] = member, hello.speaks
         return None
 
     def note(self, source: ReplicaId, incarnation: Incarnation) -> None:
@@ -199,9 +208,12 @@ class Foundation:
         """
         if self._me != self.members[0] or len(self._unfounded) < len(self.peers):
             return None
-        own = Member(self._me, self._incarnation, self._address)
-        members = (own, *(self._unfounded[peer] for peer in self.peers))
-        return Founding(f"{self._random.getrandbits(64):016x}", members)
+        own = Member(self._me, self._incarnation, self._address), self._speaks
+        found = [own, *[self._unfounded[peer] for peer in self.peers]]
+        # The newest rules that all of them have: nobody would have to raise them.
+        rules = min(speaks.rules[1] for _, speaks in found)
+        members = tuple([member for member, _ in found])
+        return Founding(f"{self._random.getrandbits(64):016x}", members, rules=rules)
 
 
 def _names(members: tuple[ReplicaId, ...]) -> str:

@@ -25,7 +25,7 @@ from tasksprint.consensus.batch import (
 )
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.members import Members, Memberships
-from tasksprint.consensus.membership import ALPHA, Membership, encode_membership_value
+from tasksprint.consensus.membership import ALPHA
 from tasksprint.consensus.messages import (
     Accept,
     ChosenNotice,
@@ -134,7 +134,7 @@ class Leadership:
         self._renew_ms = 0  # when to raise the ballot if somebody still refuses
         self._reads: deque[tuple[int, list[int]]] = deque()  # (beat, reads), oldest first
         self._new_reads: list[int] = []
-        self._change: Membership | None = None  # waits for its slot
+        self._change: bytes | None = None  # the value of an entry that waits for its slot
         self._ask_ms = now_ms  # when to ask for missing promises (again)
         self._pipeline_slots = min(settings.pipeline_slots_max, ALPHA)
         # Proposals of the slots below are made even if nobody wants anything: what must be
@@ -223,8 +223,7 @@ class Leadership:
             elif slot < self._established_end:
                 self._open_slot(NOOP, (), now_ms)  # a gap, or the first entry of this ballot
             elif self._change is not None:
-                value = encode_membership_value(self._change)
-                self._change = None
+                value, self._change = self._change, None
                 self._open_slot(value, None, now_ms)
             elif self.waiting:
                 commands = self._take_waiting()
@@ -380,7 +379,10 @@ class Leadership:
 
     @property
     def change_is_under_way(self) -> bool:
-        """Whether a membership was proposed, or chosen, that doesn't govern yet."""
+        """Whether a membership was proposed, or chosen, that doesn't govern yet.
+
+        Or a command that stands alone was, and isn't chosen.
+        """
         return (
             self._change is not None
             or not self.is_established
@@ -388,10 +390,10 @@ class Leadership:
             or any(each.value.startswith(MEMBERSHIP_MARK) for each in self._open.values())
         )
 
-    def change_members(self, membership: Membership) -> None:
-        """Propose a membership in the next slot."""
+    def change(self, value: bytes) -> None:
+        """Propose a membership, or a command that stands alone, in the next slot."""
         assert not self.change_is_under_way
-        self._change = membership
+        self._change = value
 
     def heard_since(self, oldest_ms: int) -> set[ReplicaId]:
         """Return who was heard in this leadership since then, with this replica."""

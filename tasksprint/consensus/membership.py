@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasksprint.consensus.batch import MEMBERSHIP_MARK
+from tasksprint.consensus.batch import ALONE_MARK, MEMBERSHIP_MARK
 from tasksprint.consensus.founding import Member
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
@@ -204,6 +204,6 @@ def encode_membership_value(membership: Membership) -> bytes:
 
 def decode_membership_value(value: bytes) -> Membership | None:
     """Return the membership that the value of a slot carries; None: it has commands."""
-    if not value.startswith(MEMBERSHIP_MARK):
+    if not value.startswith(MEMBERSHIP_MARK) or value.startswith(ALONE_MARK):
         return None
     return decode_membership(value[len(MEMBERSHIP_MARK) :])

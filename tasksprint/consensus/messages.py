@@ -14,6 +14,7 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.consensus.marks import NO_MARK, KnownMark, Mark
 from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.release import SILENT, Speaks
 
 __all__ = [
     "Accept",
@@ -55,6 +56,7 @@ class Hello:
     cluster: str | None  # None: unfounded
     members: tuple[ReplicaId, ...]  # founding members as its operator named them, sorted
     skips: bytes = b""  # commands that it doesn't apply (skips.py)
+    speaks: Speaks = SILENT  # what its release can
 
 
 @dataclass(frozen=True, slots=True)

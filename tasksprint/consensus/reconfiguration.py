@@ -6,13 +6,14 @@ in changes.py, and when a membership governs in members.py.
 
 from __future__ import annotations
 
+from tasksprint.consensus.batch import encode_alone
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.changes import addition, next_step, refusal, removal
 from tasksprint.consensus.founding import Member
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.members import Memberships
-from tasksprint.consensus.membership import Membership
+from tasksprint.consensus.membership import Membership, encode_membership_value
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import Settings
@@ -70,7 +71,14 @@ class Reconfiguration:
 
     def _propose(self, leadership: Leadership, change: Membership) -> None:
         self._outbox.note(f"proposes membership {change.number}: {change.describe()}")
-        leadership.change_members(change)
+        leadership.change(encode_membership_value(change))
+
+    def propose_alone(self, leadership: Leadership, command: bytes) -> bool:
+        """Propose a command in an entry of its own; False: something else is under way."""
+        is_done = self.is_done(leadership)
+        if is_done:
+            leadership.change(encode_alone(command))
+        return is_done
 
     def _heard(self, leadership: Leadership, now_ms: int) -> set[ReplicaId]:
         return leadership.heard_since(now_ms - self._settings.election_timeout_max_ms)

@@ -63,6 +63,7 @@ from tasksprint.consensus.reconfiguration import Reconfiguration
 from tasksprint.consensus.skips import first_slots
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
+from tasksprint.release import SILENT, Speaks
 from tasksprint.settings import Settings
 
 __all__ = ["Replica"]
@@ -84,6 +85,7 @@ class Replica:
         now_ms: int,
         peers: Mapping[ReplicaId, str] | None = None,
         is_joining: bool = False,
+        speaks: Speaks = SILENT,
     ) -> None:
         """Build a replica from what its disk remembers.
 
@@ -142,6 +144,7 @@ class Replica:
                 address=address,
                 members=peers or (),
                 random=random,
+                speaks=speaks,
             ),
             founding=recovered.founding,
             skips=recovered.skips or b"",
@@ -207,10 +210,9 @@ class Replica:
 
     @property
     def state_givers(self) -> tuple[ReplicaId, ...]:
-        """Whom to ask for a copy of the state; nobody: the log will do.
+        """Whom to ask for a copy of the state, and then `state_copied`; nobody: the log will do.
 
-        Set while this replica lacks slots that every other one that it can reach has
-        truncated. The shell fetches the copy and says so by `state_copied`.
+        Set while this replica lacks slots that all others that it can reach have truncated.
         """
         return () if self._leadership is not None else self._catch_up.state_givers
 
@@ -349,8 +351,11 @@ class Replica:
 
     # --- what the shell reports ---
 
-    def propose(self, command: bytes, now_ms: int) -> bool:
+    def propose(self, command: bytes, now_ms: int, *, is_alone: bool = False) -> bool:
         """Let a command wait for the next entry.
+
+        Args:
+            is_alone: It gets an entry of its own, which old releases refuse (batch.py).
 
         Returns:
             False: this replica doesn't lead, too many wait, or it is larger than
@@ -361,6 +366,8 @@ class Replica:
         leadership = self._leadership
         if leadership is None:
             return False
+        if is_alone:
+            return self._reconfiguration.propose_alone(leadership, command)
         if len(leadership.waiting) >= self._settings.waiting_commands_max:
             return False
         if len(command) > self._settings.command_bytes_max:
@@ -371,8 +378,7 @@ class Replica:
     def forward(self, command: bytes) -> bool:
         """Propose a command, or send it to the leader, who does; it may be lost on the way.
 
-        Returns:
-            False: no leader is known, or too many wait.
+        False: no leader is known, or too many wait.
         """
         if self._leadership is not None:
             return self.propose(command, self._now_ms)
@@ -387,10 +393,7 @@ class Replica:
         """Ask whether this replica still leads at some moment after now.
 
         The id comes back in `confirmed_reads` (this replica's log holds every command
-        that anyone saw chosen before this call) or in `failed_reads`.
-
-        Returns:
-            False: this replica doesn't lead.
+        that anyone saw chosen before this call) or in `failed_reads`. False: it doesn't lead.
         """
         self._now_ms = now_ms
         if self._leadership is None:
@@ -419,9 +422,7 @@ class Replica:
     def hand_over(self, cause: str, now_ms: int) -> bool:
         """Let a leader resign because somebody else would do better, and then hold back.
 
-        Returns:
-            False: it stays for now. Nobody else can be elected without it, or stood when
-            it held back before.
+        False: it stays. Nobody else can be elected without it, or stood when it held back.
         """
         self._now_ms = now_ms
         if self._leadership is None or not self._pace.may_hand_over(now_ms):
@@ -449,9 +450,6 @@ class Replica:
 
         Returns:
             What must become durable together with the copy.
-
-        Raises:
-            RemoteProtocolError: It can't be read.
         """
         self._memberships.take_copy(memberships)
         return self._memberships.encode()

@@ -27,13 +27,13 @@ from tasksprint.net.tokens import Scope, Token, cookie_token, read_token
 
 __all__ = [
     "Access",
-    "Claim",
     "CountedWarnings",
     "Gate",
     "Identity",
     "Misaddressed",
     "OtherLife",
     "Repeated",
+    "SignedHead",
 ]
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Identity(Enum):
     ANYONE = "anyone"  # nothing was asked
 
 
-class Claim(NamedTuple):
+class SignedHead(NamedTuple):
     """What the head of a request that was signed with the cluster key says."""
 
     host: str
@@ -137,7 +137,9 @@ class Gate:
         self._addresses.add((_plain_host(host), port))
         self._hosts.add(_plain_host(host))
 
-    def claim(self, method: str, target: str, headers: Mapping[str, str]) -> Claim | None:
+    def signed_head(
+        self, method: str, target: str, headers: Mapping[str, str]
+    ) -> SignedHead | None:
         """Return what a signed head says, once it is sure that it was signed with the key.
 
         Whatever is refused from then on can be refused with a proof.
@@ -165,14 +167,14 @@ class Gate:
                 status=401,
                 hint="both sides must use the same key file (--key-file, TASKSPRINT_KEY_FILE)",
             )
-        return Claim(host, life, nonce[:16], nonce[16:], body, mac)
+        return SignedHead(host, life, nonce[:16], nonce[16:], body, mac)
 
     def admit(
         self,
         method: str,
         headers: Mapping[str, str],
         query: Mapping[str, str],
-        claim: Claim | None,
+        signed: SignedHead | None,
         *,
         access: Access,
         bound: Callable[[], tuple[str, int]],
@@ -180,7 +182,7 @@ class Gate:
         """Judge a head: where it was sent, from where, and what its sender proves.
 
         Args:
-            claim: What `claim` returned.
+            signed: What `signed_head` returned.
             bound: The host and the port of this end of the connection: one may call a
                 process that listens on all interfaces by any of its numbers.
 
@@ -188,7 +190,7 @@ class Gate:
             Refused: With status 401 or 403.
         """
         host = headers.get("host", "")
-        if claim is not None:
+        if signed is not None:
             # The whole address: another process of this key may listen beside this one.
             if host not in self._known:
                 self._check_address(host, bound)
@@ -203,33 +205,33 @@ class Gate:
                 status=403,
                 hint="only pages of this process itself may send requests to it",
             )
-        if claim is not None:
-            self._check_life(claim)
+        if signed is not None:
+            self._check_life(signed)
             return Identity.CLUSTER
         if access is Access.OPEN:
             return Identity.ANYONE
         return self._admit_token(method, headers, query, access)
 
-    def _check_life(self, claim: Claim) -> None:
+    def _check_life(self, signed: SignedHead) -> None:
         """Refuse what was signed for another life of this process, or was received before."""
-        if claim.life != self.life:
+        if signed.life != self.life:
             raise OtherLife(
-                f"the request was signed for life {claim.life} of this process, this is life "
+                f"the request was signed for life {signed.life} of this process, this is life "
                 f"{self.life}",
                 status=401,
                 hint="sign it anew for this one",
             )
-        if len(self._windows) >= self._senders_max and claim.sender not in self._windows:
+        if len(self._windows) >= self._senders_max and signed.sender not in self._windows:
             # What is forgotten must not come in again: nothing that was signed for the life
             # that ends here does. Everybody is told the new one.
             self.life = new_life()
             self._windows.clear()
-            self._check_life(claim)
+            self._check_life(signed)
         try:
-            count = int(claim.number, 16)
+            count = int(signed.number, 16)
         except ValueError:
             raise _malformed() from None
-        if not self._is_new(claim.sender, count):
+        if not self._is_new(signed.sender, count):
             raise Repeated(
                 "this request was received before (its nonce is used)",
                 status=401,

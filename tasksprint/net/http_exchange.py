@@ -23,12 +23,12 @@ from tasksprint.errors import (
 from tasksprint.net.bugs import Bugs
 from tasksprint.net.gate import (
     Access,
-    Claim,
     CountedWarnings,
     Gate,
     Identity,
     Misaddressed,
     OtherLife,
+    SignedHead,
 )
 from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_messages import parse_query
@@ -88,11 +88,11 @@ class Exchange:
         "_answer_mac",
         "_body_bytes",
         "_body_bytes_max",
-        "_claim",
         "_hash",
         "_parts",
         "_peer",
         "_service",
+        "_signed",
         "feeder",
         "keep_alive",
         "refusal",
@@ -110,7 +110,7 @@ class Exchange:
         self.route: Route | None = None
         self.refusal: Response | None = None
         self.feeder: BodyFeeder | None = None  # set if the body streams in
-        self._claim: Claim | None = None  # of a good signature: what follows is proved
+        self._signed: SignedHead | None = None  # of a good signature: what follows is proved
         self._answer_mac = ""
         self._body_bytes_max = 0
         self._body_bytes = 0
@@ -202,8 +202,8 @@ class Exchange:
         request, route = self.request, self.route
         assert request is not None and route is not None
         try:
-            if self._claim is not None and self._claim.body not in (NO_BODY, STREAM_BODY):
-                self._check_body(self._claim, request)
+            if self._signed is not None and self._signed.body not in (NO_BODY, STREAM_BODY):
+                self._check_body(self._signed, request)
             answer = route.handler(request)
             if type(answer) is Upgrade and not may_upgrade:
                 return error_response(
@@ -243,9 +243,9 @@ class Exchange:
             response.headers = {"Allow": service.router.allowed(path)}
         elif isinstance(error, OtherLife) and service.gate is not None:
             response.headers = {**(response.headers or {}), LIFE_HEADER: service.gate.life}
-        elif isinstance(error, Misaddressed) and self._claim is not None:
+        elif isinstance(error, Misaddressed) and self._signed is not None:
             # Who asked believes this of nobody but the process that it meant.
-            response.headers = {MISADDRESSED_HEADER: self._claim.host}
+            response.headers = {MISADDRESSED_HEADER: self._signed.host}
         return response
 
     # --- proving the answer ---
@@ -253,7 +253,7 @@ class Exchange:
     @property
     def is_signed(self) -> bool:
         """Whether who asked proved the cluster key, and is to get answers that prove it."""
-        return self._claim is not None
+        return self._signed is not None
 
     def prove(self, kind: str, status: int, lines: bytes, body: bytes) -> str:
         """Return the line that proves an answer; "" for who can't check it.
@@ -262,10 +262,10 @@ class Exchange:
             kind: How the body is proved (proofs.py).
             lines: Of the answer's head, as they are written before the proof.
         """
-        claim, gate = self._claim, self._service.gate
-        if claim is None or gate is None:
+        signed, gate = self._signed, self._service.gate
+        if signed is None or gate is None:
             return ""
-        self._answer_mac, line = proof_line(gate.key, claim.mac, kind, status, lines, body)
+        self._answer_mac, line = proof_line(gate.key, signed.mac, kind, status, lines, body)
         return line
 
     def frame_writer(self) -> FrameWriter:
@@ -287,7 +287,7 @@ class Exchange:
             route, request.segments = service.router.find(request.method, path)
             request.identity = Identity.CLUSTER
             return route
-        self._claim = gate.claim(request.method, target, request.headers)
+        self._signed = gate.signed_head(request.method, target, request.headers)
         found: Route | None = None
         unknown: Refused | None = None
         try:
@@ -298,7 +298,7 @@ class Exchange:
             request.method,
             request.headers,
             request.query,
-            self._claim,
+            self._signed,
             access=Access.PROOF if found is None else found.access,
             bound=bound,
         )
@@ -312,21 +312,21 @@ class Exchange:
         headers = request.headers
         limit = route.body_bytes_max
         self._body_bytes_max = settings.body_bytes_max if limit is None else limit
-        claim = self._claim
+        signed = self._signed
         if request.identity is Identity.ANYONE:
             self._body_bytes_max = min(self._body_bytes_max, settings.unproven_body_bytes_max)
         length = _length_of(headers)
         if length > self._body_bytes_max:
             raise self._body_too_big(request)
-        if claim is None:
+        if signed is None:
             return
         has_body = length > 0 or "transfer-encoding" in headers
-        is_fit = (claim.body != NO_BODY) == has_body
+        is_fit = (signed.body != NO_BODY) == has_body
         if route.streams_body:
-            is_fit = claim.body == STREAM_BODY or not (has_body or claim.body)
-        if not is_fit or (claim.body == STREAM_BODY and not route.streams_body):
+            is_fit = signed.body == STREAM_BODY or not (has_body or signed.body)
+        if not is_fit or (signed.body == STREAM_BODY and not route.streams_body):
             raise Refused(
-                f"the signature says {claim.body!r} of the body, which isn't so",
+                f"the signature says {signed.body!r} of the body, which isn't so",
                 status=401,
                 hint="sign with the SHA-256 of the body, with nothing if there is none, or with "
                 "'stream' where it streams in",
@@ -338,14 +338,14 @@ class Exchange:
             status=413,
         )
 
-    def _check_body(self, claim: Claim, request: Request) -> None:
+    def _check_body(self, signed: SignedHead, request: Request) -> None:
         if self._hash is not None:
             digest = cast(str, self._hash.hexdigest())
         else:
             digest = hashlib.sha256(request.body).hexdigest()
-        if digest != claim.body:
+        if digest != signed.body:
             raise Refused(
-                f"the body's digest is {digest}, the signature names {claim.body!r}", status=401
+                f"the body's digest is {digest}, the signature names {signed.body!r}", status=401
             )
 
 

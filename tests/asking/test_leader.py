@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasksprint.asking.leader import Leader, Rota, error_words
+from tasksprint.asking.leader import LeaderFinder, Rota, error_words
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse
@@ -46,7 +46,7 @@ def ask(
         pass
 
     monkeypatch.setattr(asyncio, "sleep", no_pause)
-    leader = Leader(
+    leader = LeaderFinder(
         ["a:1", "b:1", "c:1"],
         http,  # type: ignore[arg-type]
         random.Random(1),
@@ -127,7 +127,7 @@ class TwoClusters:
 
 def ask_of(http: TwoClusters, cluster: str | None, *, give_up_ms: int | None = None) -> bytes:
     named = [f"{name}:1" for name in http.clusters]
-    leader = Leader(named, http, random.Random(1), monotonic_ms)  # type: ignore[arg-type]
+    leader = LeaderFinder(named, http, random.Random(1), monotonic_ms)  # type: ignore[arg-type]
     leader.cluster = cluster
     return asyncio.run(leader.request("GET", "/v1/view", give_up_ms=give_up_ms)).body
 

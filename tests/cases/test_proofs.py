@@ -25,7 +25,7 @@ from typing import Any, cast
 import pytest
 
 from tasksprint.asking.cluster import Cluster
-from tasksprint.asking.leader import Leader
+from tasksprint.asking.leader import LeaderFinder
 from tasksprint.cli import commands
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import JoinClient, encode_command
@@ -666,7 +666,7 @@ def test_wrong_key_ends_only_who_is_new_and_hears_nothing_else(
     async def main() -> None:
         now_ms = iter(range(10**9))
         http = Sayers(**says)
-        leader = Leader(
+        leader = LeaderFinder(
             [f"{name}:1" for name in says],
             cast(HttpClient, http),
             Random(1),

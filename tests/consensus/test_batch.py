@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasksprint.consensus import NOOP, decode_batch, encode_batch
-from tasksprint.consensus.batch import MEMBERSHIP_MARK
+from tasksprint.consensus.batch import ALONE_MARK, MEMBERSHIP_MARK, encode_alone
+from tasksprint.consensus.membership import decode_membership, decode_membership_value
 from tasksprint.errors import RemoteProtocolError
 
 
@@ -39,6 +40,34 @@ def test_garbage_is_refused_or_is_a_batch(garbage: bytes) -> None:
     except RemoteProtocolError:
         return
     assert encode_batch(commands) == garbage or garbage.startswith(MEMBERSHIP_MARK)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(max_size=60))
+def test_command_that_stands_alone_comes_back_and_is_no_membership(text: str) -> None:
+    try:
+        command = text.encode()
+    except UnicodeEncodeError:
+        return
+    assert decode_batch(encode_alone(command)) == (command,)
+    assert decode_membership_value(encode_alone(command)) is None
+
+
+def test_releases_that_do_not_know_lone_commands_take_them_for_another_version() -> None:
+    """They read a value with the mark as a membership; so they stop, and pass over nothing."""
+    value = encode_alone(b'["rules",2]')
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_membership(value[len(MEMBERSHIP_MARK) :])
+    assert str(caught.value) == (
+        "a membership has version 'none: it raises the rules', expected 1; "
+        "run the same release everywhere"
+    )
+
+
+@pytest.mark.parametrize("rest", [b"", b"[1]}", b'"a"', b'"a"}}', b'"\xff"}'])
+def test_spoiled_lone_command_is_refused(rest: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_batch(ALONE_MARK + rest)
 
 
 def test_empty_batch_is_the_no_op() -> None:

@@ -36,6 +36,7 @@ from tasksprint.consensus.codec import decode, encode
 from tasksprint.consensus.skips import Skip, encode_skips
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.release import Speaks
 
 BALLOT = Ballot(7, ReplicaId(2))
 ENTRIES = (
@@ -47,6 +48,7 @@ MESSAGES: list[Message] = [
     Hello("10.0.0.1:7070", None, None, (ReplicaId(1), ReplicaId(2))),
     Hello("10.0.0.1:7070", Incarnation("aa"), "c9f1", (ReplicaId(1),)),
     Hello("h", None, "c9f1", (), encode_skips([Skip(Slot(17), 3, "ab" * 32)])),
+    Hello("h", None, None, (), speaks=Speaks("0.3.0", (1, 2), (2, 3), (1, 2))),
     Found(b'{"version":1}\n', b'{"version":1,"number":0}'),
     Stranger("c9f1", None, Incarnation("bb"), b'{"version":1}'),
     Canvass(11, Slot(5)),

@@ -26,6 +26,7 @@ from tasksprint.consensus import (
 from tasksprint.consensus.skips import Skip, encode_skips
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.release import SILENT
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, founded, from_peer, make, sent, value
 
@@ -312,7 +313,7 @@ def test_another_cluster_is_noted_and_not_joined(
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (b'{"version":1}', "founding entry has version 1, expected 2; use the TaskSprint release"),
+        (b'{"version":1}', "founding entry has version 1, expected 3; use the TaskSprint release"),
         (b'{"version":2}', "not a founding entry: b'{\"version\":2}'"),
         (b"[]", "not a founding entry: b'[]'"),
         (b"{", "not JSON: "),
@@ -322,6 +323,39 @@ def test_founding_entry_that_cannot_be_read_is_refused(data: bytes, text: str) -
     with pytest.raises(RemoteProtocolError) as caught:
         decode_founding(data)
     assert str(caught.value).startswith(text)
+
+
+def test_cluster_begins_with_the_newest_rules_that_all_founders_have() -> None:
+    """Who says nothing of its release has the first rules only."""
+    newest = {2: 3, 3: 2}
+    replica = Replica(
+        me=ReplicaId(1),
+        address="h1",
+        peers={member: f"h{member}" for member in _MEMBERS},
+        recovered=Recovered(incarnation=Incarnation("inc1")),
+        settings=Settings(),
+        random=Random(1),
+        now_ms=0,
+        speaks=replace(SILENT, rules=(2, 4)),
+    )
+    ((_, hello), *_) = sent(drain(replica), Hello)
+    assert isinstance(hello, Hello) and hello.speaks.rules == (2, 4)
+    for peer, version in newest.items():
+        said = replace(_hello(peer, heard="inc1"), speaks=replace(SILENT, rules=(1, version)))
+        replica.receive(from_peer(peer, 1, said), 0)
+    drain(replica)
+    assert replica.founding is not None and replica.founding.rules == 2
+    data = encode_founding(replica.founding)
+    assert decode_founding(data) == replica.founding
+
+
+def test_founding_entry_with_the_first_rules_is_that_of_the_last_release() -> None:
+    """And one with others is of a version that the last release refuses."""
+    founding = Founding("c1", (Member(ReplicaId(1), Incarnation("ab"), "h1"),))
+    assert encode_founding(founding) == (
+        b'{"version":2,"cluster":"c1","members":[[1,"ab","h1"]],"origins":[],"retired":[]}'
+    )
+    assert encode_founding(replace(founding, rules=2)).startswith(b'{"version":3,')
 
 
 def test_hellos_are_repeated_until_founded() -> None:

@@ -245,6 +245,27 @@ def test_leader_fills_the_slots_until_the_change_governs() -> None:
     assert target == 3 and isinstance(stranger, Stranger) and stranger.expected is None
 
 
+def test_command_that_stands_alone_has_an_entry_of_its_own_and_no_change_beside_it() -> None:
+    replica, now_ms = leader(3)
+    assert replica.propose(b"before", now_ms)
+    assert replica.propose(b"alone", now_ms, is_alone=True)
+    assert not replica.propose(b"another", now_ms, is_alone=True)
+    assert replica.remove_member(ReplicaId(3), now_ms) == (
+        "another change of the members is under way: try again when it is done"
+    )
+    chosen = [one.commands for ready in drain(replica, now_ms) for one in ready.chosen]
+    for slot in (2, 3):
+        replica.receive(from_peer(2, 1, Accepted(replica.ballot, (Slot(slot),))), now_ms)
+    chosen = [one.commands for ready in drain(replica, now_ms) for one in ready.chosen]
+    assert chosen == [(b"alone",), (b"before",)]
+    assert replica.remove_member(ReplicaId(3), now_ms) is None
+    assert not replica.propose(b"alone", now_ms, is_alone=True)
+
+
+def test_follower_proposes_no_command_that_stands_alone() -> None:
+    assert not make(2, 3).propose(b"alone", 0, is_alone=True)
+
+
 def test_slots_of_a_larger_membership_need_promises_of_its_quorum() -> None:
     replica, now_ms = make(1, 1), 0
     drain(replica)

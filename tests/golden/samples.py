@@ -7,12 +7,14 @@ import json
 import tempfile
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasksprint.consensus import Founding, Message, encode_founding
 from tasksprint.consensus import codec as frames_codec
+from tasksprint.consensus.batch import encode_alone
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.consensus.marks import DurableNumbers, Mark
 from tasksprint.consensus.members import Memberships
@@ -26,6 +28,7 @@ from tasksprint.coordination.view import View, encode_view
 from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol import scheduler_lines
+from tasksprint.release import THIS_RELEASE
 from tasksprint.scheduler_commands import SchedulerCommand
 from tasksprint.settings import RULES, RULES_BY_VERSION, Rules
 from tasksprint.store import backup_file
@@ -132,6 +135,8 @@ def stored() -> list[Record]:
         Record("memberships", (memberships.encode(),)),
         Record("marks", (known,)),
         Record("skips", (skips,)),
+        Record("founding with rules", (encode_founding(replace(founding, rules=2)),)),
+        Record("a command that stands alone", (encode_alone(b'["rules",2]'),)),
     ]
 
 
@@ -205,8 +210,8 @@ KINDS: list[tuple[str, int, Callable[[], list[Record]]]] = [
     *[("log", version, partial(log, rules)) for version, rules in RULES_BY_VERSION.items()],
     *[("rows", version, partial(rows, rules)) for version, rules in RULES_BY_VERSION.items()],
     ("views", 1, views),
-    ("frames", frames_codec.FORMAT_VERSION, frames),
-    ("stored", 1, stored),
+    ("frames", THIS_RELEASE.speaks.frames[1], frames),
+    ("stored", 2, stored),
     ("backup", backup_file.VERSION, backup),
     ("node_lines", 1, node_lines),
     ("scheduler_lines", 1, scheduler_lines_),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasksprint.consensus import codec as frames_codec
-from tasksprint.consensus import decode_founding
+from tasksprint.consensus import decode_batch, decode_founding
 from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.coordination.commands import Lost, decode_command, encode_command
@@ -112,10 +112,12 @@ def test_frames_of_all_versions_are_read() -> None:
 
 
 def test_what_replicas_stored_in_all_versions_is_read() -> None:
-    founding, membership, memberships, *_ = samples_of("stored")
+    founding, membership, memberships, *_, with_rules, alone = samples_of("stored")
     found = Memberships.remembered(founding, memberships)
     assert found.newest == decode_membership_value(membership)
     assert decode_founding(founding).origins == ("c0",)
+    assert (decode_founding(founding).rules, decode_founding(with_rules).rules) == (1, 2)
+    assert decode_batch(alone) == (b'["rules",2]',)
 
 
 @pytest.mark.parametrize("version", RULES_BY_VERSION)

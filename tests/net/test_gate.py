@@ -43,9 +43,9 @@ def _admit(
     bound: tuple[str, int] = ("10.0.0.5", 7070),
 ) -> Identity:
     headers = {"host": HOST, **headers}
-    claim = gate.claim(method, target, headers)
+    signed = gate.signed_head(method, target, headers)
     return gate.admit(
-        method, headers, query or {}, claim, access=access, bound=lambda: bound
+        method, headers, query or {}, signed, access=access, bound=lambda: bound
     )
 
 
@@ -117,7 +117,7 @@ def test_signature_fits_its_request_only(change: str) -> None:
         other = authorization[start:end].replace("0", "1") or "a" * 64
         authorization = authorization[:start] + other + authorization[end:]
     with pytest.raises(Refused, match="wrong key"):
-        _gate().claim(
+        _gate().signed_head(
             of_head["method"],
             of_head["target"],
             {"host": of_head["host"], "authorization": authorization},

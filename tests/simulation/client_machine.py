@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
-from tasksprint.asking.leader import Leader
+from tasksprint.asking.leader import LeaderFinder
 from tasksprint.coordination.commands import JoinClient, Report, decode_command
 from tasksprint.errors import UnprovenAnswer
 from tasksprint.net.http_messages import HttpResponse
@@ -50,7 +50,7 @@ class _NoAttachServer:
 class _Programs:
     """In place of `ClientPrograms`: archives are fetched once, and need no unpacking."""
 
-    def __init__(self, machine: ClientMachine, leader: Leader) -> None:
+    def __init__(self, machine: ClientMachine, leader: LeaderFinder) -> None:
         self._machine = machine
         self._leader = leader
 

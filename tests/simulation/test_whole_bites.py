@@ -24,7 +24,7 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import Refused
 from tasksprint.ids import Slot
 from tasksprint.net import gate as gate_module
-from tasksprint.net.gate import Claim, Gate, Identity
+from tasksprint.net.gate import Gate, Identity, SignedHead
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.log_tail import LogTail
 from tasksprint.roles.coordinator.surroundings import Surroundings
@@ -267,9 +267,9 @@ def _new(self: Gate, sender: str, count: int) -> bool:
     return True
 
 
-def _any_life(self: Gate, claim: Claim) -> None:
+def _any_life(self: Gate, signed: SignedHead) -> None:
     """Count what was signed for a former life of this process."""
-    if not self._is_new(claim.sender, int(claim.number, 16)):
+    if not self._is_new(signed.sender, int(signed.number, 16)):
         raise Refused("this request was received before", status=401)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tasksprint.asking.leader import MEMBERS_HEADER, Leader
+from tasksprint.asking.leader import MEMBERS_HEADER, LeaderFinder
 from tasksprint.coordination.commands import Held, JoinClient, LeaveClient, encode_command
 from tasksprint.coordination.view import View, decode_view
 from tasksprint.encoding import encode_json
@@ -42,7 +42,7 @@ def leader_of(
     http: HttpClient,
     random: Random,
     now_ms: Callable[[], int],
-) -> Leader:
+) -> LeaderFinder:
     """Return how a client asks whoever leads its cluster, which it may have joined before."""
 
     def refuse(cluster: str) -> SettingsError:
@@ -52,7 +52,7 @@ def leader_of(
             hint="give this client its own --data-dir",
         )
 
-    leader = Leader(options.coordinators, http, random, now_ms, refuse=refuse)
+    leader = LeaderFinder(options.coordinators, http, random, now_ms, refuse=refuse)
     # Once a cluster took this client with this key, whoever says that the key is wrong is
     # no coordinator of it.
     leader.ends_by_wrong_key = store.get_fact("key") != options.key.fingerprint
@@ -100,7 +100,7 @@ class Joining:
         settings: Settings,
         turns: Turns,
         workbench: Workbench,
-        leader: Leader,
+        leader: LeaderFinder,
         lives: ClientLives,
         writer: WriterThread[ResultStore, ResultCommit],
         identity: str,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from tasksprint.asking.leader import Leader
+from tasksprint.asking.leader import LeaderFinder
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
 from tasksprint.execution.workbench import Workbench
@@ -41,7 +41,7 @@ class ClientPrograms:
     """
 
     def __init__(
-        self, root: Path, workbench: Workbench, leader: Leader, settings: Settings
+        self, root: Path, workbench: Workbench, leader: LeaderFinder, settings: Settings
     ) -> None:
         self._root = root
         self._workbench = workbench

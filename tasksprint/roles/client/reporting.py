@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from tasksprint.asking.leader import Leader
+from tasksprint.asking.leader import LeaderFinder
 from tasksprint.coordination.commands import (
     Completion,
     Failure,
@@ -44,7 +44,7 @@ class Reporting:
         self,
         turns: Turns,
         workbench: Workbench,
-        leader: Leader,
+        leader: LeaderFinder,
         lives: ClientLives,
         values: ValueCache,
     ) -> None:
