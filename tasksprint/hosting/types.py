@@ -32,7 +32,7 @@ class DecodedAnswer(Protocol):
 class HostEffects:
     """What the shell does now, in the order of the fields."""
 
-    # "ask": end its input, then as `Program.stop`; "kill": at once. `exited` follows.
+    # "ask": end its input, then as `ChildProcess.stop`; "kill": at once. `exited` follows.
     stop: Literal["", "ask", "kill"]
     start: bool  # start the process; `start_failed`, or `ready` and so on, follow
     write: bytes  # whole lines for its stdin

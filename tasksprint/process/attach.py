@@ -48,7 +48,7 @@ from tasksprint.process.program import Connection, ExitReason
 
 __all__ = [
     "AttachServer",
-    "AttachedProgram",
+    "AttachedProcess",
     "Hello",
     "LiveClient",
     "attach_and_exec",
@@ -248,10 +248,10 @@ class Hello:
     version: str  # of the TaskSprint that attached it
 
 
-class AttachedProgram(Connection):
+class AttachedProcess(Connection):
     """A program that attached itself; made by `AttachServer`.
 
-    It has the same methods as `program.Program`. It isn't our child, so how it ended isn't
+    It has the same methods as `program.ChildProcess`. It isn't our child, so how it ended isn't
     known, and neither is what it writes to stderr: that goes to the terminal it was started
     from. What it started in turn is only reached if it leads a process group (as started by a
     shell that a person types into).
@@ -396,7 +396,7 @@ class AttachServer:
         path: Path,
         *,
         on_hello: Callable[[Hello], Callbacks | str],
-        on_attached: Callable[[AttachedProgram], None],
+        on_attached: Callable[[AttachedProcess], None],
     ) -> None:
         self._path = path
         self._on_hello = on_hello
@@ -478,7 +478,7 @@ class AttachServer:
             self._attached += 1
             number = self._attached
             await loop.sock_sendall(sock, _encode({"attached": number}))
-            program = AttachedProgram(
+            program = AttachedProcess(
                 sock,
                 hello,
                 number,

@@ -42,9 +42,9 @@ from tasksprint.process.open_files import with_first_limit
 from tasksprint.process.orphans import own_children
 
 __all__ = [
+    "ChildProcess",
     "Connection",
     "ExitReason",
-    "Program",
     "die_with_parent",
     "doesnt_end",
     "programs_in_cgroups",
@@ -114,7 +114,7 @@ class ExitReason:
 class Connection(asyncio.BufferedProtocol):
     """The writing and reading side of a program's socket, whoever started the program.
 
-    `Program` and `attach.AttachedProgram` are the two kinds.
+    `ChildProcess` and `attach.AttachedProcess` are the two kinds.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ async def start_program(
     on_stderr: Callable[[bytes], None] | None = None,
     on_writable: Callable[[], None] | None = None,
     name: str | None = None,
-) -> Program:
+) -> ChildProcess:
     """Start a child with a socket as its stdin and stdout, and a pipe as its stderr.
 
     Call it in the main thread: on Linux a child is killed when the *thread* that
@@ -303,7 +303,7 @@ async def start_program(
     finally:
         theirs.close()
     own_children.add(child.pid)
-    program = Program(
+    program = ChildProcess(
         child,
         ours,
         on_data=on_data,
@@ -326,7 +326,7 @@ async def start_program(
     return program
 
 
-class Program(Connection):
+class ChildProcess(Connection):
     """A running child process; made by `start_program`."""
 
     def __init__(

@@ -404,7 +404,7 @@ def test_program_that_fails_to_start_and_does_not_end_holds_nobody_up(
     killed: list[int] = []
     monkeypatch.setattr(program_module, "signal_group", lambda pid, _: killed.append(pid))
     monkeypatch.setattr(program_module, "KILLED_S", 0.05)
-    monkeypatch.setattr(program_module.Program, "watch", no_files)
+    monkeypatch.setattr(program_module.ChildProcess, "watch", no_files)
 
     async def scenario() -> None:
         await fail_to_start()
@@ -432,7 +432,7 @@ def test_loop_goes_on_while_a_program_that_fails_to_start_ends(
 
     monkeypatch.setattr(program_module, "signal_group", signal_later)
     monkeypatch.setattr(program_module, "KILLED_S", 10.0)
-    monkeypatch.setattr(program_module.Program, "watch", no_files)
+    monkeypatch.setattr(program_module.ChildProcess, "watch", no_files)
     asyncio.run(asyncio.wait_for(fail_to_start(), 60))
     assert killed[0] not in own_children and not psutil.pid_exists(killed[0])
     assert not caplog.records

@@ -289,7 +289,7 @@ def _complete(messages: list[NodeMessage]) -> list[NodeMessage]:
 
 
 class _FakeNode:
-    """As a `Program`: says ready, then something made up for each task; then it ends."""
+    """As a `ChildProcess`: says ready, then something made up for each task; then it ends."""
 
     def __init__(self, random: Random, on_data: Any, on_exit: Any) -> None:
         self._random = random

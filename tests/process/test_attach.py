@@ -32,7 +32,7 @@ from tasksprint.errors import (
 )
 from tasksprint.process import attach as attach_module
 from tasksprint.process.attach import (
-    AttachedProgram,
+    AttachedProcess,
     AttachServer,
     Callbacks,
     Hello,
@@ -63,7 +63,7 @@ class Client:
 
     def __init__(self, path: Path, refusal: str = "") -> None:
         self.hellos: list[Hello] = []
-        self.programs: list[AttachedProgram] = []
+        self.programs: list[AttachedProcess] = []
         self.data = b""
         self.exits: list[ExitReason] = []
         self._refusal = refusal
@@ -74,7 +74,7 @@ class Client:
         self.hellos.append(hello)
         return self._refusal or Callbacks(on_data=self.on_data, on_exit=self.on_exit)
 
-    def on_attached(self, program: AttachedProgram) -> None:
+    def on_attached(self, program: AttachedProcess) -> None:
         self.programs.append(program)
         self._changed.set()
 
@@ -173,7 +173,7 @@ def test_who_does_not_read_holds_nothing_up(tmp_path: Path) -> None:
             while True:
                 os.write(writing, bytes(65_536))
         os.set_blocking(writing, True)
-        program = AttachedProgram(
+        program = AttachedProcess(
             ours,
             Hello("gpu", 0, "1"),
             1,

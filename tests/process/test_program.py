@@ -18,7 +18,7 @@ import pytest
 
 from tasksprint.errors import NodeFailed, SchedulerFailed
 from tasksprint.process import program as program_module
-from tasksprint.process.program import ExitReason, Program, start_program
+from tasksprint.process.program import ChildProcess, ExitReason, start_program
 from tests.processes import is_running, wait_gone
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def run(scenario: Callable[[], Awaitable[T]]) -> T:
 
 async def start(
     seen: Seen, *argv: str, cwd: Path | None = None, name: str | None = None
-) -> Program:
+) -> ChildProcess:
     return await start_program(
         argv,
         cwd=cwd,
@@ -83,7 +83,7 @@ async def start(
     )
 
 
-async def shell(seen: Seen, script: str) -> Program:
+async def shell(seen: Seen, script: str) -> ChildProcess:
     return await start(seen, "/bin/sh", "-c", script)
 
 
@@ -125,7 +125,7 @@ def test_nothing_is_delivered_before_the_caller_has_the_program() -> None:
 
     async def scenario() -> None:
         told: list[bool] = []
-        programs: list[Program] = []
+        programs: list[ChildProcess] = []
         loop = asyncio.get_running_loop()
         connect = loop.connect_read_pipe
 

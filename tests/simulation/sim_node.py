@@ -35,7 +35,7 @@ class NodeHabits:
 
 
 class SimNode:
-    """One process. Its face is that of `process.program.Program`, as far as clients use it."""
+    """One process, with the face of `process.program.ChildProcess`, as far as clients use it."""
 
     def __init__(
         self,

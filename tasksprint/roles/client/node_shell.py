@@ -23,8 +23,8 @@ from tasksprint.execution.effects import Manifest, NodeId, Reply, RunTask, TaskE
 from tasksprint.execution.records import KeptResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
-from tasksprint.process.attach import AttachedProgram
-from tasksprint.process.program import ExitReason, Program
+from tasksprint.process.attach import AttachedProcess
+from tasksprint.process.program import ChildProcess, ExitReason
 from tasksprint.protocol.long_lines import take_values_out
 from tasksprint.protocol.node_lines import (
     Carried,
@@ -72,7 +72,7 @@ class NodeShell:
     ) -> None:
         self.node = node
         self.attached = attached  # its name, if somebody attached it
-        self.program: Program | AttachedProgram | None = None
+        self.program: ChildProcess | AttachedProcess | None = None
         self.values: dict[int, NodeValues] = {}  # of replies that the workbench judges now
         self._owner = owner
         self._turns = turns
@@ -102,7 +102,7 @@ class NodeShell:
         self._is_writing = False
         self._exit: ExitReason | None = None  # it ended, and files of its are being read
 
-    def begin(self, program: Program | AttachedProgram) -> None:
+    def begin(self, program: ChildProcess | AttachedProcess) -> None:
         """Take the process, and what it has said already."""
         self.program = program
         if self._early:
@@ -337,7 +337,7 @@ class NodeShell:
         return Reply(message.id, manifest)
 
     def _tell(self, replies: list[Reply]) -> None:
-        if isinstance(self.program, Program):
+        if isinstance(self.program, ChildProcess):
             self.program.drain_stderr()
             last = replies[-1]
             self._keep_output(self._pipe.get(last.id))
@@ -451,7 +451,7 @@ class NodeShell:
         }
         text = self._garbage or reason.describe_with_stderr()
         if self._reader.ready is None and not self._garbage:
-            if isinstance(self.program, AttachedProgram):
+            if isinstance(self.program, AttachedProcess):
                 if not reason.why:  # It wasn't we who ended it.
                     self.program.tell(f"ended {self._reader.why_not_ready()}")
             elif reason.code == 0:

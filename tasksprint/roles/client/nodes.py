@@ -13,7 +13,7 @@ from tasksprint.errors import TaskSprintError
 from tasksprint.execution.effects import Manifest, NodeId, RunTask, StartNode
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import TaskId
-from tasksprint.process.attach import AttachedProgram, Callbacks, Hello, socket_path
+from tasksprint.process.attach import AttachedProcess, Callbacks, Hello, socket_path
 from tasksprint.roles.client.durable import Durable
 from tasksprint.roles.client.held import HeldValues
 from tasksprint.roles.client.needs import Turns
@@ -73,7 +73,7 @@ class Nodes:
     def kill_own(self) -> None:
         """End the nodes that this client started, as it stops."""
         for node in list(self.shells.values()):
-            if not isinstance(node.program, AttachedProgram):
+            if not isinstance(node.program, AttachedProcess):
                 node.kill(_STOPS)
 
     async def close(self) -> None:
@@ -86,7 +86,7 @@ class Nodes:
                     grace_s=_ATTACHED_GRACE_S, terminate_s=_ATTACHED_GRACE_S, why=_STOPS
                 )
                 for program in programs
-                if isinstance(program, AttachedProgram)
+                if isinstance(program, AttachedProcess)
             ]
         )
         await self._attach_server.close()
@@ -230,7 +230,7 @@ class Nodes:
 
         return Callbacks(on_data=shell.on_data, on_exit=shell.on_exit, on_left=left)
 
-    def _attached(self, program: AttachedProgram) -> None:
+    def _attached(self, program: AttachedProcess) -> None:
         shell = self.attaching.pop(id(program.hello))
         self.shells[shell.node] = shell
         shell.begin(program)

@@ -23,7 +23,7 @@ from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachServer
 from tasksprint.process.command_line import child_environment, command_line, hash_seed_of
 from tasksprint.process.free_space import measure
-from tasksprint.process.program import ExitReason, Program, start_program
+from tasksprint.process.program import ChildProcess, ExitReason, start_program
 from tasksprint.roles.client.programs import ClientPrograms
 from tasksprint.settings import Settings
 from tasksprint.store.writer import WriterThread
@@ -48,7 +48,7 @@ async def start_node(
     on_data: Callable[[bytes], None],
     on_exit: Callable[[ExitReason], None],
     on_stderr: Callable[[bytes], None],
-) -> Program:
+) -> ChildProcess:
     """Start a node's program, in the folder of its archive.
 
     Args:
@@ -101,7 +101,7 @@ class ClientSurroundings:
     new_writer: Callable[..., WriterThread[Any, Any]] = WriterThread
     new_attach_server: Callable[..., AttachServer] = AttachServer
     new_programs: Callable[..., ClientPrograms] = ClientPrograms
-    start_node: Callable[..., Awaitable[Program]] = start_node
+    start_node: Callable[..., Awaitable[ChildProcess]] = start_node
 
 
 REAL_CLIENT = ClientSurroundings()
