@@ -16,9 +16,18 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError, UnknownRules
 from tasksprint.settings import RULES_BY_VERSION, Rules
 
-__all__ = ["SILENT", "THIS_RELEASE", "Release", "Speaks", "decode_speaks", "encode_speaks"]
+__all__ = [
+    "SILENT",
+    "THIS_RELEASE",
+    "Release",
+    "Speaks",
+    "decode_speaks",
+    "encode_speaks",
+    "read_speaks",
+]
 
 _Range = tuple[int, int]  # the oldest version and the newest
+_NAME_LENGTH_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +57,22 @@ def decode_speaks(text: str | None) -> Speaks:
     Raises:
         RemoteProtocolError: It isn't one.
     """
-    if text is None:
+    return read_speaks(None if text is None else decode_json(text.encode()))
+
+
+def read_speaks(told: Any) -> Speaks:
+    """Do as `decode_speaks`, for JSON that was read already."""
+    if told is None:
         return SILENT
-    told: Any = decode_json(text.encode())
     try:
         return Speaks(
-            str(told["release"])[:40],
+            str(told["release"])[:_NAME_LENGTH_MAX],
             _range(told["rules"]),
             _range(told["frames"]),
             _range(told["commands"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RemoteProtocolError(f"{text!r:.200} doesn't say what a release can") from error
+        raise RemoteProtocolError(f"{told!r:.200} doesn't say what a release can") from error
 
 
 def _range(told: Any) -> _Range:

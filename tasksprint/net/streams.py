@@ -3,7 +3,7 @@
 Each replica opens one connection to every peer and sends its frames on it; what it
 receives comes on the connections that its peers opened. A connection begins as
 
-    POST /v1/replica?source=1&target=2&nonce=<32 hex digits>&life=<number>
+    POST /v1/replica?source=1&target=2&nonce=<32 hex digits>&life=<number>&speaks=<JSON>
     Upgrade: tasksprint-replica, Connection: Upgrade, Authorization: …
 
 signed and answered like any request: 101 with the header `Stream-Nonce`, the nonce of the
@@ -22,7 +22,8 @@ Who isn't among the peers, but knows the key, may connect as well and names its 
 it may be a new member of which this replica hasn't heard, or one that was removed. It is
 called back for as long as its connection lasts, so that it can be told. Who says that it
 belongs to another cluster is refused, and so (423) is a second process that says it is some
-replica, while the connection of the first lives: each names its life, a random number.
+replica, while the connection of the first lives: each names its life, a random number. And
+each says what its release can (release.py).
 
 Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
 again what matters. Order holds within a connection. Nothing here knows what a frame means.
@@ -59,6 +60,7 @@ from tasksprint.net.keys import ClusterKey, Mac
 from tasksprint.net.proofs import WHOLE, AnswerProof, SignedRequest
 from tasksprint.net.reading import BufferedReader, new_read_buffer
 from tasksprint.net.router import Request, Response, Router, Upgrade
+from tasksprint.release import SILENT, Speaks, decode_speaks, encode_speaks
 from tasksprint.settings import Settings
 
 __all__ = ["PROTOCOL_NAME", "STREAM_PATH", "PeerStreams"]
@@ -95,6 +97,7 @@ class PeerStreams:
         on_knock: Asked as (source, life, life on whose connection it is heard now, address)
             before somebody is heard; returns why not.
         on_twin: A peer refused this process in favour of another one, with these words.
+        speaks: What its release can.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class PeerStreams:
         life: int = 0,
         on_knock: Callable[[ReplicaId, int, int | None, str], str | None] | None = None,
         on_twin: Callable[[ReplicaId, str], None] | None = None,
+        speaks: Speaks = SILENT,
     ) -> None:
         self.me = me
         self.key = key
@@ -125,6 +129,7 @@ class PeerStreams:
         self.life = life
         self._on_knock = on_knock
         self.on_twin = on_twin
+        self.speaks = speaks
         self.warnings = CountedWarnings(log)
         self.read_buffer = new_read_buffer()
         self._openers: dict[ReplicaId, _Opener] = {}
@@ -207,6 +212,11 @@ class PeerStreams:
         opener = self._openers.get(peer)
         return opener is not None and opener.sender is not None
 
+    def said_by(self, peer: ReplicaId) -> Speaks | None:
+        """Return what the release can of the process that is heard as a peer; None: none is."""
+        receiver = self._incoming.get(peer)
+        return None if receiver is None else receiver.speaks
+
     # --- for the connections ---
 
     async def connect(self, peer: ReplicaId, address: str) -> _Sender:
@@ -218,7 +228,8 @@ class PeerStreams:
         host, port = parse_address(address)
         loop = asyncio.get_running_loop()
         nonce = os.urandom(16).hex()
-        signed = SignedRequest(self.key, "POST", self._target(peer, nonce), address)
+        target = target_of(STREAM_PATH, self.query_for(peer, nonce))
+        signed = SignedRequest(self.key, "POST", target, address)
         while True:
             _, sender = await loop.create_connection(lambda: _Sender(self, peer), host, port)
             try:
@@ -229,14 +240,17 @@ class PeerStreams:
                 raise
             sender.close()
 
-    def _target(self, peer: ReplicaId, nonce: str) -> str:
+    def query_for(self, peer: ReplicaId, nonce: str) -> dict[str, str | int]:
+        """Return what this replica says of itself where it asks for a connection."""
         query: dict[str, str | int] = {"source": self.me, "target": peer, "nonce": nonce}
         query["life"] = self.life
         if self.address is not None:
             query["address"] = self.address
         if self.cluster is not None:
             query["cluster"] = self.cluster
-        return target_of(STREAM_PATH, query)
+        if self.speaks != SILENT:
+            query["speaks"] = encode_speaks(self.speaks)
+        return query
 
     def mark(self, sender: _Sender) -> None:
         """Flush this sender at the end of the turn."""
@@ -306,6 +320,7 @@ class PeerStreams:
         if len(nonce) != 32:
             raise Refused("a stream needs a nonce of 32 hex digits", status=400)
         life = request.query_integer("life", 0)
+        speaks = decode_speaks(request.query.get("speaks"))
         self._refuse_twin(source, life, address or request.peer)
         if is_visitor and address is not None:
             self._visitors[source] = address
@@ -315,7 +330,7 @@ class PeerStreams:
         return Upgrade(
             PROTOCOL_NAME,
             {"Stream-Nonce": own_nonce},
-            lambda: _Receiver(self, source, mac, life),
+            lambda: _Receiver(self, source, mac, life, speaks),
         )
 
     def _refuse_twin(self, source: ReplicaId, life: int, address: str) -> None:
@@ -582,11 +597,14 @@ class _Sender(BufferedReader):
 class _Receiver(BufferedReader):
     """The connection on which a peer sends its frames."""
 
-    def __init__(self, streams: PeerStreams, source: ReplicaId, mac: Mac, life: int) -> None:
+    def __init__(
+        self, streams: PeerStreams, source: ReplicaId, mac: Mac, life: int, speaks: Speaks
+    ) -> None:
         super().__init__(streams.read_buffer)
         self._streams = streams
         self.source = source
         self.life = life
+        self.speaks = speaks
         self._mac = mac
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until made
         self._frame_bytes_max = streams.settings.frame_bytes_max

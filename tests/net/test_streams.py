@@ -22,6 +22,7 @@ from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.router import Router
 from tasksprint.net.streams import PROTOCOL_NAME, STREAM_PATH, PeerStreams
+from tasksprint.release import SILENT, Speaks
 from tasksprint.settings import Settings
 from tests.net.support import KEY, OTHER_KEY, SETTINGS, run, until
 
@@ -45,6 +46,7 @@ class Replica:
         )
         self.address = "127.0.0.1:0"
         self.life = 0
+        self.speaks = SILENT
         self.refuse: Callable[[int, int | None], str | None] = lambda life, connected: None
 
     async def listen(self) -> None:
@@ -62,6 +64,7 @@ class Replica:
             life=self.life,
             on_knock=lambda source, life, connected, address: self.refuse(life, connected),
             on_twin=lambda peer, text: self.events.append(("twin", peer, text)),
+            speaks=self.speaks,
         )
         self.streams.add_to(router)
         self.gate = Gate(self.key)
@@ -354,6 +357,25 @@ def test_death_of_a_peer_is_told_and_its_return_too() -> None:
             assert one.send(TWO, b"2") == [True]
             await until(lambda: len(two.frames) == 2)
             assert [frame for _, frame in two.frames] == [b"1", b"2"]
+
+    run(main)
+
+
+def test_process_that_is_heard_says_what_its_release_can() -> None:
+    """Also the next one of the same replica, which may be of a release that says nothing."""
+
+    async def main() -> None:
+        one, two = Replica(ONE), Replica(TWO)
+        two.speaks = Speaks("0.3.0", (1, 2), (2, 3), (1, 2))
+        async with replicas(one, two):
+            await until(lambda: one.streams.said_by(TWO) == two.speaks)
+            await until(lambda: two.streams.said_by(ONE) == SILENT)
+            await two.close()
+            await until(lambda: one.streams.said_by(TWO) is None)
+            two.speaks = SILENT
+            await two.listen()
+            two.connect({ONE: one.address})
+            await until(lambda: one.streams.said_by(TWO) == SILENT)
 
     run(main)
 

@@ -39,9 +39,7 @@ class SimStreams(PeerStreams):
         request = Request(
             "POST",
             STREAM_PATH,
-            {"source": str(self.me), "target": str(peer), "nonce": "0" * 32}
-            | {"life": str(self.life)}
-            | ({} if self.address is None else {"address": self.address}),
+            {name: str(value) for name, value in self.query_for(peer, "0" * 32).items()},
             {},
             b"",
             process.address,
@@ -110,7 +108,7 @@ class _SimSender:
         self.peer = peer
         self.lost: asyncio.Future[str] = streams.process.loop.create_future()
         self._frames: list[bytes] = []
-        self.receiver = _SimReceiver(target_streams, streams.me, streams.life)
+        self.receiver = _SimReceiver(target_streams, streams)
         self._connection = Connection(
             streams.wire,
             streams.process,
@@ -147,10 +145,11 @@ class _SimSender:
 class _SimReceiver:
     """As `_Receiver`: the side that gets frames."""
 
-    def __init__(self, streams: SimStreams, source: ReplicaId, life: int) -> None:
+    def __init__(self, streams: SimStreams, source: SimStreams) -> None:
         self._streams = streams
-        self.source = source
-        self.life = life
+        self.source = source.me
+        self.life = source.life
+        self.speaks = source.speaks
         self.connection: Connection | None = None
         self._is_open = True
 

@@ -1,0 +1,73 @@
+"""When a leader raises the rules of the log: once every member has newer ones, for a while.
+
+A member says what its release can where it opens its stream to the leader; of one that isn't
+connected nothing is known. What is asked of all is the newest version that each has. It is
+proposed after nothing of this has changed for a time, so that a process that is replaced and
+put back soon is nobody's trouble; or at once, if somebody asks for it.
+
+Decides; who proposes, and who the members are, is known to the shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tasksprint.ids import ReplicaId
+from tasksprint.release import Speaks
+
+__all__ = ["Raising", "Said", "lacking", "version_of_all"]
+
+# What each voter and learner says that it can; None: it isn't connected.
+Said = Mapping[ReplicaId, Speaks | None]
+
+
+def version_of_all(said: Said) -> int | None:
+    """Return the newest version of the rules that every member has; None: there is none."""
+    newest: int | None = None
+    oldest = 0
+    for speaks in said.values():
+        if speaks is None:
+            return None
+        oldest = max(oldest, speaks.rules[0])
+        newest = speaks.rules[1] if newest is None else min(newest, speaks.rules[1])
+    return newest if newest is not None and newest >= oldest else None
+
+
+def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
+    """Return which members can't go on by a version of the rules, and what is known of each."""
+    found: dict[ReplicaId, str] = {}
+    for replica, speaks in sorted(said.items()):
+        if speaks is None:
+            found[replica] = f"replica {replica} isn't connected with the leader"
+        elif not speaks.rules[0] <= version <= speaks.rules[1]:
+            found[replica] = (
+                f"replica {replica} runs release {speaks.release}, which has the rules "
+                f"{speaks.rules[0]} to {speaks.rules[1]}"
+            )
+    return found
+
+
+class Raising:
+    """What a leader has seen of it.
+
+    Args:
+        settle_ms: For so long nothing must have changed.
+    """
+
+    def __init__(self, settle_ms: int) -> None:
+        self._settle_ms = settle_ms
+        self._said: Said = {}
+        self._since_ms = 0
+
+    def look(self, now_ms: int, at: int, said: Said) -> int | None:
+        """Return the version to raise the rules to by now; None: none, or not yet.
+
+        Args:
+            at: The version that the log is at.
+        """
+        if said != self._said:
+            self._said, self._since_ms = dict(said), now_ms
+        version = version_of_all(said)
+        if version is None or version <= at or now_ms - self._since_ms < self._settle_ms:
+            return None
+        return version
