@@ -408,3 +408,12 @@ def test_files_that_the_docs_name_exist() -> None:
         if not (ROOT / target).exists() and not (ROOT / "tasksprint" / target).exists()
     ]
     assert found == []
+
+
+def test_glossary_has_each_word_once() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Words\n")[2].partition("\n## ")[0]
+    first = re.findall(r"^\| (.+?) \| .+ \|$", section, flags=re.MULTILINE)
+    words = [word for cell in first if cell not in ("word", "---") for word in cell.split(", ")]
+    assert len(words) > 40
+    assert sorted(words) == sorted(set(words))
