@@ -30,11 +30,12 @@ from typing import Any, Protocol
 
 from bench import peer_etcd
 from bench.cluster import own_bytecode
-from tasksprint.asking.leader import MISDIRECTED, leader_hint
+from tasksprint.asking.leader import leader_hint
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.http_client import HttpClient
+from tasksprint.net.http_messages import MISDIRECTED
 from tasksprint.net.keys import load_key
 from tasksprint.settings import Settings
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasksprint.asking.leader import MISDIRECTED, Rota, error_words, leader_hint
+from tasksprint.asking.leader import Rota, error_words, leader_hint
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, UsageError
 from tasksprint.ids import JobId
 from tasksprint.net.http_blocking import request_blocking
-from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.http_messages import MISDIRECTED, HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.next_steps import program_command
 from tasksprint.process.clock import monotonic_ms

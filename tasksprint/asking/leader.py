@@ -26,11 +26,10 @@ from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import CountedWarnings
 from tasksprint.net.http_client import HttpClient
-from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.http_messages import MISDIRECTED, HttpResponse
 
 __all__ = [
     "MEMBERS_HEADER",
-    "MISDIRECTED",
     "LeaderFinder",
     "Rota",
     "check_replica_id",
@@ -42,7 +41,6 @@ __all__ = [
 AnswerT = TypeVar("AnswerT")
 
 _WRONG_KEY = 401
-MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 _UNAVAILABLE = 503
 _DIGITS_MAX = 1_000  # far more than any id has; Python converts no more than 4,300
 # With each view: the members' addresses, so that a client finds those that were added since.

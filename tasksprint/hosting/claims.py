@@ -11,8 +11,9 @@ Compares and counts; asks nobody and stops nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from tasksprint.consensus.members import Members
 from tasksprint.coordination.commands import Claim
 from tasksprint.ids import ReplicaId, Slot
 
@@ -59,16 +60,13 @@ class Claims:
         self.newest = None
 
 
-def majority_digest(
-    found: Mapping[ReplicaId, str], voters: Iterable[ReplicaId]
-) -> str | None:
+def majority_digest(found: Mapping[ReplicaId, str], voters: Members) -> str | None:
     """Return the digest that more than half of all voters have; None: none, as far as known.
 
     Args:
         found: The digests of those that have told theirs, voters or not.
     """
-    votes = [found.get(voter) for voter in voters]
-    for digest in votes:
-        if digest is not None and 2 * votes.count(digest) > len(votes):
+    for digest in found.values():
+        if voters.is_quorum({who for who, theirs in found.items() if theirs == digest}):
             return digest
     return None

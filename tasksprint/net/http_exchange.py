@@ -36,6 +36,7 @@ from tasksprint.net.keys import NO_BODY, STREAM_BODY
 from tasksprint.net.proofs import LIFE_HEADER, MISADDRESSED_HEADER, FrameWriter, proof_line
 from tasksprint.net.router import (
     Later,
+    Misdirected,
     Request,
     Response,
     Route,
@@ -226,6 +227,8 @@ class Exchange:
                 f"a bug in this process: {type(error).__name__}",
                 hint="its log has the details",
             )
+        if isinstance(error, Misdirected):
+            return error.response()
         status = 500
         if isinstance(error, Refused):
             status = error.status or 403

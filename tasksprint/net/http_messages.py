@@ -18,6 +18,7 @@ from tasksprint.errors import LocalProtocolError, Refused, RemoteProtocolError
 
 __all__ = [
     "JSON_TYPE",
+    "MISDIRECTED",
     "HttpResponse",
     "parse_query",
     "parse_range",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 JSON_TYPE = "application/json"
+MISDIRECTED = 421  # RFC 9110, section 15.5.20: ask somebody else
 
 # Values of queries that are kept as they were encoded: ids, incarnations, digests.
 _KEPT_CHARS = 64

@@ -15,12 +15,13 @@ from urllib.parse import unquote
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import LocalProtocolError, Refused
 from tasksprint.net.gate import Access, Identity
-from tasksprint.net.http_messages import JSON_TYPE
+from tasksprint.net.http_messages import JSON_TYPE, MISDIRECTED
 from tasksprint.net.reading import BufferedReader
 
 __all__ = [
     "Handler",
     "Later",
+    "Misdirected",
     "Request",
     "Response",
     "Route",
@@ -279,6 +280,22 @@ class Router:
 def _is_integer(part: str) -> bool:
     """Whether a segment is a number that a database takes too."""
     return part.isascii() and part.isdigit() and len(part) < 20 and int(part) < 2**63
+
+
+class Misdirected(Refused):
+    """A request that another process may serve.
+
+    Args:
+        told: Members of the answer beside the error: whom to ask, perhaps.
+    """
+
+    def __init__(self, message: str, **told: object) -> None:
+        super().__init__(message, status=MISDIRECTED)
+        self.told = told
+
+    def response(self) -> Response:
+        """Return the answer."""
+        return json_response({"error": str(self.args[0]), **self.told}, status=self.status)
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:

@@ -14,8 +14,7 @@ from tasksprint.ids import JobId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.roles.coordinator import job_notes
-from tasksprint.roles.coordinator.coordinator import Coordinator
-from tasksprint.roles.coordinator.job_notes import read_log_lines
+from tasksprint.roles.coordinator.job_notes import JobNotes
 from tasksprint.settings import Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tests.net.support import run
@@ -26,8 +25,8 @@ def _row(number: int, job: int = 1) -> Row:
     return Row("job_log", (job, number), (f"line {number}",))
 
 
-def _coordinator(written: int, unwritten: range) -> Coordinator:
-    """One whose mirror has so many lines of job 1, and some others on their way."""
+def _notes(written: int, unwritten: range) -> JobNotes:
+    """Of a mirror that has so many lines of job 1, and some others on their way."""
     store = MemoryReplicaStore.open(MemoryDirectory(), 1, now_ms=0)
     rows = (*(_row(number) for number in range(written)), _row(0, 2))
     store.commit(Commit(rows=rows, applied=AppliedPoint(1, "d")))
@@ -36,12 +35,8 @@ def _coordinator(written: int, unwritten: range) -> Coordinator:
         return function(store, *arguments)
 
     waiting = [_row(number) for number in unwritten]
-    return cast(
-        Coordinator,
-        SimpleNamespace(
-            unwritten_rows=lambda table, key: waiting, writer=SimpleNamespace(run=read)
-        ),
-    )
+    mirror = SimpleNamespace(unwritten_rows=lambda table, key: waiting)
+    return JobNotes(cast(Any, mirror), cast(Any, SimpleNamespace(run=read)))
 
 
 @pytest.mark.parametrize("written", [0, 1, 9, 10, 11, 20, 25])
@@ -53,9 +48,9 @@ def test_lines_that_follow_a_page_that_was_cut_wait_for_the_next(
 
     async def main() -> None:
         # (Some of them are written while they are asked for, and so found twice.)
-        coordinator = _coordinator(written, range(max(written - 3, 0), written + 5))
+        notes = _notes(written, range(max(written - 3, 0), written + 5))
         found: list[str] = []
-        while lines := await read_log_lines(coordinator, JobId(1), len(found)):
+        while lines := await notes.log_lines(JobId(1), len(found)):
             assert lines == expected[len(found) : len(found) + len(lines)]
             found += lines
         assert found == expected

@@ -16,8 +16,8 @@ from tasksprint.consensus.founding import Founding, Member, encode_founding
 from tasksprint.errors import StoreError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.keys import ClusterKey
-from tasksprint.roles.coordinator.coordinator import CoordinatorOptions
 from tasksprint.roles.coordinator.process import open_coordinator
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 from tasksprint.settings import Settings
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -72,18 +73,9 @@ def test_what_clients_follow_is_told_by_the_tick_after_a_refused_one(
     run(main)
 
 
-class Clock:
-    """What `ToldHere` needs of a coordinator here."""
-
-    now_ms = 0
-
-    def monotonic_ms(self) -> int:
-        return self.now_ms
-
-
 def test_what_dead_clients_said_is_not_kept() -> None:
-    clock = Clock()
-    told = ToldHere(cast(Any, clock))
+    clock = SimpleNamespace(now_ms=0)
+    told = ToldHere(lambda: clock.now_ms, cast(Any, {}))
     for number in range(1, 100):
         clock.now_ms += 1_000
         said = {"stalls": '[[1, "disk", 1, []]]', "runs": "[[1, 2, 1, 2500]]"}

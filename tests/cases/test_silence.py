@@ -28,8 +28,12 @@ from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
 from tasksprint.net.keys import create_key
 from tasksprint.next_steps import COMMANDS, as_started, program_command
 from tasksprint.roles.coordinator.job_notes import cause_of_end
-from tasksprint.roles.coordinator.metrics import why_not_level
-from tasksprint.roles.coordinator.unheard import describe_unheard, why_leaderless
+from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.unheard import (
+    describe_unheard,
+    why_leaderless,
+    why_not_level,
+)
 from tasksprint.scheduler_commands import FinishJob, KillTask, StartTimer, WriteLog
 from tasksprint.settings import RULES, Rules, Settings
 from tasksprint.task_spec import TaskSpec
@@ -735,18 +739,15 @@ def test_members_that_are_not_heard_are_named_with_their_addresses() -> None:
 def test_coordinator_that_has_not_begun_says_whom_it_waits_for(
     addresses: dict[int, str], join: tuple[str, ...], schedule: str | None, words: str
 ) -> None:
-    coordinator = SimpleNamespace(
-        options=SimpleNamespace(me=1, join=join),
-        members=SimpleNamespace(known=lambda: addresses),
-        replica=SimpleNamespace(
-            status=lambda: SimpleNamespace(peers={}), membership=None, founding=None
-        ),
-        schedule=schedule,
-        settings=Settings(),
+    options = SimpleNamespace(me=1, join=join, peers=addresses)
+    replica: Any = SimpleNamespace(
+        status=lambda: SimpleNamespace(peers={}), membership=None, founding=None
     )
-    assert why_leaderless(cast(Any, coordinator)) == words
+    roster = KnownRoster(replica, cast(Any, options))
+    state = cast(Any, schedule)
+    assert why_leaderless(roster, replica, state, silent_ms=1) == words
     if schedule is None:
-        assert why_not_level(cast(Any, coordinator)) == words.split("; it doesn't")[0]
+        assert why_not_level(roster, replica, state) == words.split("; it doesn't")[0]
 
 
 def test_commands_tell_what_each_coordinator_answered_or_why_it_did_not(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -126,23 +126,19 @@ def test_second_process_gets_no_stream_until_the_first_is_gone() -> None:
 
 
 class Shell:
-    """What `Peers` needs of a coordinator."""
+    """The ports of `Peers`."""
 
     def __init__(self) -> None:
-        self.settings = SETTINGS
-        self.now_ms = 1_000
-        self.replica = make(3, 3)
-        self.streams = self
-        self.warnings = self
+        self.time_ms = 1_000
         self.said: list[str] = []
         self.failed: BaseException | None = None
-        self.options = cast(Any, self)
         self.me = 3
-        self.data_dir = "/var/3"
-        self.peers = Peers(cast(Any, self))
+        port: Any = self
+        self.peers = Peers(Path("/var/3"), SETTINGS, port, port, make(3, 3))
+        self.peers._warnings = port
 
-    def monotonic_ms(self) -> int:
-        return self.now_ms
+    def now_ms(self) -> int:
+        return self.time_ms
 
     def address_of(self, replica: ReplicaId) -> str:
         return f"10.0.0.{replica}:7070"
@@ -179,10 +175,10 @@ def test_process_that_is_refused_for_long_ends() -> None:
     patience_ms = 2 * SETTINGS.unacknowledged_timeout_ms
     refuse_for(shell, patience_ms)
     shell.peers.connected(ReplicaId(1))
-    shell.now_ms += 1
+    shell.time_ms += 1
     refuse_for(shell, patience_ms)
     assert shell.failed is None
-    shell.now_ms += 1
+    shell.time_ms += 1
     shell.peers.refused(ReplicaId(1), "replica 3 runs already")
     assert isinstance(shell.failed, SettingsError)
     assert str(shell.failed) == (
@@ -193,10 +189,10 @@ def test_process_that_is_refused_for_long_ends() -> None:
 
 def refuse_for(shell: Shell, span_ms: int) -> None:
     """Let replica 1 refuse it so long, at each of the tries."""
-    end_ms = shell.now_ms + span_ms
+    end_ms = shell.time_ms + span_ms
     shell.peers.refused(ReplicaId(1), "no")
-    while shell.now_ms < end_ms:
-        shell.now_ms = min(shell.now_ms + SETTINGS.reconnect_pause_max_ms * 3 // 2, end_ms)
+    while shell.time_ms < end_ms:
+        shell.time_ms = min(shell.time_ms + SETTINGS.reconnect_pause_max_ms * 3 // 2, end_ms)
         shell.peers.refused(ReplicaId(1), "no")
 
 
@@ -206,7 +202,7 @@ def test_process_that_is_refused_now_and_then_goes_on() -> None:
     patience_ms = 2 * SETTINGS.unacknowledged_timeout_ms
     for _ in range(3):
         refuse_for(shell, patience_ms)
-        shell.now_ms += 10 * patience_ms
+        shell.time_ms += 10 * patience_ms
     assert shell.failed is None
     refuse_for(shell, patience_ms + 1)
     assert isinstance(shell.failed, SettingsError)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tasksprint.consensus import Member
+from tasksprint.consensus.members import Members
 from tasksprint.coordination.commands import Claim, Tick, encode_command
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.hosting.claims import Claims, majority_digest
-from tasksprint.ids import ReplicaId, Slot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import RULES
 
 
@@ -81,4 +83,5 @@ def test_majority_is_of_all_voters(
     voters: list[int], found: dict[int, str], majority: str | None
 ) -> None:
     known = {ReplicaId(who): digest for who, digest in found.items()}
-    assert majority_digest(known, [ReplicaId(voter) for voter in voters]) == majority
+    members = Members(Member(ReplicaId(voter), Incarnation("1"), "") for voter in voters)
+    assert majority_digest(known, members) == majority

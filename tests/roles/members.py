@@ -14,8 +14,8 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.http_server import HttpServer
-from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
-from tasksprint.roles.coordinator.paths import CoordinatorPaths
+from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tests.net.support import KEY
@@ -54,12 +54,9 @@ class Member:
         )
         # The store in memory passes the same contract tests.
         self.coordinator = Coordinator(options, of.settings, cast(ReplicaStore, store))
-        paths = CoordinatorPaths(self.coordinator)
-        self.coordinator.streams.add_to(paths.router)
         gate = Gate(KEY, addresses=[self.address])
-        self._server = HttpServer(
-            paths.router, gate, of.settings, bugs=self.coordinator.bugs
-        )
+        bugs = self.coordinator.standing.bugs
+        self._server = HttpServer(self.coordinator.router, gate, of.settings, bugs=bugs)
         if self._listener.fileno() < 0:
             self._listener = _listen(int(self.address.rpartition(":")[2]))
         await self._server.listen(self.address, inherited=self._listener)
@@ -74,7 +71,7 @@ class Member:
         self.coordinator.release_waiting()
         await self._server.close(grace_ms=50)
         await self.coordinator.close()
-        assert self.coordinator.bugs.count == self.bugs_expected
+        assert self.coordinator.standing.bugs.count == self.bugs_expected
 
     async def ask(self, method: str, path: str, **options: Any) -> HttpResponse:
         """Send it a signed request."""

@@ -29,7 +29,8 @@ from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
 from tasksprint.roles.coordinator import coordinator as coordinator_module
-from tasksprint.roles.coordinator.coordinator import Coordinator, NotLeader
+from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.ports import NotLeader
 from tasksprint.scheduler_commands import WriteLog
 from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
@@ -494,7 +495,7 @@ def test_rows_of_the_mirror_wait_for_company(
             assert len(held) == 5 and len({row.key for row in held}) == 1
             assert await coordinator.writer.run(lambda store: store.applied) == before
             assert len(await coordinator.writer.run(lambda store: store.read_log(1, 99, 9999))) > 5
-            await coordinator.mirror_handed_over()
+            await coordinator.handed_over()
             point = coordinator.require_schedule()
             assert await coordinator.writer.run(lambda store: store.applied) == AppliedPoint(
                 point.applied_slot, point.digest

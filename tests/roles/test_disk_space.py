@@ -138,7 +138,7 @@ def test_leader_that_is_short_hands_over_to_one_that_is_not(disks: Disks, tmp_pa
             await disks.fill(other, PLENTY)  # For the archive's second copy.
             program = await archive_of(third, tmp_path / "job", scheduler_sh=QUIET)
             assert (await submit(third, program, 1)).json() == {"job": 1}
-            cause = third.coordinator.elections[-1]["cause"]
+            cause = third.coordinator.standing.elections[-1]["cause"]
             assert "resigned: its disk is nearly full: 200.0 MiB are free where" in cause
 
     run(main)

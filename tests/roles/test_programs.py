@@ -14,7 +14,6 @@ from tasksprint.coordination.commands import CancelJob, ForgetJob, SubmitJob, en
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.process.job_directory import pack
 from tasksprint.roles.coordinator import members as members_module
-from tasksprint.roles.coordinator.metrics import why_not_level
 from tasksprint.settings import Settings
 from tests.roles.members import Member, members
 
@@ -119,7 +118,7 @@ def test_archive_stays_while_its_replica_hears_no_leader(tmp_path: Path) -> None
             for other in others:
                 await other.start()
             await of.leader()
-            while why_not_level(one.coordinator) is not None:
+            while one.coordinator.standing.why_not_level() is not None:
                 await asyncio.sleep(0.002)
             assert await is_kept(digest)  # Only now its time begins.
             grow_old()
@@ -153,7 +152,7 @@ def test_archive_is_kept_on_a_quorum_of_voters_whoever_else_takes_part(tmp_path:
         async with members(2, tmp_path) as of:
             leader = await of.leader()
             (other,) = [member for member in of.all if member is not leader]
-            assert leader.coordinator.programs._other_voters() == [other.address]
+            assert leader.coordinator.roster.others() == {other.number: other.address}
             await other.stop()
             of.all.remove(other)
             with pytest.raises(PeerUnreachable, match=r"reached 1 of 2 coordinators, expected 2"):

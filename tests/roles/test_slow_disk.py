@@ -36,7 +36,8 @@ def test_who_waits_for_a_hung_disk_is_sent_to_the_next_leader(tmp_path: Path) ->
                 assert leader is not hung
                 await until(lambda: leader.coordinator.is_current, "the next one leads")
                 assert (await submit(leader, program, 1)).json() == {"job": 1}
-                assert "resigned: its disk is slow" in leader.coordinator.elections[-1]["cause"]
+                cause = leader.coordinator.standing.elections[-1]["cause"]
+                assert "resigned: its disk is slow" in cause
                 assert hung.coordinator.replica.status().handovers == 1
                 assert not hung.coordinator.members._waiters
             finally:

@@ -27,10 +27,9 @@ from tasksprint.errors import (
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
-from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
+from tasksprint.roles.coordinator.coordinator import Coordinator
 from tasksprint.roles.coordinator.decisions import Decided
-from tasksprint.roles.coordinator.paths import CoordinatorPaths
-from tasksprint.roles.coordinator.surroundings import Surroundings
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
 from tasksprint.settings import Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -403,9 +402,7 @@ class CoordinatorNode:
             return
         coordinator = self.coordinator
         process.loop.after_iteration = self._check_now_and_then
-        paths = CoordinatorPaths(coordinator)
-        coordinator.streams.add_to(paths.router)
-        process.listen(paths.router, on_bug=coordinator.fail)
+        process.listen(coordinator.router, on_bug=coordinator.fail)
         coordinator.stopped.add_done_callback(partial(self._stopped, process))
         coordinator.start()
         if self._join:

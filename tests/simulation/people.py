@@ -17,8 +17,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tasksprint.asking.leader import MISDIRECTED
 from tasksprint.encoding import encode_json
+from tasksprint.net.http_messages import MISDIRECTED
 from tests.linearizability.checker import Operation
 from tests.linearizability.job_store import ABSENT, FORGOTTEN, RUNNING
 from tests.simulation import jobs

@@ -30,8 +30,8 @@ from tasksprint.roles.client.client import Client
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.roles.coordinator import coordinator as coordinator_module
 from tasksprint.roles.coordinator import runners as runners_module
-from tasksprint.roles.coordinator.coordinator import NotLeader
 from tasksprint.roles.coordinator.decisions import Decided
+from tasksprint.roles.coordinator.ports import NotLeader
 from tasksprint.roles.coordinator.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Rules
 from tests.simulation.bites import expects, first_rule
@@ -280,7 +280,7 @@ class _Clock(SchedulerRunner):
     """Gives its scheduler events that carry the time of this machine."""
 
     def event_chosen(self, event: Event) -> None:
-        now_ms = self._coordinator.surroundings.wall_ms() % 100_000
+        now_ms = self._turns.now_ms() % 100_000
         head, _, rest = event.line.partition(b'"time_ms":')
         tail = rest.partition(b",")[2]
         super().event_chosen(Event(event.number, b'%s"time_ms":%d,%s' % (head, now_ms, tail)))

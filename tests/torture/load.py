@@ -20,11 +20,11 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 
-from tasksprint.asking.leader import MISDIRECTED, leader_hint
+from tasksprint.asking.leader import leader_hint
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.http_blocking import request_blocking
-from tasksprint.net.http_messages import HttpResponse
+from tasksprint.net.http_messages import MISDIRECTED, HttpResponse
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.job_directory import Manifest
 from tasksprint.settings import Settings

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
+from tasksprint.consensus.members import Members
 from tasksprint.coordination.commands import Claim
+from tasksprint.coordination.schedule import Applied
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StateDiffers
 from tasksprint.hosting.claims import Claims, majority_digest
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.deadlines import within
+from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Request, Response, Router, json_response
-
-if TYPE_CHECKING:
-    from tasksprint.coordination.schedule import Applied
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.ports import Roster, Turns
 
 __all__ = ["Agreement"]
 
@@ -41,8 +40,10 @@ _SHOWN = 12  # characters of a digest that people are shown
 class Agreement:
     """What one coordinator does about it."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, turns: Turns, roster: Roster, http: HttpClient) -> None:
+        self._turns = turns
+        self._roster = roster
+        self._http = http
         self._claims = Claims()
         self._disputed: Claim | None = None  # ours
         self._asking: asyncio.Task[None] | None = None
@@ -73,45 +74,39 @@ class Agreement:
         says nothing about ours.
         """
         mine = None
-        if request.query.get("cluster") == self._cluster():
+        if request.query.get("cluster") == self._roster.cluster:
             mine = self._claims.at(Slot(request.query_integer("slot", 0)))
         if mine is not None and request.query.get("digest") != mine.digest:
             self._differs(mine)
         return json_response(
             {
-                "replica": self._coordinator.options.me,
+                "replica": self._roster.me,
                 "digest": None if mine is None else mine.digest,
             }
         )
-
-    def _cluster(self) -> str | None:
-        founding = self._coordinator.replica.founding
-        return None if founding is None else founding.cluster
 
     def _differs(self, mine: Claim | None) -> None:
         if mine is not None:
             self._disputed = mine
             if self._asking is None:
-                self._asking = self._coordinator.background(self._ask())
+                self._asking = self._turns.background(self._ask())
 
     async def _ask(self) -> None:
         """Ask the voters until a majority of them agrees; stop if we don't agree with it."""
-        me = self._coordinator.options.me
+        me = self._roster.me
         found: dict[ReplicaId, str] = {}
         mine = self._disputed
         for _ in range(_ROUNDS_MAX):
-            started_ms = self._coordinator.monotonic_ms()
+            started_ms = self._turns.now_ms()
             if self._disputed is None:  # A copy took its place.
                 break
             mine = self._disputed
-            membership = self._coordinator.replica.membership
-            assert membership is not None
-            voters = [member.replica for member in membership.voters]
+            members, voters = self._roster.voters, Members(self._roster.voters)
             found = {me: mine.digest}
             majority = majority_digest(found, voters)
             asks = [
-                self._coordinator.tasks.spawn(self._ask_one(member.address, mine))
-                for member in membership.voters
+                self._turns.spawn(self._ask_one(member.address, mine))
+                for member in members
                 if member.replica != me
             ]
             for answered in asyncio.as_completed(asks):
@@ -130,22 +125,22 @@ class Agreement:
                 )
                 break
             if majority is not None:
-                self._coordinator.fail(_outvoted(me, mine, found, majority))
+                self._turns.fail(_outvoted(me, mine, found, majority))
                 return
-            spent_s = (self._coordinator.monotonic_ms() - started_ms) / 1000
+            spent_s = (self._turns.now_ms() - started_ms) / 1000
             await asyncio.sleep(max(_ROUND_S - spent_s, 0))
         else:
             assert mine is not None
-            self._coordinator.fail(_undecided(me, mine, found))
+            self._turns.fail(_undecided(me, mine, found))
         self._asking = None
 
     async def _ask_one(self, address: str, mine: Claim) -> tuple[ReplicaId, str] | None:
         query: dict[str, str | int] = {"slot": mine.slot, "digest": mine.digest}
-        query["cluster"] = self._cluster() or ""
+        query["cluster"] = self._roster.cluster or ""
         try:
             response = await within(
                 _ROUND_S,
-                self._coordinator.http.request(address, "GET", "/v1/digest", query=query),
+                self._http.request(address, "GET", "/v1/digest", query=query),
                 discard=lambda _: None,
             )
             answer = response.checked().json_object()

@@ -11,12 +11,13 @@ import contextlib
 import hashlib
 import logging
 import shlex
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 from tasksprint.consensus import Member
+from tasksprint.consensus.members import Members
 from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     PeerUnreachable,
@@ -26,9 +27,12 @@ from tasksprint.errors import (
     StoreDamaged,
     TaskSprintError,
 )
+from tasksprint.ids import ReplicaId
+from tasksprint.net.http_client import HttpClient
 from tasksprint.process.program_setup import scheduler_needs_setup, set_up
 from tasksprint.roles.coordinator.disk_space import INSUFFICIENT_STORAGE
-from tasksprint.roles.coordinator.metrics import why_not_level
+from tasksprint.roles.coordinator.ports import Log, Roster, Turns, Writer
+from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.roles.last_use import (
     LastUse,
     delete_folders,
@@ -36,10 +40,8 @@ from tasksprint.roles.last_use import (
     leftovers_in,
     take_away,
 )
+from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
 
 __all__ = ["Programs"]
 
@@ -60,14 +62,37 @@ def _drop(store: ReplicaStore, digest: str) -> None:
 
 
 class Programs:
-    """The archives of one coordinator."""
+    """The archives of one coordinator.
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self._directory = coordinator.options.data_dir / "programs"
-        unused_max_ms = coordinator.settings.program_unused_max_ms
-        self._archive_uses = LastUse(unused_max_ms)
-        self._folder_uses = LastUse(unused_max_ms)
+    Args:
+        directory: Where they are unpacked.
+        why_not_level: Says why this replica doesn't know all of the log; None: it does.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        turns: Turns,
+        log: Log,
+        roster: Roster,
+        writer: Writer,
+        http: HttpClient,
+        surroundings: Surroundings,
+        *,
+        why_not_level: Callable[[], str | None],
+    ) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._turns = turns
+        self._log = log
+        self._roster = roster
+        self._writer = writer
+        self._http = http
+        self._surroundings = surroundings
+        self._why_not_level = why_not_level
+        self._archive_uses = LastUse(settings.program_unused_max_ms)
+        self._folder_uses = LastUse(settings.program_unused_max_ms)
         self._sound: set[bytes] = set()  # digests of archives that can be unpacked
         self._leftovers = leftovers_in(self._directory)
         self._sweeping: asyncio.Task[None] | None = None
@@ -81,7 +106,7 @@ class Programs:
 
     def start(self) -> None:
         """Begin to delete what nobody uses, now and then."""
-        self._sweeping = self._coordinator.background(self._sweep_for_ever())
+        self._sweeping = self._turns.background(self._sweep_for_ever())
 
     def close(self) -> None:
         """End that."""
@@ -91,26 +116,26 @@ class Programs:
     async def _sweep_for_ever(self) -> None:
         if self._leftovers:
             await self._delete(self._leftovers)
-        pause_s = self._coordinator.settings.program_unused_max_ms / 1000 / _SWEEPS
+        pause_s = self._settings.program_unused_max_ms / 1000 / _SWEEPS
         while True:
             await asyncio.sleep(pause_s)
             await self.sweep()
 
     async def sweep(self) -> None:
         """Delete archives that no job refers to, and folders that no running job uses."""
-        coordinator = self._coordinator
-        if coordinator.schedule is None:
+        schedule = self._log.schedule
+        if schedule is None:
             return
-        kept = await coordinator.writer.run(lambda store: store.blobs())
-        of_jobs, of_running = coordinator.schedule.programs()
-        if why_not_level(coordinator) is not None:
+        kept = await self._writer.run(lambda store: store.blobs())
+        of_jobs, of_running = schedule.programs()
+        if self._why_not_level() is not None:
             # The log may name any of them by now: others rely on what was kept here. From
             # when it is level again all have their full time.
             of_jobs = set(kept)
-        now_ms = coordinator.monotonic_ms()
+        now_ms = self._turns.now_ms()
         expired = self._archive_uses.expired(kept, of_jobs, now_ms)
         # All at once: an archive that comes in again later is written behind this.
-        drops = [coordinator.writer.run(_drop, digest) for digest in expired]
+        drops = [self._writer.run(_drop, digest) for digest in expired]
         folders = folders_in(self._directory)
         for digest in self._folder_uses.expired(folders, of_running, now_ms):
             with contextlib.suppress(OSError):  # The next sweep tries again.
@@ -118,7 +143,7 @@ class Programs:
                 await self._delete([gone])
         for digest, drop in zip(expired, drops, strict=True):
             await drop
-            _log.info("replica=%d dropped archive %s", coordinator.options.me, digest)
+            _log.info("replica=%d dropped archive %s", self._roster.me, digest)
 
     async def _delete(self, folders: list[Path]) -> None:
         await asyncio.get_running_loop().run_in_executor(None, delete_folders, folders)
@@ -126,8 +151,8 @@ class Programs:
     async def keep(self, archive: bytes) -> str:
         """Write an archive to this replica's store, and return its digest."""
         digest = hashlib.sha256(archive).hexdigest()
-        self._archive_uses.use(digest, self._coordinator.monotonic_ms())
-        await self._coordinator.writer.run(_keep, digest, archive)
+        self._archive_uses.use(digest, self._turns.now_ms())
+        await self._writer.run(_keep, digest, archive)
         return digest
 
     async def require_sound(self, archive: bytes) -> None:
@@ -144,7 +169,7 @@ class Programs:
     def _check(self, archive: bytes) -> None:
         digest = hashlib.sha256(archive).digest()
         if digest not in self._sound:
-            self._coordinator.surroundings.check_archive(archive)
+            self._surroundings.check_archive(archive)
             if len(self._sound) >= _SOUND_MAX:
                 self._sound.clear()
             self._sound.add(digest)
@@ -178,70 +203,70 @@ class Programs:
             Refused: Too few have space for it.
         """
         digest = await self.keep(archive)
-        others = self._other_voters()
-        # (One that is to be added keeps it, too, but has no vote yet.)
-        is_voter = self._is_voter()
-        needed = (len(others) + is_voter) // 2 + 1 - is_voter
-        if needed == 0:
-            return digest
-
-        tasks = [self._coordinator.tasks.spawn(self._copy(address, archive)) for address in others]
-        kept = 0
-        failures: list[str] = []
-        is_short = False
-        for done in asyncio.as_completed(tasks):
-            if (error := await done) is not None:
-                failures.append(str(error))
-                is_short |= isinstance(error, Refused) and error.status == INSUFFICIENT_STORAGE
-                continue
-            kept += 1
-            if kept >= needed:
-                # The rest go on behind: a member that lacks it fetches it when it needs it.
-                return digest
-        text = (
-            f"the job's archive reached {kept + is_voter} of {len(others) + is_voter} "
-            f"coordinators, expected {needed + is_voter}: " + "; ".join(failures)
+        await self._reach(
+            self._roster.voters, lambda address: self._copy(address, archive), "the job's archive"
         )
-        if is_short:
+        return digest
+
+    async def _reach(
+        self,
+        voters: Sequence[Member],
+        bring: Callable[[str], Coroutine[Any, Any, TaskSprintError | None]],
+        what: str,
+    ) -> None:
+        """Bring something, which is here, to enough other voters to be at a quorum of them.
+
+        Returns:
+            Once it is there. The rest go on behind: a member that lacks it fetches it when it
+            needs it.
+        """
+        members, have = Members(voters), {self._roster.me}
+
+        async def bring_to(member: Member) -> tuple[ReplicaId, TaskSprintError | None]:
+            return member.replica, await bring(member.address)
+
+        if members.is_quorum(have):
+            return
+        others = [member for member in voters if member.replica not in have]
+        errors: list[TaskSprintError] = []
+        for done in asyncio.as_completed(
+            [self._turns.spawn(bring_to(member)) for member in others]
+        ):
+            replica, error = await done
+            if error is not None:
+                errors.append(error)
+                continue
+            have.add(replica)
+            if members.is_quorum(have):
+                return
+        text = (
+            f"{what} reached {len(have.intersection(members.ids))} of {len(members.ids)} "
+            f"coordinators, expected {members.quorum_size}: " + "; ".join(map(str, errors))
+        )
+        if any(isinstance(e, Refused) and e.status == INSUFFICIENT_STORAGE for e in errors):
             raise Refused(text, status=INSUFFICIENT_STORAGE)
         raise PeerUnreachable(text)
 
-    async def spread(self, members: Collection[Member]) -> None:
+    async def spread(self, members: Sequence[Member]) -> None:
         """Let enough of these members to be a quorum have the archives of running jobs.
 
         What is on its way stays so, whoever waits for it: a repeated call goes on from there.
 
         Raises:
             PeerUnreachable: Too few answered in time, or nobody who answers has one.
+            Refused: Too few have space for them.
         """
-        coordinator = self._coordinator
-        me = coordinator.options.me
         digests: list[str] = []
         for digest in sorted(self._of_running()):
             # (None: its job has ended meanwhile.)
             if await self.has(digest) or await self.obtain(digest) is not None:
                 digests.append(digest)
-        needed = len(members) // 2 + 1
-        kept = sum(member.replica == me for member in members)
-        if not digests or kept >= needed:
-            return
-        tasks = [
-            coordinator.background(self._bring(member.address, digests))
-            for member in members
-            if member.replica != me
-        ]
-        failures: list[str] = []
-        for done in asyncio.as_completed(tasks):
-            if (error := await done) is not None:
-                failures.append(str(error))
-                continue
-            kept += 1
-            if kept >= needed:
-                return
-        raise PeerUnreachable(
-            f"the archives of running jobs reached {kept} of {len(members)} coordinators "
-            f"that are to vote, expected {needed}: " + "; ".join(failures)
-        )
+        if digests:
+            await self._reach(
+                members,
+                lambda address: self._bring(address, digests),
+                "the archives of running jobs",
+            )
 
     async def _bring(self, address: str, digests: list[str]) -> TaskSprintError | None:
         """Let another member have these archives; return why it hasn't."""
@@ -265,7 +290,7 @@ class Programs:
 
     async def _lacking(self, address: str, digests: list[str]) -> list[str]:
         """Return which of these archives another member hasn't."""
-        response = await self._coordinator.http.request(
+        response = await self._http.request(
             address, "POST", "/v1/archives/lacking", body=encode_json({"digests": digests})
         )
         lacking = response.checked().json_object().get("lacking")
@@ -278,19 +303,19 @@ class Programs:
         lacking: list[str] = []
         for digest in digests:
             if await self.has(digest):
-                self._archive_uses.use(digest, self._coordinator.monotonic_ms())
+                self._archive_uses.use(digest, self._turns.now_ms())
             else:
                 lacking.append(digest)
         return lacking
 
     async def has(self, digest: str) -> bool:
         """Whether this replica has an archive."""
-        return await self._coordinator.writer.run(lambda store: store.has_blob(digest))
+        return await self._writer.run(lambda store: store.has_blob(digest))
 
     async def _copy(self, address: str, archive: bytes) -> TaskSprintError | None:
         """Write an archive to another member; return why it failed."""
         try:
-            response = await self._coordinator.http.request(
+            response = await self._http.request(
                 address,
                 "POST",
                 "/v1/archives",
@@ -304,7 +329,7 @@ class Programs:
 
     async def read(self, digest: str) -> bytes | None:
         """Return an archive that this replica has, or None."""
-        return await self._coordinator.writer.run(_read, digest)
+        return await self._writer.run(_read, digest)
 
     async def obtain(self, digest: str) -> bytes | None:
         """Return an archive that this replica or another member has.
@@ -316,15 +341,13 @@ class Programs:
         Raises:
             PeerUnreachable: Nobody who answered has it, but too few did to deny it.
         """
-        self._archive_uses.use(digest, self._coordinator.monotonic_ms())
+        self._archive_uses.use(digest, self._turns.now_ms())
         archive = await self.read(digest)
         if archive is not None:
             return archive
-        voters = self._other_voters()
-        total = len(voters) + self._is_voter()
-        lacking = int(self._is_voter())
+        voters, lacking = Members(self._roster.voters), {self._roster.me}
         failures: list[str] = []
-        for address in self._others():
+        for member, address in self._roster.others().items():
             try:
                 archive = await self._fetch(address, digest)
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
@@ -333,12 +356,12 @@ class Programs:
             if archive is not None:
                 await self.keep(archive)
                 return archive
-            lacking += address in voters
-        if lacking > total // 2 and digest not in self._of_running():
+            lacking.add(member)
+        if voters.is_quorum(lacking) and digest not in self._of_running():
             return None
         raise PeerUnreachable(
-            f"no archive {digest!r} at {lacking} of {total} coordinators, "
-            "and the others may have it: " + "; ".join(failures)
+            f"no archive {digest!r} at {len(lacking.intersection(voters.ids))} of "
+            f"{len(voters.ids)} coordinators, and the others may have it: " + "; ".join(failures)
         )
 
     async def prepared(
@@ -372,7 +395,7 @@ class Programs:
                     directory,
                     manifest["setup"],
                     manifest.get("environment", {}),
-                    timeout_ms=self._coordinator.settings.setup_timeout_ms,
+                    timeout_ms=self._settings.setup_timeout_ms,
                     failure=SchedulerFailed,
                 )
         return directory
@@ -384,10 +407,10 @@ class Programs:
 
         It waits for as long as no living member has it.
         """
-        self._folder_uses.use(digest, self._coordinator.monotonic_ms())
+        self._folder_uses.use(digest, self._turns.now_ms())
         task = self._unpacking.get(digest)
         if task is None:
-            task = self._coordinator.tasks.spawn(self._unpack(digest))
+            task = self._turns.spawn(self._unpack(digest))
             self._unpacking[digest] = task
         if digest in self._obtained:
             on_obtained()
@@ -417,35 +440,20 @@ class Programs:
         self._obtained.add(digest)
         for on_obtained in self._obtaining.pop(digest, ()):
             on_obtained()
-        unpack = self._coordinator.surroundings.unpack
+        unpack = self._surroundings.unpack
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, unpack, found, digest, self._directory)
 
     async def _fetch(self, address: str, digest: str) -> bytes | None:
         """Return an archive that another member has; None: it hasn't."""
-        response = await self._coordinator.http.request(
+        response = await self._http.request(
             address, "GET", f"/v1/archives/{digest}", query={"here": 1}, digest=digest
         )
         return None if response.status == _NOT_FOUND else response.checked().body
 
     def _of_running(self) -> Collection[str]:
-        schedule = self._coordinator.schedule
+        schedule = self._log.schedule
         return () if schedule is None else schedule.programs()[1]
-
-    def _others(self) -> list[str]:
-        members, me = self._coordinator.members.known(), self._coordinator.options.me
-        return [address for member, address in members.items() if member != me]
-
-    def _is_voter(self) -> bool:
-        membership = self._coordinator.replica.membership
-        return membership is None or membership.is_voter(self._coordinator.options.me)
-
-    def _other_voters(self) -> list[str]:
-        membership = self._coordinator.replica.membership
-        if membership is None:
-            return self._others()
-        me = self._coordinator.options.me
-        return [voter.address for voter in membership.voters if voter.replica != me]
 
 
 def _read(store: ReplicaStore, digest: str) -> bytes | None:

@@ -15,9 +15,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tasksprint.consensus import (
     Chosen,
@@ -34,20 +31,29 @@ from tasksprint.consensus import codec as replica_codec
 from tasksprint.coordination.commands import Command, SilentClient, Tick, encode_command
 from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.schedule import Applied, Event, Schedule
-from tasksprint.errors import Refused, StoreDamaged, TaskSprintError
+from tasksprint.errors import Refused, StoreDamaged
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot
-from tasksprint.net.bugs import Bugs
-from tasksprint.net.keys import ClusterKey
+from tasksprint.net.router import Router
 from tasksprint.roles.coordinator.agreement import Agreement
 from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.client_paths import ClientPaths
 from tasksprint.roles.coordinator.copies import MirrorFetcher, MirrorPaths
 from tasksprint.roles.coordinator.decisions import Decided, Decisions
 from tasksprint.roles.coordinator.disk_space import DiskSpace
+from tasksprint.roles.coordinator.job_notes import JobNotes
+from tasksprint.roles.coordinator.job_paths import JobPaths
 from tasksprint.roles.coordinator.log_tail import LogTail
 from tasksprint.roles.coordinator.members import MemberChanges, reason_to_stop, voters_of
+from tasksprint.roles.coordinator.operator_paths import OperatorPaths
+from tasksprint.roles.coordinator.paths import Paths
 from tasksprint.roles.coordinator.peers import Peers
+from tasksprint.roles.coordinator.ports import NotLeader, Writer
+from tasksprint.roles.coordinator.roster import KnownRoster
 from tasksprint.roles.coordinator.runners import Runners
-from tasksprint.roles.coordinator.surroundings import REAL, Surroundings
+from tasksprint.roles.coordinator.scheduler_runner import RunnerPorts
+from tasksprint.roles.coordinator.standing import Standing
+from tasksprint.roles.coordinator.surroundings import REAL, CoordinatorOptions, Surroundings
+from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.roles.coordinator.unheard import why_leaderless
 from tasksprint.roles.own_tasks import OwnTasks
 from tasksprint.roles.steps import Step
@@ -55,10 +61,8 @@ from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import RULES_BY_VERSION, Settings
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
-from tasksprint.store.vital import DATABASE_FILE
-from tasksprint.store.writer import WriterThread
 
-__all__ = ["Coordinator", "CoordinatorOptions", "NotLeader"]
+__all__ = ["Coordinator"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
@@ -71,28 +75,6 @@ _MIRROR_ROWS_MAX = 1_000
 # The loop itself writes no more rows than these.
 _ROWS_AT_ONCE_MAX = 100
 _NEVER_MS = 1 << 62
-# Changes of the leader that `status` shows.
-_ELECTIONS_KEPT = 10
-
-
-class NotLeader(TaskSprintError):
-    """This replica can't decide; `leader` is the address of the one that may, if known."""
-
-    def __init__(self, message: str, leader: str | None) -> None:
-        super().__init__(message)
-        self.leader = leader
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorOptions:
-    """What the command line says."""
-
-    me: ReplicaId
-    advertise: str
-    peers: dict[ReplicaId, str]  # founding members with addresses, this one too
-    data_dir: Path
-    key: ClusterKey
-    join: tuple[str, ...] = ()  # coordinators of the cluster that is to add this one
 
 
 class Coordinator:
@@ -108,11 +90,13 @@ class Coordinator:
         self.options = options
         self.settings = settings
         self.surroundings = surroundings
-        self.monotonic_ms = surroundings.monotonic_ms
+        self.now_ms = surroundings.monotonic_ms
         self.random = surroundings.new_random()
         self.loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[None] = self.loop.create_future()
-        self.started_ms = self.monotonic_ms()
+        self.step = Step(self.fail)
+        self.tasks = OwnTasks(self.fail)
+        self.background, self.spawn = self.tasks.background, self.tasks.spawn
         self.http = surroundings.new_http(options.key, settings)
         self._note_damage = store.note_damage
         # Older entries than these are read back when a follower wants them.
@@ -126,18 +110,19 @@ class Coordinator:
             recovered=recovery.consensus,
             settings=settings,
             random=self.random,
-            now_ms=self.started_ms,
+            now_ms=self.now_ms(),
         )
+        self.roster = KnownRoster(self.replica, options)
         self._waiting = Decisions()
         self.schedule: Schedule | None = None
         if self.replica.founding is not None:
             self.schedule = self._new_schedule(store if recovery.applied.slot else None)
         self._tail = LogTail(settings, recovery.consensus.log_start, self._applied_end())
         # From here on the store is the writer's.
-        self.writer: WriterThread[ReplicaStore, Commit] = surroundings.new_writer(
+        self.writer: Writer = surroundings.new_writer(
             store, on_failure=self.fail, name="log"
         )
-        self.peers = Peers(self)
+        self.peers = Peers(options.data_dir, settings, self, self.roster, self.replica)
         self.streams = surroundings.new_streams(
             options.me,
             {peer: address for peer, address in options.peers.items() if peer != options.me},
@@ -153,35 +138,74 @@ class Coordinator:
             on_knock=self.peers.knocks,
             on_twin=self.peers.refused,
         )
-        self.programs = Programs(self)
-        self.copies = MirrorPaths(self)
-        self.copying = MirrorFetcher(self)
-        self.runners = Runners(self)
+        self.programs = Programs(
+            options.data_dir / "programs",
+            settings,
+            self,
+            self,
+            self.roster,
+            self.writer,
+            self.http,
+            surroundings,
+            why_not_level=lambda: self.standing.why_not_level(),
+        )
+        self.copies = MirrorPaths(
+            settings, self, self.replica, self, self.writer, self.random
+        )
+        self.copying = MirrorFetcher(
+            settings,
+            self,
+            self,
+            self.roster,
+            self.replica,
+            self.writer,
+            self.http,
+            self.random,
+            install=self.install_copy,
+        )
+        self.runners = Runners(
+            RunnerPorts(
+                settings,
+                self,
+                self,
+                self.roster,
+                self,
+                self.replica,
+                self.writer,
+                self.programs,
+                surroundings.start_scheduler,
+            )
+        )
         # Log time at which each client's process was last heard; only the leader's counts.
         self._last_heard: dict[Incarnation, int] = {}
         # What clients run may be of a future that was lost with a part of the only disk, and
         # numbers of jobs and attempts are given anew: the first tick sends all to join again.
         self._distrusts_clients = store.doubts is not None
-        self.members = MemberChanges(self)
-        self.agreement = Agreement(self)
-        self.disk_space = DiskSpace(self)
-        self.bugs = Bugs()
-        self.step = Step(self.fail)
+        self.members = MemberChanges(
+            options, self, self, self.replica, self.streams, self.http, self.programs
+        )
+        self.agreement = Agreement(self, self.roster, self.http)
+        self.disk_space = DiskSpace(
+            options.data_dir, settings, self, self.roster, self.replica, self.http
+        )
+        self.standing = Standing(
+            options,
+            surroundings,
+            self,
+            self.roster,
+            self.replica,
+            self.writer,
+            self.runners,
+            self.copying,
+            self.disk_space.free,
+        )
         self._was_leader = False
-        self._leader_seen: ReplicaId | None = None
-        # For people and for `/metrics`:
-        self.database_path = options.data_dir / DATABASE_FILE
-        self.leader_changes = 0
-        self.applied_commands = 0
-        self.elections: deque[dict[str, Any]] = deque(maxlen=_ELECTIONS_KEPT)
         # What must be applied before this leader knows all that former ones decided.
         self._current_end: Slot | None = None
         self._is_over = False  # It has failed or is closed: it says and writes nothing more.
         self._last_tick_ms = 0
         self._tick_due_ms = 0
         self._tick_waits = False
-        self.tasks = OwnTasks(self.fail)
-        self.background = self.tasks.background
         self._turn_due = False
         self._in_turn = False
         self._has_heard = False  # frames that make a turn due
@@ -200,6 +224,41 @@ class Coordinator:
         self._last_read = 0
         self._view_waiters: Waiters[ClientId] = Waiters()
         self._job_waiters: Waiters[JobId] = Waiters()
+        self.router = self._new_router()
+
+    def _new_router(self) -> Router:
+        told = ToldHere(self.now_ms, self.runners)
+        paths = Paths(self.replica)
+        ClientPaths(
+            self.settings,
+            self,
+            self.roster,
+            self.programs,
+            self.disk_space,
+            told,
+            self._view_waiters,
+            heard=self.heard,
+        ).add_to(paths)
+        JobPaths(
+            self.settings,
+            self,
+            self.replica,
+            self.programs,
+            self.members,
+            self.disk_space,
+            self.runners,
+            JobNotes(self, self.writer),
+            told,
+            self._job_waiters,
+            now_ms=self.now_ms,
+        ).add_to(paths)
+        OperatorPaths(
+            self.options.me, self, self.members, self.standing, stop=self.stop
+        ).add_to(paths)
+        self.copies.add_to(paths.add)
+        self.agreement.add_to(paths.router)
+        self.streams.add_to(paths.router)
+        return paths.router
 
     # --- starting and stopping ---
 
@@ -250,10 +309,6 @@ class Coordinator:
     # --- what commands and reads need ---
 
     @property
-    def uptime_ms(self) -> int:
-        return self.monotonic_ms() - self.started_ms
-
-    @property
     def log_time_ms(self) -> int:
         return 0 if self.schedule is None else self.schedule.log_time_ms
 
@@ -269,16 +324,14 @@ class Coordinator:
         """Return the error that says who leads, or why nobody is known to."""
         leader = self.replica.leader
         if self.schedule is None or leader is None:
-            return NotLeader(why_leaderless(self), None)
+            silent_ms = 2 * self.settings.election_timeout_max_ms
+            text = why_leaderless(self.roster, self.replica, self.schedule, silent_ms=silent_ms)
+            return NotLeader(text, None)
         if leader != self.options.me:
             words = f"replica {self.options.me} is not the leader"
-            return NotLeader(words, self.address_of(leader))
+            return NotLeader(words, self.roster.address_of(leader))
         what = "again" if self.is_current else "and doesn't know yet all that was decided before"
         return NotLeader(f"replica {leader} leads {what}", None)
-
-    def address_of(self, replica: ReplicaId) -> str | None:
-        """Return the address of a member."""
-        return self.members.known().get(replica)
 
     async def decide(self, command: bytes) -> bytes:
         """Have a command chosen and applied, and return the state machine's reply.
@@ -318,7 +371,7 @@ class Coordinator:
                 f"a command of {len(command)} bytes, at most {limit} (command_bytes_max)",
                 status=413,
             )
-        if not self.step(self.replica.propose, command, self.monotonic_ms()):
+        if not self.step(self.replica.propose, command, self.now_ms()):
             if not self.replica.is_leader:
                 raise self.not_leader()
             raise Refused(
@@ -334,7 +387,7 @@ class Coordinator:
 
     def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
-        if not self.replica.propose(command, self.monotonic_ms()):
+        if not self.replica.propose(command, self.now_ms()):
             self.replica.forward(command)
         self.wake()
 
@@ -342,7 +395,7 @@ class Coordinator:
         """Return the state machine once it holds every command acknowledged before this call."""
         self._last_read += 1
         read_id = self._last_read
-        if not self.step(self.replica.read, read_id, self.monotonic_ms()):
+        if not self.step(self.replica.read, read_id, self.now_ms()):
             raise self.not_leader()
         future = self._reads[read_id] = self.loop.create_future()
         self.wake()
@@ -353,14 +406,6 @@ class Coordinator:
         """Note that a client was heard from, for the next tick."""
         if self.is_current:  # Else log time here is an older one.
             self._last_heard[incarnation] = self.log_time_ms
-
-    async def wait_view(self, cid: ClientId, wait_ms: int) -> None:
-        """Wait until the view of a client changed, or so long."""
-        await self._view_waiters.wait(cid, wait_ms)
-
-    async def wait_job(self, job: JobId, wait_ms: int) -> None:
-        """Wait until something about a job changed, or so long."""
-        await self._job_waiters.wait(job, wait_ms)
 
     # --- turns ---
 
@@ -376,7 +421,7 @@ class Coordinator:
             return
         self._in_turn = True
         try:
-            now_ms = self.monotonic_ms()
+            now_ms = self.now_ms()
             if now_ms >= self.replica.deadline_ms:
                 self.replica.tick(now_ms)
             self._carry_out_all()
@@ -423,8 +468,7 @@ class Coordinator:
         if self.schedule is None and self.replica.founding is not None:
             self.schedule = self._new_schedule(None)
         self.members.connect()
-        if self.replica.leader != self._leader_seen:
-            self._leader_changed()
+        self.standing.turn()
         is_leader = self.replica.is_leader
         if is_leader != self._was_leader:
             self._was_leader = is_leader
@@ -462,7 +506,7 @@ class Coordinator:
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
         envelope = replica_codec.decode(frame, source=source, target=self.options.me)
         if not self._is_over:
-            self.step(self.replica.receive, envelope, self.monotonic_ms())
+            self.step(self.replica.receive, envelope, self.now_ms())
             # The last acceptances of an entry change nothing: a third of a leader's turns.
             if not self.replica.is_leader or self.replica.has_work:
                 self._has_heard = True
@@ -480,7 +524,7 @@ class Coordinator:
                 self.fail(error)
                 return
             try:
-                self.replica.log_read(request, future.result(), self.monotonic_ms())
+                self.replica.log_read(request, future.result(), self.now_ms())
             except Exception as bug:
                 self.fail(bug)
             self.wake()
@@ -538,7 +582,7 @@ class Coordinator:
             for _, _, envelopes in persists:
                 self._send(envelopes)
             self.streams.flush()
-            now_ms = self.monotonic_ms()
+            now_ms = self.now_ms()
             if persists:
                 self.replica.persisted(persists[-1][0], now_ms)
             if self._persists or self.replica.has_work or self._rows_are_due(now_ms):
@@ -556,7 +600,7 @@ class Coordinator:
         size = len(key_prefix)
         return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 
-    async def mirror_handed_over(self) -> None:
+    async def handed_over(self) -> None:
         """Wait until the writer has all rows of what is applied now: then it reads them."""
         if self._rows:
             self._rows_since_ms = -_MIRROR_IDLE_MS  # Due, however young the clock is.
@@ -591,7 +635,7 @@ class Coordinator:
         end_slot = self._applied_end()
         self._to_apply = deque(chosen for chosen in self._to_apply if chosen.slot >= end_slot)
         self._tail.reset(end_slot, end_slot)
-        self.replica.state_copied(end_slot, self.monotonic_ms())
+        self.replica.state_copied(end_slot, self.now_ms())
         # Their schedulers know another history.
         self.runners.clear()
         for job in schedule.running_jobs():
@@ -632,7 +676,7 @@ class Coordinator:
                 )
                 if chosen.membership is not None:
                     self.members.changed()
-                if self.monotonic_ms() - now_ms > _APPLY_MS_MAX:
+                if self.now_ms() - now_ms > _APPLY_MS_MAX:
                     self.wake()
                     break
         end_slot = self._applied_end()
@@ -644,7 +688,7 @@ class Coordinator:
         assert self.schedule is not None
         self.agreement.applied(chosen.slot, self.schedule.digest, applied)
         self._tail.applied(chosen.slot, sum(map(len, chosen.commands)))
-        self.applied_commands += len(chosen.commands)
+        self.standing.applied_commands += len(chosen.commands)
         for note in applied.notes:
             _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         self._waiting.applied(chosen.commands, applied.replies)
@@ -674,22 +718,6 @@ class Coordinator:
             and self.replica.is_leader
         )
 
-    def _leader_changed(self) -> None:
-        self._leader_seen = leader = self.replica.leader
-        if leader is None:
-            return
-        self.leader_changes += 1
-        status = self.replica.status()
-        self.elections.append(
-            {
-                "wall_ms": self.surroundings.wall_ms(),
-                "leader": leader,
-                "ballot": [status.ballot.round, status.ballot.replica],
-                # Only who stood knows why.
-                "cause": status.last_cause if leader == self.options.me else None,
-            }
-        )
-
     def _leadership_changed(self, is_leader: bool) -> None:
         self._current_end = None
         self.runners.lead(is_leader)
@@ -697,7 +725,7 @@ class Coordinator:
             # Every client gets a full span: the former leader's knowledge of who spoke
             # when is gone.
             self._last_heard.clear()
-            self._last_tick_ms = self.monotonic_ms()
+            self._last_tick_ms = self.now_ms()
             self._tick_waits = False
             return
         self.members.changed()
@@ -722,7 +750,7 @@ class Coordinator:
         """
         if not self.is_current or self._tick_waits:
             return
-        now_ms, schedule = self.monotonic_ms(), self.schedule
+        now_ms, schedule = self.now_ms(), self.schedule
         assert schedule is not None
         command = self._make_tick(now_ms)
         if self.step(self.replica.propose, command, now_ms):
@@ -739,7 +767,7 @@ class Coordinator:
         rules, log_time_ms = schedule.rules, schedule.log_time_ms
         silent: list[SilentClient] = []
         before, self._last_heard = self._last_heard, {}  # without those that are gone
-        distrusts_all = self._distrusts_clients and len(self.members.addresses()) == 1
+        distrusts_all = self._distrusts_clients and not self.roster.others()
         for cid, life, request in schedule.living_clients():
             heard_ms = self._last_heard[life] = before.get(life, log_time_ms)
             if distrusts_all or log_time_ms - heard_ms > rules.liveness_span_ms:

@@ -24,24 +24,25 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 
+from tasksprint.consensus import Replica
 from tasksprint.coordination.restore import digest_row
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.ids import ReplicaId, Slot
+from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Handler, Request, Response, json_response
+from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
 from tasksprint.settings import Settings
 from tasksprint.store.copy_pieces import check_piece, piece_body
 from tasksprint.store.mirror_snapshot import FIRST_PLACE, MirrorSnapshot
 from tasksprint.store.mirror_tables import CopyPlace
 from tasksprint.store.records import AppliedPoint
 from tasksprint.store.replica_store import ReplicaStore
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
 
 __all__ = ["MirrorFetcher", "MirrorPaths"]
 
@@ -80,9 +81,21 @@ class _Session:
 class MirrorPaths:
     """Gives copies of this replica's mirror."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self._settings: Settings = coordinator.settings
+    def __init__(
+        self,
+        settings: Settings,
+        turns: Turns,
+        replica: Replica,
+        mirror: Mirror,
+        writer: Writer,
+        random: Random,
+    ) -> None:
+        self._settings = settings
+        self._turns = turns
+        self._replica = replica
+        self._mirror = mirror
+        self._writer = writer
+        self._random = random
         self._sessions: dict[str, _Session] = {}
         self._opening = 0  # sessions that are about to be there
         # Replicas that took a copy: up to which slot, and how long they are waited for.
@@ -110,15 +123,15 @@ class MirrorPaths:
     async def _open_one(self, request: Request) -> Response:
         taker = ReplicaId(request.query_integer("replica", 0)) or None
         # The rows that wait for company are part of the copy, too.
-        await self._coordinator.mirror_handed_over()
-        snapshot = await self._coordinator.writer.run(_open_snapshot)
-        founding = self._coordinator.replica.founding
-        name = self._coordinator.random.randbytes(16).hex()
-        self._sessions[name] = _Session(snapshot, taker, self._coordinator.monotonic_ms())
+        await self._mirror.handed_over()
+        snapshot = await self._writer.run(_open_snapshot)
+        founding = self._replica.founding
+        name = self._random.randbytes(16).hex()
+        self._sessions[name] = _Session(snapshot, taker, self._turns.now_ms())
         self._close_old()
         _log.info(
             "replica=%d gives a copy of its state at slot %d to %s",
-            self._coordinator.options.me,
+            self._replica.me,
             snapshot.applied.slot,
             request.peer,
         )
@@ -147,7 +160,7 @@ class MirrorPaths:
             return None
         slots = [each.end_slot for each in self._sessions.values() if each.taker is not None]
         if self._following:
-            status = self._coordinator.replica.status()
+            status = self._replica.status()
             for taker, (end_slot, until_ms) in list(self._following.items()):
                 peer = status.peers.get(taker)
                 known_end = end_slot if peer is None else max(peer.chosen_end, end_slot)
@@ -163,7 +176,7 @@ class MirrorPaths:
         session = self._sessions.get(name)
         if session is None:
             raise Refused(f"copy {name!r} was closed; begin a new one", status=_GONE)
-        session.used_ms = self._coordinator.monotonic_ms()
+        session.used_ms = self._turns.now_ms()
         reading = session.reading
         if reading is None and number == session.next_number - 1:
             return Response(200, session.last_body, _BYTES, covers_line=True)
@@ -189,10 +202,10 @@ class MirrorPaths:
 
         def done(reading: asyncio.Future[bytes]) -> None:
             session.reading = None
-            session.used_ms = self._coordinator.monotonic_ms()
+            session.used_ms = self._turns.now_ms()
             error = None if reading.cancelled() else reading.exception()
             if isinstance(error, StoreDamaged):
-                self._coordinator.fail(error)
+                self._turns.fail(error)
 
         session.reading.add_done_callback(done)
         return session.reading
@@ -217,15 +230,16 @@ class MirrorPaths:
     def _drop(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         if session is not None:
-            until_ms = self._coordinator.monotonic_ms() + self._settings.mirror_session_max_ms
+            until_ms = self._turns.now_ms() + self._settings.mirror_session_max_ms
             if session.taker is not None:
                 self._following[session.taker] = session.end_slot, until_ms
             # On the thread: behind a piece that is being read.
-            self._coordinator.loop.run_in_executor(self._executor, session.snapshot.close)
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(self._executor, session.snapshot.close)
 
     def _close_old(self) -> None:
         """Close what is too old, and come back for the others."""
-        now_ms = self._coordinator.monotonic_ms()
+        now_ms = self._turns.now_ms()
         settings = self._settings
         for name, session in list(self._sessions.items()):
             is_idle = now_ms - session.used_ms >= settings.mirror_session_idle_ms
@@ -233,7 +247,7 @@ class MirrorPaths:
             if (is_idle and session.reading is None) or is_old:
                 _log.warning(
                     "replica=%d closes a copy of its state after %d pieces: %s",
-                    self._coordinator.options.me,
+                    self._replica.me,
                     session.next_number,
                     "it took too long" if is_old else "nobody asked for more",
                 )
@@ -243,7 +257,7 @@ class MirrorPaths:
             self._sweep = None
         if self._sessions:
             delay_s = settings.mirror_session_idle_ms / 1000 / 2
-            self._sweep = self._coordinator.loop.call_later(delay_s, self._close_old)
+            self._sweep = asyncio.get_running_loop().call_later(delay_s, self._close_old)
 
     def close(self) -> None:
         """Close everything."""
@@ -276,15 +290,40 @@ class _Progress:
 class MirrorFetcher:
     """Takes a copy whenever the replica core says that only a copy helps."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(
+        self,
+        settings: Settings,
+        turns: Turns,
+        log: Log,
+        roster: Roster,
+        replica: Replica,
+        writer: Writer,
+        http: HttpClient,
+        random: Random,
+        *,
+        install: Callable[[AppliedPoint, bytes | None], Awaitable[None]],
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            install: Puts the copy that the store has gathered in the place of our mirror.
+        """
+        self._settings = settings
+        self._turns = turns
+        self._log = log
+        self._roster = roster
+        self._replica = replica
+        self._writer = writer
+        self._http = http
+        self._random = random
+        self._install = install
         self._task: asyncio.Task[None] | None = None
         self._progress: _Progress | None = None
 
     def turn(self) -> None:
         """Begin if it is needed; called in each turn of the loop."""
-        if self._task is None and self._coordinator.replica.state_givers:
-            self._task = self._coordinator.background(self._run())
+        if self._task is None and self._replica.state_givers:
+            self._task = self._turns.background(self._run())
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -305,16 +344,15 @@ class MirrorFetcher:
             self._task.cancel()
 
     async def _run(self) -> None:
-        replica = self._coordinator.replica
         try:
-            while givers := replica.state_givers:
-                giver = self._coordinator.random.choice(givers)
+            while givers := self._replica.state_givers:
+                giver = self._random.choice(givers)
                 try:
                     await self._take(giver)
                 except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                     _log.warning(
                         "replica=%d the copy of the state from replica %d ended: %s",
-                        self._coordinator.options.me,
+                        self._roster.me,
                         giver,
                         error,
                     )
@@ -323,16 +361,14 @@ class MirrorFetcher:
             self._task = self._progress = None
 
     async def _take(self, giver: ReplicaId) -> None:
-        coordinator = self._coordinator
-        address = coordinator.address_of(giver)
-        founding = coordinator.replica.founding
-        assert address is not None and founding is not None
+        address = self._roster.address_of(giver)
+        assert address is not None
         who = f"replica {giver}"
-        response = await coordinator.http.request(
+        response = await self._http.request(
             address,
             "POST",
             "/v1/mirror",
-            query={"replica": coordinator.options.me},
+            query={"replica": self._roster.me},
             repeatable=False,
         )
         opened = response.checked().json()
@@ -343,13 +379,13 @@ class MirrorFetcher:
             memberships = None if told is None else str(told).encode()
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteProtocolError(f"{who} opened a copy by {opened!r:.80}") from error
-        if cluster != founding.cluster:
+        if cluster != (ours := self._roster.cluster):
             raise RemoteProtocolError(
-                f"{who} gives the state of cluster {cluster!r}, expected {founding.cluster!r}"
+                f"{who} gives the state of cluster {cluster!r}, expected {ours!r}"
             )
         _log.info(
             "replica=%d takes a copy of the state at slot %d from %s",
-            coordinator.options.me,
+            self._roster.me,
             applied.slot,
             who,
         )
@@ -357,7 +393,7 @@ class MirrorFetcher:
         try:
             await self._fill(address, session, who)
             row = digest_row(Slot(applied.slot), applied.digest)
-            found = await coordinator.writer.run(
+            found = await self._writer.run(
                 lambda store: store.read_copied(row.table, row.key)
             )
             if found != row:
@@ -365,32 +401,32 @@ class MirrorFetcher:
                     f"the state from {who} says {found!r:.200}, expected slot {applied.slot} "
                     f"and digest {applied.digest}"
                 )
-            if coordinator.require_schedule().applied_slot < applied.slot:
-                await coordinator.install_copy(applied, memberships)
+            if self._log.require_schedule().applied_slot < applied.slot:
+                await self._install(applied, memberships)
             else:  # Somebody came back who had the log.
-                await coordinator.writer.run(lambda store: store.drop_copy())
+                await self._writer.run(lambda store: store.drop_copy())
         except (PeerUnreachable, Refused, RemoteProtocolError):
-            await coordinator.writer.run(lambda store: store.drop_copy())
+            await self._writer.run(lambda store: store.drop_copy())
             raise
         finally:
-            coordinator.background(self._close_session(address, session))
+            self._turns.background(self._close_session(address, session))
 
     async def _fill(self, address: str, session: str, who: str) -> None:
         """Fetch all pieces; while one is written, the next one is on its way."""
-        coordinator, progress = self._coordinator, self._progress
+        progress = self._progress
         assert progress is not None
-        await coordinator.writer.run(lambda store: store.begin_copy())
+        await self._writer.run(lambda store: store.begin_copy())
         hasher = hashlib.sha256()
         number = 0
-        fetching = coordinator.tasks.spawn(self._fetch(address, session, number))
+        fetching = self._turns.spawn(self._fetch(address, session, number))
         try:
             while True:
                 body = await fetching
                 table, text, is_last = check_piece(body, number, hasher, who=who)
                 number += 1
                 if not is_last:
-                    fetching = coordinator.tasks.spawn(self._fetch(address, session, number))
-                await coordinator.writer.run(_add_copied, table, text)
+                    fetching = self._turns.spawn(self._fetch(address, session, number))
+                await self._writer.run(_add_copied, table, text)
                 progress.pieces = number
                 progress.received_bytes += len(body)
                 if is_last:
@@ -400,20 +436,19 @@ class MirrorFetcher:
 
     async def _fetch(self, address: str, session: str, number: int) -> bytes:
         """Fetch one piece, again and again while the giver holds the session."""
-        coordinator = self._coordinator
         path = f"/v1/mirror/{session}/{number}"
-        give_up_ms = self._coordinator.monotonic_ms() + coordinator.settings.mirror_session_idle_ms
+        give_up_ms = self._turns.now_ms() + self._settings.mirror_session_idle_ms
         while True:
             try:
                 # (`check_piece` checks the rest.)
-                response = await coordinator.http.request(address, "GET", path, checks_rest=True)
+                response = await self._http.request(address, "GET", path, checks_rest=True)
                 return response.checked().body
             except PeerUnreachable:
-                if self._coordinator.monotonic_ms() >= give_up_ms:
+                if self._turns.now_ms() >= give_up_ms:
                     raise
             await asyncio.sleep(_PIECE_PAUSE_S)
 
     async def _close_session(self, address: str, session: str) -> None:
         # If it doesn't hear this, it closes it by itself after a while.
         with contextlib.suppress(PeerUnreachable, Refused, RemoteProtocolError):
-            await self._coordinator.http.request(address, "POST", f"/v1/mirror/{session}/close")
+            await self._http.request(address, "POST", f"/v1/mirror/{session}/close")

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tasksprint.consensus import Replica
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.deadlines import within
+from tasksprint.net.http_client import HttpClient
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level, measure
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.ports import Roster, Turns
+from tasksprint.settings import Settings
 
 __all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]
 
@@ -33,9 +34,20 @@ _ASK_S = 1.0
 class DiskSpace:
     """The free space of one coordinator."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self.free = FreeSpace(coordinator.settings, coordinator.options.data_dir)
+    def __init__(
+        self,
+        data_dir: Path,
+        settings: Settings,
+        turns: Turns,
+        roster: Roster,
+        replica: Replica,
+        http: HttpClient,
+    ) -> None:
+        self._turns = turns
+        self._roster = roster
+        self._replica = replica
+        self._http = http
+        self.free = FreeSpace(settings, data_dir)
         self._checks = 0
         self._asking: asyncio.Task[None] | None = None
 
@@ -52,7 +64,7 @@ class DiskSpace:
         """
         if self.is_short:
             raise Refused(
-                f"replica {self._coordinator.options.me} takes no new jobs: "
+                f"replica {self._roster.me} takes no new jobs: "
                 f"{self.free.describe()}",
                 status=INSUFFICIENT_STORAGE,
                 hint="free some space there",
@@ -66,12 +78,11 @@ class DiskSpace:
 
     async def check(self) -> None:
         """Look once, and do what follows."""
-        coordinator, free = self._coordinator, self.free
+        free, me = self.free, self._roster.me
         before = free.level
         has_changed = free.found(*await measure(free.directory))
-        me = coordinator.options.me
         if free.level is Level.SPENT:
-            coordinator.fail(free.spent(f"replica {me}"))
+            self._turns.fail(free.spent(f"replica {me}"))
             return
         if has_changed:
             is_less = free.level > before
@@ -83,27 +94,24 @@ class DiskSpace:
             level = logging.WARNING if is_less else logging.INFO
             _log.log(level, "replica=%d %s: %s", me, what, free.describe())
             self._checks = 0
-        if self.is_short and coordinator.replica.is_leader:
+        if self.is_short and self._replica.is_leader:
             if self._checks % _ASK_EACH == 0 and self._asking is None:
                 # Beside the looks: others that hang mustn't hide that the disk is spent.
-                self._asking = coordinator.background(self._hand_over())
+                self._asking = self._turns.background(self._hand_over())
             self._checks += 1
 
     async def _hand_over(self) -> None:
         """Let another one lead, if one has space."""
-        coordinator, me = self._coordinator, self._coordinator.options.me
-        membership = coordinator.replica.membership
-        voters = () if membership is None else membership.voters
         asks = [
-            coordinator.tasks.spawn(self._has_space(voter.address))
-            for voter in voters
-            if voter.replica != me
+            self._turns.spawn(self._has_space(voter.address))
+            for voter in self._roster.voters
+            if voter.replica != self._roster.me
         ]
         for answered in asyncio.as_completed(asks):
             if await answered and self.is_short:
                 cause = f"its disk is nearly full: {self.free.describe()}"
-                if coordinator.replica.hand_over(cause, coordinator.monotonic_ms()):
-                    coordinator.wake()
+                if self._replica.hand_over(cause, self._turns.now_ms()):
+                    self._turns.wake()
                 break
         self._asking = None
 
@@ -112,7 +120,7 @@ class DiskSpace:
         try:
             response = await within(
                 _ASK_S,
-                self._coordinator.http.request(address, "GET", "/v1/status"),
+                self._http.request(address, "GET", "/v1/status"),
                 discard=lambda _: None,
             )
             space = response.checked().json_object().get("free_space")

@@ -7,16 +7,14 @@ them.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.encoding import decode_json
 from tasksprint.ids import JobId, TaskId
+from tasksprint.roles.coordinator.ports import Mirror, Writer
 from tasksprint.store.replica_store import ReplicaStore
 
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
-
-__all__ = ["cause_of_end", "read_failures", "read_log_lines", "task_of_failure"]
+__all__ = ["JobNotes", "cause_of_end", "task_of_failure"]
 
 # Of one answer; who wants more asks again, from the next number on.
 _ROWS_MAX = 10_000
@@ -24,21 +22,44 @@ _BYTES_MAX = 8 * 1024 * 1024
 _NAMED_TASK = re.compile(r"\btask ([0-9]{1,15})\b")
 
 
-async def read_log_lines(coordinator: Coordinator, job: JobId, first: int = 0) -> list[str]:
-    """Return the lines that a job's scheduler logged, from that number on."""
-    return [str(line) for (line,) in await _rows(coordinator, "job_log", job, first)]
+class JobNotes:
+    """What the mirror of one replica has of them."""
 
+    def __init__(self, mirror: Mirror, writer: Writer) -> None:
+        self._mirror = mirror
+        self._writer = writer
 
-async def read_failures(
-    coordinator: Coordinator, job: JobId, first: int = 0, tid: TaskId | None = None
-) -> list[dict[str, Any]]:
-    """Return the failed attempts that are kept, from that number on: of a task, or of all."""
-    found: list[dict[str, Any]] = []
-    for of_tid, body in await _rows(coordinator, "failures", job, first):
-        if tid is None or tid == of_tid:
-            decoded: Any = decode_json(body.encode())
-            found.append(decoded)
-    return found
+    async def log_lines(self, job: JobId, first: int = 0) -> list[str]:
+        """Return the lines that a job's scheduler logged, from that number on."""
+        return [str(line) for (line,) in await self._rows("job_log", job, first)]
+
+    async def failures(
+        self, job: JobId, first: int = 0, tid: TaskId | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the failed attempts that are kept, from that number on: of a task, or of all."""
+        found: list[dict[str, Any]] = []
+        for of_tid, body in await self._rows("failures", job, first):
+            if tid is None or tid == of_tid:
+                decoded: Any = decode_json(body.encode())
+                found.append(decoded)
+        return found
+
+    async def _rows(self, table: str, job: JobId, first: int) -> list[tuple[Any, ...]]:
+        """Return the values of a job's numbered rows, the unwritten ones too, in order.
+
+        Who counts what it got asks for the next ones: so none is given behind the end of a page
+        that was cut, as long as others stand between.
+        """
+        # First these: what is written meanwhile is found twice rather than not at all.
+        unwritten = self._mirror.unwritten_rows(table, (job,))
+        page, is_cut = await self._writer.run(_read, table, job, first)
+        found: dict[int, tuple[Any, ...] | None] = {cells[1]: tuple(cells[2:]) for cells in page}
+        end = page[-1][1] + 1 if is_cut else None
+        for row in unwritten:
+            number = row.key[1]
+            if isinstance(number, int) and number >= first and (end is None or number < end):
+                found[number] = row.columns
+        return [columns for _, columns in sorted(found.items()) if columns is not None]
 
 
 def cause_of_end(error: str, failures: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -51,26 +72,6 @@ def cause_of_end(error: str, failures: list[dict[str, Any]]) -> dict[str, Any] |
     if (named := _NAMED_TASK.search(error.partition("\n")[0])) is not None:
         final = [failure for failure in final if failure["tid"] == int(named[1])]
     return final[-1] if final else None
-
-
-async def _rows(
-    coordinator: Coordinator, table: str, job: JobId, first: int
-) -> list[tuple[Any, ...]]:
-    """Return the values of a job's numbered rows, the unwritten ones too, in order.
-
-    Who counts what it got asks for the next ones: so none is given behind the end of a page
-    that was cut, as long as others stand between.
-    """
-    # First these: what is written meanwhile is found twice rather than not at all.
-    unwritten = coordinator.unwritten_rows(table, (job,))
-    page, is_cut = await coordinator.writer.run(_read, table, job, first)
-    found: dict[int, tuple[Any, ...] | None] = {cells[1]: tuple(cells[2:]) for cells in page}
-    end = page[-1][1] + 1 if is_cut else None
-    for row in unwritten:
-        number = row.key[1]
-        if isinstance(number, int) and number >= first and (end is None or number < end):
-            found[number] = row.columns
-    return [columns for _, columns in sorted(found.items()) if columns is not None]
 
 
 def _read(store: ReplicaStore, table: str, job: JobId, first: int) -> tuple[list[Any], bool]:

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from tasksprint.consensus import Chosen, Member, Membership, Ready
+from tasksprint.consensus import Chosen, Member, Membership, Ready, Replica
 from tasksprint.consensus.changes import used_before
 from tasksprint.consensus.founding import lost_disk, was_removed
 from tasksprint.errors import (
@@ -28,10 +28,12 @@ from tasksprint.errors import (
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.deadlines import within
+from tasksprint.net.http_client import HttpClient
+from tasksprint.net.streams import PeerStreams
 from tasksprint.next_steps import program_command
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.ports import Log, Turns
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
 __all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
 
@@ -103,52 +105,48 @@ def _identity_in(answer: dict[str, Any]) -> _Identity:
 class MemberChanges:
     """What one coordinator knows and does about members."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(
+        self,
+        options: CoordinatorOptions,
+        turns: Turns,
+        log: Log,
+        replica: Replica,
+        streams: PeerStreams,
+        http: HttpClient,
+        programs: Programs,
+    ) -> None:
+        self._options = options
+        self._turns = turns
+        self._log = log
+        self._replica = replica
+        self._streams = streams
+        self._http = http
+        self._programs = programs
         self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
         self._waiters: list[asyncio.Future[None]] = []
         self._prepared: int | None = None  # the membership whose next step may follow
         self._preparing: asyncio.Task[None] | None = None
-        coordinator.replica.members_prepared(_NO_MEMBERSHIP)
+        replica.members_prepared(_NO_MEMBERSHIP)
 
     # --- asking ---
 
     def identity(self) -> dict[str, Any]:
         """Return who this coordinator is, and whom it knows, by now or from before."""
-        coordinator = self._coordinator
-        founding = coordinator.replica.founding
-        membership = coordinator.replica.membership
+        founding, membership = self._replica.founding, self._replica.membership
         members = () if membership is None else (*membership.voters, *membership.learners)
         return {
-            "replica": coordinator.options.me,
-            "address": coordinator.options.advertise,
-            "incarnation": coordinator.replica.incarnation,
+            "replica": self._options.me,
+            "address": self._options.advertise,
+            "incarnation": self._replica.incarnation,
             "cluster": None if founding is None else founding.cluster,
-            "is_joining": bool(coordinator.options.join),
+            "is_joining": bool(self._options.join),
             "incarnations": {str(each.replica): each.incarnation for each in members},
             "retired": [] if membership is None else list(membership.retired),
         }
 
-    def known(self) -> dict[ReplicaId, str]:
-        """Return the addresses of the members; with or without this one."""
-        replica = self._coordinator.replica
-        # The command line says who founds a cluster, and nothing once there is one.
-        return self._coordinator.options.peers if replica.founding is None else replica.addresses
-
-    def addresses(self) -> dict[str, str]:
-        """Return the address of every voter and learner, this one too."""
-        coordinator = self._coordinator
-        me = coordinator.options.me
-        membership = coordinator.replica.membership
-        known = self.known()
-        if membership is None or membership.member(me) is not None:
-            known = {**known, me: coordinator.options.advertise}
-        return {str(replica): address for replica, address in sorted(known.items())}
-
     def listing(self) -> dict[str, Any]:
         """Return the members as this coordinator knows them."""
-        coordinator = self._coordinator
-        replica = coordinator.replica
+        replica = self._replica
         membership, founding = replica.membership, replica.founding
         assert membership is not None and founding is not None
         status = replica.status()
@@ -160,7 +158,7 @@ class MemberChanges:
         ):
             number = member.replica
             peer = status.peers.get(number)
-            is_me = number == coordinator.options.me
+            is_me = number == self._options.me
             members.append(
                 {
                     "replica": number,
@@ -188,11 +186,11 @@ class MemberChanges:
 
     def connect(self) -> None:
         """Have streams to everybody whom the replica wants to speak with."""
-        replica = self._coordinator.replica
+        replica = self._replica
         if replica.founding is not None and replica.addresses is not self._connected:
             self._connected = replica.addresses
-            self._coordinator.streams.cluster = replica.founding.cluster
-            self._coordinator.streams.set_peers(self._connected)
+            self._streams.cluster = replica.founding.cluster
+            self._streams.set_peers(self._connected)
         membership = replica.membership
         if membership is not None and (membership.learners or membership.replaces):
             self._prepare_soon(membership)
@@ -202,28 +200,27 @@ class MemberChanges:
     # --- what must be so before somebody votes or goes ---
 
     def _prepare_soon(self, membership: Membership) -> None:
-        if not self._coordinator.replica.is_leader:
+        if not self._replica.is_leader:
             self._prepared = None
         elif self._prepared != membership.number and self._preparing is None:
-            self._preparing = self._coordinator.background(self._prepare(membership))
+            self._preparing = self._turns.background(self._prepare(membership))
 
     async def _prepare(self, membership: Membership) -> None:
         """Let the next step follow once those who then vote hold the running jobs' archives."""
-        coordinator = self._coordinator
         leaving = {old for _, old in membership.replaces}
         members = (*membership.voters, *membership.learners)
         try:
-            await coordinator.programs.spread([m for m in members if m.replica not in leaving])
+            await self._programs.spread([m for m in members if m.replica not in leaving])
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-            _log.info("replica=%d changes no members yet: %s", coordinator.options.me, error)
+            _log.info("replica=%d changes no members yet: %s", self._options.me, error)
             await asyncio.sleep(_LOOK_S)
         else:
-            if coordinator.replica.is_leader:
+            if self._replica.is_leader:
                 self._prepared = membership.number
-                coordinator.replica.members_prepared(membership.number)
+                self._replica.members_prepared(membership.number)
         finally:
             self._preparing = None
-        coordinator.wake()
+        self._turns.wake()
 
     # --- changing ---
 
@@ -236,10 +233,9 @@ class MemberChanges:
             NotLeader: This replica doesn't lead, or stopped leading meanwhile.
             Refused: With the reason.
         """
-        coordinator = self._coordinator
         self._require_leader()
         parse_address(address)
-        membership = coordinator.replica.membership
+        membership = self._replica.membership
         assert membership is not None
         # Before it is asked who it is: one that was removed doesn't answer any more.
         reason = used_before(membership, replica)
@@ -247,62 +243,55 @@ class MemberChanges:
             raise Refused(reason, status=_CONFLICT)
         member = await self._identify(replica, address)
         self._require_leader()
-        now_ms = coordinator.monotonic_ms()
-        add = partial(coordinator.replica.add_member, replaces=replaces)
-        self._check(coordinator.step(add, member, now_ms))
+        add = partial(self._replica.add_member, replaces=replaces)
+        self._check(self._turns.step(add, member, self._turns.now_ms()))
         while not self._is_member(member):
             await self._wait()
 
     async def remove(self, replica: ReplicaId) -> None:
         """Have a member removed; return once the log says so. Raises as `add`."""
-        coordinator = self._coordinator
         self._require_leader()
-        membership = coordinator.replica.membership
+        membership = self._replica.membership
         assert membership is not None
         if not self._is_retired(replica):
             left = [voter for voter in membership.voters if voter.replica != replica]
             try:
-                await within(
-                    _SPREAD_S, coordinator.programs.spread(left), discard=lambda _: None
-                )
+                await within(_SPREAD_S, self._programs.spread(left), discard=lambda _: None)
             except asyncio.TimeoutError:
                 # It goes on. Who asks would give up soon, and not know why.
                 text = "those who stay get the archives of running jobs: that is under way"
                 raise Refused(text, status=_CONFLICT, hint="ask again") from None
-            except (PeerUnreachable, RemoteProtocolError) as error:
+            except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 raise Refused(str(error), status=_CONFLICT) from error
             self._require_leader()
-        self._check(
-            coordinator.step(
-                coordinator.replica.remove_member, replica, coordinator.monotonic_ms()
-            )
-        )
+        remove = self._replica.remove_member
+        self._check(self._turns.step(remove, replica, self._turns.now_ms()))
         while not self._is_retired(replica):
             await self._wait()
 
     def _is_member(self, member: Member) -> bool:
-        membership = self._coordinator.replica.membership
+        membership = self._replica.membership
         assert membership is not None
         return membership.member(member.replica) == member
 
     def _is_retired(self, replica: ReplicaId) -> bool:
-        membership = self._coordinator.replica.membership
+        membership = self._replica.membership
         assert membership is not None
         return replica in membership.retired
 
     def _require_leader(self) -> None:
-        if not self._coordinator.replica.is_leader:
-            raise self._coordinator.not_leader()
+        if not self._replica.is_leader:
+            raise self._log.not_leader()
 
     def _check(self, reason: str | None) -> None:
         if reason is not None:
             raise Refused(reason, status=_CONFLICT)
-        self._coordinator.wake()
+        self._turns.wake()
 
     async def _wait(self) -> None:
         """Wait until the members changed; or raise, if this replica can't say any more."""
         self._require_leader()
-        future: asyncio.Future[None] = self._coordinator.loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
         await future
 
@@ -314,7 +303,7 @@ class MemberChanges:
         """
         task = asyncio.ensure_future(work)
         while not task.done():
-            changed: asyncio.Future[None] = self._coordinator.loop.create_future()
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             try:
                 self._require_leader()
                 self._waiters.append(changed)
@@ -328,8 +317,8 @@ class MemberChanges:
         try:
             return task.result()
         except StoreError as error:  # It stops; another one may serve.
-            self._coordinator.fail(error)
-            raise self._coordinator.not_leader() from error
+            self._turns.fail(error)
+            raise self._log.not_leader() from error
 
     def changed(self) -> None:
         """Take that the members changed, or the leadership."""
@@ -340,7 +329,6 @@ class MemberChanges:
 
     async def _identify(self, replica: ReplicaId, address: str) -> Member:
         """Ask a new coordinator who it is."""
-        coordinator = self._coordinator
         hint = f"start it first: tasksprint coordinator --id {replica} --join …"
         try:
             found = await self._ask_identity(address)
@@ -356,7 +344,7 @@ class MemberChanges:
                 status=_CONFLICT,
                 hint=hint,
             )
-        founding = coordinator.replica.founding
+        founding = self._replica.founding
         assert founding is not None
         if found.cluster not in (None, founding.cluster):
             raise Refused(
@@ -374,7 +362,7 @@ class MemberChanges:
         return Member(replica, found.incarnation, address)
 
     async def _ask_identity(self, address: str) -> _Identity:
-        response = await self._coordinator.http.request(address, "GET", "/v1/identity")
+        response = await self._http.request(address, "GET", "/v1/identity")
         return _identity_in(response.checked().json_object())
 
     # --- joining ---
@@ -385,11 +373,10 @@ class MemberChanges:
         Stops this coordinator if the cluster knows its id from another life: those that
         were members then may never connect to it again to tell it so.
         """
-        coordinator = self._coordinator
-        options = coordinator.options
+        options = self._options
         pause_s = _LOOK_S
         is_told = False
-        while coordinator.replica.founding is None:
+        while self._replica.founding is None:
             for address in options.join:
                 try:
                     found = await self._ask_identity(address)
@@ -419,8 +406,8 @@ class MemberChanges:
 
     def _check_unused(self, cluster: str, found: _Identity) -> None:
         """Raise what this coordinator ends with if its id was used by another one."""
-        replica = self._coordinator.replica
-        me = self._coordinator.options.me
+        replica = self._replica
+        me = self._options.me
         known = found.incarnations.get(str(me))
         if me in found.retired:
             raise SettingsError(was_removed(me, cluster))

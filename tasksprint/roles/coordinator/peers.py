@@ -7,25 +7,34 @@ dead first one could look alive ends.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from pathlib import Path
 
+from tasksprint.consensus import Replica
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ReplicaId
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.net.gate import CountedWarnings
+from tasksprint.roles.coordinator.ports import Roster, Turns
+from tasksprint.settings import Settings
 
 __all__ = ["Peers"]
+
+_log = logging.getLogger("tasksprint.coordinator")
 
 
 class Peers:
     """What one coordinator's streams tell."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(
+        self, data_dir: Path, settings: Settings, turns: Turns, roster: Roster, replica: Replica
+    ) -> None:
+        self._data_dir = data_dir
+        self._turns = turns
+        self._roster = roster
+        self._replica = replica
+        self._warnings = CountedWarnings(_log)
         # The first and the last of the refusals that came one upon the other.
         self._refused_ms: dict[ReplicaId, tuple[int, int]] = {}
-        settings = coordinator.settings
         # A machine that lost power leaves a connection behind that is found dead in this time.
         self._patience_ms = 2 * settings.unacknowledged_timeout_ms
         # One that refuses is asked again after a pause, of at most half as much more. Was it
@@ -35,15 +44,13 @@ class Peers:
     def connected(self, peer: ReplicaId) -> None:
         """Take that a peer takes frames now."""
         self._refused_ms.pop(peer, None)
-        coordinator = self._coordinator
-        coordinator.step(coordinator.replica.connected, peer, coordinator.monotonic_ms())
-        coordinator.wake()
+        self._turns.step(self._replica.connected, peer, self._turns.now_ms())
+        self._turns.wake()
 
     def disconnected(self, peer: ReplicaId) -> None:
         """Take that a connection with a peer broke."""
-        coordinator = self._coordinator
-        coordinator.step(coordinator.replica.disconnected, peer, coordinator.monotonic_ms())
-        coordinator.wake()
+        self._turns.step(self._replica.disconnected, peer, self._turns.now_ms())
+        self._turns.wake()
 
     def knocks(
         self, source: ReplicaId, life: int, connected: int | None, address: str
@@ -54,34 +61,29 @@ class Peers:
             connected: The life on whose connection that replica is heard now.
             address: Where the process says that it listens.
         """
-        coordinator = self._coordinator
-        lives, now_ms = coordinator.replica.lives, coordinator.monotonic_ms()
-        why = lives.greet(source, life, now_ms, connected=connected)
+        lives = self._replica.lives
+        why = lives.greet(source, life, self._turns.now_ms(), connected=connected)
         if why is None:
             return None
-        known = coordinator.address_of(source) or "an unknown address"
+        known = self._roster.address_of(source) or "an unknown address"
         text = (
             f"replica {source} (at {known}) runs and {why}: another process that says it is "
             f"replica {source} (at {address}) isn't heard"
         )
-        coordinator.streams.warnings.warn(
-            (source, "twin"), f"replica={coordinator.options.me} peer={source} {text}"
-        )
+        self._warnings.warn(source, f"replica={self._roster.me} peer={source} {text}")
         return text
 
     def refused(self, peer: ReplicaId, text: str) -> None:
         """Take that a peer hears another process in the place of this one."""
-        coordinator = self._coordinator
-        now_ms = coordinator.monotonic_ms()
+        now_ms = self._turns.now_ms()
         since_ms, last_ms = self._refused_ms.get(peer, (now_ms, now_ms))
         if now_ms - last_ms > self._gap_ms:
             since_ms = now_ms
         self._refused_ms[peer] = since_ms, now_ms
         if now_ms - since_ms > self._patience_ms:
-            options = coordinator.options
-            coordinator.fail(
+            self._turns.fail(
                 SettingsError(
-                    f"data directory {str(options.data_dir)!r} is that of a replica which runs "
+                    f"data directory {str(self._data_dir)!r} is that of a replica which runs "
                     f"elsewhere; replica {peer} says: {text}"
                 )
             )

@@ -26,9 +26,8 @@ from tasksprint.process.orphans import reap_orphans
 from tasksprint.process.program import programs_in_cgroups
 from tasksprint.rescue.log_skip import explain
 from tasksprint.rescue.restore import refuse_half_restored
-from tasksprint.roles.coordinator.coordinator import Coordinator, CoordinatorOptions
-from tasksprint.roles.coordinator.paths import CoordinatorPaths
-from tasksprint.roles.coordinator.surroundings import REAL, Surroundings
+from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.surroundings import REAL, CoordinatorOptions, Surroundings
 from tasksprint.roles.loop_watch import watch_loop
 from tasksprint.roles.whole_process import (
     configure_log,
@@ -109,11 +108,10 @@ async def _serve(
     )
     # What was restored mostly stays: the collector needn't look through it again and again.
     gc.freeze()
-    paths = CoordinatorPaths(coordinator)
-    coordinator.streams.add_to(paths.router)
     gate = Gate(options.key, addresses=[options.advertise, *advertised])
-    coordinator.loop.set_exception_handler(coordinator.bugs.handle)
-    server = HttpServer(paths.router, gate, settings, bugs=coordinator.bugs)
+    bugs = coordinator.standing.bugs
+    coordinator.loop.set_exception_handler(bugs.handle)
+    server = HttpServer(coordinator.router, gate, settings, bugs=bugs)
     try:
         _check_members(coordinator)
         inherited = None if listen_fd is None else socket.socket(fileno=listen_fd)
@@ -123,7 +121,7 @@ async def _serve(
             options.me,
             address,
             options.data_dir,
-            ", ".join(f"{who}={where}" for who, where in coordinator.members.addresses().items()),
+            ", ".join(f"{who}={where}" for who, where in coordinator.roster.addresses().items()),
         )
         coordinator.start()
         coordinator.background(coordinator.disk_space.watch())

@@ -8,15 +8,12 @@ whose deadline has come; the others cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
 
 from tasksprint.coordination.schedule import Applied
 from tasksprint.ids import JobId
-from tasksprint.roles.coordinator.scheduler_runner import SchedulerRunner
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.scheduler_runner import RunnerPorts, SchedulerRunner
 
 __all__ = ["Runners"]
 
@@ -29,8 +26,8 @@ _STALE_MAX = 64
 class Runners:
     """One `SchedulerRunner` for each running job."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, ports: RunnerPorts) -> None:
+        self._ports = ports
         self._runners: dict[JobId, SchedulerRunner] = {}
         self._stirred: dict[JobId, None] = {}
         # A heap of (ms, job), and the entry of each job that counts. Invariant: a runner that
@@ -50,13 +47,15 @@ class Runners:
 
     def start(self, job: JobId, events: Sequence[bytes] = ()) -> None:
         """Run the scheduler of a job from now on."""
-        self._runners[job] = SchedulerRunner(self._coordinator, job, events)
+        self._runners[job] = SchedulerRunner(
+            self._ports, job, events, stir=partial(self.stir, job)
+        )
         self.stir(job)
 
     def stir(self, job: JobId) -> None:
         """Look at this runner in the next turn, for which this asks."""
         self._stirred[job] = None
-        self._coordinator.wake()
+        self._ports.turns.wake()
 
     def applied(self, applied: Applied) -> None:
         """Hand on what an entry of the log says to schedulers."""

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tasksprint.consensus import Replica
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers, Event
 from tasksprint.coordination.commands import Answer, JobObserved, encode_command
 from tasksprint.coordination.observations import DIFFERS, SCHEDULER_RUNTIME
@@ -25,15 +27,15 @@ from tasksprint.hosting.host import HostEffects, SchedulerHost
 from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
+from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
 from tasksprint.roles.coordinator.surroundings import SchedulerProgram
 from tasksprint.scheduler_commands import FailJob, FinishJob
+from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_records import BoundedText
 
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
-
-__all__ = ["SchedulerRunner"]
+__all__ = ["RunnerPorts", "SchedulerRunner"]
 
 _log = logging.getLogger("tasksprint.scheduler")
 
@@ -44,15 +46,31 @@ _ANSWERS_MAX = 2**40
 _SAY_PAUSE_S = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerPorts:
+    """What the runners of one coordinator ask of its other parts."""
+
+    settings: Settings
+    turns: Turns
+    log: Log
+    roster: Roster
+    mirror: Mirror
+    replica: Replica
+    writer: Writer
+    programs: Programs
+    start_scheduler: Callable[..., Awaitable[SchedulerProgram]]
+
+
 class SchedulerRunner:
     """Runs the scheduler of one job on this replica, until the job ends."""
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        ports: RunnerPorts,
         job: JobId,
         events: Sequence[bytes],
         *,
+        stir: Callable[[], None],
         is_copy: bool = False,
     ) -> None:
         """Begin to run it.
@@ -60,31 +78,34 @@ class SchedulerRunner:
         Args:
             events: All of the job's events, or () if they aren't at hand: then they are
                 read from the mirror.
+            stir: Has `turn` called soon.
             is_copy: It only checks the other one.
         """
-        self._coordinator = coordinator
-        self._monotonic_ms = coordinator.monotonic_ms
+        self._ports = ports
+        self._turns = ports.turns
+        self._log = ports.log
+        self._stir = stir
         self._job = job
-        history = coordinator.require_schedule().scheduler_history(job)
+        history = ports.log.require_schedule().scheduler_history(job)
         self._seed = history.seed
         self._program_digest = history.program
         self._manifest: dict[str, Any] = json.loads(history.manifest)
         self._host = SchedulerHost(
             job=job,
-            replica=coordinator.options.me,
-            settings=coordinator.settings,
+            replica=ports.roster.me,
+            settings=ports.settings,
             events=events if len(events) == history.event_count else (),
             event_count=history.event_count,
             answers={},
             answered_end=history.answered_end,
             next_tid=history.next_tid,
-            now_ms=self._monotonic_ms(),
+            now_ms=self._turns.now_ms(),
         )
         self._is_copy = is_copy
-        self.lead(coordinator.replica.is_leader)
+        self.lead(ports.replica.is_leader)
         self._copy: SchedulerRunner | None = None
         if self._manifest.get("check_determinism") and not is_copy:
-            self._copy = SchedulerRunner(coordinator, job, events, is_copy=True)
+            self._copy = SchedulerRunner(ports, job, events, stir=stir, is_copy=True)
         self._program: SchedulerProgram | None = None
         self._starting: asyncio.Task[None] | None = None
         self._fetching: asyncio.Future[Path] | None = None  # a part of `_starting`
@@ -135,15 +156,15 @@ class SchedulerRunner:
         self._host.out_chosen()
 
     def lead(self, is_leader: bool) -> None:
-        self._host.lead(self._monotonic_ms(), is_leader=is_leader and not self._is_copy)
+        self._host.lead(self._turns.now_ms(), is_leader=is_leader and not self._is_copy)
 
     def job_ended(self) -> None:
         self._ended = True
-        self._hand_over(self._monotonic_ms())
-        self._host.job_ended(self._monotonic_ms())
+        self._hand_over(self._turns.now_ms())
+        self._host.job_ended(self._turns.now_ms())
         if self._copy is not None:
             self._copy.job_ended()
-        self.turn(self._monotonic_ms())
+        self.turn(self._turns.now_ms())
 
     def stop(self) -> None:
         """Kill the process and hear nothing more of it: this replica stops, or begins anew."""
@@ -167,7 +188,7 @@ class SchedulerRunner:
             self._host.tick(now_ms)
         while (effects := self._host.effects()) is not None:
             for note in effects.notes:
-                _log.info("replica=%d job=%d %s", self._coordinator.options.me, self._job, note)
+                _log.info("replica=%d job=%d %s", self._ports.roster.me, self._job, note)
             if effects.stop and self._program is None:
                 self._stop_at_start = True  # It is being started: it ends as soon as it is.
                 if self._fetching is not None:
@@ -175,10 +196,10 @@ class SchedulerRunner:
             elif effects.stop == "kill" and self._program is not None:
                 self._program.kill()
             elif effects.stop and self._program is not None:
-                self._coordinator.background(self._program.stop())
+                self._turns.background(self._program.stop())
             if effects.start:
                 self._stop_at_start = False
-                self._starting = self._coordinator.background(self._start())
+                self._starting = self._turns.background(self._start())
             if effects.write and self._program is not None:
                 self._program.write(effects.write)
             if effects.differed:
@@ -188,15 +209,15 @@ class SchedulerRunner:
                 continue
             for answer in effects.propose:
                 if _may_end_job(answer):
-                    self._coordinator.tick_now()
+                    self._log.tick_now()
                 self._propose(answer)
             if effects.out is not None:
-                if self._coordinator.require_schedule().is_out(self._job, effects.out.replica):
+                if self._log.require_schedule().is_out(self._job, effects.out.replica):
                     self._host.out_chosen()
                 else:
-                    self._coordinator.propose(encode_command(effects.out))
+                    self._log.propose(encode_command(effects.out))
             if effects.read is not None:
-                self._coordinator.background(self._read_history(*effects.read))
+                self._turns.background(self._read_history(*effects.read))
 
     def _turn_copy(self, effects: HostEffects) -> None:
         """Carry out what is left of the effects of a copy: it proposes nothing."""
@@ -205,10 +226,10 @@ class SchedulerRunner:
             if effects.out.kind == "crashed":
                 self._observe(f"a second copy of its scheduler failed: {effects.out.error}")
         if effects.read is not None:
-            self._coordinator.background(self._read_history(*effects.read))
+            self._turns.background(self._read_history(*effects.read))
         if effects.differed and not self._ended:
             self._ended = True
-            self._host.job_ended(self._monotonic_ms())  # It has done what it is there for.
+            self._host.job_ended(self._turns.now_ms())  # It has done what it is there for.
 
     def _observe_difference(self, difference: str) -> None:
         self._observe(
@@ -218,63 +239,60 @@ class SchedulerRunner:
 
     def _observe(self, text: str) -> None:
         """Let the log say something of the job that its owner must hear of."""
-        source = f"replica {self._coordinator.options.me}"
+        source = f"replica {self._ports.roster.me}"
         if self._is_copy:
             source = f"a second copy on {source}"
-        self._coordinator.background(
+        self._turns.background(
             self._say(JobObserved(self._job, DIFFERS, source, f"{source}: {text}"))
         )
 
     def _tell_runtime(self, runtime: str | None) -> None:
         """Let the log say what the scheduler runs on here, if others run it elsewhere."""
-        coordinator = self._coordinator
-        if runtime is None or self._is_copy or len(coordinator.members.addresses()) < 2:
+        if runtime is None or self._is_copy or not self._ports.roster.others():
             return
-        source = f"replica {coordinator.options.me}"
+        source = f"replica {self._ports.roster.me}"
         command = JobObserved(self._job, SCHEDULER_RUNTIME, source, runtime)
-        coordinator.background(self._say(command))
+        self._turns.background(self._say(command))
 
     async def _say(self, command: JobObserved) -> None:
         """Propose a command until the log has it: it may get lost on the way."""
-        coordinator = self._coordinator
         pause_s = _SAY_PAUSE_S
         self._saying += 1
         try:
-            while (known := coordinator.schedule) is not None and not known.is_observed(command):
-                coordinator.propose(encode_command(command))
+            while (known := self._log.schedule) is not None and not known.is_observed(command):
+                self._log.propose(encode_command(command))
                 await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, coordinator.settings.answer_grace_ms / 1_000)
+                pause_s = min(2 * pause_s, self._ports.settings.answer_grace_ms / 1_000)
         finally:
             self._saying -= 1
-            coordinator.runners.stir(self._job)  # It may be done by this alone.
+            self._stir()  # It may be done by this alone.
 
     async def _read_history(self, number: int, first_event: int, end_event: int) -> None:
-        coordinator = self._coordinator
-        await coordinator.mirror_handed_over()
-        lines, answers = await coordinator.writer.run(_history, self._job, first_event, end_event)
+        await self._ports.mirror.handed_over()
+        lines, answers = await self._ports.writer.run(_history, self._job, first_event, end_event)
         if not self._ended:
-            self._host.history_read(number, lines, answers, self._monotonic_ms())
-            coordinator.runners.stir(self._job)
+            self._host.history_read(number, lines, answers, self._turns.now_ms())
+            self._stir()
 
     def _propose(self, answer: Answer) -> None:
         command = encode_command(answer)
-        limit = self._coordinator.settings.command_bytes_max
+        limit = self._ports.settings.command_bytes_max
         if len(command) > limit:
             # Asked for again, it would be as large: its author must hear of it.
             self._host.garbage(
                 f"its answer to event {answer.parts[0].event} has {len(command)} bytes in one "
                 f"part, expected at most {limit} (command_bytes_max); cut it into parts, and "
                 "let tasks return large values",
-                self._monotonic_ms(),
+                self._turns.now_ms(),
             )
             return
-        self._coordinator.propose(command)
+        self._log.propose(command)
 
     async def _start(self) -> None:
         self._reader = self._new_reader()
         try:
             directory = await self._fetch()
-            self._program = await self._coordinator.surroundings.start_scheduler(
+            self._program = await self._ports.start_scheduler(
                 directory,
                 self._manifest,
                 self._seed + self._is_copy,
@@ -285,22 +303,22 @@ class SchedulerRunner:
             if self._stop_at_start:
                 self._program.kill()
         except (TaskSprintError, OSError) as error:
-            self._host.start_failed(str(error), self._monotonic_ms())
+            self._host.start_failed(str(error), self._turns.now_ms())
         except asyncio.CancelledError:
             if not self._stop_at_start:
                 raise  # This replica stops.
-            self._host.start_failed("its program couldn't be had", self._monotonic_ms())
+            self._host.start_failed("its program couldn't be had", self._turns.now_ms())
         except Exception as error:  # what a job asks for must never end a replica
             _log.warning("job=%d scheduler can't be started", self._job, exc_info=error)
-            self._host.start_failed(f"it can't be started: {error!r}", self._monotonic_ms())
+            self._host.start_failed(f"it can't be started: {error!r}", self._turns.now_ms())
         finally:
             self._starting = None
-        self._coordinator.runners.stir(self._job)
+        self._stir()
 
     async def _fetch(self) -> Path:
         """Return the folder of the program, unpacked and set up."""
-        self._fetching = self._coordinator.tasks.spawn(
-            self._coordinator.programs.prepared(
+        self._fetching = self._turns.spawn(
+            self._ports.programs.prepared(
                 self._program_digest,
                 self._manifest,
                 on_obtained=self._set_up_begins,
@@ -313,30 +331,30 @@ class SchedulerRunner:
         finally:
             self._fetching = None
             self._prepares("")
-            self._host.setting_up(self._monotonic_ms())
+            self._host.setting_up(self._turns.now_ms())
 
     def _prepares(self, what: str) -> None:
-        self._host.preparing(what, self._monotonic_ms())
+        self._host.preparing(what, self._turns.now_ms())
 
     def _set_up_begins(self) -> None:
         # What has to be unpacked and set up now may take long, and has a limit of its own.
         self._prepares("unpacks the program")
-        limit_ms = self._coordinator.settings.setup_timeout_ms
-        self._host.setting_up(self._monotonic_ms() + limit_ms)
+        limit_ms = self._ports.settings.setup_timeout_ms
+        self._host.setting_up(self._turns.now_ms() + limit_ms)
 
     def _new_reader(self) -> SchedulerReader:
         return SchedulerReader(
             who=f"scheduler of job {self._job}",
-            line_bytes_max=self._coordinator.settings.line_bytes_max,
+            line_bytes_max=self._ports.settings.line_bytes_max,
         )
 
     def _on_data(self, data: bytes) -> None:
-        now_ms = self._monotonic_ms()
+        now_ms = self._turns.now_ms()
         try:
             messages = self._reader.feed(data)
         except RemoteProtocolError as error:
             self._host.garbage(str(error), now_ms)
-            self._coordinator.runners.stir(self._job)
+            self._stir()
             return
         answers: list[SchedulerAnswer] = []
         for message in messages:
@@ -347,10 +365,10 @@ class SchedulerRunner:
                 self._tell_runtime(message.runtime)
         if answers:
             self._host.answered(answers, now_ms)
-        self._coordinator.runners.stir(self._job)
+        self._stir()
 
     def _on_stderr(self, data: bytes) -> None:
-        bytes_max = self._coordinator.settings.log_bytes_per_attempt_max
+        bytes_max = self._ports.settings.log_bytes_per_attempt_max
         self._output = self._output.add(data, bytes_max)
 
     @property
@@ -363,8 +381,8 @@ class SchedulerRunner:
         text = reason.describe()
         if self._reader.ready is None and reason.code == 0:
             text += f" {self._reader.why_not_ready()}"
-        self._host.exited(text, reason.stderr_tail, self._monotonic_ms())
-        self._coordinator.runners.stir(self._job)
+        self._host.exited(text, reason.stderr_tail, self._turns.now_ms())
+        self._stir()
 
     def silence(self, now_ms: int) -> str | None:
         """Return in words what the scheduler hasn't done here for long, if so."""

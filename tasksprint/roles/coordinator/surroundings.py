@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Protocol
 
 from tasksprint.errors import SchedulerFailed
+from tasksprint.ids import ReplicaId
 from tasksprint.installation import sdk_directory
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
@@ -25,7 +26,19 @@ from tasksprint.process.program import ExitReason, start_program
 from tasksprint.settings import Settings
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["REAL", "SchedulerProgram", "Surroundings"]
+__all__ = ["REAL", "CoordinatorOptions", "SchedulerProgram", "Surroundings"]
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorOptions:
+    """What the command line says."""
+
+    me: ReplicaId
+    advertise: str
+    peers: dict[ReplicaId, str]  # founding members with addresses, this one too
+    data_dir: Path
+    key: ClusterKey
+    join: tuple[str, ...] = ()  # coordinators of the cluster that is to add this one
 
 
 class SchedulerProgram(Protocol):

@@ -8,17 +8,15 @@ somebody wants to know how a job stands.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from tasksprint.coordination.long_runs import LongRun, decode_runs
 from tasksprint.coordination.obstacles import Stall, Told, decode_stalls
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ClientId, JobId
-
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.runners import Runners
 
 __all__ = ["ToldHere"]
 
@@ -41,8 +39,9 @@ class _Said(NamedTuple):
 class ToldHere:
     """Keeps what clients said last; the leader's is current."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, now_ms: Callable[[], int], runners: Runners) -> None:
+        self._now_ms = now_ms
+        self._runners = runners
         self._stalls: dict[ClientId, _Said] = {}
         self._runs: dict[ClientId, _Said] = {}
         self._complaints: dict[ClientId, _Said] = {}
@@ -67,7 +66,7 @@ class ToldHere:
 
     def _keep(self, table: dict[ClientId, _Said], cid: ClientId, text: str, valid_ms: int) -> None:
         """Note what a client says, behind what others said before it."""
-        now_ms = self._coordinator.monotonic_ms()
+        now_ms = self._now_ms()
         before = table.pop(cid, None)
         if text != _NOTHING:
             first_ms = now_ms
@@ -82,16 +81,14 @@ class ToldHere:
         """Return what a client complained of with its last poll, if that was lately."""
         if (found := self._complaints.get(cid)) is None:
             return None
-        if self._coordinator.monotonic_ms() - found.last_ms <= _COMPLAINT_VALID_MS:
+        if self._now_ms() - found.last_ms <= _COMPLAINT_VALID_MS:
             return found.text
         del self._complaints[cid]
         return None
 
     def of(self, *jobs: JobId) -> Told:
         """Return what is told of these jobs, or of all."""
-        coordinator = self._coordinator
-        now_ms = coordinator.monotonic_ms()
-        runners = coordinator.runners
+        now_ms, runners = self._now_ms(), self._runners
         found = runners.items()
         if jobs:
             found = [(job, runner) for job in jobs if (runner := runners.get(job)) is not None]

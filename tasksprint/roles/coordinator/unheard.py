@@ -3,59 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from tasksprint.consensus import Replica
+from tasksprint.consensus.members import Members
+from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ReplicaId
+from tasksprint.roles.coordinator.roster import KnownRoster
 
-if TYPE_CHECKING:
-    from tasksprint.roles.coordinator.coordinator import Coordinator
-
-__all__ = ["describe_unheard", "why_leaderless", "why_not_begun"]
+__all__ = ["describe_unheard", "lag", "why_leaderless", "why_not_level"]
 
 # Members that are named one by one.
 _NAMED_MAX = 5
+# Chosen entries that a replica may have to apply yet and still count as level: some
+# milliseconds of work.
+_LAG_MAX = 1_000
 
 
-def why_leaderless(coordinator: Coordinator) -> str:
-    """Return why this coordinator knows of no leader, with who isn't heard and what is needed."""
-    me = coordinator.options.me
-    replica = coordinator.replica
+def why_leaderless(
+    roster: KnownRoster, replica: Replica, schedule: Schedule | None, *, silent_ms: int
+) -> str:
+    """Return why a coordinator knows of no leader, with who isn't heard and what is needed.
+
+    Args:
+        schedule: Its state machine, if it has one.
+        silent_ms: Who was heard longer ago than this isn't heard any more.
+    """
     ages_ms = {peer: known.heard_ms for peer, known in replica.status().peers.items()}
-    unheard = describe_unheard(
-        {peer: address for peer, address in coordinator.members.known().items() if peer != me},
-        ages_ms,
-        silent_ms=2 * coordinator.settings.election_timeout_max_ms,
-    )
-    if coordinator.schedule is None:
-        text = why_not_begun(coordinator)
+    unheard = describe_unheard(roster.others(), ages_ms, silent_ms=silent_ms)
+    if schedule is None:
+        text = _why_not_begun(roster)
         return f"{text}; {unheard}" if unheard else text
-    if _is_alone(coordinator):
-        return f"replica {me} doesn't lead yet; it is the only member, and will"
+    if not roster.others():
+        return f"replica {roster.me} doesn't lead yet; it is the only member, and will"
+    text = f"replica {roster.me} hears no leader"
     if not unheard:
-        return f"replica {me} hears no leader; it hears all other members: one will be elected"
-    membership = replica.membership
-    if membership is None:
-        return f"replica {me} hears no leader; {unheard}"
-    voters = len(membership.voters)
+        return f"{text}; it hears all other members: one will be elected"
+    members = Members(roster.voters)
+    if not members.ids:
+        return f"{text}; {unheard}"
     return (
-        f"replica {me} hears no leader; {unheard}; {voters // 2 + 1} of the "
-        f"{voters} that vote must be up"
+        f"{text}; {unheard}; {members.quorum_size} of the {len(members.ids)} that vote must be up"
     )
 
 
-def why_not_begun(coordinator: Coordinator) -> str:
+def why_not_level(roster: KnownRoster, replica: Replica, schedule: Schedule | None) -> str | None:
+    """Say why a replica takes no part, or lacks entries of the log; None: it is level."""
+    if schedule is None:
+        return _why_not_begun(roster)
+    if replica.leader is None:
+        return f"replica {roster.me} hears no leader"
+    if replica.is_leader and not replica.is_established:
+        return f"replica {roster.me} leads, but no entry of its own is chosen yet"
+    if (slots := lag(replica, schedule)) > _LAG_MAX:
+        return f"replica {roster.me} has to apply {slots} entries of the log yet"
+    return None
+
+
+def lag(replica: Replica, schedule: Schedule) -> int:
+    """Return how many chosen entries a replica has to apply yet."""
+    return replica.chosen_end - 1 - schedule.applied_slot
+
+
+def _why_not_begun(roster: KnownRoster) -> str:
     """Return what a coordinator waits for that has no state machine yet."""
-    me = coordinator.options.me
-    if coordinator.options.join and coordinator.replica.founding is None:
+    me = roster.me
+    if roster.waits_to_be_added:
         what = f"tasksprint member add {me}=HOST:PORT"
         return f"replica {me} waits until the cluster adds it: {what}"
-    if _is_alone(coordinator):
+    if not roster.others():
         return f"replica {me} isn't ready yet; it is the only member"
     return f"replica {me} waits for the other members to be up"
-
-
-def _is_alone(coordinator: Coordinator) -> bool:
-    return not coordinator.members.known().keys() - {coordinator.options.me}
 
 
 def describe_unheard(

@@ -1,0 +1,124 @@
+"""What the parts of a coordinator ask of each other, and no more of each than they need.
+
+A part is made with the ports that it uses, so that a test can give it others, and nobody but
+the class that makes them all (coordinator.py) knows all of them. Imports no part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from tasksprint.consensus import Member
+from tasksprint.coordination.commands import Command
+from tasksprint.coordination.rows import Row
+from tasksprint.coordination.schedule import Schedule
+from tasksprint.ids import ReplicaId
+from tasksprint.net.router import Misdirected
+from tasksprint.roles.coordinator.decisions import Decided
+from tasksprint.store.records import Commit
+from tasksprint.store.replica_store import ReplicaStore
+from tasksprint.store.writer import WriterThread
+
+__all__ = ["Log", "Mirror", "NotLeader", "Roster", "Turns", "Writer"]
+
+ResultT = TypeVar("ResultT")
+
+# The thread that owns this replica's store.
+Writer = WriterThread[ReplicaStore, Commit]
+
+
+class NotLeader(Misdirected):
+    """This replica can't decide; `leader` is the address of the one that may, if known."""
+
+    def __init__(self, message: str, leader: str | None) -> None:
+        super().__init__(message, leader=leader)
+        self.leader = leader
+
+
+class Turns(Protocol):
+    """The loop: its clock, its next turn, and what runs beside the turns."""
+
+    def now_ms(self) -> int:
+        """Return the time: elapsed, monotonic."""
+
+    def wake(self) -> None:
+        """Ask for a turn, after what else has arrived by now."""
+
+    def step(self, method: Callable[..., ResultT], *arguments: object) -> ResultT:
+        """Call a method of a core; a bug in it stops this replica."""
+
+    def background(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        """Run something for which nobody waits; its failure stops this replica."""
+
+    def spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        """Run something whose outcome is for whoever asked for it."""
+
+    def fail(self, error: BaseException) -> None:
+        """Stop this replica."""
+
+
+class Log(Protocol):
+    """The log and the state machine behind it: what is decided, and what is to be."""
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The state machine; None: this replica isn't founded."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this replica leads, and its state holds all that former leaders decided."""
+
+    def require_schedule(self) -> Schedule:
+        """Return the state machine, or raise `NotLeader` while it can't be relied on."""
+
+    def not_leader(self) -> NotLeader:
+        """Return the error that says who leads, or why nobody is known to."""
+
+    def propose(self, command: bytes) -> None:
+        """Offer a command of our own, here or to the leader; it may get lost."""
+
+    async def decide(self, command: bytes) -> bytes:
+        """Have a command chosen and applied, and return the state machine's reply."""
+
+    def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
+        """Do as `decide` does, and call `then` at the end: for commands by the thousand."""
+
+    async def confirm_read(self) -> Schedule:
+        """Return the state machine once it holds every command acknowledged before this call."""
+
+    def tick_now(self) -> None:
+        """Propose a tick, unless the one before hasn't been applied."""
+
+
+class Roster(Protocol):
+    """Who belongs to the cluster, as far as this replica knows."""
+
+    @property
+    def me(self) -> ReplicaId:
+        """This replica."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The name of the cluster; None: this replica isn't founded."""
+
+    @property
+    def voters(self) -> tuple[Member, ...]:
+        """Who votes by the newest membership of the log; nobody: unfounded."""
+
+    def others(self) -> dict[ReplicaId, str]:
+        """Return the addresses of all members but this one."""
+
+    def address_of(self, replica: ReplicaId) -> str | None:
+        """Return the address of a member."""
+
+
+class Mirror(Protocol):
+    """Rows of the mirror that wait for company on their way to the disk."""
+
+    def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
+        """Return those that no write has been asked for yet, oldest first."""
+
+    async def handed_over(self) -> None:
+        """Wait until the writer has all rows of what is applied now: then it reads them."""
