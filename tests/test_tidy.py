@@ -42,6 +42,11 @@ FLOORS = {
 # The plain types of the view, which the coordinator's core writes and the client's reads.
 SHARED = {("execution", "tasksprint.coordination.view")}
 
+# Modules that import each other in a circle still.
+CIRCLE = {
+    f"tasksprint.consensus.{name}" for name in ("effects", "founding", "membership", "messages")
+}
+
 # What a core must not even import: waiting, clocks, files, sockets, logs, chance.
 FORBIDDEN_IN_CORES = {
     *("apsw", "asyncio", "concurrent", "datetime", "fcntl", "glob", "http", "httptools"),
@@ -225,6 +230,61 @@ def test_imports_go_down_floor_by_floor() -> None:
                 found.append(f"{place(path, line)}: only users import the SDK")
             if here == "sdk" and there not in ("words", "protocol", "sdk"):
                 found.append(f"{place(path, line)}: the SDK imports {name}")
+    assert found == []
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Under `if TYPE_CHECKING:` neither: who knows whom is the same to a reader."""
+    imported = {
+        name_of(path): _modules_that_are_meant(path)
+        for path in modules()
+        if name_of(path) != "tasksprint"  # Hands on the SDK's names, on first use.
+    }
+
+    def reached_from(name: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            new = imported.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    assert {name for name in imported if name in reached_from(name)} - CIRCLE == set()
+
+
+def _modules_that_are_meant(path: Path) -> set[str]:
+    """Return our modules that one imports: of `from tasksprint.sdk import limits` the second."""
+    imports = [each for each in imports_of(path) if each[1] in module_names()]
+    packages = {(line, name.rpartition(".")[0]) for line, name in imports}
+    return {name for line, name in imports if (line, name) not in packages}
+
+
+def test_nobody_but_its_builder_knows_a_whole_role() -> None:
+    """Parts of a role take the ports that they use; the roles don't know each other."""
+    found = []
+    for path in modules():
+        here = name_of(path)
+        for line, name in imports_of(path):
+            for role in ("coordinator", "client"):
+                room = f"tasksprint.roles.{role}"
+                is_whole = name == f"{room}.{role}" and here != f"{room}.process"
+                is_other = name.startswith(f"{room}.") and here.startswith("tasksprint.roles.")
+                if is_whole or (is_other and not here.startswith(f"{room}.")):
+                    found.append(f"{place(path, line)} imports {name}")
+    assert found == []
+
+
+def test_votes_are_counted_in_one_place() -> None:
+    """`run` counts the processes of a cluster that it started itself."""
+    may_count = {"tasksprint.consensus.members", "tasksprint.cli.run"}
+    found = [
+        place(path, node.lineno)
+        for path in modules()
+        if name_of(path) not in may_count
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.BinOp) and ast.unparse(node).endswith(" // 2 + 1")
+    ]
     assert found == []
 
 
