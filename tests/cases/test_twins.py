@@ -14,8 +14,8 @@ from tasksprint.consensus.lives import Lives
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
-from tasksprint.roles.client import lives as client_lives
-from tasksprint.roles.client.lives import ClientLives
+from tasksprint.roles.client import incarnations as client_incarnations
+from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.coordinator.peers import Peers
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, make, sent
@@ -270,10 +270,10 @@ def test_short_lives_follow_each_other_more_and_more_slowly(
     async def sleep(duration_s: float) -> None:
         pauses.append(duration_s)
 
-    monkeypatch.setattr(client_lives.asyncio, "sleep", sleep)
+    monkeypatch.setattr(client_incarnations.asyncio, "sleep", sleep)
 
     async def scenario() -> None:
-        lives = ClientLives(Path("d"), Random(1))
+        lives = Incarnations(Path("d"), Random(1))
         lives.joined(0)
         for now_ms in range(0, 10_000, 1_000):
             await lives.pause(now_ms)

@@ -10,7 +10,7 @@ nodes.py           its nodes, started here or attached; node_shell.py is one of 
                    recent_output.py what they printed lately
 fetching.py        inputs from other clients
 reporting.py       what is done, which nodes are attached, what they run on
-joining.py         joining and following the view; lives.py: each time as a new incarnation
+joining.py         joining and following the view; incarnations.py: each time as a new one
 surroundings.py    clocks, chance, network, disk, processes: all that comes from outside
 programs.py        jobs' programs: fetched, unpacked, set up
 durable.py         what waits for the disk

@@ -32,8 +32,8 @@ from tasksprint.roles.client.disk_space import DiskSpace
 from tasksprint.roles.client.durable import Durable
 from tasksprint.roles.client.fetching import Fetcher
 from tasksprint.roles.client.held import HeldValues
+from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.client.joining import Joining, leader_of
-from tasksprint.roles.client.lives import ClientLives
 from tasksprint.roles.client.nodes import Nodes
 from tasksprint.roles.client.paths import ClientPaths
 from tasksprint.roles.client.reporting import Reporting
@@ -96,15 +96,15 @@ class Client:
         self.held = HeldValues(turns, workbench, store, self.writer)
         self.durable = Durable(turns, workbench, self.writer, self.held, settings)
         self.values = self.durable.values
-        self._lives = ClientLives(options.data_dir, random)
-        self.reporting = Reporting(turns, workbench, self.leader, self._lives, self.values)
+        self._incarnations = Incarnations(options.data_dir, random)
+        self.reporting = Reporting(turns, workbench, self.leader, self._incarnations, self.values)
         self._joining = Joining(
             options,
             settings,
             turns,
             workbench,
             self.leader,
-            self._lives,
+            self._incarnations,
             self.writer,
             store.identity,
             surroundings.new_incarnation,
@@ -134,7 +134,7 @@ class Client:
     @property
     def is_joined(self) -> bool:
         """Whether the cluster counts on this client."""
-        return self._lives.is_joined.is_set()
+        return self._incarnations.is_joined.is_set()
 
     @property
     def uptime_ms(self) -> int:

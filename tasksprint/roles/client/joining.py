@@ -17,7 +17,7 @@ from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles.client.lives import ClientLives
+from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.client.needs import Turns
 from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.settings import Settings
@@ -101,7 +101,7 @@ class Joining:
         turns: Turns,
         workbench: Workbench,
         leader: LeaderFinder,
-        lives: ClientLives,
+        incarnations: Incarnations,
         writer: WriterThread[ResultStore, ResultCommit],
         identity: str,
         new_incarnation: Callable[[], str],
@@ -112,7 +112,7 @@ class Joining:
         self._turns = turns
         self._workbench = workbench
         self._leader = leader
-        self._lives = lives
+        self._incarnations = incarnations
         self._writer = writer
         self._identity = identity
         self._new_incarnation = new_incarnation
@@ -144,9 +144,9 @@ class Joining:
                 "GET", "/v1/view", _read_view, query=query, wait_ms=wait_ms
             )
             if not isinstance(view, View):
-                self._lives.give_way(workbench.cid, view)
+                self._incarnations.give_way(workbench.cid, view)
                 _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
-                await self._lives.pause(self._turns.now_ms())
+                await self._incarnations.pause(self._turns.now_ms())
                 await self._join(address)
                 continue
             if members:
@@ -158,7 +158,7 @@ class Joining:
 
     async def leave(self) -> None:
         """Tell the cluster that this client ends, if it still answers."""
-        if not self._lives.is_joined.is_set():
+        if not self._incarnations.is_joined.is_set():
             return
         cid = self._workbench.cid
         body = encode_command(LeaveClient(cid, self._workbench.incarnation))
@@ -169,7 +169,7 @@ class Joining:
 
     async def _join(self, address: str | None) -> None:
         """Join, or join anew: under a new incarnation, with what the store holds."""
-        incarnation = self._lives.begin(Incarnation(self._new_incarnation()))
+        incarnation = self._incarnations.begin(Incarnation(self._new_incarnation()))
         held = self._workbench.held_results()
         most = self._settings.command_bytes_max // _HELD_BYTES_MAX
         if len(held) > most:
@@ -190,7 +190,7 @@ class Joining:
         await self._note_cluster(cluster)
         now_ms = self._turns.now_ms()
         self._workbench.reset(cid, incarnation, now_ms)
-        self._lives.joined(now_ms)
+        self._incarnations.joined(now_ms)
         self._on_joined()
         _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, slots)
         self._turns.turn()

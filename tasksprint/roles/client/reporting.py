@@ -22,7 +22,7 @@ from tasksprint.execution.effects import SendReport
 from tasksprint.execution.workbench import LOST_UNREPORTED, Workbench
 from tasksprint.ids import Incarnation, JobId
 from tasksprint.net.http_messages import HttpResponse
-from tasksprint.roles.client.lives import ClientLives
+from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.client.needs import Turns
 from tasksprint.roles.client.values import ValueCache
 
@@ -45,13 +45,13 @@ class Reporting:
         turns: Turns,
         workbench: Workbench,
         leader: LeaderFinder,
-        lives: ClientLives,
+        incarnations: Incarnations,
         values: ValueCache,
     ) -> None:
         self._turns = turns
         self._workbench = workbench
         self._leader = leader
-        self._lives = lives
+        self._incarnations = incarnations
         self._values = values
         self._report: SendReport | None = None  # the last one that was ordered
         self._report_given = asyncio.Event()
@@ -143,7 +143,7 @@ class Reporting:
         while True:
             await self._attached_changed.wait()
             self._attached_changed.clear()
-            await self._lives.is_joined.wait()
+            await self._incarnations.is_joined.wait()
             # What ran on a node that is gone has failed: that counts only if it is told first.
             for _ in range(_REPORTS_PAUSES_MAX):
                 if not workbench.has_unreported:

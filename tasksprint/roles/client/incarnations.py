@@ -1,4 +1,4 @@
-"""The lives of one client: each time that it joins it is a new incarnation.
+"""The incarnations of one client: each time that it joins it is a new one.
 
 It joins anew when it was declared dead, as it was silent for too long. But if a later one
 than its own has taken its place, another process has the same identity: a copied data
@@ -19,17 +19,17 @@ from typing import Any
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ClientId, Incarnation
 
-__all__ = ["ClientLives"]
+__all__ = ["Incarnations"]
 
-# A life that was shorter than this was none: the next join waits, twice as long each time.
-_SHORT_LIFE_MS = 10_000
+# An incarnation that was shorter than this was none: the next join waits, twice as long each time.
+_SHORT_MS = 10_000
 _PAUSE_MIN_MS = 200
 _PAUSE_MAX_MS = 5_000
-# What is remembered of this process's own lives: a join may be counted late.
+# What is remembered of this process's own ones: a join may be counted late.
 _OWN_MAX = 100
 
 
-class ClientLives:
+class Incarnations:
     """What one client process knows of its incarnations."""
 
     def __init__(self, data_dir: Path, random: Random) -> None:
@@ -53,7 +53,7 @@ class ClientLives:
 
     async def pause(self, now_ms: int) -> None:
         """Wait before joining anew, unless the last life was a long one."""
-        if self._joined_ms is None or now_ms - self._joined_ms >= _SHORT_LIFE_MS:
+        if self._joined_ms is None or now_ms - self._joined_ms >= _SHORT_MS:
             self._pause_ms = 0
             return
         self._pause_ms = min(max(2 * self._pause_ms, _PAUSE_MIN_MS), _PAUSE_MAX_MS)
