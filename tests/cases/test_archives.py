@@ -195,7 +195,7 @@ def test_archive_in_the_log_that_cant_be_unpacked_fails_its_job(tmp_path: Path) 
             leader = await of.leader()
             away = next(each for each in of.all if each is not leader)
             await away.stop()
-            digest = await leader.coordinator.programs.keep(archive)
+            digest = await leader.coordinator.archives.keep(archive)
             job = (await decide(leader, submission(1, digest)))["job"]
             await failed(leader, job)
             await away.start()

@@ -352,7 +352,7 @@ def test_program_that_is_not_read_yet_is_the_obstacle(tmp_path: Path) -> None:
     async def main() -> None:
         async with members(1, tmp_path, Settings(silence_shown_ms=50)) as of:
             leader = await of.leader()
-            leader.coordinator.programs._unpack = (  # type: ignore[method-assign]
+            leader.coordinator.archives._unpack = (  # type: ignore[method-assign]
                 lambda digest: asyncio.sleep(DEADLINE_S, Path())
             )
             digest = await archive_of(leader, tmp_path / "slow", scheduler_sh=SILENT)

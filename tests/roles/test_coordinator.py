@@ -200,11 +200,11 @@ def test_job_whose_archive_nobody_has_can_be_cancelled(tmp_path: Path) -> None:
             leader = await of.leader()
             job = (await decide(leader, submission(1, "0" * 64)))["job"]
             coordinator = leader.coordinator
-            await until(lambda: coordinator.programs._unpacking, "the archive is looked for")
+            await until(lambda: coordinator.archives._unpacking, "the archive is looked for")
             body = encode_json({"sender": "me", "request": 2, "reason": "enough"})
             (await leader.ask("POST", f"/v1/jobs/{job}/cancel", body=body)).checked()
             await until(lambda: not coordinator.runners, "its scheduler is given up")
-            assert not coordinator.programs._unpacking
+            assert not coordinator.archives._unpacking
             assert leader.failure is None
 
     run(main)
@@ -407,7 +407,7 @@ def test_archive_that_finds_the_disk_full_stops_the_coordinator(tmp_path: Path) 
             leader = await of.leader()
             leader.directory.is_full = True
             with pytest.raises(DiskFull):
-                await leader.coordinator.programs.keep(b"an archive")
+                await leader.coordinator.archives.keep(b"an archive")
             await until(lambda: leader.failure is not None, "it stops")
             assert isinstance(leader.failure, DiskFull)
 

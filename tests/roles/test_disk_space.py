@@ -205,7 +205,7 @@ def test_member_that_is_short_refuses_no_archive_that_it_has(
     async def main() -> None:
         async with members(1, tmp_path) as of:
             short = await of.leader()
-            digest = await short.coordinator.programs.keep(b"archive")
+            digest = await short.coordinator.archives.keep(b"archive")
             await disks.fill(short, 200 * MIB)
             answer = await short.ask("POST", "/v1/archives", body=b"archive")
             assert (answer.status, answer.json()) == (200, {"digest": digest})

@@ -39,7 +39,7 @@ def test_archives_and_folders_that_no_job_uses_go_after_a_while(tmp_path: Path) 
         # So long that nothing expires by time: the test makes it so.
         async with members(1, tmp_path / "data", Settings(program_unused_max_ms=10**9)) as of:
             member = await of.leader()
-            programs = member.coordinator.programs
+            programs = member.coordinator.archives
 
             async def there() -> tuple[bool, bool, bool]:
                 await programs.sweep()
@@ -98,7 +98,7 @@ def test_archive_stays_while_its_replica_hears_no_leader(tmp_path: Path) -> None
         async with members(3, tmp_path, Settings(program_unused_max_ms=10**9)) as of:
             leader = await of.leader()
             one, others = leader, [member for member in of.all if member is not leader]
-            programs = one.coordinator.programs
+            programs = one.coordinator.archives
 
             async def is_kept(digest: str) -> bool:
                 await programs.sweep()
@@ -139,7 +139,7 @@ def test_archive_needs_no_copy_on_members_that_were_removed(tmp_path: Path) -> N
                     await asyncio.sleep(0.002)
                 await gone.stop()
                 of.all.remove(gone)
-            digest = await leader.coordinator.programs.keep_on_quorum(b"archive")
+            digest = await leader.coordinator.archives.keep_on_quorum(b"archive")
             assert digest == hashlib.sha256(b"archive").hexdigest()
 
     asyncio.run(asyncio.wait_for(work(), 20))
@@ -156,7 +156,7 @@ def test_archive_is_kept_on_a_quorum_of_voters_whoever_else_takes_part(tmp_path:
             await other.stop()
             of.all.remove(other)
             with pytest.raises(PeerUnreachable, match=r"reached 1 of 2 coordinators, expected 2"):
-                await leader.coordinator.programs.keep_on_quorum(b"archive")
+                await leader.coordinator.archives.keep_on_quorum(b"archive")
 
     asyncio.run(asyncio.wait_for(work(), 20))
 
@@ -207,7 +207,7 @@ def test_members_change_only_once_those_who_stay_have_what_running_jobs_need(
     async def work() -> None:
         async with members(3, tmp_path) as of:
             leader = await of.leader()
-            programs, changes = leader.coordinator.programs, leader.coordinator.members
+            programs, changes = leader.coordinator.archives, leader.coordinator.members
             first, second = [member for member in of.all if member is not leader]
             await programs.keep(b"archive")
             monkeypatch.setattr(programs, "_of_running", lambda: {digest})
@@ -224,7 +224,7 @@ def test_members_change_only_once_those_who_stay_have_what_running_jobs_need(
                 await changes.remove(first.number)
             away.clear()
             await changes.remove(first.number)
-            assert await second.coordinator.programs.read(digest) == b"archive"
+            assert await second.coordinator.archives.read(digest) == b"archive"
 
     asyncio.run(asyncio.wait_for(work(), 20))
 
@@ -239,7 +239,7 @@ def test_members_change_also_if_what_running_jobs_need_takes_long_to_get_there(
     async def work() -> None:
         async with members(3, tmp_path) as of:
             leader = await of.leader()
-            programs = leader.coordinator.programs
+            programs = leader.coordinator.archives
             gone, stays = [member for member in of.all if member is not leader]
             digests = [await programs.keep(archive) for archive in archives]
             monkeypatch.setattr(programs, "_of_running", lambda: digests)
@@ -268,7 +268,7 @@ def test_members_change_also_if_what_running_jobs_need_takes_long_to_get_there(
             while answer.status != 200:
                 answer = await leader.ask("POST", "/v1/members", body=body)
             assert sorted(sent) == sorted(archives)
-            assert await stays.coordinator.programs.lacking(digests) == []
+            assert await stays.coordinator.archives.lacking(digests) == []
 
     asyncio.run(asyncio.wait_for(work(), 20))
 
@@ -279,7 +279,7 @@ def test_member_that_hangs_is_asked_once_for_all_archives(
     async def work() -> None:
         async with members(3, tmp_path) as of:
             leader = await of.leader()
-            programs = leader.coordinator.programs
+            programs = leader.coordinator.archives
             hung, stays = [member for member in of.all if member is not leader]
             digests = [await programs.keep(b"%d" % number) for number in range(5)]
             monkeypatch.setattr(programs, "_of_running", lambda: digests)
@@ -297,6 +297,6 @@ def test_member_that_hangs_is_asked_once_for_all_archives(
             assert membership is not None
             await programs.spread(membership.voters)
             assert asked == ["/v1/archives/lacking"]
-            assert await stays.coordinator.programs.lacking(digests) == []
+            assert await stays.coordinator.archives.lacking(digests) == []
 
     asyncio.run(asyncio.wait_for(work(), 20))

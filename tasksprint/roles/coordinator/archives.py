@@ -43,7 +43,7 @@ from tasksprint.roles.last_use import (
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 
-__all__ = ["Programs"]
+__all__ = ["Archives"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
@@ -61,7 +61,7 @@ def _drop(store: ReplicaStore, digest: str) -> None:
     store.drop_blob(digest)
 
 
-class Programs:
+class Archives:
     """The archives of one coordinator.
 
     Args:

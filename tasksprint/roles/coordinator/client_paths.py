@@ -26,7 +26,7 @@ from tasksprint.errors import Refused, RemoteProtocolError, SettingsError
 from tasksprint.ids import ClientId, Incarnation, Slot
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.router import Later, Request, Response, json_response
-from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.disk_space import DiskSpace
 from tasksprint.roles.coordinator.paths import Paths, body_object
 from tasksprint.roles.coordinator.ports import Log
@@ -53,7 +53,7 @@ class ClientPaths:
         settings: Settings,
         log: Log,
         roster: KnownRoster,
-        programs: Programs,
+        archives: Archives,
         disk_space: DiskSpace,
         told: ToldHere,
         views: Waiters[ClientId],
@@ -63,7 +63,7 @@ class ClientPaths:
         self._settings = settings
         self._log = log
         self._roster = roster
-        self._programs = programs
+        self._archives = archives
         self._disk_space = disk_space
         self._told = told
         self._views = views
@@ -143,23 +143,23 @@ class ClientPaths:
             wait_ms = 0
 
     async def _keep_archive(self, request: Request) -> Response:
-        programs = self._programs
-        if not await programs.has(hashlib.sha256(request.body).hexdigest()):
+        archives = self._archives
+        if not await archives.has(hashlib.sha256(request.body).hexdigest()):
             self._disk_space.require()
-        return json_response({"digest": await programs.keep(request.body)})
+        return json_response({"digest": await archives.keep(request.body)})
 
     async def _lacking(self, request: Request) -> Response:
         """Tell another member which archives it has to bring."""
         digests = body_object(request).get("digests")
         if not isinstance(digests, list) or not all(isinstance(each, str) for each in digests):
             raise RemoteProtocolError(f"'digests' is {digests!r:.80}, expected a list of strings")
-        return json_response({"lacking": await self._programs.lacking(digests)})
+        return json_response({"lacking": await self._archives.lacking(digests)})
 
     async def _archive(self, request: Request) -> Response:
-        digest, programs = request.text("digest"), self._programs
+        digest, archives = request.text("digest"), self._archives
         # Members ask each other only for what they have themselves.
         is_member = "here" in request.query
-        archive = await (programs.read(digest) if is_member else programs.obtain(digest))
+        archive = await (archives.read(digest) if is_member else archives.obtain(digest))
         if archive is None:
             raise Refused(f"no archive {digest!r} here", status=404)
         return Response(200, archive, _BYTES, digest=digest)

@@ -35,7 +35,7 @@ from tasksprint.errors import Refused, StoreDamaged
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot
 from tasksprint.net.router import Router
 from tasksprint.roles.coordinator.agreement import Agreement
-from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.client_paths import ClientPaths
 from tasksprint.roles.coordinator.copies import MirrorFetcher, MirrorPaths
 from tasksprint.roles.coordinator.decisions import Decided, Decisions
@@ -138,7 +138,7 @@ class Coordinator:
             on_knock=self.peers.knocks,
             on_twin=self.peers.refused,
         )
-        self.programs = Programs(
+        self.archives = Archives(
             options.data_dir / "programs",
             settings,
             self,
@@ -172,7 +172,7 @@ class Coordinator:
                 self,
                 self.replica,
                 self.writer,
-                self.programs,
+                self.archives,
                 surroundings.start_scheduler,
             )
         )
@@ -182,7 +182,7 @@ class Coordinator:
         # numbers of jobs and attempts are given anew: the first tick sends all to join again.
         self._distrusts_clients = store.doubts is not None
         self.members = MemberChanges(
-            options, self, self, self.replica, self.streams, self.http, self.programs
+            options, self, self, self.replica, self.streams, self.http, self.archives
         )
         self.agreement = Agreement(self, self.roster, self.http)
         self.disk_space = DiskSpace(
@@ -233,7 +233,7 @@ class Coordinator:
             self.settings,
             self,
             self.roster,
-            self.programs,
+            self.archives,
             self.disk_space,
             told,
             self._view_waiters,
@@ -243,7 +243,7 @@ class Coordinator:
             self.settings,
             self,
             self.replica,
-            self.programs,
+            self.archives,
             self.members,
             self.disk_space,
             self.runners,
@@ -268,7 +268,7 @@ class Coordinator:
             for job in self.schedule.running_jobs():
                 self.runners.start(job)
         self.streams.start()
-        self.programs.start()
+        self.archives.start()
         self.wake()
 
     def release_waiting(self) -> None:
@@ -285,7 +285,7 @@ class Coordinator:
         self.runners.stop_all()
         if self._timer is not None:
             self._timer.cancel()
-        self.programs.close()
+        self.archives.close()
         self.copying.close()
         self.copies.close()
         await self.tasks.close()

@@ -13,7 +13,7 @@ from tasksprint.errors import Refused
 from tasksprint.ids import JobId, TaskId
 from tasksprint.net.gate import Access
 from tasksprint.net.router import Request, Response, json_response
-from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.disk_space import DiskSpace
 from tasksprint.roles.coordinator.job_notes import JobNotes, cause_of_end, task_of_failure
 from tasksprint.roles.coordinator.members import MemberChanges
@@ -40,7 +40,7 @@ class JobPaths:
         settings: Settings,
         log: Log,
         replica: Replica,
-        programs: Programs,
+        archives: Archives,
         members: MemberChanges,
         disk_space: DiskSpace,
         runners: Runners,
@@ -53,7 +53,7 @@ class JobPaths:
         self._settings = settings
         self._log = log
         self._replica = replica
-        self._programs = programs
+        self._archives = archives
         self._members = members
         self._disk_space = disk_space
         self._runners = runners
@@ -83,7 +83,7 @@ class JobPaths:
         """
         if self._replica.is_leader:
             self._disk_space.require()
-        kept = self._programs.take(request.body)
+        kept = self._archives.take(request.body)
         return json_response({"digest": await self._members.while_leading(kept)})
 
     async def _submit(self, request: Request) -> Response:
@@ -95,7 +95,7 @@ class JobPaths:
                 return _reply(reply, refused=400)
             self._disk_space.require()
         self._log.tick_now()
-        archive = self._programs.obtain_sound(command.program)
+        archive = self._archives.obtain_sound(command.program)
         found = await self._members.while_leading(archive)
         if found is None:
             raise Refused(

@@ -31,7 +31,7 @@ from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.streams import PeerStreams
 from tasksprint.next_steps import program_command
-from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Turns
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
@@ -113,7 +113,7 @@ class MemberChanges:
         replica: Replica,
         streams: PeerStreams,
         http: HttpClient,
-        programs: Programs,
+        archives: Archives,
     ) -> None:
         self._options = options
         self._turns = turns
@@ -121,7 +121,7 @@ class MemberChanges:
         self._replica = replica
         self._streams = streams
         self._http = http
-        self._programs = programs
+        self._archives = archives
         self._connected: dict[ReplicaId, str] = {}  # whom the streams were told of last
         self._waiters: list[asyncio.Future[None]] = []
         self._prepared: int | None = None  # the membership whose next step may follow
@@ -210,7 +210,7 @@ class MemberChanges:
         leaving = {old for _, old in membership.replaces}
         members = (*membership.voters, *membership.learners)
         try:
-            await self._programs.spread([m for m in members if m.replica not in leaving])
+            await self._archives.spread([m for m in members if m.replica not in leaving])
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
             _log.info("replica=%d changes no members yet: %s", self._options.me, error)
             await asyncio.sleep(_LOOK_S)
@@ -256,7 +256,7 @@ class MemberChanges:
         if not self._is_retired(replica):
             left = [voter for voter in membership.voters if voter.replica != replica]
             try:
-                await within(_SPREAD_S, self._programs.spread(left), discard=lambda _: None)
+                await within(_SPREAD_S, self._archives.spread(left), discard=lambda _: None)
             except asyncio.TimeoutError:
                 # It goes on. Who asks would give up soon, and not know why.
                 text = "those who stay get the archives of running jobs: that is under way"

@@ -27,7 +27,7 @@ from tasksprint.hosting.host import HostEffects, SchedulerHost
 from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
-from tasksprint.roles.coordinator.archives import Programs
+from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
 from tasksprint.roles.coordinator.surroundings import SchedulerProgram
 from tasksprint.scheduler_commands import FailJob, FinishJob
@@ -57,7 +57,7 @@ class RunnerPorts:
     mirror: Mirror
     replica: Replica
     writer: Writer
-    programs: Programs
+    archives: Archives
     start_scheduler: Callable[..., Awaitable[SchedulerProgram]]
 
 
@@ -318,7 +318,7 @@ class SchedulerRunner:
     async def _fetch(self) -> Path:
         """Return the folder of the program, unpacked and set up."""
         self._fetching = self._turns.spawn(
-            self._ports.programs.prepared(
+            self._ports.archives.prepared(
                 self._program_digest,
                 self._manifest,
                 on_obtained=self._set_up_begins,
