@@ -95,6 +95,12 @@ class Release:
         known = min(self.rules), max(self.rules)
         return Speaks(self.name, known, _FRAMES, known)
 
+    def rules_of_beginning(self, version: int) -> Rules:
+        """Return the rules by which a log begins; if this release lacks them, nothing of it
+        can be applied, but a copy of a later state may take its place.
+        """
+        return self.rules.get(version) or Rules(version)
+
     def find_rules(self, version: int, what: str) -> Rules:
         """Return a version of the rules.
 

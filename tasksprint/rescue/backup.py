@@ -221,7 +221,7 @@ class _Backup:
         head = {
             "version": VERSION,
             "replica": self._source.replica,
-            "rules": 1,
+            "rules": opened.get("rules", 1),
             "made_ms": wall_ms(),
             **{name: opened[name] for name in ("cluster", "origins", "slot", "digest")},
         }

@@ -30,7 +30,8 @@ from tasksprint.errors import (
 )
 from tasksprint.ids import Slot
 from tasksprint.process.terminal import print_plain
-from tasksprint.settings import RULES_BY_VERSION, Settings
+from tasksprint.release import THIS_RELEASE
+from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import SLOTS_END
 
@@ -174,7 +175,7 @@ def _try(
     schedule = Schedule(
         cluster=founding.cluster,
         members=tuple(member.replica for member in founding.members),
-        rules=RULES_BY_VERSION[1],
+        rules=THIS_RELEASE.rules_of_beginning(founding.rules),
         mirror=store if store.applied.slot else None,
         skips=first_slots(recovered.skips),
     )

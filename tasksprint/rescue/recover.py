@@ -48,7 +48,7 @@ from tasksprint.next_steps import program_command
 from tasksprint.process.clock import wall_ms
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_json, print_plain
-from tasksprint.settings import RULES_BY_VERSION
+from tasksprint.release import THIS_RELEASE
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -112,7 +112,7 @@ class Survivor:
         self.schedule = Schedule(
             cluster=self.founding.cluster,
             members=tuple(member.replica for member in self.founding.members),
-            rules=RULES_BY_VERSION[1],
+            rules=THIS_RELEASE.rules_of_beginning(self.founding.rules),
             mirror=store if store.applied.slot else None,
             skips=first_slots(recovered.skips),
         )
@@ -199,6 +199,7 @@ class Survivor:
             (Member(me, incarnation, address),),
             origins=(*self.founding.origins, self.founding.cluster),
             retired=tuple(sorted(retired)),
+            rules=self.schedule.rules.version,
         )
         self._take(self.schedule.found_anew(cluster, (me,)))
         applied = AppliedPoint(self.schedule.applied_slot, self.schedule.digest)

@@ -28,8 +28,9 @@ from tasksprint.process.clock import wall_ms
 from tasksprint.process.directories import private_directory
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_json, print_plain
+from tasksprint.release import THIS_RELEASE
 from tasksprint.rescue.recover import ago, new_cluster, new_incarnation
-from tasksprint.settings import RULES_BY_VERSION, Settings
+from tasksprint.settings import Settings
 from tasksprint.store.backup_file import BackupReader, check_backup
 from tasksprint.store.database import DirectoryLock
 from tasksprint.store.records import AppliedPoint, Commit
@@ -66,6 +67,8 @@ def run_restore(options: argparse.Namespace) -> int:
         more = f"; and {len(checked.problems) - 1} more" if len(checked.problems) > 1 else ""
         raise StoreError(checked.problems[0] + more, hint="use another backup")
     head, contents = checked.head, checked.contents
+    # Before anything is made.
+    THIS_RELEASE.find_rules(head.get("rules", 1), f"the backup {str(path)!r}")
     private_directory(data_dir)
     lock = DirectoryLock(data_dir, _LOCK)
     try:
@@ -156,7 +159,7 @@ def _make_store(
         schedule = Schedule(
             cluster=former,
             members=(me,),
-            rules=RULES_BY_VERSION[1],
+            rules=THIS_RELEASE.find_rules(head.get("rules", 1), "the backup"),
             mirror=store if store.applied.slot else None,
         )
         cluster = new_cluster()
@@ -166,6 +169,7 @@ def _make_store(
             cluster,
             (Member(me, new_incarnation(), address),),
             origins=(*(str(origin) for origin in head["origins"]), former),
+            rules=schedule.rules.version,
         )
         rows = schedule.found_anew(cluster, (me,))
         applied = AppliedPoint(schedule.applied_slot, schedule.digest)

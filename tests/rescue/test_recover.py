@@ -22,14 +22,21 @@ from tasksprint.consensus import (
     encode_batch,
     encode_founding,
 )
+from tasksprint.consensus.batch import encode_alone
 from tasksprint.consensus.membership import Membership, encode_membership_value, without
-from tasksprint.coordination.commands import Command, SubmitJob, Tick, encode_command
+from tasksprint.coordination.commands import (
+    Command,
+    RaiseRules,
+    SubmitJob,
+    Tick,
+    encode_command,
+)
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.errors import SettingsError, StoreDamaged, StoreError, UsageError
+from tasksprint.errors import SettingsError, StoreDamaged, StoreError, UnknownRules, UsageError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.rescue import recover as recover_module
 from tasksprint.rescue.recover import Survivor, run_recover
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES, RULES_BY_VERSION, Rules
 from tasksprint.store import replica_store as replica_store_module
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -61,11 +68,12 @@ def make_store(
     values: dict[int, bytes] | None = None,
     founding: Founding | None = FOUNDING,
     incarnation: str = "inc3",
+    rules: Rules = RULES,
 ) -> Path:
     """Make the data directory of replica 3."""
     store = ReplicaStore.open(folder, 3, now_ms=0, incarnation=incarnation)
     if founding is not None:
-        schedule = Schedule(cluster="c0ffee", members=IDS, rules=RULES)
+        schedule = Schedule(cluster="c0ffee", members=IDS, rules=rules)
         rows = [
             row
             for slot in range(1, applied + 1)
@@ -119,6 +127,27 @@ def test_findings_say_what_would_count(tmp_path: Path, capsys: pytest.CaptureFix
         "jobs_without_archive": [1, 2, 3],
     }
     assert look(folder, capsys) == found  # Nothing was changed by looking.
+
+
+def test_new_cluster_goes_on_by_the_rules_that_the_last_entries_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised = {14: encode_alone(encode_command(RaiseRules(2)))}
+    folder = make_store(tmp_path / "data", values=raised, rules=RULES_BY_VERSION[1])
+    assert run_recover(options(folder, yes_lose="c0ffee")) == 0
+    store = ReplicaStore.open(folder, 3, now_ms=0)
+    founding = store.recover().consensus.founding
+    assert founding is not None and decode_founding(founding).rules == 2
+    store.close()
+
+
+def test_member_whose_log_asks_for_unknown_rules_is_not_recovered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised = {14: encode_alone(encode_command(RaiseRules(9)))}
+    folder = make_store(tmp_path / "data", values=raised)
+    with pytest.raises(UnknownRules, match="the log, from slot 14 on, is at version 9 of the"):
+        run_recover(options(folder, yes_lose="c0ffee"))
 
 
 def test_accepted_slots_behind_a_gap_are_given_up(

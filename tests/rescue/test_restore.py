@@ -14,11 +14,11 @@ import pytest
 
 from tasksprint.consensus import Member, decode_founding
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.errors import DiskFull, SettingsError, StoreError, UsageError
+from tasksprint.errors import DiskFull, SettingsError, StoreError, UnknownRules, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.rescue import restore as restore_module
 from tasksprint.rescue.restore import refuse_half_restored, run_restore
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES, RULES_BY_VERSION
 from tasksprint.store.backup_file import BackupWriter
 from tasksprint.store.replica_store import ReplicaStore
 from tests.store.failing_disk import failing_disk
@@ -101,6 +101,33 @@ def test_backup_of_an_empty_state_can_be_restored(tmp_path: Path) -> None:
     core = store.recover().consensus
     store.close()
     assert core.founding is not None and (core.chosen_end, core.log_start) == (1, 1)
+
+
+@pytest.mark.parametrize("version", RULES_BY_VERSION)
+def test_restored_cluster_goes_on_by_the_rules_of_its_state(tmp_path: Path, version: int) -> None:
+    make_backup(tmp_path / "backup", rules_version=version)
+    assert restore(tmp_path / "backup", tmp_path / "data") == 0
+    store = ReplicaStore.open(tmp_path / "data", 1, now_ms=0)
+    founding = store.recover().consensus.founding
+    assert founding is not None and decode_founding(founding).rules == version
+    schedule = Schedule(
+        cluster=decode_founding(founding).cluster, members=(), rules=RULES, mirror=store
+    )
+    store.close()
+    assert schedule.rules.version == version
+
+
+def test_backup_of_rules_that_this_release_lacks_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    make_backup(tmp_path / "backup", rules=9)
+    with pytest.raises(UnknownRules) as caught:
+        restore(tmp_path / "backup", tmp_path / "data")
+    assert str(caught.value) == (
+        f"the backup {str(tmp_path / 'backup')!r} is at version 9 of the rules, and this release "
+        "can apply 1 to 2; start a release that can; see docs/operations.md, 'Upgrading'"
+    )
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("name", ["replica.db", "results.db", "anything"])

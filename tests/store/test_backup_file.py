@@ -27,10 +27,16 @@ PROGRAM = hashlib.sha256(ARCHIVE).hexdigest()
 
 
 def make_backup(
-    path: Path, *, jobs: int = 2, archives: tuple[bytes, ...] = (ARCHIVE,), **head: Any
+    path: Path,
+    *,
+    jobs: int = 2,
+    archives: tuple[bytes, ...] = (ARCHIVE,),
+    rules_version: int = 1,
+    **head: Any,
 ) -> Schedule:
     """Write the backup of a small state, and return the state."""
-    schedule = Schedule(cluster="c0ffee", members=(ReplicaId(2),), rules=RULES_BY_VERSION[1])
+    rules = RULES_BY_VERSION[rules_version]
+    schedule = Schedule(cluster="c0ffee", members=(ReplicaId(2),), rules=rules)
     rows: dict[tuple[str, Key], tuple[Any, ...]] = {}
     for slot in range(1, jobs + 2):
         command: Command = SubmitJob(
