@@ -16,8 +16,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite",
         action="store_true",
-        help="write the golden files of tests/interactions anew, and those of tests/golden "
-        "that aren't there; read the diff",
+        help="write the golden files of tests/interactions and tests/state_tables anew, and those "
+        "of tests/golden that aren't there; read the diff",
     )
 
 

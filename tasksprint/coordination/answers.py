@@ -17,12 +17,11 @@ from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
 from tasksprint.coordination.job_rows import timer_row
 from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
-from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.task_rows import base_row
-from tasksprint.coordination.task_states import ASSIGNED, DONE, KILLED, STATES, WAITING
+from tasksprint.coordination.task_states import ASSIGNED, DONE, KILLED, STATES
+from tasksprint.coordination.transitions import Transitions
 from tasksprint.encoding import encode_json
 from tasksprint.ids import TaskId
 from tasksprint.scheduler_commands import (
@@ -49,13 +48,13 @@ class _InvalidCommandError(Exception):
 class Answers:
     """Applies answers of schedulers."""
 
-    __slots__ = ("_lifecycle", "_placement", "_results", "_state")
+    __slots__ = ("_lifecycle", "_results", "_state", "_transitions")
 
     def __init__(
-        self, state: State, placement: Placement, lifecycle: Lifecycle, results: Results
+        self, state: State, transitions: Transitions, lifecycle: Lifecycle, results: Results
     ) -> None:
         self._state = state
-        self._placement = placement
+        self._transitions = transitions
         self._lifecycle = lifecycle
         self._results = results
 
@@ -191,38 +190,18 @@ class Answers:
             self._check_length(tid, "key", key)
         if spec.timeout_ms is None and job.timeout_ms is not None:
             spec = replace(spec, timeout_ms=job.timeout_ms)
+        transitions = self._transitions
         task = Task(job, tid, spec)
-        job.next_tid = TaskId(tid + 1)
-        tasks[tid] = task
-        job.counts[WAITING] += 1
-        changes = self._state.changes
-        changes.tasks[task] = None
-        row = base_row(task)
-        if row is not None:
-            self._state.put_row(row)
-        pending = 0
-        for pretid in pretasks:
-            pretask = tasks[pretid]
-            pretask.users += 1
-            if pretask.dependents is None:
-                pretask.dependents = [tid]
-            else:
-                pretask.dependents.append(tid)
-            if pretask.state != DONE:
-                pending += 1
-        task.pending = pending
-        if not pretasks:
-            self._placement.make_ready(task)
-            return
+        transitions.add(task)
         for pretid in pretasks:
             pretask = tasks[pretid]
             if pretask.state == DONE and not pretask.holders:
                 if not self._results.need(pretask):
                     return
             elif pretask.state == ASSIGNED:
-                self._placement.may_follow(pretask)
+                transitions.may_follow(pretask)
         if task.pending == 0:
-            self._placement.make_ready(task)
+            transitions.make_ready(task)
 
     def _check_length(self, tid: TaskId, what: str, text: str) -> None:
         size_max = self._state.rules.name_bytes_max
@@ -249,7 +228,7 @@ class Answers:
             raise _InvalidCommandError(f"kill names task {command.tid}, which does not exist")
         task = job.tasks.get(command.tid)
         if task is not None:
-            self._results.kill(task)
+            self._transitions.kill(task)
 
     def _release(self, job: Job, command: ReleaseTasks) -> None:
         for tid in command.tids:
@@ -265,7 +244,7 @@ class Answers:
                 )
             task.is_released = True
             if not task.users and task.state >= DONE:
-                self._results.forget(task)
+                self._transitions.forget(task)
             else:
                 self._state.changes.tasks[task] = None
 

@@ -112,7 +112,7 @@ class Client:
         self.ahead_us = 0  # load of those placed ahead of need
         self.heavy = 0  # of those whose inputs are done: as long as a slot's whole queue
         self.extend: list[tuple[int, Task]] = []  # a heap of (placed, task) to follow up
-        # Its valid entries in the heaps of placement.py; None: it has none.
+        # Its valid entries in the heaps of placement/capacity.py; None: it has none.
         self.light_entry: tuple[int, int, int] | None = None
         self.heavy_entry: tuple[int, int, int] | None = None
         self.attached_entries: dict[str, tuple[int, int] | None] = {}  # by name

@@ -4,9 +4,9 @@
        ├─────fail, or an error of its scheduler──> failed
        └─────cancel──> cancelled
 
-This module knows the fields; how they are kept is in job_rows.py and task_rows.py. What
-they mean for others is decided in placement/ (where to run), results.py (what counts) and
-answers.py (what is asked).
+This module knows the fields. How they are kept is in job_rows.py and task_rows.py; how
+tasks change their states, in transitions.py. What they mean for others is decided in
+placement/ (where to run), results.py (what counts) and answers.py (what is asked).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Job:
         self.next_tid = TaskId(0)
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
         self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
-        # The queue of placement.py in which it stands; None: it has no ready task.
+        # The queue of placement/ready.py in which it stands; None: it has no ready task.
         self.queue: tuple[str | None, int] | None = None
         self.estimates_us: dict[str, int] = {}  # by task name
         # Lines of events and digests of answers stand in the mirror only: schedulers that

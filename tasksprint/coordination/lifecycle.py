@@ -15,10 +15,10 @@ from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut,
 from tasksprint.coordination.event_lines import line_client_joined, line_init, line_timer
 from tasksprint.coordination.job_rows import definition_row, timer_name
 from tasksprint.coordination.jobs import CANCELLED, FAILED_JOB, FINISHED, Job
-from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
 from tasksprint.coordination.task_states import ASSIGNED
+from tasksprint.coordination.transitions import Transitions
 from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
@@ -42,11 +42,11 @@ def _sentence(error: str) -> str:
 class Lifecycle:
     """Starts and ends jobs."""
 
-    __slots__ = ("_placement", "_state")
+    __slots__ = ("_state", "_transitions")
 
-    def __init__(self, state: State, placement: Placement) -> None:
+    def __init__(self, state: State, transitions: Transitions) -> None:
         self._state = state
-        self._placement = placement
+        self._transitions = transitions
 
     # --- start ---
 
@@ -148,7 +148,7 @@ class Lifecycle:
         kept = {tid: job.tasks[tid] for tid in sorted(dict.fromkeys(keep))}
         for task in job.tasks.values():
             if task.state == ASSIGNED:
-                self._placement.take_back(task, is_told=True)
+                self._transitions.take_back(task, is_told=True)
         told = DropJob(job.job, tuple(kept), new_state)
         state.tell_end(told)
         for client in state.clients.values():

@@ -22,11 +22,11 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.event_lines import line_client_dead, line_client_joined
 from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
-from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import DONE
+from tasksprint.coordination.transitions import Transitions
 from tasksprint.coordination.view import DropJob
 from tasksprint.ids import ClientId, Incarnation
 from tasksprint.settings import Rules
@@ -41,13 +41,13 @@ _DEATHS = {"silent": "fell silent", "started again": "was started again", "left"
 class Liveness:
     """Applies what happens to clients as a whole."""
 
-    __slots__ = ("_lifecycle", "_placement", "_results", "_state")
+    __slots__ = ("_lifecycle", "_results", "_state", "_transitions")
 
     def __init__(
-        self, state: State, placement: Placement, lifecycle: Lifecycle, results: Results
+        self, state: State, transitions: Transitions, lifecycle: Lifecycle, results: Results
     ) -> None:
         self._state = state
-        self._placement = placement
+        self._transitions = transitions
         self._lifecycle = lifecycle
         self._results = results
 
@@ -113,7 +113,7 @@ class Liveness:
         client.changes = ViewChanges(state.slot)
         state.changes.clients[client] = None
         state.changes.views[cid] = None
-        self._placement.client_changed(client)
+        state.changes.loosened[client] = None
         self._raise_for_all(
             lambda job: line_client_joined(
                 job.event_count, state.time_ms(job), client.cid, client.slots
@@ -172,11 +172,11 @@ class Liveness:
             client.attached = {name: count for name, count in command.nodes if count}
             state.changes.clients[client] = None
             state.note(f"cid={client.cid} attached nodes: {_listed(client.attached)}")
-            self._placement.client_changed(client)
+            state.changes.loosened[client] = None
             for task in sorted(client.changes.run, key=_placed):
                 name = task.job.attached
                 if name is not None and name not in client.attached and task.cid == client.cid:
-                    self._placement.take_back(task, is_told=True)
+                    self._transitions.take_back(task, is_told=True)
         return None
 
     def find(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
@@ -235,10 +235,10 @@ class Liveness:
         losses = _Losses(client, why, had, holding)
         for task in sorted(had, key=_placed):
             if task.cid == client.cid:
-                self._placement.take_back(task, is_told=False)
+                self._transitions.take_back(task, is_told=False)
         client.extend.clear()
         client.changes = ViewChanges(state.slot)
-        self._placement.client_changed(client)
+        state.changes.loosened[client] = None
         self._raise_for_all(
             lambda job: line_client_dead(job.event_count, state.time_ms(job), client.cid)
         )

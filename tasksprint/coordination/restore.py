@@ -19,6 +19,7 @@ from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_rows import restore_task
 from tasksprint.coordination.task_states import ASSIGNED, DONE
+from tasksprint.coordination.transitions import count_assigned
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
@@ -194,7 +195,7 @@ def _restore_tasks(state: State, mirror: Mirror) -> None:
     ]
     assigned.sort(key=lambda task: task.placed)
     for task in assigned:
-        _count_assigned(state, task)
+        _restore_assigned(state, task)
     for client in state.clients.values():
         heapify(client.extend)
 
@@ -218,23 +219,11 @@ def _link(job: Job) -> None:
                     task.pending += 1
 
 
-def _count_assigned(state: State, task: Task) -> None:
+def _restore_assigned(state: State, task: Task) -> None:
     assert task.cid is not None
     client = state.clients[task.cid]
     client.changes.run[task] = state.applied
-    client.assigned += 1
-    if (name := task.job.attached) is not None:
-        client.attached_tasks[name] = client.attached_tasks.get(name, 0) + 1
-    if task.pending:
-        client.ahead_us += task.load_us
-        for tid in task.spec.pretasks:
-            pretask = task.job.tasks[tid]
-            if pretask.state != DONE:
-                pretask.ahead += 1
-    else:
-        client.queued_us += task.load_us
-        if task.load_us >= state.rules.ahead_us:
-            client.heavy += 1
+    count_assigned(task, client, state.rules.ahead_us)
     if task.may_extend:
         client.extend.append((task.placed, task))
 

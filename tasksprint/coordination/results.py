@@ -33,28 +33,22 @@ from tasksprint.coordination.event_lines import line_task_done, line_task_failed
 from tasksprint.coordination.failures import clean_detail, record_failure
 from tasksprint.coordination.jobs import Task
 from tasksprint.coordination.lifecycle import Lifecycle, bounded
-from tasksprint.coordination.placement.placement import Placement
+from tasksprint.coordination.placement import estimates
 from tasksprint.coordination.state import State
-from tasksprint.coordination.task_rows import deletion_rows
 from tasksprint.coordination.task_states import (
     ASSIGNED,
     DONE,
     FAILED,
     KILLED,
-    READY,
     STATES,
-    WAITING,
 )
+from tasksprint.coordination.transitions import Transitions
 from tasksprint.coordination.view import DropJob
-from tasksprint.ids import TaskId
 
 __all__ = ["Results"]
 
 # Of an error in a line of the log.
 _NOTED_CHARACTERS_MAX = 300
-
-# Forgotten dependents that stand in a task's list, if they aren't the most part of it.
-GONE_MAX = 16
 
 
 def _told(line: bytes) -> str:
@@ -65,11 +59,13 @@ def _told(line: bytes) -> str:
 class Results:
     """Applies what clients say about attempts and values."""
 
-    __slots__ = ("_inline_task_max", "_inline_value_max", "_lifecycle", "_placement", "_state")
+    __slots__ = (
+        "_inline_task_max", "_inline_value_max", "_lifecycle", "_state", "_transitions"
+    )  # fmt: skip
 
-    def __init__(self, state: State, placement: Placement, lifecycle: Lifecycle) -> None:
+    def __init__(self, state: State, transitions: Transitions, lifecycle: Lifecycle) -> None:
         self._state = state
-        self._placement = placement
+        self._transitions = transitions
         self._lifecycle = lifecycle
         self.take_limits()
 
@@ -132,31 +128,29 @@ class Results:
                 " void: it consumed bytes that aren't the inputs' results"
             )
             if is_current:
-                self._placement.take_back(task, is_told=False)
+                self._transitions.take_back(task, is_told=False)
             state.tell_drop(client, job.job, task.tid, digest)
             return True
         if task.spec.keys:
             refusal = self._refuse_inline(task, completion)
             if refusal is not None:
                 if is_current:
-                    self._placement.take_back(task, is_told=False)
+                    self._transitions.take_back(task, is_told=False)
                 elif task.state == ASSIGNED:
-                    self._placement.take_back(task, is_told=True)
+                    self._transitions.take_back(task, is_told=True)
                 state.tell_drop(client, job.job, task.tid, digest)
                 task.failures += 1
                 detail: dict[str, object] = {"run_ms": completion.run_us // 1_000}
                 self._give_up(task, client, refusal, completion.attempt, detail)
                 return True
 
-        if is_current:
-            self._placement.take_done(task)
-        elif task.state == ASSIGNED:
-            self._placement.take_back(task, is_told=True)
-        self._placement.ran(job, task.spec.name, completion.run_us)
+        if task.state == ASSIGNED and not is_current:
+            self._transitions.take_back(task, is_told=True)
+        estimates.learn(state, job, task.spec.name, completion.run_us)
         if task.digest is None:
             self._raise_done(task, completion)
         elif task.digest != digest:
-            self._placement.make_waiting(task)
+            self._transitions.set_aside(task)
             if not self._replace_result(task, completion):
                 return True
         task.digest = digest
@@ -236,72 +230,11 @@ class Results:
         state.raise_event(job, line)
 
     def _become_done(self, task: Task, client: Client) -> None:
-        """Make an unassigned, unfinished task done, with a result that the client holds."""
-        state = self._state
+        """Make an unfinished task done, with a result that the client holds."""
+        self._transitions.complete(task, client)
         job = task.job
-        tasks = job.tasks
-        job.counts[task.state] -= 1
-        job.counts[DONE] += 1
-        task.state = DONE
-        task.is_stale = False
-        task.error = None
-        task.ahead = 0  # What was placed ahead can run now.
-        changes = state.changes
-        changes.tasks[task] = None
-        changes.jobs[job] = None
-        # As add_holder does; a task that wasn't done has no holders.
-        task.holders = client.own
-        held = client.holds.get(job.job)
-        if held is None:
-            held = client.holds[job.job] = {}
-        held[task.tid] = task
-        if task.dependents:
-            placement = self._placement
-            for tid in task.dependents:
-                dependent = tasks.get(tid)
-                if dependent is None or dependent.state >= DONE:
-                    continue
-                dependent.pending -= 1
-                if dependent.pending == 0:
-                    if dependent.state == WAITING:
-                        placement.make_ready(dependent)
-                    else:
-                        placement.input_done(dependent)
-        if task.spec.pretasks:
-            self.let_go_of_inputs(task)
-        if task.is_released and not task.users:
-            self.forget(task)
         if job.finishing is not None and task.is_wanted:
             self._lifecycle.try_finish(job)
-
-    def let_go_of_inputs(self, task: Task) -> None:
-        """Note that a task has finished: it needs its inputs no more."""
-        tasks = task.job.tasks
-        for tid in task.spec.pretasks:
-            pretask = tasks[tid]
-            pretask.users -= 1
-            if pretask.is_released and not pretask.users and pretask.state >= DONE:
-                self.forget(pretask)
-
-    def forget(self, task: Task) -> None:
-        """Let a released task go, with its values; nobody uses it any more."""
-        state = self._state
-        state.drop_everywhere(task)
-        tasks = task.job.tasks
-        del tasks[task.tid]
-        for tid in task.spec.pretasks:
-            pretask = tasks.get(tid)
-            if pretask is None:
-                continue
-            # A task that all others use must not keep a list of all that there ever were.
-            pretask.gone += 1
-            dependents = pretask.dependents or []
-            if pretask.gone > GONE_MAX and 2 * pretask.gone > len(dependents):
-                pretask.dependents = [other for other in dependents if other in tasks]
-                pretask.gone = 0
-        state.changes.tasks.pop(task, None)
-        for row in deletion_rows(task):
-            state.put_row(row)
 
     # --- a result that changes ---
 
@@ -369,7 +302,6 @@ class Results:
         """
         job = task.job
         tasks = job.tasks
-        placement = self._placement
         stack = [task]
         while stack:
             one = stack.pop()
@@ -384,33 +316,11 @@ class Results:
                         " nothing that depends on it is needed any more"
                     )  # fmt: skip
                     return False
-            pending = 0
             for tid in one.spec.pretasks:
                 pretask = tasks[tid]
-                pretask.users += 1
-                if pretask.state != DONE:
-                    pending += 1
-                elif not pretask.holders:
+                if pretask.state == DONE and not pretask.holders:
                     stack.append(pretask)  # It adds itself to our pending inputs then.
-            one.pending = pending
-            dependents = [
-                dependent
-                for dependent in map(tasks.get, one.dependents or ())
-                if dependent is not None and dependent.state < DONE
-            ]
-            # Before our own state changes: they were placed while we were done.
-            for dependent in dependents:
-                if dependent.state == ASSIGNED:
-                    placement.take_back(dependent, is_told=True)
-            placement.make_waiting(one)
-            for dependent in dependents:
-                dependent.pending += 1
-                if dependent.state == READY:
-                    placement.make_waiting(dependent)
-            if pending == 0:
-                placement.make_ready(one)
-            again = self._state.changes.again
-            again[job.job] = again.get(job.job, 0) + 1
+            self._transitions.redo(one)
         return True
 
     def _lifecycle_error(self, task: Task, why: str) -> None:
@@ -428,7 +338,7 @@ class Results:
     def restore_held(self, task: Task, client: Client) -> None:
         """Take back the old bytes of a result that is being computed again."""
         if task.state == ASSIGNED:
-            self._placement.take_back(task, is_told=True)
+            self._transitions.take_back(task, is_told=True)
         restored = self._state.changes.restored
         restored[task.job.job] = restored.get(task.job.job, 0) + 1
         self._become_done(task, client)
@@ -446,7 +356,7 @@ class Results:
             or task.attempt != failure.attempt
         ):
             return  # Of an older attempt: it changes nothing.
-        self._placement.take_back(task, is_told=False)
+        self._transitions.take_back(task, is_told=False)
         task.failures += 1
         task.failed_on = client.cid
         task.error = bounded(failure.error)
@@ -498,13 +408,7 @@ class Results:
         if task.digest is not None:
             self._lifecycle_error(task, text)
             return
-        job.counts[task.state] -= 1
-        job.counts[FAILED] += 1
-        task.state = FAILED
-        task.error = text
-        state.changes.tasks[task] = None
-        state.changes.jobs[job] = None
-        self.let_go_of_inputs(task)
+        self._transitions.give_up(task, text)
         if job.finishing is None:
             full = {
                 **detail,
@@ -516,31 +420,3 @@ class Results:
             }
             line = line_task_failed(job.event_count, state.time_ms(job), task.tid, text, full)
             state.raise_event(job, line)
-
-    # --- killing ---
-
-    def kill(self, task: Task) -> None:
-        """Kill a task unless it is done, and whatever depends on it, unless done."""
-        placement = self._placement
-        tasks = task.job.tasks
-        stack = [task]
-        seen: dict[TaskId, None] = {task.tid: None}
-        while stack:
-            one = stack.pop()
-            for tid in one.dependents or ():
-                if tid not in seen and tid in tasks:
-                    seen[tid] = None
-                    stack.append(tasks[tid])
-            if one.state >= DONE:
-                continue
-            if one.state == ASSIGNED:
-                placement.take_back(one, is_told=True)
-            one.job.counts[one.state] -= 1
-            one.job.counts[KILLED] += 1
-            one.state = KILLED
-            one.is_stale = False
-            self._state.changes.tasks[one] = None
-            self._state.changes.jobs[one.job] = None
-            self.let_go_of_inputs(one)
-            if one.is_released and not one.users:
-                self.forget(one)

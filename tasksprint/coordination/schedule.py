@@ -44,6 +44,7 @@ from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror, MirrorRows, Row
 from tasksprint.coordination.state import Changes, State
 from tasksprint.coordination.task_rows import task_row
+from tasksprint.coordination.transitions import Transitions
 from tasksprint.coordination.view import View
 from tasksprint.encoding import encode_json
 from tasksprint.errors import CommandFailed, RemoteProtocolError, UnknownRules
@@ -98,11 +99,12 @@ class Schedule:
         self._skips = skips or {}
         self._release = release
         self._facts = _facts(state)
-        self._placement = Placement(state)
-        self._lifecycle = Lifecycle(state, self._placement)
-        self._results = Results(state, self._placement, self._lifecycle)
-        self._liveness = Liveness(state, self._placement, self._lifecycle, self._results)
-        self._answers = Answers(state, self._placement, self._lifecycle, self._results)
+        transitions = Transitions(state)
+        self._placement = Placement(state, transitions)
+        self._lifecycle = Lifecycle(state, transitions)
+        self._results = Results(state, transitions, self._lifecycle)
+        self._liveness = Liveness(state, transitions, self._lifecycle, self._results)
+        self._answers = Answers(state, transitions, self._lifecycle, self._results)
 
     # --- applying ---
 
@@ -261,7 +263,6 @@ class Schedule:
             if command.version not in self._release.rules:
                 raise self._unknown(state.slot, command.version)
             state.take_rules(self._release.rules[command.version])
-            self._placement.take_limits()
             self._results.take_limits()
             state.note(f"raised the rules from version {before} to {command.version}")
         return _json({"rules": state.rules.version})

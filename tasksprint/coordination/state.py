@@ -22,6 +22,8 @@ from tasksprint.settings import Rules
 
 __all__ = ["Changes", "State"]
 
+# Heaps are cleaned when stale entries outnumber the others so far.
+STALE_ENTRIES_MAX = 64
 ERROR_BYTES_MAX = 16 * 1024  # of an error text that is kept in the state
 # Ends of jobs that clients may not have heard of yet, and for how much log time; who has missed
 # older ones gets a whole view. A client asks every other second.
@@ -38,9 +40,11 @@ class Changes:
         "clients",
         "estimates",
         "events",
+        "extendable",
         "facts",
         "forgotten",
         "jobs",
+        "loosened",
         "notes",
         "restored",
         "rows",
@@ -64,6 +68,10 @@ class Changes:
         self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
         self.notes: list[str] = []
         self.tick: Tick | None = None
+        # For placement: clients whose queue became shorter, or who came, went or have other
+        # nodes; and those on which a follower may be placed.
+        self.loosened: dict[Client, None] = {}
+        self.extendable: dict[Client, None] = {}
         # Counted, for one client can lose or bring back any number of results.
         self.again: dict[JobId, int] = {}  # tasks to be computed again
         self.restored: dict[JobId, int] = {}  # … that needn't any more

@@ -1,21 +1,71 @@
-"""The states of a task as the replicated state knows it, as small integers.
+"""The states of a task as the replicated state knows it, and what leads from one to another.
 
-The states, and what brings a task from one to another:
+    waiting ──inputs done──> ready ──placed──> assigned ──completed──> done
+       │  ^                    │                  │
+       │  └──────input lost────┴──attempt ended───┘
+       └──placed, ahead of need──> assigned
 
-    waiting ──inputs done──> ready ──placed──> assigned ──completion that counts──> done
-       │  ^                    ^                  │
-       │  └──an input is lost──┴──attempt ended───┤──no retries left──> failed
-       └──placed ahead of need──> assigned        └──killed (from any unfinished state)──> killed
+A task waits for its inputs whenever some aren't done. One that is taken from its client
+waits as well, and is ready in the same entry if its inputs are there. A completion counts
+for any unfinished task, be it of an attempt long forgotten. A task that must end otherwise
+(given up, killed) is taken from its client first.
 
-A done task goes back to waiting or ready when its result is lost and still needed, or
-when an input of it changed (`is_stale`); `digest` then keeps the result as it was, so a
-task that has a digest and isn't done is being computed again.
+A done task goes back to waiting when its result is lost and still needed, or when an
+input of it changed (`is_stale`); `digest` then keeps the result as it was, so a task that
+has a digest and isn't done is being computed again.
+
+transitions.py alone moves tasks by this table.
 """
 
 from __future__ import annotations
 
-__all__ = ["ASSIGNED", "DONE", "FAILED", "KILLED", "READY", "STATES", "WAITING"]
+__all__ = [
+    "ASSIGNED",
+    "ATTEMPT_ENDED",
+    "COMPLETED",
+    "DONE",
+    "FAILED",
+    "GIVEN_UP",
+    "INPUTS_DONE",
+    "INPUT_LOST",
+    "KILL",
+    "KILLED",
+    "OTHER_RESULT",
+    "PLACED",
+    "READY",
+    "RESULT_LOST",
+    "STATES",
+    "TRANSITIONS",
+    "WAITING",
+    "Transition",
+]
 
-# The unfinished ones come before DONE.
+# Small integers; the unfinished ones come before DONE.
 WAITING, READY, ASSIGNED, DONE, FAILED, KILLED = range(6)
 STATES = ("waiting", "ready", "assigned", "done", "failed", "killed")
+
+# What happened, as state before -> state behind. What isn't in it can't happen.
+Transition = dict[int, int]
+
+INPUTS_DONE: Transition = {WAITING: READY}
+PLACED: Transition = {READY: ASSIGNED, WAITING: ASSIGNED}
+ATTEMPT_ENDED: Transition = {ASSIGNED: WAITING}
+# It completed with other bytes than before: first what used the old ones is seen to.
+OTHER_RESULT: Transition = {WAITING: WAITING, READY: WAITING, ASSIGNED: WAITING}
+COMPLETED: Transition = {WAITING: DONE, READY: DONE, ASSIGNED: DONE}
+INPUT_LOST: Transition = {READY: WAITING}
+RESULT_LOST: Transition = {DONE: WAITING}
+GIVEN_UP: Transition = {WAITING: FAILED, READY: FAILED}
+KILL: Transition = {WAITING: KILLED, READY: KILLED}
+
+TRANSITIONS: dict[str, Transition] = {
+    "inputs done": INPUTS_DONE,
+    "placed": PLACED,
+    "attempt ended": ATTEMPT_ENDED,
+    "other result": OTHER_RESULT,
+    "completed": COMPLETED,
+    "input lost": INPUT_LOST,
+    "result lost": RESULT_LOST,
+    "given up": GIVEN_UP,
+    "killed": KILL,
+}

@@ -14,6 +14,7 @@ import pytest
 from tasksprint.consensus import outbox as outbox_module
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.coordination import state as state_module
+from tasksprint.coordination import transitions
 from tasksprint.coordination.applied import Applied
 from tasksprint.coordination.commands import (
     CancelJob,
@@ -28,7 +29,7 @@ from tasksprint.coordination.commands import (
     Tick,
     encode_command,
 )
-from tasksprint.coordination.placement import placement
+from tasksprint.coordination.placement import capacity, estimates
 from tasksprint.coordination.rows import garbage_ranges
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import Drop, DropJob, JobEntry
@@ -280,13 +281,14 @@ def check_years(days: int) -> None:
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "NOTED_MAX", 20)
-    monkeypatch.setattr(placement, "NAMES_MAX", 8)
+    monkeypatch.setattr(estimates, "NAMES_MAX", 8)
     monkeypatch.setattr(host_history, "HISTORY_BYTES", 1_000)
     monkeypatch.setattr(host_history, "TRIM_LINES_MIN", 10)
     monkeypatch.setattr(runners, "_OUTPUTS_MAX", 5)
     monkeypatch.setattr(writer, "_TIMES_KEPT", 20)
     monkeypatch.setattr(claims, "_KEPT", 8)
-    monkeypatch.setattr(placement, "STALE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(capacity, "STALE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(transitions, "STALE_ENTRIES_MAX", 4)
 
 
 @pytest.mark.slow

@@ -307,19 +307,18 @@ def test_many_clients_are_chosen_as_by_looking_at_each() -> None:
     job = world.submit()
     learn(world, clients[1], job, run_us=300)
     state = world.schedule._state
-    placement = world.schedule._placement
+    capacity = world.schedule._placement._capacity
     for step in range(60):
         world.answer_rest(job)
         world.join(f"d{step}", slots=1)
         world.answer(job, *[MAP] * (step % 7))
         clients[step % 12].work(step % 3)
-        placement.settle()
         for is_heavy in (False, True):
             open_clients = [
-                placement._key(client, is_heavy)
+                capacity.key(client, is_heavy)
                 for client in state.clients.values()
-                if placement._is_open(client, is_heavy)
+                if capacity.is_open(client, is_heavy)
             ]
-            found = placement._least_loaded(is_heavy)
-            assert (found and placement._key(found, is_heavy)) == min(open_clients, default=None)
+            found = capacity.least_loaded(is_heavy)
+            assert (found and capacity.key(found, is_heavy)) == min(open_clients, default=None)
     world.schedule.check()

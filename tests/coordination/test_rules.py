@@ -57,11 +57,10 @@ def test_raised_rules_are_remembered_by_the_mirror() -> None:
 
 def test_limits_change_with_the_rules() -> None:
     """Also those that are kept beside the rules, as each task asks for them."""
-    small = replace(Rules(1), assigned_max=3, inline_value_bytes_max=5, replies_per_sender_max=7)
+    small = replace(Rules(1), inline_value_bytes_max=5, replies_per_sender_max=7)
     world = World(rules=small)
     schedule = world.schedule
     world.apply(RAISE)
-    assert schedule._placement._assigned_max == RULES.assigned_max
     assert schedule._results._inline_value_max == RULES.inline_value_bytes_max
     assert schedule._state.senders.replies_max == RULES.replies_per_sender_max
 

@@ -1,5 +1,9 @@
-"""Which client runs which task: a deterministic rule over replicated facts alone."""
+"""Which client runs which task.
 
-from __future__ import annotations
-
-__all__: list[str] = []
+    estimates   how long tasks run, and what they count in a queue
+    ready       which ready task is next
+    capacity    which clients are open, and the one with the least to do
+    choice      which of them gets a task
+    followers   tasks placed ahead of need
+    placement   `Placement`: all of it, at the end of an entry
+"""
