@@ -26,3 +26,9 @@ def old_archive(last_release: Release, tmp_path_factory: pytest.TempPathFactory)
 def new_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tasksprint.pyz of this checkout."""
     return built_archive(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def archives(old_archive: Path, new_archive: Path) -> dict[str, Path]:
+    """Both, as "old" and "new"."""
+    return {"old": old_archive, "new": new_archive}

@@ -22,7 +22,9 @@ __all__ = [
     "heard_by",
     "leave_no_trace",
     "replace",
+    "slot_of",
     "undisturbed",
+    "wait_for_leader",
 ]
 
 JOB = Path(__file__).parent / "jobs" / "stages"

@@ -32,11 +32,6 @@ SIZE = {"stages": 3, "width": 40}
 BOTH_WAYS = pytest.mark.parametrize(("here", "there"), [("old", "new"), ("new", "old")])
 
 
-@pytest.fixture(scope="session")
-def archives(old_archive: Path, new_archive: Path) -> dict[str, Path]:
-    return {"old": old_archive, "new": new_archive}
-
-
 @pytest.fixture(scope="module")
 def expected(old_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What the job ends with where all is of the last release."""
