@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tasksprint.asking.cluster import Cluster
 from tasksprint.cli.failure_text import failure_line
-from tasksprint.cli.progress import counts_in_words, with_hint
+from tasksprint.cli.progress import counted, counts_in_words, with_hint
 from tasksprint.errors import EXIT_OK
 from tasksprint.ids import JobId
-from tasksprint.process.terminal import print_json, print_plain
+from tasksprint.process.terminal import print_answer
 
 __all__ = ["print_job_status"]
 
@@ -23,35 +24,39 @@ def print_job_status(cluster: Cluster, job: JobId, *, as_json: bool) -> int:
     first_line = max(summary["log_lines"] - _LINES_SHOWN, 0)
     first_failure = max(summary["failures"] - _FAILURES_SHOWN, 0)
     lines, failures = cluster.job_notes(job, first_line, first_failure)
-    if as_json:
-        print_json({**summary, "last_log": lines, "last_failures": failures})
-        return EXIT_OK
-    print_plain(
+    told = {**summary, "last_log": lines, "last_failures": failures}
+    print_answer(told, _lines_of_job(job, summary, lines, failures), as_json=as_json)
+    return EXIT_OK
+
+
+def _lines_of_job(
+    job: JobId, summary: dict[str, Any], lines: list[str], failures: list[Any]
+) -> Iterator[str]:
+    yield (
         f"job {job} {summary['name']!r}: {summary['state']}, {summary['seconds']:.1f} s, "
         f"{counts_in_words(summary['tasks'], summary['obstacle'])}"
     )
     if summary["obstacle"] is not None:
-        print_plain(f"job {job} waits: {with_hint(summary['obstacle'])}")
+        yield f"job {job} waits: {with_hint(summary['obstacle'])}"
     if summary["long_run"] is not None:
-        print_plain(with_hint(summary["long_run"]))
+        yield with_hint(summary["long_run"])
     if summary["error"] is not None:
-        print_plain(f"error: {summary['error']}")
+        yield f"error: {summary['error']}"
     for warning in summary["warnings"]:
-        print_plain(f"warning: {warning}")
+        yield f"warning: {warning}"
     for replica, error in summary["schedulers_out"].items():
-        print_plain(f"its scheduler on replica {replica} is gone: {error}")
+        yield f"its scheduler on replica {replica} is gone: {error}"
     for line in lines:
-        print_plain(f"log: {line}")
+        yield f"log: {line}"
     if summary["failures"]:
-        print_plain(_failed_attempts(summary["failures"], len(failures)))
+        yield _failed_attempts(summary["failures"], len(failures))
     for failure in failures:
-        print_plain(failure_line(failure))
-    return EXIT_OK
+        yield failure_line(failure)
 
 
 def _failed_attempts(number: int, shown: int) -> str:
     """Return what stands above those that are shown."""
-    attempts = "1 attempt" if number == 1 else f"{number} attempts"
+    attempts = counted(number, "attempt")
     if shown < number:
         return f"{attempts} at its tasks failed so far, the last {shown} of them:"
     return f"{attempts} at its tasks failed so far:"

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasksprint.cli.progress import counted
 from tasksprint.consensus import LogEntry, decode_batch
 from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import EXIT_OK, RemoteProtocolError, SettingsError, StoreError, UsageError
 from tasksprint.process.environment import settings_from_environment
-from tasksprint.process.terminal import print_json, print_plain
-from tasksprint.rescue.log_skip import run_skip
+from tasksprint.process.terminal import print_answer
 from tasksprint.settings import Settings
 from tasksprint.store.backup_file import check_backup
 from tasksprint.store.inventory import read_entries, take_inventory
@@ -26,18 +26,14 @@ from tasksprint.store.vital import DATABASE_FILE, SLOTS_END
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["run_log_command"]
+__all__ = ["show_log", "verify_log"]
 
 _SHOWN_CHARACTERS = 100
 
 
-def run_log_command(options: argparse.Namespace) -> int:
-    """Carry out `log ACTION`."""
+def verify_log(options: argparse.Namespace) -> int:
+    """Carry out `log verify`."""
     settings = settings_from_environment()
-    if options.action == "show":
-        return _show(options, settings)
-    if options.action == "skip":
-        return run_skip(options, settings)
     if (options.file is None) == (options.data_dir is None):
         raise UsageError("name a backup's FILE, or --data-dir DIR", hint="one of the two")
     if options.file is not None:
@@ -46,16 +42,13 @@ def run_log_command(options: argparse.Namespace) -> int:
     else:
         path = _database_in(options.data_dir)
         checked, problems = _verify_store(path, settings)
-    if options.json:
-        print_json({"path": str(path), **checked, "problems": problems})
-    else:
-        for problem in problems:
-            print_plain(problem)
-        print_plain(_describe(checked))
+    told = {"path": str(path), **checked, "problems": problems}
+    print_answer(told, [*problems, _describe(checked)], as_json=options.json)
     if problems:
-        counted = "1 problem was" if len(problems) == 1 else f"{len(problems)} problems were"
+        were = "was" if len(problems) == 1 else "were"
         raise StoreError(
-            f"{str(path)!r} isn't as it was written: {counted} found",
+            f"{str(path)!r} isn't as it was written: {counted(len(problems), 'problem')} "
+            f"{were} found",
             hint="use another backup"
             if options.file is not None
             else "check the disk, and start its coordinator again: it takes what is lost from "
@@ -121,16 +114,15 @@ def _describe(checked: dict[str, Any]) -> str:
 # --- showing ---
 
 
-def _show(options: argparse.Namespace, settings: Settings) -> int:
+def show_log(options: argparse.Namespace) -> int:
+    """Carry out `log show`."""
+    settings = settings_from_environment()
     path = _database_in(options.data_dir)
     first, end = _range_of(options.slot)
     entries = read_entries(path, first, end, settings)
-    if options.json:
-        print_json([_as_json(slot, entry) for slot, entry in entries])
-        return EXIT_OK
-    for slot, entry in entries:
-        for line in _lines(slot, entry):
-            print_plain(line)
+    lines = (line for slot, entry in entries for line in _lines(slot, entry))
+    told = [_as_json(slot, entry) for slot, entry in entries] if options.json else None
+    print_answer(told, lines, as_json=options.json)
     return EXIT_OK
 
 

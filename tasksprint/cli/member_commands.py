@@ -11,58 +11,72 @@ from tasksprint.asking.leader import check_replica_id, parse_member
 from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
 from tasksprint.ids import ReplicaId
-from tasksprint.process.terminal import print_json, print_plain, print_table
+from tasksprint.process.terminal import print_answer, print_plain, table_lines
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["parse_new", "run_member_command"]
+__all__ = ["add", "list_members", "parse_new", "remove", "replace"]
 
 _POLL_S = 0.1
 
 
-def run_member_command(cluster: Cluster, options: argparse.Namespace) -> int:
-    """Carry out `member ACTION`."""
-    if options.action == "list":
-        return _show(_listing(cluster), options)
-    if options.timeout < 0:
-        raise UsageError(f"--timeout {options.timeout} is below 0")
-    deadline_s = time.monotonic() + options.timeout
-    if options.action != "add":
-        check_replica_id(options.replica, "replica")
-    if options.action == "remove":
-        replica = options.replica
-        body: dict[str, Any] = {"change": "remove", "replica": replica}
-        return _change(
-            cluster,
-            options,
-            body,
-            deadline_s,
-            lambda listing: replica in listing["retired"],
-            f"removed replica {replica}",
-        )
+def list_members(cluster: Cluster, options: argparse.Namespace) -> int:
+    """Carry out `member list`."""
+    listing = _listing(cluster)
+    print_answer(listing, _lines_of(listing), as_json=options.json)
+    return EXIT_OK
+
+
+def add(cluster: Cluster, options: argparse.Namespace) -> int:
+    """Carry out `member add`."""
+    deadline_s = _deadline_s(options)
     new, address = parse_new(options.new)
-    if options.action == "add":
-        body = {"change": "add", "replica": new, "address": address}
-        return _change(
-            cluster,
-            options,
-            body,
-            deadline_s,
-            lambda listing: _role(listing, new) == "voter",
-            f"added replica {new}",
-        )
-    old = options.replica
-    body = {"change": "replace", "replica": old, "with": new, "address": address}
     return _change(
         cluster,
         options,
-        body,
+        {"change": "add", "replica": new, "address": address},
+        deadline_s,
+        lambda listing: _role(listing, new) == "voter",
+        f"added replica {new}",
+    )
+
+
+def remove(cluster: Cluster, options: argparse.Namespace) -> int:
+    """Carry out `member remove`."""
+    deadline_s = _deadline_s(options)
+    replica = check_replica_id(options.replica, "replica")
+    return _change(
+        cluster,
+        options,
+        {"change": "remove", "replica": replica},
+        deadline_s,
+        lambda listing: replica in listing["retired"],
+        f"removed replica {replica}",
+    )
+
+
+def replace(cluster: Cluster, options: argparse.Namespace) -> int:
+    """Carry out `member replace`."""
+    deadline_s = _deadline_s(options)
+    old = check_replica_id(options.replica, "replica")
+    new, address = parse_new(options.new)
+    return _change(
+        cluster,
+        options,
+        {"change": "replace", "replica": old, "with": new, "address": address},
         deadline_s,
         lambda listing: _role(listing, new) == "voter" and old in listing["retired"],
         f"replaced replica {old} by {new}",
     )
+
+
+def _deadline_s(options: argparse.Namespace) -> float:
+    timeout_s: float = options.timeout
+    if timeout_s < 0:
+        raise UsageError(f"--timeout {timeout_s} is below 0")
+    return time.monotonic() + timeout_s
 
 
 def parse_new(text: str) -> tuple[ReplicaId, str]:
@@ -113,9 +127,7 @@ def _change(
                 hint="it goes on by itself; see 'tasksprint member list'",
             )
         time.sleep(_POLL_S)
-    if options.json:
-        return _show(listing, options)
-    print_plain(what)
+    print_answer(listing, [what], as_json=options.json)
     return EXIT_OK
 
 
@@ -144,10 +156,7 @@ def _progress(listing: dict[str, Any]) -> str:
     return "; ".join(parts) or "the new membership is about to govern"
 
 
-def _show(listing: dict[str, Any], options: argparse.Namespace) -> int:
-    if options.json:
-        print_json(listing)
-        return EXIT_OK
+def _lines_of(listing: dict[str, Any]) -> Iterator[str]:
     heads = ["REPLICA", "ADDRESS", "ROLE", "CHOSEN", "HEARD"]
     rows = []
     for member in listing["members"]:
@@ -166,9 +175,8 @@ def _show(listing: dict[str, Any], options: argparse.Namespace) -> int:
                 "never" if heard_ms is None else f"{heard_ms / 1000:.1f} s ago",
             ]
         )
-    print_table(heads, rows)
+    yield from table_lines(heads, rows)
     if listing["retired"]:
-        print_plain(f"removed: {', '.join(map(str, listing['retired']))}")
+        yield f"removed: {', '.join(map(str, listing['retired']))}"
     if not listing["is_settled"]:
-        print_plain("a change is under way")
-    return EXIT_OK
+        yield "a change is under way"

@@ -17,7 +17,7 @@ from tasksprint.next_steps import as_started, program_command
 from tasksprint.plain_text import plain_line, plain_lines
 from tasksprint.process.terminal import event_line
 
-__all__ = ["Progress", "counts_in_words", "with_hint"]
+__all__ = ["Progress", "counted", "counts_in_words", "with_hint"]
 
 # What was seen longer ago isn't shown as if it were so still.
 _FRESH_S = 2.0
@@ -37,6 +37,11 @@ _FAILURES_MAX = 20
 _STALLS = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 _CLEAR_LINE = "\r\x1b[K"
+
+
+def counted(number: int, name: str, plural: str = "") -> str:
+    """Return "1 client" or "2 clients"."""
+    return f"{number} {name if number == 1 else plural or name + 's'}"
 
 
 def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = None) -> str:

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tasksprint.asking.cluster import Cluster, parse_params, read_job_option
-from tasksprint.cli.commands import counted, end_of_job, print_submitted, seed_of
+from tasksprint.cli.job_commands import end_of_job, print_submitted, seed_of
+from tasksprint.cli.progress import counted
 from tasksprint.cli.run_directory import RunDirectory, sweep_run_directories
 from tasksprint.errors import PeerUnreachable, UsageError
 from tasksprint.installation import own_command

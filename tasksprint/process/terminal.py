@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -17,12 +18,13 @@ from tasksprint.plain_text import plain_json, plain_line, plain_lines
 __all__ = [
     "PlainFormatter",
     "event_line",
+    "print_answer",
     "print_as_is",
     "print_bytes",
     "print_json",
     "print_json_text",
     "print_plain",
-    "print_table",
+    "table_lines",
 ]
 
 
@@ -36,14 +38,26 @@ def print_as_is(text: str) -> None:
     print(text)
 
 
-def print_table(heads: list[str], rows: list[list[str]]) -> None:
-    """Print rows under their heads, each on a line of its own."""
+def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a command was asked for: as one line of JSON, or as lines that people read.
+
+    Args:
+        lines: Made only if they are printed.
+    """
+    if as_json:
+        print_json(value)
+    else:
+        for line in lines:
+            print_plain(line)
+
+
+def table_lines(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table: the heads, and each row on a line of its own."""
     lines = [heads, *([plain_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(heads))]
     for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def print_json(value: Any) -> None:

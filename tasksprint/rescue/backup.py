@@ -35,9 +35,8 @@ from tasksprint.errors import (
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.process.clock import monotonic_ms, wall_ms
 from tasksprint.process.signals import interrupted_by_signals
-from tasksprint.process.terminal import print_json, print_plain
+from tasksprint.process.terminal import print_answer, print_plain
 from tasksprint.rescue.recover import ago
-from tasksprint.settings import Settings
 from tasksprint.store.backup_file import VERSION, BackupWriter, Contents, check_backup
 from tasksprint.store.copy_pieces import check_piece
 
@@ -54,7 +53,7 @@ _UNAVAILABLE = 503
 _PROGRESS_S = 1.0
 
 
-def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings) -> int:
+def run_backup(cluster: Cluster, options: argparse.Namespace) -> int:
     """Carry out `backup`."""
     path = Path(options.file)
     if path.is_dir():
@@ -66,16 +65,14 @@ def run_backup(cluster: Cluster, options: argparse.Namespace, settings: Settings
         raise _exists_already(path)
     sources = _sources(cluster, parse_addresses(options.coordinators))
     with interrupted_by_signals():
-        told = _make_from_any(cluster, sources, path, settings, may_replace=options.force)
-    if options.json:
-        print_json(told)
-    else:
-        print_plain(
-            f"backed up cluster {told['cluster']} at slot {told['slot']} from replica "
-            f"{told['replica']}: {told['jobs']} jobs ({told['jobs_running']} running), "
-            f"{told['archives']} archives, {told['bytes']} bytes in {options.file!r}; its last "
-            f"tick was {ago(told['wall_ms'])}"
-        )
+        told = _make_from_any(cluster, sources, path, may_replace=options.force)
+    text = (
+        f"backed up cluster {told['cluster']} at slot {told['slot']} from replica "
+        f"{told['replica']}: {told['jobs']} jobs ({told['jobs_running']} running), "
+        f"{told['archives']} archives, {told['bytes']} bytes in {options.file!r}; its last "
+        f"tick was {ago(told['wall_ms'])}"
+    )
+    print_answer(told, [text], as_json=options.json)
     return EXIT_OK
 
 
@@ -103,7 +100,6 @@ def _make_from_any(
     cluster: Cluster,
     sources: Iterator[_Source],
     path: Path,
-    settings: Settings,
     *,
     may_replace: bool,
 ) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def _make_from_any(
     failures: list[str] = []
     for source in sources:
         try:
-            return _Backup(cluster, source, path, settings).make(may_replace=may_replace)
+            return _Backup(cluster, source, path).make(may_replace=may_replace)
         except _NotGiven as error:
             failures.append(f"{source.address}: {error.args[0]}")
     raise PeerUnreachable(
@@ -179,11 +175,11 @@ def _in_order(sources: list[_Source]) -> list[_Source]:
 class _Backup:
     """One backup being made."""
 
-    def __init__(self, cluster: Cluster, source: _Source, path: Path, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, source: _Source, path: Path) -> None:
         self._cluster = cluster
         self._source = source
         self._path = path
-        self._settings = settings
+        self._settings = cluster.settings
         self._contents = Contents()
         self._archives = 0
         self._told_s = time.monotonic()

@@ -29,6 +29,7 @@ from tasksprint.errors import (
     UsageError,
 )
 from tasksprint.ids import Slot
+from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_plain
 from tasksprint.release import THIS_RELEASE
 from tasksprint.settings import Settings
@@ -43,8 +44,9 @@ __all__ = ["explain", "find_culprit", "mark", "run_skip"]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def run_skip(options: argparse.Namespace, settings: Settings) -> int:
+def run_skip(options: argparse.Namespace) -> int:
     """Carry out `log skip`."""
+    settings = settings_from_environment()
     skip = Skip(Slot(options.slot), options.command_index, options.digest)
     store = ReplicaStore.open_there(Path(options.data_dir), settings=settings)
     try:

@@ -47,7 +47,7 @@ from tasksprint.net.addresses import parse_address
 from tasksprint.next_steps import program_command
 from tasksprint.process.clock import wall_ms
 from tasksprint.process.environment import settings_from_environment
-from tasksprint.process.terminal import print_json, print_plain
+from tasksprint.process.terminal import print_answer, print_plain
 from tasksprint.release import THIS_RELEASE
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
@@ -231,10 +231,7 @@ def run_recover(options: argparse.Namespace) -> int:
     try:
         survivor = _look(store)
         findings = survivor.findings
-        if options.json:
-            print_json(asdict(findings))
-        else:
-            print_plain("\n".join(_describe(findings)))
+        print_answer(asdict(findings), _describe(findings), as_json=options.json)
         if options.dry_run:
             return EXIT_OK
         _confirm(findings, options.yes_lose)

@@ -27,7 +27,7 @@ from tasksprint.next_steps import program_command
 from tasksprint.process.clock import wall_ms
 from tasksprint.process.directories import private_directory
 from tasksprint.process.environment import settings_from_environment
-from tasksprint.process.terminal import print_json, print_plain
+from tasksprint.process.terminal import print_answer
 from tasksprint.release import THIS_RELEASE
 from tasksprint.rescue.recover import ago, new_cluster, new_incarnation
 from tasksprint.settings import Settings
@@ -100,11 +100,8 @@ def run_restore(options: argparse.Namespace) -> int:
         "jobs_running": made.running,
         "archives": len(checked.archives),
     }
-    if options.json:
-        print_json(told)
-        return EXIT_OK
     then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(contents.wall_ms / 1000))
-    print_plain(
+    text = (
         f"restored cluster {head['cluster']} as of slot {head['slot']} ({then}, "
         f"{ago(contents.wall_ms)}) as the new cluster {made.cluster} of replica {options.id} "
         f"alone: {made.jobs} jobs ({made.running} running), {len(checked.archives)} archives\n"
@@ -115,6 +112,7 @@ def run_restore(options: argparse.Namespace) -> int:
         "more members: start each with a new id, an empty data directory and "
         f"--join {address}, then: {program_command('member', 'add')} ID=HOST:PORT"
     )
+    print_answer(told, [text], as_json=options.json)
     return EXIT_OK
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasksprint.asking.cluster import Cluster, JobOutcome
-from tasksprint.cli.commands import print_outcome
+from tasksprint.cli.job_commands import print_outcome
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import JobObserved
 from tasksprint.coordination.observations import DIFFERS, NODE_RUNTIME, SCHEDULER_RUNTIME

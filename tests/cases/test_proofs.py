@@ -26,7 +26,7 @@ import pytest
 
 from tasksprint.asking.cluster import Cluster
 from tasksprint.asking.leader import LeaderFinder
-from tasksprint.cli import commands
+from tasksprint.cli import cluster_commands
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.coordination.commands import JoinClient, encode_command
 from tasksprint.encoding import encode_json
@@ -618,7 +618,7 @@ def test_clients_prints_complaints(capsys: pytest.CaptureFixture[str]) -> None:
         def request(self, *_: Any, **__: Any) -> HttpResponse:
             return HttpResponse(200, {}, encode_json([listed]))
 
-    commands._clients(cast(Any, Cluster()), argparse.Namespace(json=False))
+    cluster_commands.list_clients(cast(Any, Cluster()), argparse.Namespace(json=False))
     printed = capsys.readouterr().out
     assert printed.endswith("client 3 disregarded an answer: h:6 answers: nonsense\n")
 

@@ -19,7 +19,8 @@ import pytest
 from tasksprint.asking.cluster import Cluster, JobOutcome
 from tasksprint.bounded_text import cut_middle, keep_end, on_one_line
 from tasksprint.cli.failure_text import failure_block, failure_line
-from tasksprint.cli.main import main, parse_command
+from tasksprint.cli.main import main
+from tasksprint.cli.parser import parse_command
 from tasksprint.cli.progress import Progress, counts_in_words, with_hint
 from tasksprint.coordination.commands import Failure, NodesAttached, SilentClient
 from tasksprint.coordination.long_runs import LongRun, decode_runs

@@ -21,8 +21,9 @@ import pytest
 
 from tasksprint.asking.cluster import Cluster, JobOutcome
 from tasksprint.bounded_text import keep_end
-from tasksprint.cli import commands, following
-from tasksprint.cli.main import main, parse_command
+from tasksprint.cli import following, job_commands, reaching
+from tasksprint.cli.main import main
+from tasksprint.cli.parser import parse_command
 from tasksprint.coordination.long_runs import LongRun
 from tasksprint.coordination.obstacles import Stall
 from tasksprint.coordination.view import DropJob
@@ -501,7 +502,7 @@ def test_lines_and_failures_are_shown_as_they_come_and_the_cause_with_the_end() 
     assert text.count("Traceback of it") == 1, "that of the cause stands beneath the end"
     assert lines[-1].startswith("[   0.5 s] 0 of 1 tasks done")
     with pytest.raises(Exception, match="it failed\n  task 0 'work', attempt 2 of 2") as caught:
-        commands.print_outcome(found, as_json=False)
+        job_commands.print_outcome(found, as_json=False)
     assert "Traceback of it" in str(caught.value)
     assert json.loads(ended.encode())["failure"] == given_up(1)
 
@@ -556,7 +557,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> Ca
     for name in ("scheduler.py", "node.py"):
         (job / name).write_text("", encoding="utf-8")
     create_key(tmp_path / "key")
-    monkeypatch.setattr(commands, "Cluster", Submitting)
+    monkeypatch.setattr(reaching, "Cluster", Submitting)
     arguments = ["submit", str(job), "--key-file", str(tmp_path / "key"), *options]
     return lambda: main(arguments)
 

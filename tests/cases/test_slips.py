@@ -19,7 +19,7 @@ import pytest
 
 from tasksprint.asking.cluster import parse_params
 from tasksprint.cli import main
-from tasksprint.cli.main import parse_command
+from tasksprint.cli.parser import parse_command
 from tasksprint.coordination.view import JobEntry
 from tasksprint.errors import JobFailed, Refused, RemoteProtocolError, UsageError
 from tasksprint.ids import JobId
@@ -101,7 +101,9 @@ def test_json_is_exact_but_on_a_terminal(
 
 
 def test_a_table_keeps_each_cell_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.print_table(["CLIENT", "HOST"], [["1", "a\n2       forged"], ["3", HOSTILE]])
+    rows = [["1", "a\n2       forged"], ["3", HOSTILE]]
+    lines = terminal.table_lines(["CLIENT", "HOST"], rows)
+    terminal.print_answer(None, lines, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "CLIENT  HOST",
         r"1       a\n2       forged",

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tasksprint.cli import run as run_module
-from tasksprint.cli.main import parse_command
+from tasksprint.cli.parser import parse_command
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.cli.run_directory import RunDirectory, sweep_run_directories
 from tasksprint.errors import NodeFailed, UsageError
@@ -745,13 +745,13 @@ def test_interrupt_while_a_command_is_loaded_ends_it_without_a_word() -> None:
     # (As a KeyboardInterrupt it ended in tracebacks, and some libraries in C crashed by it.)
     program = (
         "import os, signal, sys\n"
-        "from tasksprint.cli import main\n"
-        "load = main._load\n"
-        "def interrupted(command):\n"
-        "    if command == sys.argv[1]:\n"
+        "from tasksprint.cli import main, parser\n"
+        "load = parser.load\n"
+        "def interrupted(options):\n"
+        "    if options.command == sys.argv[1]:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return load(command)\n"
-        "main._load = interrupted\n"
+        "    return load(options)\n"
+        "parser.load = interrupted\n"
         "code = main.main(['token'])\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
         "sys.exit(code)\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasksprint.cli.log_commands import run_log_command
+from tasksprint.cli.log_commands import show_log, verify_log
 from tasksprint.consensus.membership import Membership, encode_membership_value, without
 from tasksprint.errors import SettingsError, StoreError, UsageError
 from tasksprint.ids import ReplicaId
@@ -25,7 +25,8 @@ def run(capsys: pytest.CaptureFixture[str], action: str, **given: Any) -> str:
     for name in ("file", "data_dir"):
         if name in given:
             given[name] = str(given[name])
-    assert run_log_command(argparse.Namespace(action=action, **{**options, **given})) == 0
+    command = {"show": show_log, "verify": verify_log}[action]
+    assert command(argparse.Namespace(**{**options, **given})) == 0
     return capsys.readouterr().out
 
 

@@ -608,7 +608,7 @@ def test_coordinator_that_is_not_there(what: str, served: Served) -> None:
 def test_coordinator_that_waits_for_the_others(
     what: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasksprint.cli.commands._GIVE_UP_MS", 200)
+    monkeypatch.setattr("tasksprint.cli.cluster_commands._GIVE_UP_MS", 200)
     address = f"127.0.0.1:{free_port()}"
     peers = ["--peers", f"1={address},2=127.0.0.1:{free_port()}"]
     arguments = ["--listen", address, "--data-dir", str(tmp_path / "data"), *peers]

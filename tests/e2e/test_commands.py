@@ -507,7 +507,7 @@ def test_stop_ends_every_process(archive: Path, job_folder: Path, tmp_path: Path
 def test_status_and_stop_without_a_majority_say_so(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasksprint.cli.commands._GIVE_UP_MS", 200)
+    monkeypatch.setattr("tasksprint.cli.cluster_commands._GIVE_UP_MS", 200)
     with shared_cluster(archive, coordinators=3) as shared:
         wait_until(lambda: shared.commands.json("clients") != [], "the client has joined")
         leader = next(iter(shared.commands.json("status")["coordinators"].values()))["leader"]

@@ -104,6 +104,7 @@ class Giver:
         self.at = at
         self.happens = happens
         self.asked: list[str] = []
+        self.settings = Settings(mirror_session_idle_ms=1)
 
     def direct(self, address: str, method: str, path: str, **_: bool) -> HttpResponse:
         self.asked.append(path)
@@ -122,8 +123,7 @@ class Giver:
 
 def back_up(giver: Giver, path: Path) -> dict[str, Any]:
     source = _Source("h:2", 2, "c", 7, is_leader=False, members=())
-    settings = Settings(mirror_session_idle_ms=1)
-    return _Backup(cast(Cluster, giver), source, path, settings).make(may_replace=False)
+    return _Backup(cast(Cluster, giver), source, path).make(may_replace=False)
 
 
 def test_backup_is_made_of_all_pieces_and_the_copy_is_closed(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_what_is_no_ordinary_file_is_not_overwritten(
     before = path.lstat()
     options = argparse.Namespace(file=str(path), force=force, coordinators="h:1", json=False)
     with pytest.raises(UsageError, match="is no ordinary file; name another one"):
-        run_backup(cast(Cluster, Giver()), options, Settings())
+        run_backup(cast(Cluster, Giver()), options)
     assert path.lstat().st_ino == before.st_ino
 
 
@@ -208,17 +208,16 @@ def test_backup_goes_on_to_the_next_that_gives_one(tmp_path: Path) -> None:
             return super().direct(address, method, path)
 
     options = argparse.Namespace(file=str(path), force=True, coordinators="h:1", json=True)
-    settings = Settings(mirror_session_idle_ms=1)
     away = ["h:2", "h:3"]
     with pytest.raises(PeerUnreachable) as caught:
-        run_backup(cast(Cluster, Three()), options, settings)
+        run_backup(cast(Cluster, Three()), options)
     assert str(caught.value) == (
         "no coordinator gives a copy of its state: h:1: this replica gives 2 copies already; "
         "h:2: it is gone; h:3: it is gone; try again later"
     )
     assert path.read_text() == "of yesterday"
     away.remove("h:3")
-    run_backup(cast(Cluster, Three()), options, settings)
+    run_backup(cast(Cluster, Three()), options)
     assert check_backup(path).head["replica"] == 3
     assert list(tmp_path.iterdir()) == [path]
 
