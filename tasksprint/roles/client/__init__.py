@@ -17,7 +17,7 @@ durable.py         what waits for the disk
 held.py, values.py the results on its disk; values in memory
 disk_space.py      what follows when the disk fills
 turns.py           the turns of the loop, and its timer
-needs.py           what a part needs of what stands above it
+ports.py           what a part asks of what stands above it
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.client.joining import Joining, leader_of
 from tasksprint.roles.client.nodes import Nodes
 from tasksprint.roles.client.paths import ClientPaths
+from tasksprint.roles.client.ports import Writer
 from tasksprint.roles.client.reporting import Reporting
 from tasksprint.roles.client.surroundings import (
     REAL_CLIENT,
@@ -44,9 +45,7 @@ from tasksprint.roles.client.surroundings import (
 )
 from tasksprint.roles.client.turns import TurnLoop
 from tasksprint.settings import Settings
-from tasksprint.store.result_records import ResultCommit
 from tasksprint.store.result_store import ResultStore
-from tasksprint.store.writer import WriterThread
 
 __all__ = ["Client"]
 
@@ -89,7 +88,7 @@ class Client:
         self.http = surroundings.new_http(options.key, settings)
         random = surroundings.new_random()
         self.leader = leader_of(options, store, self.http, random, turns.now_ms)
-        self.writer: WriterThread[ResultStore, ResultCommit] = surroundings.new_writer(
+        self.writer: Writer = surroundings.new_writer(
             store, on_failure=turns.fail, name="results"
         )
         self.database_path = store.path

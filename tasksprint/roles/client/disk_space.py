@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasksprint.execution.workbench import Workbench
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns
 
 __all__ = ["DiskSpace"]
 

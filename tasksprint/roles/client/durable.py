@@ -15,13 +15,12 @@ from tasksprint.execution.effects import StoreResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
 from tasksprint.roles.client.held import HeldValues
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns, Writer
 from tasksprint.roles.client.values import CachedValue, NodeValues, ValueCache
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import FileValue, LogText, Result, ResultCommit, Value
 from tasksprint.store.result_store import ResultStore
-from tasksprint.store.writer import WriterThread
 
 __all__ = ["Durable"]
 
@@ -36,7 +35,7 @@ class Durable:
         self,
         turns: Turns,
         workbench: Workbench,
-        writer: WriterThread[ResultStore, ResultCommit],
+        writer: Writer,
         held: HeldValues,
         settings: Settings,
     ) -> None:

@@ -29,7 +29,7 @@ from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId
 from tasksprint.net.http_client import HttpClient
 from tasksprint.roles.client.held import HeldValues
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.staging import Staging, on_thread

@@ -20,12 +20,11 @@ from tasksprint.execution.effects import Manifest, RunTask
 from tasksprint.execution.records import KeptResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns, Writer
 from tasksprint.roles.steps import Step
-from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue, ResultCommit
+from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.result_store import HeldName, ResultStore
 from tasksprint.store.staging import on_thread
-from tasksprint.store.writer import WriterThread
 
 __all__ = ["HeldValues", "Seen"]
 
@@ -48,7 +47,7 @@ class HeldValues:
         turns: Turns,
         workbench: Workbench,
         store: ResultStore,
-        writer: WriterThread[ResultStore, ResultCommit],
+        writer: Writer,
     ) -> None:
         self._turns = turns
         self._workbench = workbench

@@ -18,12 +18,10 @@ from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.client.incarnations import Incarnations
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns, Writer
 from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.settings import Settings
-from tasksprint.store.result_records import ResultCommit
 from tasksprint.store.result_store import ResultStore
-from tasksprint.store.writer import WriterThread
 
 __all__ = ["Joining", "StallNews", "leader_of"]
 
@@ -102,7 +100,7 @@ class Joining:
         workbench: Workbench,
         leader: LeaderFinder,
         incarnations: Incarnations,
-        writer: WriterThread[ResultStore, ResultCommit],
+        writer: Writer,
         identity: str,
         new_incarnation: Callable[[], str],
         on_joined: Callable[[], None],

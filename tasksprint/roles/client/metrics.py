@@ -6,7 +6,7 @@ from collections import Counter
 
 from tasksprint.execution.records import NodeState
 from tasksprint.net.router import Response, json_response
-from tasksprint.roles.client.needs import Shown
+from tasksprint.roles.client.ports import Shown
 from tasksprint.roles.metrics import (
     Exposition,
     add_database,

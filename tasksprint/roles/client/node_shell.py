@@ -38,7 +38,7 @@ from tasksprint.protocol.node_lines import (
     NodeReply,
 )
 from tasksprint.roles.client.held import HeldValues, Seen
-from tasksprint.roles.client.needs import NodeOwner, Turns
+from tasksprint.roles.client.ports import NodeOwner, Turns
 from tasksprint.roles.client.values import CachedValue, NodeValues, base64_pieces, task_buffers
 from tasksprint.settings import Settings
 from tasksprint.store.result_records import (

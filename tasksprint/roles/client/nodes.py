@@ -16,8 +16,8 @@ from tasksprint.ids import TaskId
 from tasksprint.process.attach import AttachedProcess, Callbacks, Hello, socket_path
 from tasksprint.roles.client.durable import Durable
 from tasksprint.roles.client.held import HeldValues
-from tasksprint.roles.client.needs import Turns
 from tasksprint.roles.client.node_shell import NodeShell
+from tasksprint.roles.client.ports import Turns
 from tasksprint.roles.client.programs import ClientPrograms
 from tasksprint.roles.client.recent_output import RecentOutput
 from tasksprint.roles.client.reporting import Reporting

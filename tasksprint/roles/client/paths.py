@@ -17,8 +17,8 @@ from tasksprint.net.http_messages import parse_range
 from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.roles.client.held import HeldValues
 from tasksprint.roles.client.metrics import client_metrics, client_readiness
-from tasksprint.roles.client.needs import Shown
 from tasksprint.roles.client.nodes import Nodes
+from tasksprint.roles.client.ports import Shown
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import CHUNK_BYTES, FileValue
 from tasksprint.store.result_store import ResultStore

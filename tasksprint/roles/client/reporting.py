@@ -23,7 +23,7 @@ from tasksprint.execution.workbench import LOST_UNREPORTED, Workbench
 from tasksprint.ids import Incarnation, JobId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.client.incarnations import Incarnations
-from tasksprint.roles.client.needs import Turns
+from tasksprint.roles.client.ports import Turns
 from tasksprint.roles.client.values import ValueCache
 
 __all__ = ["Reporting"]

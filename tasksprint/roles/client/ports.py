@@ -1,7 +1,7 @@
-"""What the parts of a client need of what stands above them: narrow Protocols.
+"""What the parts of a client ask of what stands above them, and no more than they need.
 
 A part knows the parts below it by their classes. What it needs of the loop that runs it, or of
-what owns it, stands here, at the bottom. So none of them knows the whole client.
+what owns it, stands here. So none of them knows the whole client. Imports no part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from tasksprint.store.result_records import LogText, ResultCommit
 from tasksprint.store.result_store import ResultStore
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["NodeOwner", "Shown", "Turns"]
+__all__ = ["NodeOwner", "Shown", "Turns", "Writer"]
+
+# The thread that owns this client's store.
+Writer = WriterThread[ResultStore, ResultCommit]
 
 
 class Turns(Protocol):
@@ -27,23 +30,18 @@ class Turns(Protocol):
 
     def now_us(self) -> int:
         """Return elapsed microseconds."""
-        ...
 
     def now_ms(self) -> int:
         """Return elapsed milliseconds, by the same clock."""
-        ...
 
     def turn(self) -> None:
         """Carry out what the workbench wants, now that it was told something."""
-        ...
 
     def background(self, work: Coroutine[Any, Any, object], /) -> object:
         """Run something for which nobody waits; its failure is the client's."""
-        ...
 
     def fail(self, error: BaseException, /) -> None:
         """Stop the client."""
-        ...
 
 
 class NodeOwner(Protocol):
@@ -51,23 +49,18 @@ class NodeOwner(Protocol):
 
     def write_soon(self, node: NodeId, data: bytes, /) -> None:
         """Write to a node at the end of this turn, everything at once."""
-        ...
 
     def keep_log(self, text: LogText, /) -> None:
         """Keep what a node printed."""
-        ...
 
     def tell_runtime(self, job: JobId, runtime: str, /) -> None:
         """Have the cluster know what a job's tasks run on here."""
-        ...
 
     def attached_changed(self) -> None:
         """Note that a node was attached, or is gone."""
-        ...
 
     def ended(self, node: NodeId, /) -> None:
         """Forget a node whose process has ended."""
-        ...
 
 
 class Shown(Protocol):
@@ -75,29 +68,24 @@ class Shown(Protocol):
 
     bugs: Bugs
     workbench: Workbench
-    writer: WriterThread[ResultStore, ResultCommit]
+    writer: Writer
 
     @property
     def database_path(self) -> Path:
         """Where the results are."""
-        ...
 
     @property
     def free_space(self) -> FreeSpace:
         """How full the disk is."""
-        ...
 
     @property
     def uptime_ms(self) -> int:
         """How long the process has run."""
-        ...
 
     @property
     def is_joined(self) -> bool:
         """Whether the cluster counts on it."""
-        ...
 
     @property
     def complaint(self) -> str | None:
         """What it disregarded that came from a coordinator's address; None: nothing."""
-        ...
