@@ -277,7 +277,7 @@ def test_nobody_but_its_builder_knows_a_whole_role() -> None:
 
 def test_votes_are_counted_in_one_place() -> None:
     """`run` counts the processes of a cluster that it started itself."""
-    may_count = {"tasksprint.consensus.members", "tasksprint.cli.run"}
+    may_count = {"tasksprint.consensus.voters", "tasksprint.cli.run"}
     found = [
         place(path, node.lineno)
         for path in modules()

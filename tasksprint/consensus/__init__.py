@@ -6,7 +6,7 @@
 - `learner`: the chosen prefix, and catching up
 - `election`: when to ask for a new leader
 - `founding`, `admission`: who belongs to the cluster, in which life
-- `membership`, `members`: who votes in which slot
+- `membership`, `voters`: who votes in which slot
 - `changes`, `reconfiguration`: how that changes
 - `marks`: whose disk went back in time
 - `outbox`: what must be durable before what is said

@@ -30,11 +30,11 @@ from tasksprint.consensus.founding import (
     was_removed,
 )
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.membership import Membership, decode_membership, encode_membership
 from tasksprint.consensus.messages import Envelope, Found, Hello, Marks, Stale, Stranger
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.skips import describe_skips
+from tasksprint.consensus.voters import Memberships, Voters
 from tasksprint.ids import Incarnation, ReplicaId
 
 __all__ = ["Admission"]
@@ -333,7 +333,7 @@ class Admission:
         elif is_removed:
             self._introduce(membership)
             self._sent_home_by.add(source)
-            if Members(membership.voters).is_quorum(self._sent_home_by):
+            if Voters(membership.voters).is_quorum(self._sent_home_by):
                 self._stop_removed(founding.cluster)
 
     def _stop_removed(self, cluster: str) -> None:

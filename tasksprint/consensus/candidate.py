@@ -13,11 +13,11 @@ from tasksprint.consensus.ballot import NO_BALLOT, Ballot
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.election import Election
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.messages import Canvass, CanvassReply, Nack, Prepare, Promise
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
+from tasksprint.consensus.voters import Memberships
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import Settings
 

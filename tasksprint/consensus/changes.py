@@ -11,8 +11,8 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 from tasksprint.consensus.founding import Member
-from tasksprint.consensus.members import Members
 from tasksprint.consensus.membership import Membership, with_learner, with_promoted, without
+from tasksprint.consensus.voters import Voters
 from tasksprint.ids import ReplicaId
 
 __all__ = ["addition", "next_step", "refusal", "removal", "used_before"]
@@ -91,7 +91,7 @@ def refusal(old: Membership, new: Membership, heard: AbstractSet[ReplicaId]) -> 
         heard: Who answers the leader at present, with itself.
     """
     for membership, what in ((old, "the cluster has"), (new, "the change would leave")):
-        members = Members(membership.voters)
+        members = Voters(membership.voters)
         if not members.is_quorum(heard):
             answering = [str(voter) for voter in members.ids if voter in heard]
             return (

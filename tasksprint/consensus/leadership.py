@@ -1,7 +1,7 @@
 """A leader: phase 2 under one ballot, from taking office to stepping down.
 
 Opens slots, counts acceptances, moves the chosen prefix, sends heartbeats, and confirms
-reads. Counts votes by identity (members.py says what a quorum is); its own vote comes
+reads. Counts votes by identity (voters.py says what a quorum is); its own vote comes
 from the replica when the write is durable. Whether to step down is the replica's
 decision; here it is only said that the quorum is gone.
 
@@ -24,7 +24,6 @@ from tasksprint.consensus.batch import (
     encode_batch,
 )
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.membership import ALPHA
 from tasksprint.consensus.messages import (
     Accept,
@@ -37,6 +36,7 @@ from tasksprint.consensus.messages import (
 )
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.proposer import Campaign
+from tasksprint.consensus.voters import Memberships, Voters
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
 
@@ -69,7 +69,7 @@ class _Proposal:
         self,
         value: bytes,
         commands: tuple[bytes, ...] | None,
-        members: Members,
+        members: Voters,
         sent_ms: int,
         resend_wait_ms: int,
     ) -> None:

@@ -14,8 +14,8 @@ from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.batch import decode_batch
 from tasksprint.consensus.effects import Chosen, LogEntry
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import decode_membership_value
+from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import LocalProtocolError
 from tasksprint.ids import Slot
 from tasksprint.settings import Settings

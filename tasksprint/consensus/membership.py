@@ -3,7 +3,7 @@
 A membership says who votes (voters), who only follows (learners, which become voters
 once they have caught up), and who left for good. An entry of the log that carries one,
 chosen in slot s, governs from slot s + ALPHA on. Knows nothing of messages and quorums
-(members.py counts).
+(voters.py counts).
 
 Ids of replicas that left are never used again: a ballot is (round, replica), and a new
 replica under an old id could use a ballot for the second time, with other values.

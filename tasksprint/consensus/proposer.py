@@ -3,7 +3,7 @@
 Phase 1 goes on while the candidate leads: for slots that a later membership governs,
 promises of a quorum of that one are needed before anything is proposed there.
 
-Counts votes by identity (members.py says what a quorum is) and knows nothing of
+Counts votes by identity (voters.py says what a quorum is) and knows nothing of
 disks: the replica reports its own promise once it is durable. Phase 2 is in
 leadership.py.
 """
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.messages import Promise
+from tasksprint.consensus.voters import Memberships
 from tasksprint.ids import ReplicaId, Slot
 
 __all__ = ["Campaign"]

@@ -1,7 +1,7 @@
 """A leader's changes of the members: takes them up, one at a time, and brings them to an end.
 
 Knows what the leader hears and how far each replica is; what may be changed is decided
-in changes.py, and when a membership governs in members.py.
+in changes.py, and when a membership governs in voters.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from tasksprint.consensus.changes import addition, next_step, refusal, removal
 from tasksprint.consensus.founding import Member
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership, encode_membership_value
 from tasksprint.consensus.outbox import Outbox
+from tasksprint.consensus.voters import Memberships
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import Settings
 

@@ -37,7 +37,6 @@ from tasksprint.consensus.founding import Foundation, Founding, Member
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.lives import Lives
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership
 from tasksprint.consensus.messages import (
     Accept,
@@ -61,6 +60,7 @@ from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.reconfiguration import Reconfiguration
 from tasksprint.consensus.skips import first_slots
+from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.release import SILENT, Speaks

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.commands import Claim
 from tasksprint.ids import ReplicaId, Slot
 
@@ -60,7 +60,7 @@ class Claims:
         self.newest = None
 
 
-def majority_digest(found: Mapping[ReplicaId, str], voters: Members) -> str | None:
+def majority_digest(found: Mapping[ReplicaId, str], voters: Voters) -> str | None:
     """Return the digest that more than half of all voters have; None: none, as far as known.
 
     Args:

@@ -29,9 +29,9 @@ from tasksprint.consensus import (
     decode_founding,
     encode_founding,
 )
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership, decode_membership_value
 from tasksprint.consensus.skips import first_slots
+from tasksprint.consensus.voters import Memberships
 from tasksprint.coordination.rows import Key, Row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import (

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
-from tasksprint.consensus.members import Memberships
+from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import RemoteProtocolError, StoreDamaged, StoreError, StoreLost
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.store.database import Cell, Cursor, Database, Kind

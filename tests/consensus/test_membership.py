@@ -35,8 +35,8 @@ from tasksprint.consensus import (
     encode_membership_value,
 )
 from tasksprint.consensus.changes import addition, next_step, refusal, removal
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import is_next_step, with_learner, with_promoted, without
+from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings

@@ -22,8 +22,8 @@ from tasksprint.consensus import (
 )
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.founding import decode_founding
-from tasksprint.consensus.members import Members, Memberships
 from tasksprint.consensus.proposer import Campaign
+from tasksprint.consensus.voters import Memberships, Voters
 from tasksprint.ids import ReplicaId, Slot
 from tests.consensus.helpers import (
     ballot,
@@ -59,7 +59,7 @@ def test_different_proposers_choose_their_numbers_from_disjoint_sets() -> None:
 def test_any_two_quorums_share_a_member() -> None:
     """PMS 2.2: "any two majorities have at least one acceptor in common"."""
     for count in range(1, 7):
-        members = Members(decode_founding(founded(count)).members)
+        members = Voters(decode_founding(founded(count)).members)
         quorums = [
             set(voters)
             for size in range(count + 1)
@@ -71,7 +71,7 @@ def test_any_two_quorums_share_a_member() -> None:
 
 
 def test_votes_of_others_than_members_make_no_quorum() -> None:
-    members = Members(decode_founding(founded(3)).members)
+    members = Voters(decode_founding(founded(3)).members)
     assert not members.is_quorum({ReplicaId(1), ReplicaId(8), ReplicaId(9)})
 
 

@@ -17,10 +17,10 @@ from tasksprint.consensus import codec as frames_codec
 from tasksprint.consensus.batch import encode_alone
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.consensus.marks import DurableNumbers, Mark
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import Membership, encode_membership_value
 from tasksprint.consensus.messages import Envelope
 from tasksprint.consensus.skips import Skip, encode_skips
+from tasksprint.consensus.voters import Memberships
 from tasksprint.coordination.commands import Command, encode_command
 from tasksprint.coordination.rows import TABLES, Table
 from tasksprint.coordination.schedule import Schedule

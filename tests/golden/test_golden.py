@@ -12,8 +12,8 @@ import pytest
 
 from tasksprint.consensus import codec as frames_codec
 from tasksprint.consensus import decode_batch, decode_founding
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import decode_membership_value
+from tasksprint.consensus.voters import Memberships
 from tasksprint.coordination.commands import Lost, decode_command, encode_command
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Schedule

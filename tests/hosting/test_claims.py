@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasksprint.consensus import Member
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.commands import Claim, Tick, encode_command
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.hosting.claims import Claims, majority_digest
@@ -83,5 +83,5 @@ def test_majority_is_of_all_voters(
     voters: list[int], found: dict[int, str], majority: str | None
 ) -> None:
     known = {ReplicaId(who): digest for who, digest in found.items()}
-    members = Members(Member(ReplicaId(voter), Incarnation("1"), "") for voter in voters)
+    members = Voters(Member(ReplicaId(voter), Incarnation("1"), "") for voter in voters)
     assert majority_digest(known, members) == majority

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasksprint.consensus.leadership import Leadership
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tests.simulation.world import Outcome
 
 __all__ = ["EXPECTED", "confirm_at_once", "expects", "first_rule", "one_member_counts_twice"]
@@ -43,7 +43,7 @@ def first_rule(run: Callable[[int], Outcome], seeds: int, *, first: int = 0) -> 
 # --- broken methods, for replicas alone and for those in coordinators ---
 
 
-def one_member_counts_twice(self: Members, voters: set[Any]) -> bool:
+def one_member_counts_twice(self: Voters, voters: set[Any]) -> bool:
     """Take a vote less than a majority has."""
     return len(voters) + 1 >= self.quorum_size
 

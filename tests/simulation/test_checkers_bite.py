@@ -35,11 +35,11 @@ from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import FIRST_SLOT
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
-from tasksprint.consensus.members import Members, Memberships, Span
 from tasksprint.consensus.membership import without
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.consensus.pace import Pace
 from tasksprint.consensus.proposer import Campaign
+from tasksprint.consensus.voters import Memberships, Span, Voters
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.replica_node import ReplicaNode, ReplicaState
@@ -159,7 +159,7 @@ def test_broken_shell_is_caught(node_class: type[ReplicaNode], rules: frozenset[
     assert _rule_broken(node_class) in rules
 
 
-def _any_vote_is_a_quorum(self: Members, voters: set[Any]) -> bool:
+def _any_vote_is_a_quorum(self: Voters, voters: set[Any]) -> bool:
     return bool(voters)
 
 
@@ -212,7 +212,7 @@ def _governs_at_once(self: Memberships, slot: Slot, membership: Membership) -> N
 
 def _learners_vote(self: Memberships, first_slot: Slot, membership: Membership) -> None:
     everybody = (*membership.voters, *membership.learners)
-    self._spans.append(Span(first_slot, membership, Members(everybody)))
+    self._spans.append(Span(first_slot, membership, Voters(everybody)))
 
 
 def _changes_at_any_time(self: Leadership) -> bool:
@@ -251,9 +251,9 @@ def _vote_before_the_write(original: Callable[..., None]) -> Callable[..., None]
 @pytest.mark.parametrize(
     ("owner", "name", "broken_method", "rules"),
     [
-        (Members, "is_quorum", _any_vote_is_a_quorum, expects("not-chosen", "two-chosen", "core")),
+        (Voters, "is_quorum", _any_vote_is_a_quorum, expects("not-chosen", "two-chosen", "core")),
         (
-            Members,
+            Voters,
             "is_quorum",
             one_member_counts_twice,
             expects("not-chosen", "two-chosen", "core"),

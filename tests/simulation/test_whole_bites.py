@@ -17,7 +17,7 @@ import pytest
 
 from tasksprint.consensus import Ready
 from tasksprint.consensus.leadership import Leadership
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.commands import Command, Report
 from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.schedule import Schedule
@@ -207,7 +207,7 @@ _add_copied = MemoryReplicaStore.add_copied
     ("owner", "name", "broken_method", "rules"),
     [
         (
-            Members,
+            Voters,
             "is_quorum",
             one_member_counts_twice,
             expects("not-chosen", "two-chosen", "core"),

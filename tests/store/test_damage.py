@@ -16,8 +16,8 @@ import apsw
 import pytest
 
 from tasksprint.consensus import Founding, Member, Persist, decode_founding, encode_founding
-from tasksprint.consensus.members import Memberships
 from tasksprint.consensus.membership import with_learner
+from tasksprint.consensus.voters import Memberships
 from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import Row
 from tasksprint.errors import StoreDamaged, StoreError

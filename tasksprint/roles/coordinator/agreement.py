@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.commands import Claim
 from tasksprint.coordination.schedule import Applied
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StateDiffers
@@ -101,7 +101,7 @@ class Agreement:
             if self._disputed is None:  # A copy took its place.
                 break
             mine = self._disputed
-            members, voters = self._roster.voters, Members(self._roster.voters)
+            members, voters = self._roster.voters, Voters(self._roster.voters)
             found = {me: mine.digest}
             majority = majority_digest(found, voters)
             asks = [

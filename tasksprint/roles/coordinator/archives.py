@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from tasksprint.consensus import Member
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.encoding import encode_json
 from tasksprint.errors import (
     PeerUnreachable,
@@ -220,7 +220,7 @@ class Archives:
             Once it is there. The rest go on behind: a member that lacks it fetches it when it
             needs it.
         """
-        members, have = Members(voters), {self._roster.me}
+        members, have = Voters(voters), {self._roster.me}
 
         async def bring_to(member: Member) -> tuple[ReplicaId, TaskSprintError | None]:
             return member.replica, await bring(member.address)
@@ -345,7 +345,7 @@ class Archives:
         archive = await self.read(digest)
         if archive is not None:
             return archive
-        voters, lacking = Members(self._roster.voters), {self._roster.me}
+        voters, lacking = Voters(self._roster.voters), {self._roster.me}
         failures: list[str] = []
         for member, address in self._roster.others().items():
             try:

@@ -1,7 +1,7 @@
 """Who belongs to the cluster, as far as one coordinator knows.
 
 Knows the log's membership, and before there is one what the command line says. Who votes is
-said here; what a quorum of them is, only `consensus/members.py` knows.
+said here; what a quorum of them is, only `consensus/voters.py` knows.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tasksprint.consensus import Replica
-from tasksprint.consensus.members import Members
+from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ReplicaId
 from tasksprint.roles.coordinator.roster import KnownRoster
@@ -38,7 +38,7 @@ def why_leaderless(
     text = f"replica {roster.me} hears no leader"
     if not unheard:
         return f"{text}; it hears all other members: one will be elected"
-    members = Members(roster.voters)
+    members = Voters(roster.voters)
     if not members.ids:
         return f"{text}; {unheard}"
     return (

@@ -21,7 +21,7 @@ from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
 
-__all__ = ["Members", "Memberships"]
+__all__ = ["Memberships", "Voters"]
 
 _NEVER = Slot(1 << 62)
 # Memberships that are kept though they govern no open slot: a copy of the state that was
@@ -29,7 +29,7 @@ _NEVER = Slot(1 << 62)
 _PAST_KEPT = 4
 
 
-class Members:
+class Voters:
     """The voters of one membership."""
 
     def __init__(self, voters: Iterable[Member]) -> None:
@@ -55,10 +55,10 @@ class Span(NamedTuple):
 
     first_slot: Slot
     membership: Membership
-    members: Members
+    members: Voters
 
 
-_NOBODY = Members(())
+_NOBODY = Voters(())
 
 
 class Memberships:
@@ -144,7 +144,7 @@ class Memberships:
             self._introduced = None
 
     def _add(self, first_slot: Slot, membership: Membership) -> None:
-        self._spans.append(Span(first_slot, membership, Members(membership.voters)))
+        self._spans.append(Span(first_slot, membership, Voters(membership.voters)))
 
     def introduce(self, membership: Membership) -> bool:
         """Take what a member says of a newer membership; return whether it is news."""
@@ -172,12 +172,12 @@ class Memberships:
             index -= 1
         return index
 
-    def at(self, slot: Slot) -> Members:
+    def at(self, slot: Slot) -> Voters:
         """Return who votes in a slot; nobody, if that isn't known."""
         index = self._index(slot)
         return self._spans[index].members if index >= 0 else _NOBODY
 
-    def open(self, chosen_end: Slot) -> list[Members]:
+    def open(self, chosen_end: Slot) -> list[Voters]:
         """Return the voters of every membership that governs an open slot."""
         index = self._index(chosen_end)
         if index < 0:
