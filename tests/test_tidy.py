@@ -477,3 +477,10 @@ def test_glossary_has_each_word_once() -> None:
     words = [word for cell in first if cell not in ("word", "---") for word in cell.split(", ")]
     assert len(words) > 40
     assert sorted(words) == sorted(set(words))
+
+
+def test_house_in_contributing_is_that_of_the_imports() -> None:
+    from tests.house import PAGE, with_drawing  # It takes the imports from here.
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_drawing(text), "run `python -m tests.house`, and read the diff"
