@@ -83,6 +83,34 @@ def test_clients_of_both_work_with_coordinators_of_either(
 
 
 @BOTH_WAYS
+def test_people_of_either_release_are_told_the_same(
+    archives: dict[str, Path], folder: Path, expected: Outcome, here: str, there: str
+) -> None:
+    """Every command that asks; and what ends the cluster at last."""
+    with Machines(
+        folder, command=command_of(archives[here]), coordinators=1, clients=1, nodes=4
+    ) as machines:
+        machines.start_all()
+        stages = Stages(machines, archives[there], **SIZE)
+        assert stages.end() == expected
+        job = str(stages.job)
+
+        def told(release: str, *arguments: str, code: int = 0) -> bytes:
+            return ask(machines, archives[release], *arguments, code=code)
+
+        alike = (["jobs"], ["result", job, "--json"], ["logs", job], ["cancel", job])
+        for arguments in alike:
+            assert told("old", *arguments) == told("new", *arguments)
+        for arguments in (["status"], ["status", job], ["clients"], ["member", "list"]):
+            told(there, *arguments)
+        told(there, "job", "forget", job)
+        told(here, "result", job, code=77)
+        told(there, "stop")
+        for name in ("client-1", "coordinator-1"):
+            assert machines.processes[name].wait(20) == 0, machines.log(name)[-2000:]
+
+
+@BOTH_WAYS
 def test_programs_go_on_that_import_the_sdk_of_the_last_release(
     archives: dict[str, Path],
     folder: Path,
