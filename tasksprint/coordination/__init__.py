@@ -16,7 +16,7 @@ Finding your way, in the order in which to read:
     lifecycle   how jobs start and end                 answers   what schedulers ask for
     results     what counts as a result; failures, lost results
     liveness    clients that join, leave, fall silent and come back; ticks
-    reading     views and summaries                    restore   the state from its rows
+    reading     views and summaries             state_rows   the state from its rows
     check       the invariants
 
 The deciding modules (lifecycle, results, answers, liveness) share one `State` and call

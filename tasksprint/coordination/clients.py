@@ -20,7 +20,7 @@ from tasksprint.coordination.view import Drop, DropJob, Stop
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 
-__all__ = ["FORMER", "Client", "ViewChanges", "client_row", "restore_client"]
+__all__ = ["FORMER", "Client", "ViewChanges", "client_from_row", "client_row"]
 
 # In place of the incarnation of a client of a former cluster (Schedule.found_anew); those
 # that clients draw are hex digits.
@@ -140,7 +140,7 @@ def client_row(client: Client) -> Row:
     return Row("clients", (client.cid,), (state, client.address, encode_json(body).decode()))
 
 
-def restore_client(
+def client_from_row(
     cid: ClientId, state: str, address: str | None, body: dict[str, Any], applied: Slot
 ) -> Client:
     """Return a client from its row; what follows from tasks is still zero."""

@@ -16,9 +16,9 @@ from tasksprint.ids import JobId
 
 __all__ = [
     "definition_row",
+    "job_from_rows",
     "job_row",
     "program_of",
-    "restore_job",
     "timer_name",
     "timer_row",
 ]
@@ -78,7 +78,7 @@ def timer_name(job: Job, number: int) -> str:
     return f"timer {job.job} {number}"
 
 
-def restore_job(
+def job_from_rows(
     job_id: JobId,
     name: str,
     state: str,

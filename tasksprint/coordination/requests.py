@@ -12,7 +12,7 @@ from typing import Any
 from tasksprint.coordination.rows import Row
 from tasksprint.encoding import encode_json
 
-__all__ = ["TOO_OLD", "Sender", "Senders", "restore_sender", "sender_row"]
+__all__ = ["TOO_OLD", "Sender", "Senders", "sender_from_row", "sender_row"]
 
 
 # Acknowledged, or with a lower number than so many others: then it is new, perhaps.
@@ -128,7 +128,7 @@ def sender_row(sender: Sender) -> Row:
     return Row("senders", (sender.name,), (encode_json(body).decode(),))
 
 
-def restore_sender(name: str, body: list[Any]) -> Sender:
+def sender_from_row(name: str, body: list[Any]) -> Sender:
     """Return a record from its row."""
     sender = Sender(name)
     sender.used_ms, sender.low, sender.highest, replies = body

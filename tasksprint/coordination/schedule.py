@@ -39,10 +39,10 @@ from tasksprint.coordination.observations import is_observed, observe
 from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.requests import TOO_OLD, sender_row
-from tasksprint.coordination.restore import digest_row, estimate_row, restore, state_row
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Mirror, MirrorRows, Row
 from tasksprint.coordination.state import Changes, State
+from tasksprint.coordination.state_rows import digest_row, estimate_row, fill_state, state_row
 from tasksprint.coordination.task_rows import task_row
 from tasksprint.coordination.transitions import Transitions
 from tasksprint.coordination.view import View
@@ -93,7 +93,7 @@ class Schedule:
         state = State(cluster, members, rules)
         if rows is not None:
             mirror = MirrorRows(rows)
-        self._digest = restore(state, mirror, release) if mirror is not None else ""
+        self._digest = fill_state(state, mirror, release) if mirror is not None else ""
         self._state = state
         self._decode = decode
         self._skips = skips or {}

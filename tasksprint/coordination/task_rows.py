@@ -12,7 +12,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, TaskId
 from tasksprint.task_spec import compact_spec
 
-__all__ = ["base_row", "deletion_rows", "restore_task", "task_row"]
+__all__ = ["base_row", "deletion_rows", "task_from_row", "task_row"]
 
 _STATE_OF_NAME = {name: state for state, name in enumerate(STATES)}
 
@@ -80,7 +80,7 @@ def _base_name(job: Job, tid: TaskId) -> str:
     return f"base {job.job} {tid}"
 
 
-def restore_task(
+def task_from_row(
     job: Job,
     tid: TaskId,
     name: str,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasksprint.asking.leader import check_replica_id
 from tasksprint.consensus import Founding, Member, encode_founding
-from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.schedule import Schedule
+from tasksprint.coordination.state_rows import digest_row
 from tasksprint.durable_files import sync_directory
 from tasksprint.errors import EXIT_OK, DiskFull, SettingsError, StoreError
 from tasksprint.ids import ReplicaId, Slot

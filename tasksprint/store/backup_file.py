@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasksprint.coordination.job_rows import program_of
-from tasksprint.coordination.restore import digest_row, wall_ms_of
 from tasksprint.coordination.rows import TABLES, Row
+from tasksprint.coordination.state_rows import digest_row, wall_ms_of
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError, StoreError
 from tasksprint.ids import Slot

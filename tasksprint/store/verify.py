@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import TABLES
+from tasksprint.coordination.state_rows import digest_row
 from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.ids import Slot
 from tasksprint.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from tasksprint.coordination.commands import SchedulerOut
-from tasksprint.coordination.restore import wall_ms_of
+from tasksprint.coordination.state_rows import wall_ms_of
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import RULES

@@ -18,8 +18,8 @@ import pytest
 from tasksprint.consensus import Founding, Member, Persist, decode_founding, encode_founding
 from tasksprint.consensus.membership import with_learner
 from tasksprint.consensus.voters import Memberships
-from tasksprint.coordination.restore import digest_row
 from tasksprint.coordination.rows import Row
+from tasksprint.coordination.state_rows import digest_row
 from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings

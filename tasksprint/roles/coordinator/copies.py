@@ -31,7 +31,7 @@ from random import Random
 from typing import Any
 
 from tasksprint.consensus import Replica
-from tasksprint.coordination.restore import digest_row
+from tasksprint.coordination.state_rows import digest_row
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from heapq import heapify
 from typing import Any
 
-from tasksprint.coordination.clients import restore_client
-from tasksprint.coordination.job_rows import restore_job
+from tasksprint.coordination.clients import client_from_row
+from tasksprint.coordination.job_rows import job_from_rows
 from tasksprint.coordination.jobs import Job, Task
-from tasksprint.coordination.requests import Sender, restore_sender
+from tasksprint.coordination.requests import Sender, sender_from_row
 from tasksprint.coordination.rows import Key, Mirror, Row
 from tasksprint.coordination.state import State
-from tasksprint.coordination.task_rows import restore_task
+from tasksprint.coordination.task_rows import task_from_row
 from tasksprint.coordination.task_states import ASSIGNED, DONE
 from tasksprint.coordination.transitions import count_assigned
 from tasksprint.encoding import decode_json, encode_json
@@ -25,7 +25,7 @@ from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.release import Release
 
-__all__ = ["digest_row", "estimate_row", "restore", "state_row", "wall_ms_of"]
+__all__ = ["digest_row", "estimate_row", "fill_state", "state_row", "wall_ms_of"]
 
 _CLOCK = "state"
 _DIGEST = "digest"
@@ -59,7 +59,7 @@ def digest_row(slot: Slot, digest: str) -> Row:
     return Row("facts", (_DIGEST,), (encode_json((slot, digest)).decode(),))
 
 
-def restore(state: State, mirror: Mirror, release: Release) -> str:
+def fill_state(state: State, mirror: Mirror, release: Release) -> str:
     """Fill an empty state from the mirror; return its digest.
 
     Reads what is needed and no more: the tasks of running jobs and those that ended ones
@@ -78,7 +78,7 @@ def restore(state: State, mirror: Mirror, release: Release) -> str:
     if clock is not None:
         _restore_facts(state, decode_json(clock.encode()), release)
     for (cid,), (client_state, address, body) in _read(mirror, "clients"):
-        client = restore_client(
+        client = client_from_row(
             cid, client_state, address, decode_json(body.encode()), state.applied
         )
         state.clients[cid] = client
@@ -113,7 +113,7 @@ def _facts_of(mirror: Mirror, kind: str) -> Iterator[tuple[str, str]]:
 def _restore_jobs(state: State, mirror: Mirror) -> None:
     definitions = {int(number): body for number, body in _facts_of(mirror, "job")}
     for (job_id,), (name, job_state, body) in _read(mirror, "jobs"):
-        job = restore_job(
+        job = job_from_rows(
             job_id,
             name,
             job_state,
@@ -156,7 +156,7 @@ def _restore_facts(state: State, body: dict[str, Any], release: Release) -> None
 
 def _restore_senders(state: State, rows: Iterable[tuple[Any, Any]]) -> None:
     senders: list[Sender] = [
-        restore_sender(name, decode_json(body.encode())) for (name,), (body,) in rows
+        sender_from_row(name, decode_json(body.encode())) for (name,), (body,) in rows
     ]
     senders.sort(key=lambda sender: (sender.used_ms, sender.name))
     for sender in senders:
@@ -178,7 +178,7 @@ def _restore_tasks(state: State, mirror: Mirror) -> None:
             for (_, tid), (name, task_state, cid, attempt, body) in _read(
                 mirror, "tasks", first, end
             ):
-                job.tasks[tid] = restore_task(
+                job.tasks[tid] = task_from_row(
                     job, tid, name, task_state, cid, attempt, decode_json(body.encode()), find_base
                 )
     for job in state.jobs.values():
