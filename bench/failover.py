@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from bench import peer_etcd
 from bench.cluster import own_bytecode
-from tasksprint.asking.leader import leader_hint
+from tasksprint.asking.rota import leader_hint
 from tasksprint.cli.run import PrivateCluster
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError

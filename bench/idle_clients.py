@@ -15,7 +15,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tasksprint.asking.leader import LeaderFinder, parse_addresses
+from tasksprint.asking.leader import LeaderFinder
+from tasksprint.asking.rota import parse_addresses
 from tasksprint.coordination.commands import JoinClient, NodesAttached, encode_command
 from tasksprint.coordination.view import decode_view
 from tasksprint.ids import ClientId, Incarnation, Slot

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tasksprint.asking.leader import Rota, error_words, leader_hint
+from tasksprint.asking.rota import Rota, error_words, leader_hint
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, UsageError
 from tasksprint.ids import JobId

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasksprint.asking.cluster import Cluster, status_of_coordinator
-from tasksprint.asking.leader import parse_addresses
+from tasksprint.asking.rota import parse_addresses
 from tasksprint.cli.job_status import print_job_status
 from tasksprint.cli.progress import counted, counts_in_words, with_hint
 from tasksprint.cli.reaching import key_of

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tasksprint.asking.cluster import Cluster
-from tasksprint.asking.leader import check_replica_id, parse_member
+from tasksprint.asking.rota import check_replica_id, parse_member
 from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
 from tasksprint.ids import ReplicaId

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 from collections.abc import Callable, Iterable
@@ -95,6 +94,8 @@ def _add(parsers: Any, commands: Iterable[Command], prog: str) -> None:
 
 def _meant(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
     """Return the option that was meant by the first unknown one, or where to look."""
+    import difflib
+
     word = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
     known = [option for option in parser._option_string_actions if option.startswith("--")]
     nearest = difflib.get_close_matches(word, known, n=1)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from tasksprint.asking.cluster import Cluster
-from tasksprint.asking.leader import parse_addresses
+from tasksprint.asking.rota import parse_addresses
 from tasksprint.net.keys import ClusterKey, open_key
 from tasksprint.process.directories import state_directory
 from tasksprint.process.environment import settings_from_environment

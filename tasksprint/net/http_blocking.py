@@ -1,6 +1,8 @@
 """One request without asyncio, for commands that ask once and end.
 
-The same heads, signatures and proofs as `http_client`; a connection for each request.
+The same heads, signatures and proofs as `http_client`; a connection for each request. It exists
+since asyncio is what takes longest to load: `tasksprint status` uses 184 ms of processor time
+with it and 140 ms without, on a busy machine, and needs no loop for anything else.
 """
 
 from __future__ import annotations

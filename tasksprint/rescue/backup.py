@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasksprint.asking.cluster import Cluster, status_of_coordinator
-from tasksprint.asking.leader import parse_addresses
+from tasksprint.asking.rota import parse_addresses
 from tasksprint.durable_files import sync_directory
 from tasksprint.errors import (
     EXIT_OK,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasksprint.asking.leader import check_replica_id
+from tasksprint.asking.rota import check_replica_id
 from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.state_rows import digest_row

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasksprint.asking.leader import LeaderFinder, Rota, error_words
+from tasksprint.asking.leader import LeaderFinder
+from tasksprint.asking.rota import Rota, error_words
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, SettingsError
 from tasksprint.net.http_messages import HttpResponse

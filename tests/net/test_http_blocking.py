@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -127,21 +123,3 @@ def test_failures_say_what_happened() -> None:
             await _ask("127.0.0.1:1")
 
     run(main)
-
-
-@pytest.mark.slow
-def test_it_needs_no_asyncio() -> None:
-    program = (
-        "import sys, tasksprint.net.http_blocking\n"
-        "assert 'asyncio' not in sys.modules, 'slow start'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert threading.active_count() >= 1

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 
-from tasksprint.asking.leader import leader_hint
+from tasksprint.asking.rota import leader_hint
 from tasksprint.encoding import encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.http_blocking import request_blocking

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.asking.leader import parse_addresses
+from tasksprint.asking.rota import parse_addresses
 from tasksprint.errors import EXIT_OK, Refused, UnprovenAnswer, UsageError
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.gate import Gate

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasksprint.asking.leader import check_replica_id, parse_addresses, parse_member
+from tasksprint.asking.rota import check_replica_id, parse_addresses, parse_member
 from tasksprint.errors import EXIT_OK, CommandFailed, SettingsError, StoreDamaged, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.net.addresses import parse_address
