@@ -29,8 +29,9 @@ Knows numbers, and nothing of what is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from tasksprint.arrays import Through
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation
@@ -51,8 +52,17 @@ class Mark(NamedTuple):
 
 NO_MARK = Mark(0, 0, 0)
 
+
+def _life(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"expected a life, found {value!r:.50}")
+    return value
+
+
+
 # A replica's incarnation, and its mark as it was heard last: what travels, and is stored.
-KnownMark = tuple[Incarnation, int, int, int]
+# A life may be -1.
+KnownMark = tuple[Incarnation, Annotated[int, Through(_life)], int, int]
 
 
 class DurableNumbers:

@@ -8,13 +8,15 @@ a message is decided by the envelope (founding.py), what it means by the roles.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from tasksprint.arrays import Through, added
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.effects import LogEntry
 from tasksprint.consensus.marks import NO_MARK, KnownMark, Mark
+from tasksprint.consensus.skips import Skips
 from tasksprint.ids import Incarnation, ReplicaId, Slot
-from tasksprint.release import SILENT, Speaks
+from tasksprint.release import SILENT, Speaks, decode_speaks, encode_speaks
 
 __all__ = [
     "Accept",
@@ -42,6 +44,9 @@ __all__ = [
 ]
 
 
+# What a release can stands in a frame as the text that says it.
+_Speaks = Annotated[Speaks, Through(decode_speaks, encode_speaks)]
+
 # --- founding ---
 
 
@@ -55,8 +60,8 @@ class Hello:
     heard: Incarnation | None
     cluster: str | None  # None: unfounded
     members: tuple[ReplicaId, ...]  # founding members as its operator named them, sorted
-    skips: bytes = b""  # commands that it doesn't apply (skips.py)
-    speaks: Speaks = SILENT  # what its release can
+    skips: Skips = b""  # commands that it doesn't apply
+    speaks: _Speaks = added(SILENT, since=3)  # what its release can
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Found:
 
     founding: bytes
     membership: bytes
-    skips: bytes = b""  # commands that members of the cluster don't apply (skips.py)
+    skips: Skips = b""  # commands that members of the cluster don't apply
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,23 @@ a cluster takes over the marks of who introduces it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from tasksprint.arrays import Through
 from tasksprint.ids import Slot
 
-__all__ = ["Skip", "decode_skips", "describe_skips", "encode_skips", "first_slots"]
+__all__ = ["Skip", "Skips", "decode_skips", "describe_skips", "encode_skips", "first_slots"]
+
+
+def _checked(data: bytes) -> bytes:
+    """Return the marks as they came, if `encode_skips` wrote them so."""
+    if encode_skips(decode_skips(data)) != data:
+        raise ValueError(f"unexpected {data!r:.50}")
+    return data
+
+
+# What `encode_skips` gives, in a message.
+Skips = Annotated[bytes, Through(_checked)]
 
 
 class Skip(NamedTuple):

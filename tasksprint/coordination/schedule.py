@@ -86,7 +86,7 @@ class Schedule:
         rules: Rules,
         rows: Iterable[Row] | None = None,
         mirror: Mirror | None = None,
-        decode: Callable[[bytes], Command] = decode_command,
+        decode: Callable[[bytes, int], Command] = decode_command,
         skips: Mapping[str, Slot] | None = None,
         release: Release = THIS_RELEASE,
     ) -> None:
@@ -200,7 +200,7 @@ class Schedule:
             self._state.note("left out a command, as its operators said")
             return encode_json({"error": "left out, as the cluster's operators said"})
         try:
-            command = self._decode(data)
+            command = self._decode(data, self._state.rules.version)
         except RemoteProtocolError as error:
             self._state.note(f"ignored bytes that are {error}")
             return encode_json({"error": str(error)})

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasksprint.arrays import Arrays
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ClientId, JobId, Slot, TaskId
@@ -130,33 +131,50 @@ class View:
         return not (self.whole or self.run or self.stop or self.drop or self.drop_jobs)
 
 
+@dataclass(frozen=True, slots=True)
+class _SentAssignment:
+    """An assignment as it travels: what clients are told of its task, among the rest."""
+
+    job: JobId
+    tid: TaskId
+    attempt: int
+    name: str
+    base: str
+    inputs: tuple[Input, ...]
+    keys: tuple[str, ...]
+    seed: int
+    timeout_ms: int | None
+
+
+_FOUND_AT = {name: f"spec.{name}" for name in ("name", "base", "keys", "timeout_ms")}
+
+
+def _assignment(
+    job: JobId,
+    tid: TaskId,
+    attempt: int,
+    name: str,
+    base: str,
+    inputs: tuple[Input, ...],
+    keys: tuple[str, ...],
+    seed: int,
+    timeout_ms: int | None,
+) -> Assignment:
+    pretasks = tuple([item.tid for item in inputs]) if inputs else ()
+    prekeys = tuple([item.key for item in inputs]) if inputs else ()
+    spec = TaskSpec(name, base, pretasks, prekeys, keys, None, timeout_ms)
+    return Assignment(job, tid, attempt, spec, inputs, seed)
+
+
+_ARRAYS = Arrays(
+    sent_as={Assignment: (_SentAssignment, _FOUND_AT)}, made_by={Assignment: _assignment}
+)
+_write, _read = _ARRAYS.writer(View), _ARRAYS.reader(View)
+
+
 def encode_view(view: View) -> bytes:
     """Return the view as it travels to its client."""
-    return encode_json(
-        [
-            view.version,
-            view.whole,
-            [[entry.job, entry.program, entry.node] for entry in view.jobs],
-            [
-                [
-                    one.job,
-                    one.tid,
-                    one.attempt,
-                    one.spec.name,
-                    one.spec.base,
-                    [[item.tid, item.key, item.digest, item.holders] for item in one.inputs],
-                    one.spec.keys,
-                    one.seed,
-                    one.spec.timeout_ms,
-                ]
-                for one in view.run
-            ],
-            [[stop.job, stop.tid, stop.attempt] for stop in view.stop],
-            [[drop.job, drop.tid, drop.digest] for drop in view.drop],
-            [[drop_job.job, drop_job.keep, drop_job.ended] for drop_job in view.drop_jobs],
-            [[client.cid, client.address] for client in view.clients],
-        ]
-    )
+    return encode_json(_write(view))
 
 
 def decode_view(data: bytes | memoryview) -> View:
@@ -167,84 +185,7 @@ def decode_view(data: bytes | memoryview) -> View:
     """
     body: Any = decode_json(data)
     try:
-        version, whole, jobs, run, stop, drop, drop_jobs, clients = body
-        _numbers(version)
-        return View(
-            version,
-            bool(whole),
-            tuple([_job_entry(*entry) for entry in jobs]),
-            tuple([_assignment(*one) for one in run]),
-            tuple([Stop(*_numbers(*one)) for one in stop]),
-            tuple([_drop(*one) for one in drop]),
-            tuple([_drop_job(*one) for one in drop_jobs]),
-            tuple([_client_address(*one) for one in clients]),
-        )
+        view: View = _read(*body)
+        return view
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a view: {error}") from error
-
-
-def _numbers(*values: Any) -> Any:
-    """Return the values, which are integers."""
-    for value in values:
-        if type(value) is not int:
-            raise TypeError(f"{value!r:.80} is not an integer")
-    return values
-
-
-def _texts(*values: Any) -> Any:
-    """Return the values, which are strings."""
-    for value in values:
-        if type(value) is not str:
-            raise TypeError(f"{value!r:.80} is not a string")
-    return values
-
-
-def _job_entry(job: Any, program: Any, node: Any) -> JobEntry:
-    return JobEntry(_numbers(job)[0], *_texts(program, node))
-
-
-def _drop(job: Any, tid: Any, digest: Any) -> Drop:
-    _numbers(job, tid)
-    return Drop(job, tid, digest if digest is None else _texts(digest)[0])
-
-
-def _drop_job(job: Any, keep: Any, ended: Any) -> DropJob:
-    return DropJob(_numbers(job)[0], _numbers(*keep), _texts(ended)[0])
-
-
-def _client_address(cid: Any, address: Any) -> ClientAddress:
-    return ClientAddress(_numbers(cid)[0], address if address is None else _texts(address)[0])
-
-
-def _input(tid: Any, key: Any, digest: Any, holders: Any) -> Input:
-    if digest is not None:
-        _texts(digest)
-    return Input(_numbers(tid)[0], _texts(key)[0], digest, _numbers(*holders))
-
-
-def _assignment(
-    job: Any,
-    tid: Any,
-    attempt: Any,
-    name: Any,
-    base: Any,
-    inputs: Any,
-    keys: Any,
-    seed: Any,
-    timeout_ms: Any,
-) -> Assignment:
-    _numbers(job, tid, attempt, seed)
-    _texts(name, base)
-    if timeout_ms is not None:
-        _numbers(timeout_ms)
-    listed = tuple([_input(*one) for one in inputs])
-    spec = TaskSpec(
-        name,
-        base,
-        tuple([item.tid for item in listed]) if listed else (),
-        tuple([item.key for item in listed]) if listed else (),
-        _texts(*keys),
-        None,
-        timeout_ms,
-    )
-    return Assignment(job, tid, attempt, spec, listed, seed)

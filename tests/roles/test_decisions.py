@@ -41,6 +41,6 @@ def test_a_command_is_decoded_once_and_forgotten() -> None:
     command = Tick(5, 7)
     data = encode_command(command)
     decisions.wait(data, lambda reply: None, command)
-    assert decisions.decode(data) is command
-    again = decisions.decode(data)
+    assert decisions.decode(data, 1) is command
+    again = decisions.decode(data, 1)
     assert again == command and again is not command

@@ -80,7 +80,9 @@ class ClientPaths:
 
     def _command(self, request: Request) -> Later:
         """Have a client's command decided: join, report, leave."""
-        command = decode_command(request.body)
+        schedule = self._log.schedule
+        rules = RULES if schedule is None else schedule.rules
+        command = decode_command(request.body, rules.version)
         match command:
             case JoinClient() | Report():
                 if isinstance(command, JoinClient):

@@ -42,9 +42,12 @@ class Decisions:
         if decoded is not None:
             self._decoded[command] = decoded
 
-    def decode(self, command: bytes) -> Command:
-        """Do as `decode_command`, once for each command that came in here."""
-        return self._decoded.pop(command, None) or decode_command(command)
+    def decode(self, command: bytes, rules: int) -> Command:
+        """Do as `decode_command`, once for each command that came in here.
+
+        Those that came in were read by the rules of then: newer ones read them alike.
+        """
+        return self._decoded.pop(command, None) or decode_command(command, rules)
 
     def applied(self, commands: Sequence[bytes], replies: Sequence[bytes | None]) -> None:
         """Take the replies to an entry's commands; `tell` hands them on."""
