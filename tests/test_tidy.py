@@ -484,3 +484,20 @@ def test_house_in_contributing_is_that_of_the_imports() -> None:
 
     text = PAGE.read_text(encoding="utf-8")
     assert text == with_drawing(text), "run `python -m tests.house`, and read the diff"
+
+
+def test_recipes_in_contributing_fit_the_files() -> None:
+    """What a diff says is there today, is there; what it adds, isn't."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    diffs = re.findall(r"```diff\n(.*?)```", text, flags=re.DOTALL)
+    assert diffs
+    found = []
+    lines = frozenset[str]()
+    for line in "".join(diffs).splitlines():
+        if line.startswith("--- a/"):
+            lines = frozenset((ROOT / line[6:]).read_text(encoding="utf-8").splitlines())
+        elif (line[:1] in (" ", "-") and line[1:] not in lines) or (
+            line.startswith("+def ") and line[1:] in lines
+        ):
+            found.append(line)
+    assert found == [], "change the recipe with the code that it shows"
