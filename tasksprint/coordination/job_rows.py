@@ -26,8 +26,10 @@ __all__ = [
 
 def definition_row(job: Job) -> Row:
     """Return the row of what never changes."""
-    body = (job.seed, job.params, job.program, job.manifest, job.submitted_ms,
-            job.submitted_wall_ms)  # fmt: skip
+    body = [job.seed, job.params, job.program, job.manifest, job.submitted_ms,
+            job.submitted_wall_ms]  # fmt: skip
+    if job.rules > 1:
+        body.append(job.rules)
     return Row("facts", (f"job {job.job}",), (encode_json(body).decode(),))
 
 
@@ -87,8 +89,9 @@ def job_from_rows(
     default_retries: int,
 ) -> Job:
     """Return a job from its rows, still without tasks, events, answers, estimates and timers."""
-    seed, params, program, manifest, submitted_ms, submitted_wall_ms = definition
-    job = Job(job_id, name, seed, params, program, manifest, default_retries)
+    seed, params, program, manifest, submitted_ms, submitted_wall_ms, *later = definition
+    rules = later[0] if later else 1
+    job = Job(job_id, name, seed, params, program, manifest, default_retries, rules)
     job.state = state
     job.submitted_ms = submitted_ms
     job.submitted_wall_ms = submitted_wall_ms

@@ -54,6 +54,7 @@ class Job:
         "queue",
         "ready",
         "retries",
+        "rules",
         "runtimes",
         "seed",
         "state",
@@ -75,6 +76,7 @@ class Job:
         program: str,
         manifest: str,
         default_retries: int,
+        rules: int = 1,
     ) -> None:
         self.job = job
         self.name = name
@@ -82,6 +84,9 @@ class Job:
         self.params = params
         self.program = program
         self.manifest = manifest
+        # The version of the rules that it was submitted under. What its scheduler may say is
+        # the same up to its end: one that is replayed says again what it said before.
+        self.rules = rules
         self.node, self.retries, self.timeout_ms = _defaults(manifest, default_retries)
         # Name of the nodes that serve it, attached by hand; None: clients start its nodes.
         kind, _, name = self.node.partition(":")

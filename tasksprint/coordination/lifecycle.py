@@ -72,6 +72,7 @@ class Lifecycle:
                 command.program,
                 command.manifest,
                 state.rules.retries,
+                state.rules.version,
             )
         except RemoteProtocolError as error:
             return f"the job's manifest is {error}"

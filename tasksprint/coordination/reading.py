@@ -48,6 +48,7 @@ class SchedulerHistory:
     event_count: int
     answered_end: tuple[int, int]  # the next unanswered (event, part)
     next_tid: TaskId
+    rules: int  # the version that the job was submitted under
 
 
 # --- views ---
@@ -154,6 +155,7 @@ def scheduler_history(job: Job) -> SchedulerHistory:
         job.event_count,
         (job.next_event, job.next_part),
         job.next_tid,
+        job.rules,
     )
 
 

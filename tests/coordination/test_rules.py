@@ -123,3 +123,15 @@ def test_command_that_no_release_knows_yet_is_ignored_with_a_note() -> None:
 def test_command_is_written_as_it_is_read() -> None:
     assert RAISE == b'["rules",2]'
     assert decode_command(RAISE) == RaiseRules(2)
+
+
+def test_a_job_keeps_the_rules_that_it_was_submitted_under() -> None:
+    world = World(rules=Rules(1))
+    before = world.submit()
+    world.apply(RAISE)
+    after = world.submit()
+    world.restart()
+    found = [world.schedule.scheduler_history(job).rules for job in (before, after)]
+    assert found == [1, 2]
+    facts = [world.mirror.rows["facts", (f"job {job}",)].columns or () for job in (before, after)]
+    assert [len(json.loads(str(body))) for (body,) in facts] == [6, 7]
