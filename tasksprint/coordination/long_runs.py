@@ -107,6 +107,6 @@ def decode_runs(cid: ClientId, listed: Any, age_ms: int) -> tuple[LongRun, ...]:
     runs: list[LongRun] = []
     for one in listed if isinstance(listed, list) else []:
         match one:
-            case [int(job), int(tid), int(attempt), int(run_ms)]:
+            case [int(job), int(tid), int(attempt), int(run_ms), *_]:
                 runs.append(LongRun(cid, JobId(job), TaskId(tid), attempt, run_ms + age_ms))
     return tuple(runs)

@@ -67,18 +67,18 @@ def task_line(*about: Any) -> bytes:
     return b"".join([bytes(piece) for piece in encode_task(*about)])  # type: ignore[arg-type]
 
 
-def node_says() -> tuple[bytes, ...]:
-    """Return the lines of a node for some tasks."""
+def node_says(end: bytes = b"}\n") -> tuple[bytes, ...]:
+    """Return the lines of a node for some tasks, whose lines end so."""
     names = ["nothing", "values", "frames", "vain", "bug", "unknown"]
     tasks = [task_line(id, 1, id, 1, TaskSpec(name), [], 7, True) for id, name in enumerate(names)]
-    said = _run(_NODE, tasks)
+    said = _run(_NODE, [line[: -len(b"}\n")] + end for line in tasks])
     said = re.sub(rb"x{70000}", b"<70,000 x>", said)
     return _in_general(re.sub(rb'"(error|traceback)":"(\\.|[^"\\])*"', rb'"\1":"<text>"', said))
 
 
-def scheduler_says() -> tuple[bytes, ...]:
-    """Return the lines of a scheduler for some events."""
-    said = _run(_SCHEDULER, _EVENTS)
+def scheduler_says(end: bytes = b"}\n") -> tuple[bytes, ...]:
+    """Return the lines of a scheduler for some events, whose lines end so."""
+    said = _run(_SCHEDULER, [line[: -len(b"}\n")] + end for line in _EVENTS])
     kill = b'{"kill":1},'
     return _in_general(said.replace(kill * 998, b"<998 times " + kill[:-1] + b">,"))
 

@@ -18,14 +18,18 @@ from tasksprint.coordination.commands import Lost, decode_command, encode_comman
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import decode_view, encode_view
+from tasksprint.encoding import encode_json
+from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId
 from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.settings import RULES, RULES_BY_VERSION
-from tasksprint.store.backup_file import check_backup
-from tests.coordination.world import MEMBERS
+from tasksprint.store.backup_file import BackupReader, BackupWriter, check_backup
+from tests.coordination.world import MEMBERS, World
+from tests.golden import programs
 from tests.golden.golden import FOLDER, Record, differences, parse, render, shape_of
 from tests.golden.samples import KINDS
+from tests.store.test_backup_file import make_backup
 
 
 @pytest.mark.slow
@@ -161,3 +165,89 @@ def test_what_the_sdk_said_in_all_versions_is_read() -> None:
         messages = reader.feed(b"".join(said.samples).replace(b'<998 times {"kill":1}>,', b""))
         assert len(messages) == len(said.samples) - said.samples.count(b"\x00\xff\n")
         assert not reader.is_inside_message
+
+
+# --- what later releases may add ---
+
+MORE = {"later": [1]}
+
+
+def grown(value: Any, places: Any) -> Any:
+    """Return a JSON value with a member more behind those of the arrays at these places.
+
+    Args:
+        places: What to do with the members of an array: {index: places}, with "each" for all of
+            a list; a place that is named has its own array grown, too.
+    """
+    if "each" in places:
+        return [grown(one, places["each"]) for one in value]
+    changed = [
+        grown(one, places[index]) if index in places else one for index, one in enumerate(value)
+    ]
+    return [*changed, MORE]
+
+
+@pytest.mark.parametrize("version", RULES_BY_VERSION)
+def test_a_command_with_more_than_the_rules_know_is_none(version: int) -> None:
+    parts = {2: {"each": {4: {"each": {}}}}}
+    nested = {"report": {5: {"each": {}}}, "answer": parts, "tick": {3: {"each": {}}}}
+    for data in samples_of("commands"):
+        decode_command(data, version)
+        value = json.loads(data)
+        wrong = [[*value, None]]
+        if any(type(each) is list and each for each in value) and value[0] in nested:
+            wrong.append(grown(value, nested[value[0]])[:-1])
+        for each in wrong:
+            with pytest.raises(RemoteProtocolError):
+                decode_command(encode_json(each), version)
+
+
+@pytest.mark.parametrize("version", RULES_BY_VERSION)
+def test_what_is_no_command_yet_changes_nothing_and_is_noted(version: int) -> None:
+    world = World(rules=RULES_BY_VERSION[version])
+    world.tick()
+    digest = world.schedule.digest
+    applied = world.apply(b'["later",1]', b'["tick",500,1,[],null,[],null]')
+    assert world.schedule.digest == digest
+    assert [row.key for row in applied.rows] == [("digest",)]
+    assert len(applied.notes) == 2
+
+
+def test_more_in_a_view_is_ignored() -> None:
+    each = {"each": {}}
+    places = {n: each for n in (2, 4, 5, 6, 7)} | {3: {"each": {5: each}}}
+    for data in samples_of("views"):
+        assert decode_view(encode_json(grown(json.loads(data), places))) == decode_view(data)
+
+
+def test_more_in_a_frame_is_ignored() -> None:
+    who = {"source": ReplicaId(1), "target": ReplicaId(2)}
+    heads = {"promise": 9, "catch-up-reply": 7, "marks": 6}
+    for data in samples_of("frames"):
+        line, _, parts = data.partition(b"\n")
+        header, lengths = json.loads(line)
+        if header[5] == "hello" and len(header) == 10:
+            header.append(None)  # It is known by now.
+        places = {heads[header[5]]: {"each": {}}} if header[5] in heads else {}
+        more = encode_json([grown(header, places), lengths]) + b"\n" + parts
+        assert frames_codec.decode(more, **who) == frames_codec.decode(data, **who)
+
+
+def test_more_in_a_backup_is_ignored(tmp_path: Path) -> None:
+    make_backup(tmp_path / "backup", later=MORE)
+    with BackupReader(tmp_path / "backup") as reader, (tmp_path / "more").open("wb") as file:
+        writer = BackupWriter(file)
+        writer.add("backup", **{key: reader.head[key] for key in list(reader.head)[4:]})
+        while (record := reader.next()).kind != "end":
+            fields = {key: record.fields[key] for key in list(record.fields)[4:]}
+            writer.add(record.kind, reader.content(record), **fields, later=MORE)
+        writer.add("a later kind", b"content")
+        writer.end()
+    checked = check_backup(tmp_path / "more")
+    assert (checked.problems, checked.head["later"], checked.contents.jobs) == ([], MORE, 2)
+
+
+@pytest.mark.slow
+def test_programs_of_the_sdk_ignore_more_in_their_lines() -> None:
+    assert programs.node_says(b',"later":[1]}\n') == programs.node_says()
+    assert programs.scheduler_says(b',"later":[1]}\n') == programs.scheduler_says()

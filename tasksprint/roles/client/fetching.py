@@ -218,7 +218,7 @@ def _split(answer: bytes, count: int) -> tuple[list[Any], memoryview]:
 
 def _entry(entry: Any) -> tuple[Manifest, set[str]]:
     try:
-        items, sent = entry
+        items, sent, *_ = entry
         manifest = tuple([(str(k), str(kind), int(size), str(d)) for k, kind, size, d in items])
         return manifest, {str(key) for key in sent}
     except (TypeError, ValueError) as error:

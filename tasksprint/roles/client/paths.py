@@ -120,7 +120,7 @@ class ClientPaths:
 
     def _look(self, request: Request) -> Response:
         """Look at a result of which a peer says that other bytes came: see fetching.py."""
-        job, tid, digest, _ = _wanted([*_list(decode_json(request.body)), []])
+        job, tid, digest, _ = _wanted([*_list(decode_json(request.body))[:3], []])
         self._held.look(job, tid, digest)
         return json_response({})
 
@@ -238,7 +238,7 @@ def _list(body: Any) -> list[Any]:
 
 def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
     try:
-        job, tid, digest, keys = item
+        job, tid, digest, keys, *_ = item
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
     is_name = _is_number(job) and _is_number(tid) and isinstance(digest, str)
