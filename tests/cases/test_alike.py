@@ -244,7 +244,7 @@ def test_a_job_whose_scheduler_differed_ends_with_a_warning(
 
 def has_ended(member: Member) -> bool:
     """Whether a replica knows that job 1 has ended, and runs no scheduler any more."""
-    schedule = member.coordinator.schedule
+    schedule = member.coordinator.log.schedule
     found = None if schedule is None else schedule.job_summary(JobId(1))
     return found is not None and found["state"] == "finished" and not member.coordinator.runners
 

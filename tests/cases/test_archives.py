@@ -181,10 +181,10 @@ def test_archive_in_the_log_that_cant_be_unpacked_fails_its_job(tmp_path: Path) 
     archive = digits(1_000_000)
 
     def has_applied(each: Member, slot: int) -> bool:
-        return each.coordinator.require_schedule().applied_slot >= slot
+        return each.coordinator.log.require_schedule().applied_slot >= slot
 
     async def failed(leader: Member, job: int) -> None:
-        schedule = leader.coordinator.require_schedule()
+        schedule = leader.coordinator.log.require_schedule()
         await until(lambda: not schedule.is_running(job), "the job has failed")
         found = await summary(leader, job)
         assert found["state"] == "failed"
@@ -206,11 +206,11 @@ def test_archive_in_the_log_that_cant_be_unpacked_fails_its_job(tmp_path: Path) 
             for each in of.all:
                 await each.start()
             leader = await of.leader()
-            await until(lambda: leader.coordinator.is_current, "it leads")
+            await until(lambda: leader.coordinator.log.is_current, "it leads")
             await failed(leader, other)
-            slot = leader.coordinator.require_schedule().applied_slot
+            slot = leader.coordinator.log.require_schedule().applied_slot
             for each in of.all:
-                schedule = each.coordinator.require_schedule()
+                schedule = each.coordinator.log.require_schedule()
                 await until(partial(has_applied, each, slot), "it has applied it")
                 assert not schedule.running_jobs()
                 assert each.failure is None

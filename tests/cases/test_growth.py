@@ -575,7 +575,8 @@ FOREIGN = (asyncio.AbstractEventLoop, asyncio.Future, asyncio.Handle, random.Ran
 
 
 def is_quiet(coordinator: Coordinator) -> bool:
-    return not (len(coordinator.runners) or coordinator._rows or coordinator._writing)
+    durable = coordinator.durable
+    return not (len(coordinator.runners) or durable._rows or durable.is_writing)
 
 
 def check_shell(folder: Path, rounds: int) -> None:

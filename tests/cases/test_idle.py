@@ -129,10 +129,11 @@ def test_turn_of_a_coordinator_costs_the_same_beside_idle_jobs(tmp_path: Path) -
             coordinator = leader.coordinator
             await until(lambda: len(coordinator.runners) == jobs, "all are about to run")
             await until(
-                lambda: not coordinator._writing and not coordinator._rows, "all is written"
+                lambda: not coordinator.durable.is_writing and not coordinator.durable._rows,
+                "all is written",
             )
-            coordinator._turn()
-            return steps_of(coordinator._turn)
+            coordinator.turns.take()
+            return steps_of(coordinator.turns.take)
 
     async def main() -> None:
         few = await turn_steps(tmp_path / "few", 3)

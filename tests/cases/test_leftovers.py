@@ -39,7 +39,8 @@ def test_job_that_ends_while_its_scheduler_is_spoken_of_leaves_no_runner(
             runner = coordinator.runners.get(JobId(1))
             assert runner is not None
             await until(lambda: runner._program is not None, "its scheduler runs")
-            coordinator.background(runner._say(JobObserved(JobId(1), DIFFERS, "me", "me: so")))
+            observed = JobObserved(JobId(1), DIFFERS, "me", "me: so")
+            coordinator.turns.background(runner._say(observed))
             await until(lambda: runner._saying, "something is said")
             body = b'{"sender":"me","request":2,"reason":"enough"}'
             (await leader.ask("POST", "/v1/jobs/1/cancel", body=body)).checked()
@@ -58,17 +59,18 @@ def test_what_clients_follow_is_told_by_the_tick_after_a_refused_one(
     async def main() -> None:
         async with members(1, tmp_path, Settings(tick_interval_ms=3_600_000)) as of:
             coordinator = (await of.leader()).coordinator
-            await until(lambda: coordinator.is_current and not coordinator._tick_waits, "quiet")
-            schedule = coordinator.schedule
+            ticks = coordinator.ticks
+            await until(lambda: coordinator.log.is_current and not ticks._is_waiting, "quiet")
+            schedule = coordinator.log.schedule
             assert schedule is not None
             followed = (ClientId(7), Slot(1))
             schedule._state.followed = dict([followed])
             with monkeypatch.context() as patched:
-                patched.setattr(coordinator, "step", lambda *arguments: False)
-                coordinator.tick_now()
+                patched.setattr(coordinator.turns, "step", lambda *arguments: False)
+                ticks.tick_now()
             assert schedule.followed == (followed,)
-            coordinator.tick_now()
-            assert coordinator._tick_waits and schedule.followed == ()
+            ticks.tick_now()
+            assert ticks._is_waiting and schedule.followed == ()
 
     run(main)
 

@@ -180,7 +180,7 @@ def test_scheduler_runs_in_the_environment_that_its_setup_makes(tmp_path: Path) 
 async def ended(leader: Member, command: SubmitJob) -> Any:
     """Have a job decided, and return how it ended."""
     job = (await decide(leader, command))["job"]
-    schedule = leader.coordinator.require_schedule()
+    schedule = leader.coordinator.log.require_schedule()
     await until(lambda: not schedule.is_running(job), "it ends")
     return await summary(leader, job)
 

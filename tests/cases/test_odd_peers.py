@@ -210,7 +210,7 @@ def test_client_that_followed_a_lost_future_joins_anew(tmp_path: Path) -> None:
             leader = await of.leader()
             cid = (await decide(leader, JoinClient("aa", ME, None, "host", 1)))["cid"]
             assert cid == ClientId(1)
-            last = leader.coordinator.require_schedule().applied_slot
+            last = leader.coordinator.log.require_schedule().applied_slot
             for since in (last + 1_000_000, 2**63 - 1):
                 query = {"cid": cid, "incarnation": ME, "since": since}
                 answer = await leader.ask("GET", "/v1/view", query=query)
@@ -246,16 +246,16 @@ def test_first_tick_of_an_only_coordinator_in_doubt_sends_clients_to_join_anew(
             monkeypatch.setattr(MemoryReplicaStore, "open", open_in_doubt)
             await leader.start()
             coordinator = leader.coordinator
-            await until(lambda: coordinator.is_current, "it leads again")
+            await until(lambda: coordinator.log.is_current, "it leads again")
             again = JoinClient("cc", Incarnation("dd"), None, "host", 1)
-            living = coordinator.require_schedule().living_clients
+            living = coordinator.log.require_schedule().living_clients
             if is_doubtful:
                 await until(lambda: not living(), "its first tick, which is due at once")
-            before = coordinator.require_schedule().log_time_ms
+            before = coordinator.log.require_schedule().log_time_ms
 
             def ticked() -> bool:
-                coordinator.tick_now()
-                return coordinator.require_schedule().log_time_ms > before
+                coordinator.ticks.tick_now()
+                return coordinator.log.require_schedule().log_time_ms > before
 
             await until(ticked, "a tick")
             view = {"cid": cid, "incarnation": ME, "since": 0}
@@ -263,7 +263,7 @@ def test_first_tick_of_an_only_coordinator_in_doubt_sends_clients_to_join_anew(
             assert answer.status == (409 if is_doubtful else 200)
             # Once, and not again.
             view = {"cid": (await decide(leader, again))["cid"], "incarnation": "dd", "since": 0}
-            before = coordinator.require_schedule().log_time_ms
+            before = coordinator.log.require_schedule().log_time_ms
             await until(ticked, "another tick")
             assert (await leader.ask("GET", "/v1/view", query=view)).status == 200
 

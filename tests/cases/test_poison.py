@@ -273,8 +273,8 @@ def marked(member: Member, skip: Skip) -> None:
 async def poisoned(of: Members) -> Skip:
     """Have the poison chosen; return it as the members name it, once all have stopped."""
     leader = await of.leader()
-    await until(lambda: leader.coordinator.is_current, "it leads")
-    leader.coordinator.propose(POISON)
+    await until(lambda: leader.coordinator.log.is_current, "it leads")
+    leader.coordinator.log.propose(POISON)
     # The last one hears of no majority any more that it was chosen.
     await until(lambda: len([each for each in of.all if each.failure]) >= 2, "they stop")
     named = set()
@@ -349,8 +349,8 @@ def test_members_that_skip_something_else_refuse_each_other(
                 refused.format(leader.number, words, 3, "none"),
             ):
                 await until(partial(is_said, expected, caplog), "it is said")
-            slot = leader.coordinator.require_schedule().applied_slot
-            assert other.coordinator.require_schedule().applied_slot < skip.slot
+            slot = leader.coordinator.log.require_schedule().applied_slot
+            assert other.coordinator.log.require_schedule().applied_slot < skip.slot
             assert not other.coordinator.replica.is_leader
             # Marked as well, it is one of them again.
             await other.stop()
@@ -367,12 +367,12 @@ def is_said(text: str, caplog: pytest.LogCaptureFixture) -> bool:
 
 async def answer(leader: Member) -> HttpResponse:
     """Have something harmless decided."""
-    await until(lambda: leader.coordinator.is_current, "it leads")
+    await until(lambda: leader.coordinator.log.is_current, "it leads")
     return await leader.ask("GET", "/v1/jobs")
 
 
 def has_applied(member: Member, slot: int) -> bool:
-    found = member.coordinator.schedule
+    found = member.coordinator.log.schedule
     return found is not None and found.applied_slot >= slot
 
 

@@ -375,12 +375,12 @@ def test_leader_that_lacks_what_was_decided_says_so_and_not_that_another_leads(
     async def main() -> None:
         async with members(1, tmp_path) as of:
             coordinator = (await of.leader()).coordinator
-            while not coordinator.is_current:
+            while not coordinator.log.is_current:
                 await asyncio.sleep(0)
-            error = coordinator.not_leader()
+            error = coordinator.log.not_leader()
             assert (str(error), error.leader) == ("replica 1 leads again", None)
-            coordinator._current_end = Slot(1_000_000)
-            error = coordinator.not_leader()
+            coordinator.log._current_end = Slot(1_000_000)
+            error = coordinator.log.not_leader()
             assert (str(error), error.leader) == (
                 "replica 1 leads and doesn't know yet all that was decided before",
                 None,

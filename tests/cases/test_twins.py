@@ -17,11 +17,12 @@ from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
 from tasksprint.roles.client import incarnations as client_incarnations
 from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.coordinator.peers import Peers
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
 from tasksprint.settings import Settings
 from tests.consensus.helpers import ballot, drain, make, sent
 from tests.consensus.test_marks import said
 from tests.coordination.world import World
-from tests.net.support import run, until
+from tests.net.support import KEY, run, until
 from tests.net.test_streams import Replica, replicas
 from tests.roles import client_world
 
@@ -133,9 +134,11 @@ class Shell:
         self.said: list[str] = []
         self.failed: BaseException | None = None
         self.me = 3
+        self.warnings = self
+        options = CoordinatorOptions(ReplicaId(3), "", {}, Path("/var/3"), KEY)
         port: Any = self
-        self.peers = Peers(Path("/var/3"), SETTINGS, port, port, make(3, 3))
-        self.peers._warnings = port
+        surroundings = Surroundings(new_streams=lambda *_, **options: port)
+        self.peers = Peers(options, SETTINGS, port, port, make(3, 3), Random(1), surroundings)
 
     def now_ms(self) -> int:
         return self.time_ms

@@ -64,10 +64,10 @@ class Member:
 
     async def stop(self) -> None:
         """Stop it in good order."""
-        if self.coordinator.stopped.done():
-            self.coordinator.stopped.exception()
+        if self.coordinator.turns.stopped.done():
+            self.coordinator.turns.stopped.exception()
         else:
-            self.coordinator.stop()
+            self.coordinator.turns.stop()
         self.coordinator.release_waiting()
         await self._server.close(grace_ms=50)
         await self.coordinator.close()
@@ -81,7 +81,7 @@ class Member:
     @property
     def failure(self) -> BaseException | None:
         """Why it stopped by itself; None: it didn't."""
-        stopped = self.coordinator.stopped
+        stopped = self.coordinator.turns.stopped
         return stopped.exception() if stopped.done() else None
 
 

@@ -11,8 +11,7 @@ import pytest
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import StateDiffers
 from tasksprint.ids import Incarnation
-from tasksprint.roles.coordinator import agreement
-from tasksprint.roles.coordinator import coordinator as coordinator_module
+from tasksprint.roles.coordinator import agreement, durable
 from tasksprint.settings import Settings
 from tests.roles.members import Member, Members, _listen, members
 from tests.roles.test_coordinator import decide, run, until
@@ -23,19 +22,19 @@ SETTINGS = Settings(tick_interval_ms=20)
 
 def tamper(member: Member, by_ms: int = 1) -> None:
     """Let a replica's memory change: log time is off by so much."""
-    member.coordinator.require_schedule()._state.log_ms += by_ms
+    member.coordinator.log.require_schedule()._state.log_ms += by_ms
 
 
 def level(of: Members) -> Callable[[], bool]:
     def is_level() -> bool:
-        schedules = [member.coordinator.schedule for member in of.all]
+        schedules = [member.coordinator.log.schedule for member in of.all]
         return all(each is not None and each.applied_slot > 4 for each in schedules)
 
     return is_level
 
 
 def applied(member: Member) -> int:
-    return member.coordinator.require_schedule().applied_slot
+    return member.coordinator.log.require_schedule().applied_slot
 
 
 async def serves(member: Member) -> None:
@@ -91,9 +90,10 @@ def test_leader_with_another_state_stops_and_the_others_elect_one(tmp_path: Path
             await stopped(wrong)
             await wrong.stop()
             await until(
-                lambda: any(member.coordinator.is_current for member in right), "another one leads"
+                lambda: any(member.coordinator.log.is_current for member in right),
+                "another one leads",
             )
-            leader = next(member for member in right if member.coordinator.is_current)
+            leader = next(member for member in right if member.coordinator.log.is_current)
             await serves(leader)
             assert all(member.failure is None for member in right)
             await wrong.start()  # So that it can be stopped.
@@ -107,7 +107,7 @@ def test_replica_that_is_started_again_with_another_state_stops_again(
 ) -> None:
     """Digests are a chain, so the mirror remembers that something was wrong."""
     # Else it may stop before its rows are written, and be right again from the log.
-    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 0)
+    monkeypatch.setattr(durable, "_MIRROR_IDLE_MS", 0)
 
     async def main() -> None:
         async with members(3, tmp_path, SETTINGS) as of:
@@ -202,7 +202,7 @@ def test_cluster_goes_on_without_a_word_while_all_agree(tmp_path: Path) -> None:
         async with members(3, tmp_path, replace(SETTINGS, tick_interval_ms=5)) as of:
             leader = await of.leader()
             await until(
-                lambda: leader.coordinator.require_schedule().applied_slot > 100, "many ticks"
+                lambda: leader.coordinator.log.require_schedule().applied_slot > 100, "many ticks"
             )
             assert all(member.coordinator.agreement._asking is None for member in of.all)
             claims = [member.coordinator.agreement.claim for member in of.all]

@@ -28,8 +28,7 @@ from tasksprint.errors import DiskFull, PeerUnreachable, Refused, RemoteProtocol
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.process.job_directory import pack
 from tasksprint.protocol.replica_frames import encode_body
-from tasksprint.roles.coordinator import coordinator as coordinator_module
-from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator import applying, durable
 from tasksprint.roles.coordinator.ports import NotLeader
 from tasksprint.scheduler_commands import WriteLog
 from tasksprint.settings import Settings
@@ -65,7 +64,7 @@ def submission(request: int, program: str = "none", **manifest: Any) -> SubmitJo
 
 
 async def decide(member: Member, command: Command) -> Any:
-    return json.loads(await member.coordinator.decide(encode_command(command)))
+    return json.loads(await member.coordinator.log.decide(encode_command(command)))
 
 
 async def archive_of(member: Member, folder: Path, **files: str) -> str:
@@ -116,7 +115,7 @@ def test_commands_that_make_no_sense_are_refused_and_harm_nobody(tmp_path: Path)
                 assert answer.status == 400, (body, answer.body)
             assert await decide(leader, JOIN) == {
                 "cid": 1,
-                "cluster": leader.coordinator.require_schedule()._state.cluster,
+                "cluster": leader.coordinator.log.require_schedule()._state.cluster,
                 "liveness_ms": 5_000,
             }
             assert leader.failure is None
@@ -128,7 +127,7 @@ def test_detail_too_deep_to_be_written_again_is_ignored_in_the_log(tmp_path: Pat
     async def main() -> None:
         async with members(1, tmp_path) as of:
             leader = await of.leader()
-            reply = json.loads(await leader.coordinator.decide(BAD_COMMANDS[-3]))
+            reply = json.loads(await leader.coordinator.log.decide(BAD_COMMANDS[-3]))
             assert "not a command" in reply["error"]
             assert leader.failure is None
 
@@ -185,7 +184,7 @@ def test_manifest_that_cant_be_used_ends_its_job_and_no_coordinator(
             # As an older release let it through: it stands in the log.
             command = submission(1, digest, **manifest)
             job = (await decide(leader, command))["job"]
-            schedule = leader.coordinator.require_schedule()
+            schedule = leader.coordinator.log.require_schedule()
             await until(lambda: not schedule.is_running(job), "the job has failed")
             assert (await summary(leader, job))["state"] == "failed"
             assert leader.failure is None
@@ -230,7 +229,7 @@ def test_frame_of_a_wrong_shape_is_refused_before_it_changes_anything(tmp_path: 
             for fields in BAD_FRAMES:
                 frame = encode_body([2, "aa", 9, 3, 5, *fields], [b""], encode_json=encode_json)
                 with pytest.raises(RemoteProtocolError, match="can't be understood"):
-                    leader.coordinator._frame_arrived(ReplicaId(2), frame)
+                    leader.coordinator.peers._frame_arrived(ReplicaId(2), frame)
             assert leader.failure is None
 
     run(main)
@@ -251,7 +250,7 @@ def test_bug_of_the_core_stops_the_replica(
             accept = Accept(Ballot(1, ReplicaId(2)), Slot(1), b"", Slot(1))
             envelope = Envelope(ReplicaId(2), Incarnation("aa"), ReplicaId(1), accept)
             with pytest.raises(PeerUnreachable, match="a bug in its core"):
-                coordinator._frame_arrived(ReplicaId(2), replica_codec.encode(envelope))
+                coordinator.peers._frame_arrived(ReplicaId(2), replica_codec.encode(envelope))
             assert isinstance(leader.failure, AssertionError)
             with pytest.raises(NotLeader, match="replica 1 stops"):
                 await decide(leader, JOIN)
@@ -330,7 +329,7 @@ def test_answer_larger_than_the_log_takes_fails_its_job_with_a_sentence(tmp_path
             leader = await of.leader()
             digest = await archive_of(leader, tmp_path / "job", scheduler_sh=BIG_ANSWER)
             job = (await decide(leader, submission(1, digest)))["job"]
-            schedule = leader.coordinator.require_schedule()
+            schedule = leader.coordinator.log.require_schedule()
             await until(lambda: not schedule.is_running(job), "the job has failed")
             error = (await summary(leader, job))["error"]
             assert "its answer to event 0 has 300" in error
@@ -361,7 +360,7 @@ def test_answer_of_many_big_tasks_is_cut_so_that_each_part_fits(tmp_path: Path) 
             digest = await archive_of(leader, tmp_path / "job", scheduler_py=MANY_BIG_TASKS)
             command = submission(1, digest, scheduler=["scheduler.py"])
             job = (await decide(leader, command))["job"]
-            schedule = leader.coordinator.require_schedule()
+            schedule = leader.coordinator.log.require_schedule()
             await until(
                 lambda: schedule._state.jobs[job].next_tid == 8 or not schedule.is_running(job),
                 "all tasks are started",
@@ -391,8 +390,8 @@ def test_full_disk_stops_the_coordinator_and_acknowledges_nothing(tmp_path: Path
             leader.directory.is_full = False
             await leader.start()
             again = await of.leader()
-            schedule = again.coordinator.require_schedule()
-            await until(lambda: again.coordinator.is_current, "it leads again")
+            schedule = again.coordinator.log.require_schedule()
+            await until(lambda: again.coordinator.log.is_current, "it leads again")
             assert schedule.living_clients() == ((1, "bb", 0),)
             assert schedule.jobs() == []
 
@@ -432,7 +431,7 @@ def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
 
     Written by the thread, with rows in each; or by the loop, and rows wait for company.
     """
-    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000 if on_loop else 0)
+    monkeypatch.setattr(durable, "_MIRROR_IDLE_MS", 1_000_000 if on_loop else 0)
     monkeypatch.setattr(writer_module, "_QUICK_WRITES", 0 if on_loop else 1_000_000)
     commit_all = MemoryReplicaStore.commit_all
     count = 0
@@ -452,14 +451,15 @@ def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
             member = of.all[0]
             monkeypatch.setattr(MemoryReplicaStore, "commit_all", killed)
             coordinator = member.coordinator
+            stopped = coordinator.turns.stopped
             await until(
-                lambda: coordinator.stopped.done() or coordinator.is_current, "it leads, or not"
+                lambda: stopped.done() or coordinator.log.is_current, "it leads, or not"
             )
             for request in range(1, 9):
-                if coordinator.stopped.done():
+                if stopped.done():
                     break
                 asked = asyncio.ensure_future(decide(member, submission(request)))
-                await asyncio.wait({asked, coordinator.stopped}, return_when="FIRST_COMPLETED")
+                await asyncio.wait({asked, stopped}, return_when="FIRST_COMPLETED")
                 if not asked.done():
                     asked.cancel()
                 elif asked.exception() is None:
@@ -468,13 +468,13 @@ def test_kill_around_a_write_loses_nothing_acknowledged_and_repeats_nothing(
             await member.stop()
             member.directory.crash()
             await member.start()
-            await until(lambda: member.coordinator.is_current, "it leads again")
+            await until(lambda: member.coordinator.log.is_current, "it leads again")
             for request, reply in replies.items():
                 assert await decide(member, submission(request)) == reply
             for request in range(1, 10):
                 replies[request] = await decide(member, submission(request))
             assert replies == {number: {"job": number} for number in range(1, 10)}
-            member.coordinator.require_schedule().check()
+            member.coordinator.log.require_schedule().check()
 
     run(main)
 
@@ -483,7 +483,7 @@ def test_rows_of_the_mirror_wait_for_company(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was changed again meanwhile is written once, and with it how far it goes."""
-    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000)
+    monkeypatch.setattr(durable, "_MIRROR_IDLE_MS", 1_000_000)
 
     async def main() -> None:
         async with members(1, tmp_path, NO_TICKS) as of:
@@ -491,16 +491,16 @@ def test_rows_of_the_mirror_wait_for_company(
             before = await coordinator.writer.run(lambda store: store.applied)
             for request in range(1, 6):
                 await decide(of.all[0], submission(request))
-            held = coordinator.unwritten_rows("senders", ())
+            held = coordinator.durable.unwritten_rows("senders", ())
             assert len(held) == 5 and len({row.key for row in held}) == 1
             assert await coordinator.writer.run(lambda store: store.applied) == before
             assert len(await coordinator.writer.run(lambda store: store.read_log(1, 99, 9999))) > 5
-            await coordinator.handed_over()
-            point = coordinator.require_schedule()
+            await coordinator.durable.handed_over()
+            point = coordinator.log.require_schedule()
             assert await coordinator.writer.run(lambda store: store.applied) == AppliedPoint(
                 point.applied_slot, point.digest
             )
-            assert coordinator.unwritten_rows("senders", ()) == []
+            assert coordinator.durable.unwritten_rows("senders", ()) == []
             assert [held[-1]] == await coordinator.writer.run(
                 lambda store: store.read_rows("senders")
             )
@@ -511,7 +511,7 @@ def test_rows_of_the_mirror_wait_for_company(
 def test_lines_of_a_jobs_log_are_shown_before_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_module, "_MIRROR_IDLE_MS", 1_000_000)
+    monkeypatch.setattr(durable, "_MIRROR_IDLE_MS", 1_000_000)
 
     async def main() -> None:
         async with members(1, tmp_path, NO_TICKS) as of:
@@ -536,16 +536,18 @@ def test_lone_command_is_proposed_at_once_and_others_gather_behind_it(tmp_path: 
             coordinator = leader.coordinator
             replica = coordinator.replica
             await until(
-                lambda: coordinator.is_current
-                and not (coordinator._turn_due or coordinator._writing or replica.has_work),
+                lambda: coordinator.log.is_current
+                and not (coordinator.turns.is_due or coordinator.durable.is_writing)
+                and not replica.has_work,
                 "nothing is under way",
             )
             first_slot = replica.chosen_end
             replies: list[bytes | None] = []
-            coordinator.decide_then(encode_command(submission(1)), None, replies.append)
+            decide_then = coordinator.log.decide_then
+            decide_then(encode_command(submission(1)), None, replies.append)
             assert replica.status().open_slots == 1
             for request in range(2, 8):
-                coordinator.decide_then(encode_command(submission(request)), None, replies.append)
+                decide_then(encode_command(submission(request)), None, replies.append)
             await until(lambda: len(replies) == 7, "all are decided")
             assert replies == [b'{"job":%d}' % number for number in range(1, 8)]
             assert replica.chosen_end == first_slot + 2
@@ -563,21 +565,21 @@ def test_waiting_for_the_disk_costs_no_turns(tmp_path: Path) -> None:
             coordinator = leader.coordinator
             gate = threading.Event()
             coordinator.writer.run(lambda store: gate.wait(5))
-            await until(lambda: coordinator._tick_waits, "a tick waits for the disk")
+            await until(lambda: coordinator.ticks._is_waiting, "a tick waits for the disk")
             turns = 0
-            turn = coordinator._turn
+            turn = coordinator.turns.take
 
             def counted() -> None:
                 nonlocal turns
                 turns += 1
                 turn()
 
-            coordinator._turn = counted  # type: ignore[method-assign]
+            coordinator.turns.take = counted  # type: ignore[method-assign]
             await asyncio.sleep(0.1)
             gate.set()
             assert turns < 10
-            log_time_ms = coordinator.log_time_ms
-            await until(lambda: coordinator.log_time_ms > log_time_ms, "ticks go on")
+            log_time_ms = coordinator.ticks.log_time_ms
+            await until(lambda: coordinator.ticks.log_time_ms > log_time_ms, "ticks go on")
 
     run(main)
 
@@ -589,8 +591,8 @@ def test_clients_that_were_never_there_leave_no_trace(tmp_path: Path) -> None:
             for cid in range(100, 120):
                 body = b'["report",%d,"zz",1,0,[],[],[]]' % cid
                 assert "error" in (await leader.ask("POST", "/v1/commands", body=body)).json()
-            assert len(leader.coordinator._last_heard) <= 20
-            await until(lambda: not leader.coordinator._last_heard, "they are forgotten")
+            assert len(leader.coordinator.ticks._last_heard) <= 20
+            await until(lambda: not leader.coordinator.ticks._last_heard, "they are forgotten")
 
     run(main)
 
@@ -602,8 +604,8 @@ def test_who_does_not_lead_or_has_to_apply_hears_nobody(tmp_path: Path) -> None:
         async with members(3, tmp_path) as of:
             leader = await of.leader()
             for member in of.all:
-                member.coordinator.heard(Incarnation("bb"))
-                is_noted = Incarnation("bb") in member.coordinator._last_heard
+                member.coordinator.ticks.heard(Incarnation("bb"))
+                is_noted = Incarnation("bb") in member.coordinator.ticks._last_heard
                 assert is_noted == (member is leader)
 
     run(main)
@@ -618,11 +620,11 @@ def test_client_that_joins_again_and_again_is_not_silent(tmp_path: Path) -> None
             leader = await of.leader()
             coordinator = leader.coordinator
             (await leader.ask("POST", "/v1/commands", body=body)).checked()
-            began_ms = coordinator.log_time_ms
-            await until(lambda: coordinator.log_time_ms > began_ms + 20, "it is silent")
-            since_ms = coordinator.log_time_ms
+            began_ms = coordinator.ticks.log_time_ms
+            await until(lambda: coordinator.ticks.log_time_ms > began_ms + 20, "it is silent")
+            since_ms = coordinator.ticks.log_time_ms
             (await leader.ask("POST", "/v1/commands", body=body)).checked()
-            assert coordinator._last_heard[Incarnation("bb")] >= since_ms
+            assert coordinator.ticks._last_heard[Incarnation("bb")] >= since_ms
 
     run(main)
 
@@ -643,19 +645,19 @@ def put_back(member: Member, mirror: tuple[AppliedPoint, Any]) -> None:
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
     """Let each turn apply one entry, and let turns pass before the next one."""
-    apply_some = Coordinator._apply_some
+    apply_some = applying.Applying.apply_some
     turns = 0
 
-    def rarely(self: Coordinator, now_ms: int) -> None:
+    def rarely(self: applying.Applying, now_ms: int) -> None:
         nonlocal turns
         turns += 1
         if turns % 50 == 0 or turns > 50 * entries:
             apply_some(self, now_ms)
         else:
-            self.wake()
+            self._turns.wake()
 
-    monkeypatch.setattr(coordinator_module, "_APPLY_MS_MAX", -1)
-    monkeypatch.setattr(Coordinator, "_apply_some", rarely)
+    monkeypatch.setattr(applying, "_APPLY_MS_MAX", -1)
+    monkeypatch.setattr(applying.Applying, "apply_some", rarely)
 
 
 def test_new_leader_that_still_applies_the_log_sends_no_client_away(
@@ -700,9 +702,9 @@ def test_log_time_in_the_logs_tail_kills_no_client(
             of.settings = Settings(tick_interval_ms=1)
             await leader.start()
             coordinator = leader.coordinator
-            await until(lambda: coordinator._applied_end() > 32, "ticks go on")
-            assert coordinator.log_time_ms > 20_000
-            assert len(coordinator.require_schedule().living_clients()) == 1
+            await until(lambda: coordinator.state.end_slot > 32, "ticks go on")
+            assert coordinator.ticks.log_time_ms > 20_000
+            assert len(coordinator.log.require_schedule().living_clients()) == 1
 
     run(main)
 
@@ -717,7 +719,7 @@ def test_two_senders_of_the_same_bytes_both_get_the_answer(tmp_path: Path) -> No
             both = await asyncio.gather(decide(leader, JOIN), decide(leader, JOIN))
             assert both[0] == both[1]
             assert both[0]["cid"] == 1
-            assert not leader.coordinator._waiting
+            assert not leader.coordinator._decisions
 
     run(main)
 
@@ -739,9 +741,9 @@ def test_requests_are_answered_when_the_quorum_is_lost(tmp_path: Path) -> None:
             )
             assert [answer.status for answer in answers] == [421, 421, 421]
             with pytest.raises(NotLeader):
-                await leader.coordinator.decide(body)
+                await leader.coordinator.log.decide(body)
             coordinator = leader.coordinator
-            assert not coordinator._waiting and not coordinator._reads
+            assert not coordinator._decisions and not coordinator.log._reads
             for member in of.all:
                 if member is not leader:
                     await member.start()
@@ -760,26 +762,26 @@ def test_leader_that_stood_still_asks_before_it_says_that_a_client_is_unknown(
             # Whoever leads in the end: on a busy machine the first one may have lost office.
             await until(
                 lambda: any(
-                    each.coordinator.is_current and not each.coordinator._turn_due
+                    each.coordinator.log.is_current and not each.coordinator.turns.is_due
                     for each in of.all
                 ),
                 "one leads",
             )
-            old = next(each for each in of.all if each.coordinator.is_current)
+            old = next(each for each in of.all if each.coordinator.log.is_current)
             coordinator = old.coordinator
             # It stands still, but for what its server is asked: as after SIGCONT, when
             # requests are read before anything else is done.
-            monkeypatch.setattr(coordinator, "wake", lambda: None)
-            monkeypatch.setattr(coordinator.streams, "on_frame", lambda source, frame: None)
-            monkeypatch.setattr(coordinator, "_timer_fired", lambda: None)
-            assert coordinator._timer is not None
-            coordinator._timer.cancel()
+            monkeypatch.setattr(coordinator.turns, "wake", lambda: None)
+            monkeypatch.setattr(coordinator.peers.streams, "on_frame", lambda source, frame: None)
+            monkeypatch.setattr(coordinator.turns, "_timer_fired", lambda: None)
+            assert coordinator.turns._timer is not None
+            coordinator.turns._timer.cancel()
             cid = await joined([each for each in of.all if each is not old])
             asked = asyncio.ensure_future(old.ask("GET", f"/v1/view?cid={cid}&incarnation=bb"))
-            await until(lambda: coordinator._reads or asked.done(), "it asks the others")
+            await until(lambda: coordinator.log._reads or asked.done(), "it asks the others")
             assert not asked.done()
             monkeypatch.undo()
-            coordinator.wake()
+            coordinator.turns.wake()
             assert (await asked).status == 421
 
     run(main)
@@ -789,7 +791,7 @@ async def joined(among: list[Member]) -> int:
     """Have a client join at whoever of these leads; return its number."""
     while True:
         for member in among:
-            if member.coordinator.is_current:
+            if member.coordinator.log.is_current:
                 with contextlib.suppress(NotLeader):  # The same command again is the same join.
                     found: int = (await decide(member, JOIN))["cid"]
                     return found
@@ -813,7 +815,7 @@ def test_scheduler_that_is_out_on_one_replica_is_told_to_the_log_once(tmp_path: 
             files = {"scheduler_sh": ONE_FAILS, "quiet_sh": QUIET}
             digest = await archive_of(leader, folder, **files)
             job = (await decide(leader, submission(1, digest)))["job"]
-            schedule = leader.coordinator.require_schedule()
+            schedule = leader.coordinator.log.require_schedule()
             await until(lambda: schedule.is_out(job, ReplicaId(2)), "replica 2 is out")
             slot = schedule.applied_slot
             await asyncio.sleep(0.3)

@@ -122,7 +122,7 @@ def test_leader_that_is_short_hands_over_to_one_that_is_not(disks: Disks, tmp_pa
     async def main() -> None:
         async with members(3, tmp_path) as of:
             short = await of.leader()
-            await until(lambda: short.coordinator.is_current, "it leads")
+            await until(lambda: short.coordinator.log.is_current, "it leads")
             other = next(member for member in of.all if member is not short)
             await disks.fill(other, 200 * MIB)  # Only the third one has space.
             await disks.fill(short, 200 * MIB)
@@ -130,7 +130,7 @@ def test_leader_that_is_short_hands_over_to_one_that_is_not(disks: Disks, tmp_pa
             third = next(member for member in of.all if member not in (short, other))
 
             for _ in range(800):
-                if third.coordinator.is_current:
+                if third.coordinator.log.is_current:
                     break
                 await asyncio.sleep(0.01)  # As long as elections and answers take.
                 for member in of.all:

@@ -65,7 +65,7 @@ def test_new_coordinator_goes_on_looking_where_none_answers(
             new.join = (address,)
             of.all.append(new)
             await new.start()
-            looking = new.coordinator.background(new.coordinator.members.look_for_cluster())
+            looking = new.coordinator.turns.background(new.coordinator.members.look_for_cluster())
             await until(lambda: "cannot join by" in caplog.text, "it says so")
             await asyncio.sleep(0)
             assert not looking.done() and new.failure is None

@@ -117,7 +117,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def level(of: Members) -> bool:
-    schedules = [member.coordinator.schedule for member in of.all]
+    schedules = [member.coordinator.log.schedule for member in of.all]
     return len({(each.applied_slot, each.digest) for each in schedules if each is not None}) == 1
 
 
@@ -168,7 +168,7 @@ def test_copy_goes_on_where_an_answer_was_lost(
             # And it goes on by the log.
             await command(await of.leader(), 100)
             await until(lambda: level(of))
-            away.coordinator.schedule.check()  # type: ignore[union-attr]
+            away.coordinator.log.schedule.check()  # type: ignore[union-attr]
 
     run(work)
 

@@ -22,7 +22,7 @@ NODE = json.dumps({"scheduler": ["s.sh"], "node": "attached:x"})
 
 async def decide(member: Member, *commands: SubmitJob | CancelJob | ForgetJob) -> None:
     for command in commands:
-        reply = json.loads(await member.coordinator.decide(encode_command(command)))
+        reply = json.loads(await member.coordinator.log.decide(encode_command(command)))
         assert "error" not in reply, reply
 
 

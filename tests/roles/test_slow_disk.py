@@ -20,7 +20,7 @@ def test_who_waits_for_a_hung_disk_is_sent_to_the_next_leader(tmp_path: Path) ->
         async with members(3, tmp_path) as of:
             hung = await of.leader()
             program = await archive_of(hung, tmp_path / "job", scheduler_sh=QUIET)
-            await until(lambda: hung.coordinator.is_current, "it leads")
+            await until(lambda: hung.coordinator.log.is_current, "it leads")
             released = threading.Event()
             hung.coordinator.writer.run(lambda store: released.wait(60))
             try:
@@ -34,7 +34,7 @@ def test_who_waits_for_a_hung_disk_is_sent_to_the_next_leader(tmp_path: Path) ->
                 assert [answer.status for answer in answers] == [421, 421]
                 leader = await of.leader()
                 assert leader is not hung
-                await until(lambda: leader.coordinator.is_current, "the next one leads")
+                await until(lambda: leader.coordinator.log.is_current, "the next one leads")
                 assert (await submit(leader, program, 1)).json() == {"job": 1}
                 cause = leader.coordinator.standing.elections[-1]["cause"]
                 assert "resigned: its disk is slow" in cause

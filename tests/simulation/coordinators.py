@@ -185,32 +185,44 @@ class _Scheduler:
 
 
 class SimCoordinator(Coordinator):
-    """The real one, watched."""
+    """The real one, watched.
+
+    What its parts ask of each other goes by way of the methods here.
+    """
 
     def __init__(self, node: CoordinatorNode, *arguments: Any, **options: Any) -> None:
         self.node = node
         super().__init__(*arguments, **options)
+        self._send = _put_between(self.peers, "send", self.send)
+        self._make_tick = _put_between(self.ticks, "_make", self.make_tick)
+        self._heard = _put_between(self.ticks, "heard", self.heard)
+        self._decide_then = _put_between(self.log, "decide_then", self.decide_then)
+        self._confirm_read = _put_between(self.log, "confirm_read", self.confirm_read)
 
     def _carry_out(self, ready: Ready) -> None:
         for text in ready.notes:
             self.node.observer.noted(self.node, text)
         super()._carry_out(ready)
 
-    def _send(self, envelopes: Iterable[Envelope]) -> None:
+    def send(self, envelopes: Iterable[Envelope]) -> None:
         for envelope in envelopes:
             self.node.observer.sends(self.node, envelope)
-            super()._send((envelope,))
+            self._send((envelope,))
 
-    def _applied(self, chosen: Chosen, applied: Applied) -> None:
-        assert self.schedule is not None
-        self.node.applied(chosen, self.schedule)
-        self.node.on_applied(self.node.me, self.schedule, chosen.slot, chosen.commands, applied)
-        super()._applied(chosen, applied)
+    def _applied(self, chosen: Chosen, applied: Applied, now_ms: int) -> None:
+        schedule = self.log.schedule
+        assert schedule is not None
+        self.node.applied(chosen, schedule)
+        self.node.on_applied(self.node.me, schedule, chosen.slot, chosen.commands, applied)
+        super()._applied(chosen, applied, now_ms)
 
-    def _make_tick(self, now_ms: int) -> bytes:
-        command = super()._make_tick(now_ms)
+    def make_tick(self, now_ms: int) -> bytes:
+        command: bytes = self._make_tick(now_ms)
         self.node.on_tick(command)
         return command
+
+    def heard(self, incarnation: Incarnation) -> None:
+        self._heard(incarnation)
 
     def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
         node = self.node
@@ -222,7 +234,7 @@ class SimCoordinator(Coordinator):
 
         if self.replica.is_leader:  # Before: it may be chosen within the call.
             node.observer.proposed(node, command)
-        super().decide_then(command, decoded, decided)
+        self._decide_then(command, decoded, decided)
 
     async def confirm_read(self) -> Schedule:
         node = self.node
@@ -230,7 +242,7 @@ class SimCoordinator(Coordinator):
         read_id = node.reads * 1_000 + node.me
         node.observer.read_began(read_id)
         try:
-            schedule = await super().confirm_read()
+            schedule: Schedule = await self._confirm_read()
         except BaseException:
             node.observer.read_failed(node, read_id)
             raise
@@ -239,8 +251,15 @@ class SimCoordinator(Coordinator):
 
     async def install_copy(self, applied: AppliedPoint, memberships: bytes | None) -> None:
         await super().install_copy(applied, memberships)
-        assert self.schedule is not None
-        self.node.copied(self.schedule)
+        assert self.log.schedule is not None
+        self.node.copied(self.log.schedule)
+
+
+def _put_between(part: Any, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method called in the place of a part's own one, and return that."""
+    own: Callable[..., Any] = getattr(part, name)
+    setattr(part, name, method)
+    return own
 
 
 class _State:
@@ -368,7 +387,7 @@ class CoordinatorNode:
     @property
     def schedule(self) -> Schedule | None:
         """The state machine in it."""
-        return None if self.coordinator is None else self.coordinator.schedule
+        return None if self.coordinator is None else self.coordinator.log.schedule
 
     # --- the process ---
 
@@ -402,11 +421,11 @@ class CoordinatorNode:
             return
         coordinator = self.coordinator
         process.loop.after_iteration = self._check_now_and_then
-        process.listen(coordinator.router, on_bug=coordinator.fail)
-        coordinator.stopped.add_done_callback(partial(self._stopped, process))
+        process.listen(coordinator.router, on_bug=coordinator.turns.fail)
+        coordinator.turns.stopped.add_done_callback(partial(self._stopped, process))
         coordinator.start()
         if self._join:
-            coordinator.background(coordinator.members.look_for_cluster())
+            coordinator.turns.background(coordinator.members.look_for_cluster())
 
     def _make(self, process: Process) -> SimCoordinator:
         store = MemoryReplicaStore.open(

@@ -7,6 +7,7 @@ the rules of consensus.)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -200,8 +201,8 @@ class _AnswersBeforeChosen(SimCoordinator):
             super().decide_then(command, decoded, then)
             return
         super().decide_then(command, decoded, lambda reply: None)
-        job = self.require_schedule()._state.next_job
-        self.loop.call_soon(then, encode_json({"job": job}))
+        job = self.log.require_schedule()._state.next_job
+        asyncio.get_running_loop().call_soon(then, encode_json({"job": job}))
 
 
 class _ForgetfulSchedule(Schedule):
@@ -262,8 +263,8 @@ class _HastyReader(SimCoordinator):
 
     async def confirm_read(self) -> Schedule:
         if not self.replica.is_leader:
-            raise self.not_leader()
-        return self.require_schedule()
+            raise self.log.not_leader()
+        return self.log.require_schedule()
 
 
 class _RefusesReads(SimCoordinator):
@@ -295,8 +296,8 @@ def _with_schedule(kind: type[Schedule]) -> type[SimCoordinator]:
 
         def _leadership_changed(self, is_leader: bool) -> None:
             super()._leadership_changed(is_leader)
-            if isinstance(self.schedule, _ForgetfulView):
-                self.schedule.led_since = None
+            if isinstance(self.log.schedule, _ForgetfulView):
+                self.log.schedule.led_since = None
 
     return Broken
 

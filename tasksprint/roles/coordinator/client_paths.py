@@ -6,7 +6,6 @@ Other coordinators ask for archives by the same paths.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,7 @@ from tasksprint.roles.coordinator.disk_space import DiskSpace
 from tasksprint.roles.coordinator.paths import Paths, body_object
 from tasksprint.roles.coordinator.ports import Log
 from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import RULES, Settings
@@ -45,29 +45,27 @@ class ClientPaths:
 
     Args:
         views: Woken when the view of a client changes.
-        heard: Told that a client is there.
     """
 
     def __init__(
         self,
         settings: Settings,
         log: Log,
+        ticks: Ticks,
         roster: KnownRoster,
         archives: Archives,
         disk_space: DiskSpace,
         told: ToldHere,
         views: Waiters[ClientId],
-        *,
-        heard: Callable[[Incarnation], None],
     ) -> None:
         self._settings = settings
         self._log = log
+        self._ticks = ticks
         self._roster = roster
         self._archives = archives
         self._disk_space = disk_space
         self._told = told
         self._views = views
-        self._heard = heard
 
     def add_to(self, paths: Paths) -> None:
         """Add them."""
@@ -88,7 +86,7 @@ class ClientPaths:
                 if isinstance(command, JoinClient):
                     _check_join(command)
                 # A client may be joining again and again, as no answer reaches it.
-                self._heard(command.incarnation)
+                self._ticks.heard(command.incarnation)
             case LeaveClient() | NodesAttached() | JobObserved(kind=observations.NODE_RUNTIME):
                 pass
             case _:
@@ -136,7 +134,7 @@ class ClientPaths:
                 continue
             if view is None:
                 return _not_alive(schedule.replacement(cid, incarnation))
-            self._heard(incarnation)
+            self._ticks.heard(incarnation)
             self._told.heard(cid, request.query)
             if wait_ms <= 0 or not view.is_empty:
                 members = ",".join(self._roster.addresses().values())

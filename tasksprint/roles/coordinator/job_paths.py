@@ -21,6 +21,7 @@ from tasksprint.roles.coordinator.paths import Paths, body_integer, body_object,
 from tasksprint.roles.coordinator.ports import Log
 from tasksprint.roles.coordinator.runners import Runners
 from tasksprint.roles.coordinator.submitting import read_submit
+from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.roles.waiters import Waiters
 from tasksprint.settings import Settings
@@ -39,6 +40,7 @@ class JobPaths:
         self,
         settings: Settings,
         log: Log,
+        ticks: Ticks,
         replica: Replica,
         archives: Archives,
         members: MemberChanges,
@@ -52,6 +54,7 @@ class JobPaths:
     ) -> None:
         self._settings = settings
         self._log = log
+        self._ticks = ticks
         self._replica = replica
         self._archives = archives
         self._members = members
@@ -94,7 +97,7 @@ class JobPaths:
             if (reply := schedule.reply_to(command.sender, command.request)) is not None:
                 return _reply(reply, refused=400)
             self._disk_space.require()
-        self._log.tick_now()
+        self._ticks.tick_now()
         archive = self._archives.obtain_sound(command.program)
         found = await self._members.while_leading(archive)
         if found is None:
@@ -113,7 +116,7 @@ class JobPaths:
             job=JobId(request.integer("job")),
             reason=body_text(body, "reason"),
         )
-        self._log.tick_now()
+        self._ticks.tick_now()
         return await self._decide_about(command)
 
     async def _forget(self, request: Request) -> Response:

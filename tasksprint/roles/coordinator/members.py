@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from tasksprint.consensus import Chosen, Member, Membership, Ready, Replica
+from tasksprint.consensus import Member, Membership, Ready, Replica
 from tasksprint.consensus.changes import used_before
 from tasksprint.consensus.founding import lost_disk, was_removed
 from tasksprint.errors import (
@@ -35,7 +35,7 @@ from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Turns
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
-__all__ = ["MemberChanges", "reason_to_stop", "voters_of"]
+__all__ = ["MemberChanges", "reason_to_stop"]
 
 _log = logging.getLogger("tasksprint.coordinator")
 
@@ -48,13 +48,6 @@ _SPREAD_S = 3.0
 # Pause between two tries of a new coordinator to reach its cluster, and the longest.
 _LOOK_S = 0.5
 _LOOK_MAX_S = 10.0
-
-
-def voters_of(chosen: Chosen) -> tuple[ReplicaId, ...] | None:
-    """Return who votes by an entry of the log; None: it doesn't say."""
-    if chosen.membership is None:
-        return None
-    return tuple([member.replica for member in chosen.membership.voters])
 
 
 def reason_to_stop(ready: Ready) -> TaskSprintError | None:

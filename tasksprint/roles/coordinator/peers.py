@@ -1,38 +1,60 @@
-"""The other members of one coordinator: which are connected, and who may be heard as one of them.
+"""The other members of one coordinator: their frames, and who may be heard as one of them.
 
-The core decides (consensus/lives.py). Here it is told of connections, and what it refuses is
-said to both sides; who is refused as a second process for longer than the connection of a
-dead first one could look alive ends.
+The core decides who is heard (consensus/lives.py). Here it is told of connections, and what it
+refuses is said to both sides; who is refused as a second process for longer than the connection
+of a dead first one could look alive ends.
 """
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections.abc import Iterable
+from random import Random
 
-from tasksprint.consensus import Replica
+from tasksprint.consensus import Envelope, Mark, Message, Replica
+from tasksprint.consensus import codec as replica_codec
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ReplicaId
-from tasksprint.net.gate import CountedWarnings
-from tasksprint.roles.coordinator.ports import Roster, Turns
+from tasksprint.roles.coordinator.ports import Roster
+from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
+from tasksprint.roles.coordinator.turns import LoopTurns
 from tasksprint.settings import Settings
 
 __all__ = ["Peers"]
 
-_log = logging.getLogger("tasksprint.coordinator")
-
 
 class Peers:
-    """What one coordinator's streams tell."""
+    """What one coordinator hears from the others, and says to them."""
 
     def __init__(
-        self, data_dir: Path, settings: Settings, turns: Turns, roster: Roster, replica: Replica
+        self,
+        options: CoordinatorOptions,
+        settings: Settings,
+        turns: LoopTurns,
+        roster: Roster,
+        replica: Replica,
+        random: Random,
+        surroundings: Surroundings,
     ) -> None:
-        self._data_dir = data_dir
+        self._options = options
         self._turns = turns
         self._roster = roster
         self._replica = replica
-        self._warnings = CountedWarnings(_log)
+        self.streams = surroundings.new_streams(
+            options.me,
+            {peer: address for peer, address in options.peers.items() if peer != options.me},
+            options.key,
+            settings,
+            random,
+            on_frame=self._frame_arrived,
+            on_frames_end=self._frames_ended,
+            on_connected=self.connected,
+            on_disconnected=self.disconnected,
+            address=options.advertise,
+            life=replica.lives.own,
+            on_knock=self.knocks,
+            on_twin=self.refused,
+        )
+        self._has_heard = False  # frames that make a turn due
         # The first and the last of the refusals that came one upon the other.
         self._refused_ms: dict[ReplicaId, tuple[int, int]] = {}
         # A machine that lost power leaves a connection behind that is found dead in this time.
@@ -40,6 +62,39 @@ class Peers:
         # One that refuses is asked again after a pause, of at most half as much more. Was it
         # cut off for longer, nobody knows whom it would have heard meanwhile.
         self._gap_ms = settings.connect_timeout_ms + 2 * settings.reconnect_pause_max_ms
+
+    # --- frames ---
+
+    def send(self, envelopes: Iterable[Envelope]) -> None:
+        """Send messages of the replica."""
+        said: tuple[Message, Mark] | None = None
+        for envelope in envelopes:
+            if said is None or said[0] is not envelope.message or said[1] != envelope.mark:
+                said = envelope.message, envelope.mark  # Mostly the same is said to all.
+                frame = replica_codec.encode(envelope)
+            self.streams.send(envelope.target, frame)
+
+    def flush(self) -> None:
+        """Let what was sent go out."""
+        self.streams.flush()
+
+    def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
+        replica, turns = self._replica, self._turns
+        envelope = replica_codec.decode(frame, source=source, target=replica.me)
+        if not turns.is_over:
+            turns.step(replica.receive, envelope, turns.now_ms())
+            # The last acceptances of an entry change nothing: a third of a leader's turns.
+            if not replica.is_leader or replica.has_work:
+                self._has_heard = True
+
+    def _frames_ended(self) -> None:
+        """Have a turn at once: peers send no more before they have their answers."""
+        if self._has_heard:
+            self._has_heard = False
+            if not self._turns.is_due:
+                self._turns.take()
+
+    # --- connections ---
 
     def connected(self, peer: ReplicaId) -> None:
         """Take that a peer takes frames now."""
@@ -70,7 +125,9 @@ class Peers:
             f"replica {source} (at {known}) runs and {why}: another process that says it is "
             f"replica {source} (at {address}) isn't heard"
         )
-        self._warnings.warn(source, f"replica={self._roster.me} peer={source} {text}")
+        self.streams.warnings.warn(
+            (source, "twin"), f"replica={self._roster.me} peer={source} {text}"
+        )
         return text
 
     def refused(self, peer: ReplicaId, text: str) -> None:
@@ -81,9 +138,10 @@ class Peers:
             since_ms = now_ms
         self._refused_ms[peer] = since_ms, now_ms
         if now_ms - since_ms > self._patience_ms:
+            directory = str(self._options.data_dir)
             self._turns.fail(
                 SettingsError(
-                    f"data directory {str(self._data_dir)!r} is that of a replica which runs "
-                    f"elsewhere; replica {peer} says: {text}"
+                    f"data directory {directory!r} is that of a replica which runs elsewhere; "
+                    f"replica {peer} says: {text}"
                 )
             )

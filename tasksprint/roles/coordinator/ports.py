@@ -88,9 +88,6 @@ class Log(Protocol):
     async def confirm_read(self) -> Schedule:
         """Return the state machine once it holds every command acknowledged before this call."""
 
-    def tick_now(self) -> None:
-        """Propose a tick, unless the one before hasn't been applied."""
-
 
 class Roster(Protocol):
     """Who belongs to the cluster, as far as this replica knows."""

@@ -110,7 +110,7 @@ async def _serve(
     gc.freeze()
     gate = Gate(options.key, addresses=[options.advertise, *advertised])
     bugs = coordinator.standing.bugs
-    coordinator.loop.set_exception_handler(bugs.handle)
+    asyncio.get_running_loop().set_exception_handler(bugs.handle)
     server = HttpServer(coordinator.router, gate, settings, bugs=bugs)
     try:
         _check_members(coordinator)
@@ -124,10 +124,10 @@ async def _serve(
             ", ".join(f"{who}={where}" for who, where in coordinator.roster.addresses().items()),
         )
         coordinator.start()
-        coordinator.background(coordinator.disk_space.watch())
+        coordinator.turns.background(coordinator.disk_space.watch())
         if options.join:
-            coordinator.background(coordinator.members.look_for_cluster())
-        await wait_for_end(coordinator.stopped)
+            coordinator.turns.background(coordinator.members.look_for_cluster())
+        await wait_for_end(coordinator.turns.stopped)
     finally:
         coordinator.release_waiting()
         await server.close()

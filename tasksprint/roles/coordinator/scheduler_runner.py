@@ -30,6 +30,7 @@ from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader
 from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
 from tasksprint.roles.coordinator.surroundings import SchedulerProgram
+from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.scheduler_commands import FailJob, FinishJob
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
@@ -53,6 +54,7 @@ class RunnerPorts:
     settings: Settings
     turns: Turns
     log: Log
+    ticks: Ticks
     roster: Roster
     mirror: Mirror
     replica: Replica
@@ -209,7 +211,7 @@ class SchedulerRunner:
                 continue
             for answer in effects.propose:
                 if _may_end_job(answer):
-                    self._log.tick_now()
+                    self._ports.ticks.tick_now()
                 self._propose(answer)
             if effects.out is not None:
                 if self._log.require_schedule().is_out(self._job, effects.out.replica):
