@@ -59,11 +59,6 @@ class Connections:
         self.stranger_read_buffer = self.read_buffer[:_STRANGER_READ_BYTES]
         self.upgraded: set[asyncio.Transport] = set()  # left HTTP; closed with the server
 
-    @property
-    def stranger_count(self) -> int:
-        """How many have proved nothing."""
-        return len(self._strangers)
-
     def try_add(self, connection: OpenConnection) -> bool:
         """Take a new connection, in place of the oldest stranger if it must; False: no room.
 

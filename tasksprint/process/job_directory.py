@@ -35,7 +35,6 @@ __all__ = [
     "MANIFEST_NAME",
     "Manifest",
     "pack",
-    "pack_programs",
     "parse_manifest",
     "read_job",
 ]
@@ -370,32 +369,6 @@ def pack(directory: Path, *, archive_bytes_max: int) -> tuple[bytes, str]:
         UsageError: The directory holds what can't travel, or is too large.
     """
     return _pack(_walk(directory), archive_bytes_max)
-
-
-def pack_programs(
-    scheduler: Path, node: Path | None, *, name: str | None = None, archive_bytes_max: int
-) -> tuple[bytes, str, Manifest]:
-    """Return the archive of a job that is just two programs, its digest and its manifest.
-
-    Args:
-        node: None if nodes are attached by hand under `name`.
-    """
-    tree = _Tree(scheduler.parent)
-    for what, path in (("scheduler", scheduler), ("node", node)):
-        if path is None:
-            continue
-        if not path.is_file():
-            raise UsageError(f"no {what} {str(path)!r}")
-        if path.name in tree.files and tree.files[path.name].resolve() != path.resolve():
-            raise UsageError(f"scheduler and node are different files named {path.name!r}")
-        tree.files[path.name] = path
-    manifest = Manifest(
-        name=name or scheduler.resolve().parent.name or "job",
-        scheduler=(scheduler.name,),
-        node=(node.name if node is not None else f"{ATTACHED_PREFIX}{name or 'node'}",),
-    )
-    archive, digest = _pack(tree, archive_bytes_max)
-    return archive, digest, manifest
 
 
 def _walk(directory: Path) -> _Tree:

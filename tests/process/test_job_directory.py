@@ -17,7 +17,6 @@ from tasksprint.process.archive import ArchiveLimits, Names, unpack
 from tasksprint.process.job_directory import (
     Manifest,
     pack,
-    pack_programs,
     parse_manifest,
     read_job,
 )
@@ -313,25 +312,6 @@ def test_file_name_that_is_not_utf_8(job: Path) -> None:
         pytest.skip("this file system takes UTF-8 only")
     with pytest.raises(UsageError, match="isn't UTF-8"):
         pack(job, archive_bytes_max=LIMIT)
-
-
-def test_two_programs_make_a_job(job: Path, tmp_path: Path) -> None:
-    archive, digest, manifest = pack_programs(
-        job / "scheduler.py", job / "node.py", archive_bytes_max=LIMIT
-    )
-    assert manifest == Manifest("myjob", ("scheduler.py",), ("node.py",))
-    assert sorted(os.listdir(unpack(archive, digest, tmp_path / "jobs"))) == [
-        "node.py",
-        "scheduler.py",
-    ]
-    attached = pack_programs(job / "scheduler.py", None, name="gpu", archive_bytes_max=LIMIT)[2]
-    assert attached.attached == "gpu"
-    with pytest.raises(UsageError, match=r"^no node '.*/x.py'$"):
-        pack_programs(job / "scheduler.py", job / "x.py", archive_bytes_max=LIMIT)
-    other = tmp_path / "scheduler.py"
-    other.write_text("another")
-    with pytest.raises(UsageError, match=r"are different files named 'scheduler.py'$"):
-        pack_programs(job / "scheduler.py", other, archive_bytes_max=LIMIT)
 
 
 def test_more_files_than_any_machine_would_unpack(
