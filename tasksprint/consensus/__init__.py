@@ -52,7 +52,6 @@ from tasksprint.consensus.ballot import NO_BALLOT, Ballot
 from tasksprint.consensus.batch import NOOP, decode_batch, encode_batch
 from tasksprint.consensus.effects import (
     Chosen,
-    LogEntry,
     PeerStatus,
     Persist,
     ReadLog,
@@ -66,6 +65,7 @@ from tasksprint.consensus.founding import (
     decode_founding,
     encode_founding,
 )
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.marks import NO_MARK, DurableNumbers, KnownMark, Mark
 from tasksprint.consensus.membership import (
     ALPHA,

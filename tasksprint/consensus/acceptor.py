@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tasksprint.consensus.ballot import NO_BALLOT, Ballot
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.messages import Nack, Promise
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Slot

@@ -9,8 +9,9 @@ from __future__ import annotations
 from random import Random
 
 from tasksprint.consensus.acceptor import Acceptor
-from tasksprint.consensus.effects import LogEntry, ReadLog
+from tasksprint.consensus.effects import ReadLog
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.messages import CatchUpReply, CatchUpRequest
 from tasksprint.consensus.outbox import Outbox
 from tasksprint.ids import ReplicaId, Slot

@@ -8,19 +8,17 @@ frozen dataclass takes three times as long to make.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tasksprint.consensus.ballot import Ballot
+from tasksprint.consensus.log_entry import LogEntry
+from tasksprint.consensus.membership import Membership
+from tasksprint.consensus.messages import Envelope
 from tasksprint.ids import Incarnation, ReplicaId, Slot
-
-if TYPE_CHECKING:
-    from tasksprint.consensus.membership import Membership
-    from tasksprint.consensus.messages import Envelope
 
 __all__ = [
     "FIRST_SLOT",
     "Chosen",
-    "LogEntry",
     "PeerStatus",
     "Persist",
     "ReadLog",
@@ -30,14 +28,6 @@ __all__ = [
 ]
 
 FIRST_SLOT = Slot(1)
-
-
-class LogEntry(NamedTuple):
-    """A value accepted in a slot, and the ballot under which it was."""
-
-    slot: Slot
-    ballot: Ballot
-    value: bytes
 
 
 class Chosen(NamedTuple):

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import Ballot
 from tasksprint.consensus.batch import decode_batch
-from tasksprint.consensus.effects import Chosen, LogEntry
+from tasksprint.consensus.effects import Chosen
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import LocalProtocolError

@@ -59,7 +59,6 @@ def _life(value: Any) -> int:
     return value
 
 
-
 # A replica's incarnation, and its mark as it was heard last: what travels, and is stored.
 # A life may be -1.
 KnownMark = tuple[Incarnation, Annotated[int, Through(_life)], int, int]

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from tasksprint.arrays import Through, added
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.marks import NO_MARK, KnownMark, Mark
 from tasksprint.consensus.skips import Skips
 from tasksprint.ids import Incarnation, ReplicaId, Slot

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.messages import Promise
 from tasksprint.consensus.voters import Memberships
 from tasksprint.ids import ReplicaId, Slot

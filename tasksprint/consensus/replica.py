@@ -25,7 +25,6 @@ from tasksprint.consensus.batch import split_commands
 from tasksprint.consensus.candidate import Candidate
 from tasksprint.consensus.catch_up import CatchUp
 from tasksprint.consensus.effects import (
-    LogEntry,
     PeerStatus,
     ReadLog,
     Ready,
@@ -37,6 +36,7 @@ from tasksprint.consensus.founding import Foundation, Founding, Member
 from tasksprint.consensus.leadership import Leadership
 from tasksprint.consensus.learner import Learner
 from tasksprint.consensus.lives import Lives
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.membership import Membership
 from tasksprint.consensus.messages import (
     Accept,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.coordination.rows import TABLES
 from tasksprint.settings import Settings
 from tasksprint.store.database import Database

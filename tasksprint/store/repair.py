@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.coordination.rows import TABLES
 from tasksprint.durable_files import sync_directory
 from tasksprint.errors import StoreDamaged, StoreError

@@ -26,8 +26,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tasksprint.consensus.effects import LogEntry, Recovered
+from tasksprint.consensus.effects import Recovered
 from tasksprint.consensus.founding import decode_founding, older_disk
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.errors import SettingsError, StoreDamaged, StoreError
 from tasksprint.ids import Incarnation, ReplicaId, Slot

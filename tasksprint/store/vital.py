@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple, cast
 
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.voters import Memberships
 from tasksprint.errors import RemoteProtocolError, StoreDamaged, StoreError, StoreLost
 from tasksprint.ids import ReplicaId, Slot

@@ -15,7 +15,7 @@ from typing import Any
 from tasksprint.consensus import Founding, Message, encode_founding
 from tasksprint.consensus import codec as frames_codec
 from tasksprint.consensus.batch import encode_alone
-from tasksprint.consensus.effects import LogEntry
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.marks import DurableNumbers, Mark
 from tasksprint.consensus.membership import Membership, encode_membership_value
 from tasksprint.consensus.messages import Envelope

@@ -10,7 +10,8 @@ from typing import Any
 
 from tasksprint.consensus import Founding, Member, encode_founding
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.effects import LogEntry, Persist
+from tasksprint.consensus.effects import Persist
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.encoding import encode_json, result_digest, value_digest
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.store.records import Commit

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.effects import LogEntry, Recovered
+from tasksprint.consensus.effects import Recovered
+from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.coordination.rows import TABLES, Key, Row, garbage_ranges
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import (
