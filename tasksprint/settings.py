@@ -76,6 +76,10 @@ class Settings:
     # A new member votes once its chosen prefix is at most so many slots behind the
     # leader's. Too small: under load it never does. Too large: commands wait for it.
     learner_lag_slots_max: int = 64
+    # A leader raises the rules of the log once all members have had newer ones for so long,
+    # without a break. Too small: there is no way back for a new release that is found bad.
+    # Too large: what a new release brings is late, unless somebody asks for it (`upgrade`).
+    rules_settle_ms: int = 60_000
     # A leader that was so long, in all, far slower than a quorum of the others with its own
     # writes (each a quarter of this and more) hands over. Too small: a checkpoint or a busy
     # machine changes the leader for nothing. Too large: commands wait for a slow disk for

@@ -25,7 +25,7 @@ from tasksprint.errors import StoreError
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot
 from tasksprint.release import Release
 
-__all__ = ["digest_row", "estimate_row", "fill_state", "state_row", "wall_ms_of"]
+__all__ = ["digest_row", "estimate_row", "fill_state", "rules_of", "state_row", "wall_ms_of"]
 
 _CLOCK = "state"
 _DIGEST = "digest"
@@ -52,6 +52,12 @@ def wall_ms_of(row: Row) -> int | None:
     if row.table != "facts" or row.key != (_CLOCK,) or row.columns is None:
         return None
     return int(decode_json(str(row.columns[0]).encode())["wall_ms"])
+
+
+def rules_of(mirror: Mirror) -> int | None:
+    """Return the version of the rules that a mirror was made by; None: it doesn't say yet."""
+    clock = _find_fact(mirror, _CLOCK)
+    return None if clock is None else int(decode_json(clock.encode())["rules"])
 
 
 def digest_row(slot: Slot, digest: str) -> Row:

@@ -215,5 +215,5 @@ KINDS: list[tuple[str, int, Callable[[], list[Record]]]] = [
     ("backup", backup_file.VERSION, backup),
     ("node_lines", 1, node_lines),
     ("scheduler_lines", 1, scheduler_lines_),
-    ("http", 1, http),
+    ("http", 2, http),
 ]

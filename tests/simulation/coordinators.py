@@ -27,6 +27,7 @@ from tasksprint.errors import (
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.program import ExitReason
+from tasksprint.release import THIS_RELEASE
 from tasksprint.roles.coordinator.coordinator import Coordinator
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
@@ -332,6 +333,7 @@ class CoordinatorNode:
 
     coordinator_class: type[SimCoordinator] = SimCoordinator
     writer_class: type[SimWriter] = SimWriter
+    release = THIS_RELEASE
 
     def __init__(
         self,
@@ -491,6 +493,7 @@ class CoordinatorNode:
             new_writer=cast(Any, partial(self.writer_class, self.disk, process)),
             unpack=lambda archive, digest, root: root / digest,
             start_scheduler=start_scheduler,
+            release=self.release,
         )
 
     def _stopped(self, process: Process, stopped: Any) -> None:

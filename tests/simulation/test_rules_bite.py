@@ -26,10 +26,10 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import Refused
 from tasksprint.execution.effects import DropJobResults, Manifest
 from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
+from tasksprint.release import Release
 from tasksprint.roles.client import durable as durable_module
 from tasksprint.roles.client.client import Client
 from tasksprint.roles.client.values import ValueCache
-from tasksprint.roles.coordinator import coordinator as coordinator_module
 from tasksprint.roles.coordinator import runners as runners_module
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.ports import NotLeader
@@ -437,8 +437,8 @@ def test_broken_build_is_caught(build: str) -> None:
 def test_log_time_that_follows_the_clock_of_a_stalled_leader_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rules = {1: Rules(tick_elapsed_max_ms=10**9)}
-    monkeypatch.setattr(coordinator_module, "RULES_BY_VERSION", rules)
+    release = Release("broken", {2: Rules(2, tick_elapsed_max_ms=10**9)})
+    monkeypatch.setattr(CoordinatorNode, "release", release)
     assert _rule_broken(20, SimCoordinator, _StalledJudges) in _UNFAIR
 
 

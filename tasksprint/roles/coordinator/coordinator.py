@@ -37,6 +37,7 @@ from tasksprint.roles.coordinator.operator_paths import OperatorPaths
 from tasksprint.roles.coordinator.paths import Paths
 from tasksprint.roles.coordinator.peers import Peers
 from tasksprint.roles.coordinator.ports import Writer
+from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.roles.coordinator.roster import KnownRoster
 from tasksprint.roles.coordinator.runners import Runners
 from tasksprint.roles.coordinator.scheduler_runner import RunnerPorts
@@ -46,7 +47,7 @@ from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.roles.coordinator.turns import NEVER_MS, LoopTurns
 from tasksprint.roles.waiters import Waiters
-from tasksprint.settings import RULES_BY_VERSION, Settings
+from tasksprint.settings import Settings
 from tasksprint.store.records import AppliedPoint
 from tasksprint.store.replica_store import ReplicaStore
 
@@ -66,6 +67,7 @@ class Coordinator:
         surroundings: Surroundings = REAL,
     ) -> None:
         self.options = options
+        self._release = release = surroundings.release
         now_ms, random = surroundings.monotonic_ms, surroundings.new_random()
         self.turns = turns = LoopTurns(now_ms, self._work, store.note_damage)
         self.http = http = surroundings.new_http(options.key, settings)
@@ -81,6 +83,7 @@ class Coordinator:
             settings=settings,
             random=random,
             now_ms=now_ms(),
+            speaks=release.speaks,
         )
         self.roster = roster = KnownRoster(replica, options)
         self._decisions = Decisions()
@@ -107,6 +110,7 @@ class Coordinator:
             settings, turns, roster, replica, state, self.durable, self._decisions
         )
         self.agreement = Agreement(turns, roster, http)
+        self.raising = RulesRaising(settings, release, turns, log, replica, self.peers.streams)
         self.ticks = Ticks(
             settings,
             turns,
@@ -116,6 +120,7 @@ class Coordinator:
             self._decisions,
             self.agreement,
             surroundings.wall_ms,
+            self.raising.ticked,
             distrusts_clients=distrusts_clients,
         )
         self.archives = Archives(
@@ -140,6 +145,7 @@ class Coordinator:
             http,
             random,
             install=self.install_copy,
+            release=release,
         )
         self.runners = Runners(
             RunnerPorts(
@@ -203,7 +209,12 @@ class Coordinator:
             now_ms=self.turns.now_ms,
         ).add_to(paths)
         OperatorPaths(
-            self.options.me, self.log, self.members, self.standing, stop=self.turns.stop
+            self.options.me,
+            self.log,
+            self.members,
+            self.raising,
+            self.standing,
+            stop=self.turns.stop,
         ).add_to(paths)
         self.copies.add_to(paths.add)
         self.agreement.add_to(paths.router)
@@ -339,7 +350,8 @@ class Coordinator:
         return Schedule(
             cluster=founding.cluster,
             members=tuple(member.replica for member in founding.members),
-            rules=RULES_BY_VERSION[1],
+            rules=self._release.rules_of_beginning(founding.rules),
+            release=self._release,
             mirror=mirror,
             decode=self._decisions.decode,
             skips=self.replica.skips,

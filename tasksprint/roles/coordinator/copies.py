@@ -9,7 +9,7 @@ there, and the copy names the slot and digest that the session began with, it re
 the receiver's mirror in one transaction.
 
     POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships",
-                                         "origins"}
+                                         "origins", "rules"}
     GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
 
@@ -31,11 +31,12 @@ from random import Random
 from typing import Any
 
 from tasksprint.consensus import Replica
-from tasksprint.coordination.state_rows import digest_row
+from tasksprint.coordination.state_rows import digest_row, rules_of
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
 from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Handler, Request, Response, json_response
+from tasksprint.release import Release
 from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
 from tasksprint.settings import Settings
 from tasksprint.store.copy_pieces import check_piece, piece_body
@@ -124,7 +125,7 @@ class MirrorPaths:
         taker = ReplicaId(request.query_integer("replica", 0)) or None
         # The rows that wait for company are part of the copy, too.
         await self._mirror.handed_over()
-        snapshot = await self._writer.run(_open_snapshot)
+        snapshot, rules = await self._writer.run(_open_snapshot)
         founding = self._replica.founding
         name = self._random.randbytes(16).hex()
         self._sessions[name] = _Session(snapshot, taker, self._turns.now_ms())
@@ -142,6 +143,7 @@ class MirrorPaths:
                 "slot": snapshot.applied.slot,
                 "digest": snapshot.applied.digest,
                 "origins": () if founding is None else founding.origins,
+                "rules": rules,
                 "memberships": None
                 if snapshot.memberships is None
                 else snapshot.memberships.decode(),
@@ -268,8 +270,9 @@ class MirrorPaths:
         self._executor.shutdown()
 
 
-def _open_snapshot(store: ReplicaStore) -> MirrorSnapshot:
-    return store.open_snapshot()
+def _open_snapshot(store: ReplicaStore) -> tuple[MirrorSnapshot, int | None]:
+    snapshot = store.open_snapshot()
+    return snapshot, rules_of(snapshot)
 
 
 # --- taking ---
@@ -302,11 +305,13 @@ class MirrorFetcher:
         random: Random,
         *,
         install: Callable[[AppliedPoint, bytes | None], Awaitable[None]],
+        release: Release,
     ) -> None:
         """Begin with none.
 
         Args:
             install: Puts the copy that the store has gathered in the place of our mirror.
+            release: A state that was made by other rules than it has isn't taken.
         """
         self._settings = settings
         self._turns = turns
@@ -317,6 +322,7 @@ class MirrorFetcher:
         self._http = http
         self._random = random
         self._install = install
+        self._release = release
         self._task: asyncio.Task[None] | None = None
         self._progress: _Progress | None = None
 
@@ -383,6 +389,8 @@ class MirrorFetcher:
             raise RemoteProtocolError(
                 f"{who} gives the state of cluster {cluster!r}, expected {ours!r}"
             )
+        if (rules := opened.get("rules")) is not None:
+            self._release.find_rules(rules, f"the state of {who}")
         _log.info(
             "replica=%d takes a copy of the state at slot %d from %s",
             self._roster.me,

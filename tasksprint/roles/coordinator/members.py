@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,12 +25,14 @@ from tasksprint.errors import (
     StoreError,
     TaskSprintError,
 )
+from tasksprint.hosting.raising import lacking
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.net.addresses import parse_address
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.streams import PeerStreams
 from tasksprint.next_steps import program_command
+from tasksprint.release import Speaks, read_speaks
 from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Turns
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
@@ -67,6 +69,7 @@ class _Identity:
     is_joining: bool
     incarnations: dict[str, str]  # of those whom it knows as members
     retired: list[ReplicaId]
+    speaks: Speaks
 
 
 def _identity_in(answer: dict[str, Any]) -> _Identity:
@@ -91,7 +94,13 @@ def _identity_in(answer: dict[str, Any]) -> _Identity:
     ):
         raise RemoteProtocolError(f"what answers is no coordinator, but says {answer!r:.80}")
     return _Identity(
-        ReplicaId(replica), Incarnation(incarnation), cluster, is_joining, incarnations, retired
+        ReplicaId(replica),
+        Incarnation(incarnation),
+        cluster,
+        is_joining,
+        incarnations,
+        retired,
+        read_speaks(answer.get("speaks")),
     )
 
 
@@ -135,6 +144,7 @@ class MemberChanges:
             "is_joining": bool(self._options.join),
             "incarnations": {str(each.replica): each.incarnation for each in members},
             "retired": [] if membership is None else list(membership.retired),
+            "speaks": asdict(self._streams.speaks),
         }
 
     def listing(self) -> dict[str, Any]:
@@ -351,6 +361,13 @@ class MemberChanges:
                 f"replica {replica} at {address} was started to found a cluster of its own",
                 status=_CONFLICT,
                 hint="start it with --join in place of --peers",
+            )
+        version = self._log.require_schedule().rules.version
+        if missing := lacking({replica: found.speaks}, version):
+            raise Refused(
+                f"{missing[replica]}, and this cluster is at version {version}",
+                status=_CONFLICT,
+                hint="start a release that has them; see docs/operations.md, 'Upgrading'",
             )
         return Member(replica, found.incarnation, address)
 

@@ -14,6 +14,7 @@ from tasksprint.net.router import Request, Response, json_response
 from tasksprint.roles.coordinator.members import MemberChanges
 from tasksprint.roles.coordinator.paths import Paths, body_integer, body_object, body_text
 from tasksprint.roles.coordinator.ports import Log
+from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.roles.coordinator.standing import Standing
 
 __all__ = ["OperatorPaths"]
@@ -33,6 +34,7 @@ class OperatorPaths:
         me: ReplicaId,
         log: Log,
         members: MemberChanges,
+        raising: RulesRaising,
         standing: Standing,
         *,
         stop: Callable[[], None],
@@ -40,6 +42,7 @@ class OperatorPaths:
         self._me = me
         self._log = log
         self._members = members
+        self._raising = raising
         self._standing = standing
         self._end = stop
 
@@ -52,6 +55,8 @@ class OperatorPaths:
         add("GET", "/v1/status", lambda _: json_response(standing.status()), access=Access.READ)
         add("GET", "/v1/members", self._listing, access=Access.READ)
         add("POST", "/v1/members", self._change_members, access=Access.OPERATE)
+        add("GET", "/v1/upgrade", self._upgrade, access=Access.READ)
+        add("POST", "/v1/upgrade", self._upgrade, access=Access.OPERATE)
         # For a cluster that is asked to add this one:
         add("GET", "/v1/identity", lambda _: json_response(self._members.identity()))
         add("POST", "/v1/stop", self._stop, access=Access.OPERATE)
@@ -77,6 +82,13 @@ class OperatorPaths:
             case other:
                 raise Refused(f"no change {other!r}: add, replace or remove", status=400)
         return json_response(members.listing())
+
+    async def _upgrade(self, request: Request) -> Response:
+        """List what each member can; and have the rules raised, if that is asked for."""
+        await self._log.confirm_read()
+        if request.method == "POST":
+            self._raising.raise_now()
+        return json_response(self._raising.listing())
 
     def _stop(self, request: Request) -> Response:
         _log.info("replica=%d stops: asked to by %s", self._me, request.peer)

@@ -53,6 +53,7 @@ class Peers:
             life=replica.lives.own,
             on_knock=self.knocks,
             on_twin=self.refused,
+            speaks=surroundings.release.speaks,
         )
         self._has_heard = False  # frames that make a turn due
         # The first and the last of the refusals that came one upon the other.

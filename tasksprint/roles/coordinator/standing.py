@@ -102,6 +102,8 @@ class Standing:
             "consensus": consensus,
             "applied_slot": 0 if schedule is None else schedule.applied_slot,
             "digest": None if schedule is None else schedule.digest,
+            "rules": None if schedule is None else schedule.rules.version,
+            "speaks": asdict(self._surroundings.release.speaks),
             "log_time_ms": 0 if schedule is None else schedule.log_time_ms,
             "uptime_ms": self._uptime_ms,
             "writes": asdict(self._writer.write_times()),

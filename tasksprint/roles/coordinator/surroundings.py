@@ -23,6 +23,7 @@ from tasksprint.process.archive import check_archive, unpack
 from tasksprint.process.clock import monotonic_ms, wall_ms
 from tasksprint.process.command_line import child_environment, command_line
 from tasksprint.process.program import ExitReason, start_program
+from tasksprint.release import THIS_RELEASE, Release
 from tasksprint.settings import Settings
 from tasksprint.store.writer import WriterThread
 
@@ -117,6 +118,7 @@ class Surroundings:
     check_archive: Callable[[bytes], None] = check_archive
     unpack: Callable[[bytes, str, Path], Path] = unpack
     start_scheduler: Callable[..., Awaitable[SchedulerProgram]] = start_scheduler
+    release: Release = THIS_RELEASE
 
 
 REAL = Surroundings()

@@ -24,6 +24,7 @@ class Ticks:
     """The ticks that one coordinator proposes.
 
     Args:
+        ticked: Told of each.
         distrusts_clients: What clients run may be of a future that was lost with a part of the
             only disk, and numbers of jobs and attempts are given anew: the first tick sends
             all to join again.
@@ -39,6 +40,7 @@ class Ticks:
         decisions: Decisions,
         agreement: Agreement,
         wall_ms: Callable[[], int],
+        ticked: Callable[[], None],
         *,
         distrusts_clients: bool,
     ) -> None:
@@ -50,6 +52,7 @@ class Ticks:
         self._decisions = decisions
         self._agreement = agreement
         self._wall_ms = wall_ms
+        self._ticked = ticked
         self._distrusts_clients = distrusts_clients
         # Log time at which each client's process was last heard; only the leader's counts.
         self._last_heard: dict[Incarnation, int] = {}
@@ -115,6 +118,7 @@ class Ticks:
             self._last_ms = now_ms
             self._is_waiting = True
             self._decisions.wait(command, self._applied)
+            self._ticked()
 
     def _make(self, now_ms: int) -> bytes:
         """Say how much time has passed, and which clients have been silent for too long."""

@@ -1,0 +1,118 @@
+"""Raising the rules of the log, as the coordinator that leads does it.
+
+Knows who the members are and what each connected one says that it can; whether it is time is
+decided by hosting/raising.py. Looks with each tick, so an idle cluster is raised as well, and
+proposes again what got lost with a leader.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from tasksprint.consensus import Replica
+from tasksprint.coordination.commands import RaiseRules, encode_command
+from tasksprint.errors import Refused
+from tasksprint.hosting.raising import Raising, Said, lacking
+from tasksprint.net.streams import PeerStreams
+from tasksprint.release import Release
+from tasksprint.roles.coordinator.ports import Log, Turns
+from tasksprint.settings import Settings
+
+__all__ = ["RulesRaising"]
+
+_log = logging.getLogger("tasksprint.coordinator")
+
+_CONFLICT = 409
+
+
+class RulesRaising:
+    """What one coordinator does about it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        release: Release,
+        turns: Turns,
+        log: Log,
+        replica: Replica,
+        streams: PeerStreams,
+    ) -> None:
+        self._release = release
+        self._turns = turns
+        self._log = log
+        self._replica = replica
+        self._streams = streams
+        self._raising = Raising(settings.rules_settle_ms)
+
+    def ticked(self) -> None:
+        """Raise the rules if it is time; called with each tick that this leader proposes."""
+        at = self._log.require_schedule().rules.version
+        if at == max(self._release.rules):
+            return
+        version = self._raising.look(self._turns.now_ms(), at, self._said())
+        if version is not None and self._propose(version):
+            _log.info("replica=%d raises the rules to version %d", self._replica.me, version)
+
+    def raise_now(self) -> None:
+        """Raise the rules to the newest version of this release, without waiting.
+
+        Raises:
+            Refused: A member can't go on by them, or the members are being changed.
+        """
+        newest = max(self._release.rules)
+        if self._log.require_schedule().rules.version >= newest:
+            return
+        missing = lacking(self._said(), newest)
+        if missing:
+            raise Refused(
+                f"the rules can't be raised to version {newest}: {'; '.join(missing.values())}",
+                status=_CONFLICT,
+                hint="replace these processes by ones of this release, or remove the members",
+            )
+        if not self._propose(newest):
+            raise Refused(
+                "a change of the members or of the rules is under way: try again when it is done",
+                status=_CONFLICT,
+            )
+
+    def _propose(self, version: int) -> bool:
+        propose = partial(self._replica.propose, is_alone=True)
+        command = encode_command(RaiseRules(version))
+        is_proposed = self._turns.step(propose, command, self._turns.now_ms())
+        self._turns.wake()
+        return is_proposed
+
+    def _said(self) -> Said:
+        membership, me = self._replica.membership, self._replica.me
+        assert membership is not None, "who leads is founded"
+        members = (*membership.voters, *membership.learners)
+        speaks, said_by = self._release.speaks, self._streams.said_by
+        return {
+            each.replica: speaks if each.replica == me else said_by(each.replica)
+            for each in members
+        }
+
+    def listing(self) -> dict[str, Any]:
+        """Return the members with what each can, and what is missing; as the leader sees it."""
+        membership, said = self._replica.membership, self._said()
+        assert membership is not None
+        newest = max(self._release.rules)
+        return {
+            "rules": self._log.require_schedule().rules.version,
+            "newest": newest,
+            "members": [
+                {
+                    "replica": each.replica,
+                    "address": each.address,
+                    "is_leader": each.replica == self._replica.leader,
+                    "speaks": None if (speaks := said[each.replica]) is None else asdict(speaks),
+                }
+                for each in sorted(
+                    (*membership.voters, *membership.learners), key=lambda each: each.replica
+                )
+            ],
+            "missing": [*lacking(said, newest).values()],
+        }
