@@ -30,7 +30,7 @@ def parse_command(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UsageError: It isn't one.
     """
-    parser = _parser()
+    parser = _parser(arguments)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError(
@@ -42,7 +42,7 @@ def parse_command(arguments: list[str]) -> argparse.Namespace:
 
 def help_of_all() -> str:
     """Return what `--help` says without a command."""
-    return _parser().format_help()
+    return _parser([]).format_help()
 
 
 def load(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
@@ -57,7 +57,8 @@ def load(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
     return run  # type: ignore[no-any-return]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """Return the parser of a command line, with the options of what it names."""
     parser = _Parser(
         prog=program_command(),
         description="Fault-tolerant distributed computation: a scheduler, a node, and one file.",
@@ -66,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tasksprint {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    _add(commands, COMMANDS, parser.prog.replace("%", "%%"))
+    _add(commands, COMMANDS, parser.prog.replace("%", "%%"), arguments)
     return parser
 
 
-def _add(parsers: Any, commands: Iterable[Command], prog: str) -> None:
+def _add(parsers: Any, commands: Iterable[Command], prog: str, arguments: list[str]) -> None:
     """Add commands, or the actions of one, each with a parser of its own."""
     for command in commands:
         sub = parsers.add_parser(
@@ -80,6 +81,8 @@ def _add(parsers: Any, commands: Iterable[Command], prog: str) -> None:
             epilog=f"example: {prog} {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # It is to be pasted.
         )
+        if command.name not in arguments:
+            continue  # It is listed only; options take most of the time.
         for option in command.options:
             keywords = option.keywords
             if option.variable is not None:
@@ -88,7 +91,7 @@ def _add(parsers: Any, commands: Iterable[Command], prog: str) -> None:
             sub.add_argument(*option.names, **keywords)
         if command.actions:
             actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
-            _add(actions, command.actions, prog)
+            _add(actions, command.actions, prog, arguments)
         sub.set_defaults(entry=command, parser=sub)
 
 

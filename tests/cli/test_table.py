@@ -33,6 +33,16 @@ def test_what_runs_a_command_takes_what_it_is_called_with(command: Command) -> N
     assert not command.asks or reaching <= found
 
 
+@pytest.mark.parametrize("command", [*runnable(COMMANDS)], ids=lambda command: command.example)
+def test_the_example_of_a_command_is_a_line_of_it(command: Command) -> None:
+    assert parse_command(command.example.split()).entry is command
+
+
+def test_argument_that_is_named_as_a_command_stays_an_argument() -> None:
+    options = parse_command(["submit", "status", "--wait"])
+    assert (options.command, options.job, options.wait) == ("submit", "status", True)
+
+
 def test_sentences_know_each_command_of_the_table() -> None:
     assert sorted(command.name for command in COMMANDS) == sorted(NAMES)
 
