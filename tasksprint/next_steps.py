@@ -32,7 +32,7 @@ _REACHING = (
 COMMANDS = (
     *("backup", "cancel", "client", "clients", "coordinator", "job", "jobs", "log", "logs"),
     *("member", "node", "recover", "restore", "result", "run", "status", "stop", "submit"),
-    "token",
+    *("token", "upgrade"),
 )
 # A command in a sentence, as opposed to a path or another word that ends so.
 _COMMAND = re.compile(rf"(?<![\w./-])tasksprint(?= (?:--help|(?:{'|'.join(COMMANDS)})\b))")

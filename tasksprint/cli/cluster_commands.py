@@ -26,6 +26,7 @@ from tasksprint.ids import JobId
 from tasksprint.net.tokens import Scope, make_token
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_answer, print_plain, table_lines
+from tasksprint.release import SILENT
 
 __all__ = ["list_clients", "status", "stop", "token"]
 
@@ -91,6 +92,10 @@ def _lines_of_members(members: dict[str, dict[str, Any]]) -> Iterator[str]:
         if space["level"] != "plenty":
             free = f"{space['free_bytes'] / 1e6:.0f} MB"
             yield f"replica {name}: {space['level']} disk space, {free} are free"
+    releases = {name: _release_of(member) for name, member in sorted(members.items())}
+    if len({release for release in releases.values() if release}) > 1:
+        listed = ", ".join(f"replica {name} {said}" for name, said in releases.items() if said)
+        yield f"releases: {listed}; see 'tasksprint upgrade'"
     elections = [
         (election["wall_ms"], election)
         for member in here
@@ -102,6 +107,12 @@ def _lines_of_members(members: dict[str, dict[str, Any]]) -> Iterator[str]:
         ballot = "{}.{}".format(*election["ballot"])
         replica, cause = election["leader"], election["cause"]
         yield f"{when} replica {replica} was elected with ballot {ballot}: it {cause}"
+
+
+def _release_of(member: dict[str, Any]) -> str:
+    """Return the release of a coordinator; "" for one that doesn't answer."""
+    speaks = member.get("speaks", {"release": SILENT.release})
+    return "" if "error" in member else str(speaks["release"])
 
 
 def _member_cells(member: dict[str, Any], chosen: int) -> list[str]:

@@ -373,6 +373,18 @@ COMMANDS = (
         ),
     ),
     Command(
+        "upgrade",
+        "raise the rules of the log, once all coordinators run a release that has newer ones",
+        "upgrade",
+        "cli.upgrade_command:upgrade",
+        (
+            *_READING,
+            _flag("--dry-run", "only show each coordinator's release, and what is missing"),
+            _TIMEOUT,
+        ),
+        asks=True,
+    ),
+    Command(
         "job",
         "forget a job that has ended, with all that is kept of it",
         "job forget 1",

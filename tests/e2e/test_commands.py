@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 COMMANDS = [
     "coordinator", "client", "node", "run", "submit", "status", "jobs", "clients", "result",
     "logs", "cancel", "member", "job", "stop", "token", "backup", "restore", "recover", "log",
+    "upgrade",
 ]  # fmt: skip
 
 # Tasks that answer at once, that fail once, and that wait until a file exists.

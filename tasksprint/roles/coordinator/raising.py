@@ -107,6 +107,7 @@ class RulesRaising:
                 {
                     "replica": each.replica,
                     "address": each.address,
+                    "role": "voter" if membership.is_voter(each.replica) else "learner",
                     "is_leader": each.replica == self._replica.leader,
                     "speaks": None if (speaks := said[each.replica]) is None else asdict(speaks),
                 }
