@@ -71,6 +71,7 @@ class Client:
         "attached_entries",
         "attached_request",
         "attached_tasks",
+        "capacity",
         "changes",
         "cid",
         "ended_ms",
@@ -87,7 +88,6 @@ class Client:
         "own",
         "queued_us",
         "sender",
-        "slots",
     )
 
     def __init__(self, cid: ClientId, identity: str) -> None:
@@ -97,7 +97,7 @@ class Client:
         self.incarnation = Incarnation("")
         self.address: str | None = None
         self.hostname = ""
-        self.slots = 0
+        self.capacity = 0
         self.is_alive = False
         # Nodes attached by hand, by name, and the last request that told them.
         self.attached: dict[str, int] = {}
@@ -130,7 +130,7 @@ def client_row(client: Client) -> Row:
         "identity": client.identity,
         "incarnation": client.incarnation,
         "hostname": client.hostname,
-        "slots": client.slots,
+        "slots": client.capacity,
         "joined_ms": client.joined_ms,
         "ended_ms": client.ended_ms,
     }
@@ -148,7 +148,7 @@ def client_from_row(
     client.incarnation = body["incarnation"]
     client.address = address
     client.hostname = body["hostname"]
-    client.slots = body["slots"]
+    client.capacity = body["slots"]
     client.is_alive = state == "alive"
     client.joined_ms = body["joined_ms"]
     client.ended_ms = body["ended_ms"]

@@ -31,11 +31,11 @@ def line_init(number: int, job: Job) -> bytes:
     ).encode()
 
 
-def line_client_joined(number: int, time_ms: int, cid: ClientId, slots: int) -> bytes:
+def line_client_joined(number: int, time_ms: int, cid: ClientId, num_nodes: int) -> bytes:
     """Return the line that says that a client can run tasks."""
     return (
         f'{{"event":{number},"kind":"client_joined","time_ms":{time_ms}'
-        f',"cid":{cid},"num_nodes":{slots}}}'
+        f',"cid":{cid},"num_nodes":{num_nodes}}}'
     ).encode()
 
 

@@ -87,7 +87,7 @@ class Lifecycle:
         state.raise_event(job, line_init(0, job))
         for client in state.clients.values():
             if client.is_alive:
-                line = line_client_joined(job.event_count, 0, client.cid, client.slots)
+                line = line_client_joined(job.event_count, 0, client.cid, client.capacity)
                 state.raise_event(job, line)
         state.note(f"job={job.job} name={job.name!r} submitted")
         return job

@@ -105,7 +105,7 @@ class Liveness:
         client.sender = f"{cid} {command.incarnation}"
         client.address = command.address
         client.hostname = command.hostname[: state.rules.hostname_length_max]
-        client.slots = command.slots
+        client.capacity = command.slots
         client.attached_request = 0
         client.is_alive = True
         client.joined_ms = state.log_ms
@@ -116,7 +116,7 @@ class Liveness:
         state.changes.loosened[client] = None
         self._raise_for_all(
             lambda job: line_client_joined(
-                job.event_count, state.time_ms(job), client.cid, client.slots
+                job.event_count, state.time_ms(job), client.cid, client.capacity
             )
         )
         for held in command.held:
@@ -124,7 +124,7 @@ class Liveness:
         if losses is not None:
             losses.tell(state)  # Now that it is known with which results it came back.
         state.note(
-            f"cid={cid} host={client.hostname} slots={client.slots} joined,"
+            f"cid={cid} host={client.hostname} slots={client.capacity} joined,"
             f" holding {len(command.held)} results"
         )
         return client

@@ -208,7 +208,7 @@ def client_summary(client: Client) -> dict[str, object]:
         "state": "alive" if client.is_alive else "dead",
         "address": client.address,
         "hostname": client.hostname,
-        "slots": client.slots,
+        "slots": client.capacity,
         "assigned": client.assigned,
         "attached": dict(client.attached),
         "queued_us": client.queued_us,

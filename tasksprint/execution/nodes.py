@@ -1,13 +1,13 @@
 """Programs, their nodes, and which task goes into the pipe of which node when.
 
-Knows ready tasks, slots, pipes and measured run times. Doesn't know where inputs come
+Knows ready tasks, capacity, pipes and measured run times. Doesn't know where inputs come
 from, nor what becomes of an attempt: it says which task failed or must run again.
 
 Slots. A slot is a process that the client started; it is taken until that process has
 ended. Nodes are started when a ready task finds none, and kept. A program without any node
 takes the slot of an idle one of another program at once, and of a busy one once its
 oldest task has waited for a while and is older than whatever the other would run next.
-Attached nodes are beyond the slots.
+Attached nodes are beyond the capacity.
 
 Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A
 task goes behind another only if the node takes several, both are of names that were
@@ -69,7 +69,7 @@ class Nodes:
     def __init__(
         self,
         *,
-        slots: int,
+        capacity: int,
         settings: Settings,
         timers: Timers,
         outbox: list[Effect],
@@ -80,12 +80,12 @@ class Nodes:
         """Begin without nodes.
 
         Args:
-            slots: Processes at once.
+            capacity: Processes at once.
             arguments: Returns what `RunTask.inputs` says, or None if an input is gone.
             again: Called with a task that must run again; no failure.
             fail: Called with a task whose attempt failed, the error, and details.
         """
-        self.slots = slots
+        self.capacity = capacity
         self.nodes: dict[NodeId, Node] = {}  # until the process has ended
         self.is_disk_low = False
         self._settings = settings
@@ -96,7 +96,7 @@ class Nodes:
         self._fail = fail
         self._last_node = 0
         self._offers = 0
-        self._own_count = 0  # Invariant: nodes that aren't attached; at most `slots`.
+        self._own_count = 0  # Invariant: nodes that aren't attached; at most `capacity`.
         # Of the nodes that aren't attached: those that serve and have nothing to do, and those
         # that are being stopped or killed.
         self._idle: dict[NodeId, Node] = {}
@@ -307,7 +307,7 @@ class Nodes:
         """Assert the invariants."""
         own = [node for node in self.nodes.values() if not node.attached]
         assert len(own) == self._own_count
-        assert self._own_count <= self.slots
+        assert self._own_count <= self.capacity
         assert sorted(self._ending) == [node.id for node in own if node.state in _ENDING]
         assert sorted(self._idle) == [
             node.id for node in own if node.state is _SERVING and not node.pipe
@@ -556,7 +556,7 @@ class Nodes:
             return True
         states = program.node_states
         wanted = len(program.ready) - states[NodeState.STARTING]
-        while wanted > 0 and self._own_count < self.slots:
+        while wanted > 0 and self._own_count < self.capacity:
             self._start(program, now_ms)
             wanted -= 1
         if wanted <= 0:

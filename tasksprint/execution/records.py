@@ -143,7 +143,7 @@ class Node:
     def __init__(self, id: NodeId, program: Program, started_ms: int, *, attached: bool) -> None:
         self.id = id
         self.program = program
-        self.attached = attached  # True: beyond the slots, started by somebody else
+        self.attached = attached  # True: beyond the capacity, started by somebody else
         self.state = NodeState.STARTING
         self.started_ms = started_ms
         self.window = 1  # tasks that it takes into its pipe

@@ -78,7 +78,7 @@ class Workbench:
         *,
         cid: ClientId,
         incarnation: Incarnation,
-        slots: int,
+        capacity: int,
         settings: Settings,
         now_ms: int,
         held: Iterable[HeldResult] = (),
@@ -89,11 +89,11 @@ class Workbench:
         Args:
             cid: This client's number, from the reply to its join.
             incarnation: Of this start of the client.
-            slots: Node processes at once.
+            capacity: Node processes at once.
             held: The results that the store holds.
             rules: The limits of what a report may carry.
         """
-        assert slots > 0
+        assert capacity > 0
         self.cid = cid
         self.incarnation = incarnation
         self.version = Slot(0)  # of the last view: `since` of the next poll
@@ -123,7 +123,7 @@ class Workbench:
             lost=self._reports.add_lost,
         )
         self._nodes = Nodes(
-            slots=slots,
+            capacity=capacity,
             settings=settings,
             timers=self._timers,
             outbox=self._outbox,
@@ -460,7 +460,7 @@ class Workbench:
             "cid": self.cid,
             "incarnation": self.incarnation,
             "version": self.version,
-            "slots": self._nodes.slots,
+            "slots": self._nodes.capacity,
             "tasks": counts,
             "unreported": self._reports.waiting,
             "report_under_way": self._reports.under_way,

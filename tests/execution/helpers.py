@@ -173,7 +173,7 @@ class Bench:
         self.workbench = Workbench(
             cid=ME,
             incarnation="a",
-            slots=slots,
+            capacity=slots,
             settings=settings,
             now_ms=0,
             held=held,

@@ -268,7 +268,7 @@ def test_not_ready_before_the_cluster_is_founded(tmp_path: Path) -> None:
 
 def _client(path: Path, *, is_joined: bool) -> Client:
     workbench = Workbench(
-        cid=ClientId(1), incarnation=Incarnation("1"), slots=2, settings=Settings(), now_ms=0
+        cid=ClientId(1), incarnation=Incarnation("1"), capacity=2, settings=Settings(), now_ms=0
     )
     parts = SimpleNamespace(
         started_ms=0,

@@ -15,7 +15,7 @@ from tasksprint.ids import ClientId
 
 __all__ = ["Capacity"]
 
-# Loads are divided by slots as integers of this unit.
+# Loads are divided by capacities as integers of this unit.
 FINENESS = 64
 
 
@@ -63,8 +63,8 @@ class Capacity:
         if not client.is_alive or client.assigned >= rules.assigned_max:
             return False
         if is_heavy:
-            return client.heavy < client.slots
-        return client.queued_us < rules.ahead_us * client.slots
+            return client.heavy < client.capacity
+        return client.queued_us < rules.ahead_us * client.capacity
 
     @staticmethod
     def key(client: Client, is_heavy: bool) -> tuple[int, int, int]:
@@ -73,11 +73,11 @@ class Capacity:
         The first part alone decides whether the client is open (the limit on assigned
         tasks aside), so if the lowest isn't open, none is.
         """
-        slots = client.slots
-        queued = client.queued_us * FINENESS // slots
+        capacity = client.capacity
+        queued = client.queued_us * FINENESS // capacity
         if is_heavy:
-            return (client.heavy * FINENESS // slots, queued, client.cid)
-        return (queued, client.assigned * FINENESS // slots, client.cid)
+            return (client.heavy * FINENESS // capacity, queued, client.cid)
+        return (queued, client.assigned * FINENESS // capacity, client.cid)
 
     def least_loaded(self, is_heavy: bool) -> Client | None:
         """Return the open client with the lowest key."""

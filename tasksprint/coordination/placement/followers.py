@@ -40,7 +40,7 @@ class Followers:
         changes = self._state.changes
         rules = self._state.rules
         extend = client.extend
-        limit_us = rules.ahead_us * client.slots
+        limit_us = rules.ahead_us * client.capacity
         # Half of the places stay free for tasks that can run.
         count_max = rules.assigned_max // 2
         while extend and client.ahead_us < limit_us and client.assigned < count_max:

@@ -3,7 +3,7 @@
 **Load.** A task counts in its client's queue with the estimated run time of its name, at
 least Rules.task_us_min and at most Rules.ahead_us: one slot's worth of queue. A task of
 that length, or of unknown length, is *heavy*: it needs a slot of its own. The others are
-*light*. A client is open to heavy tasks while it has fewer of them than slots, and open
+*light*. A client is open to heavy tasks while it has fewer of them than capacity, and open
 to light ones while its queue is shorter than Rules.ahead_us for each slot; so a long
 task never waits behind an endless queue of short ones, nor a short one for a long one.
 
@@ -11,7 +11,7 @@ task never waits behind an endless queue of short ones, nor a short one for a lo
 until no client is open to any. Then light tasks follow their inputs (followers.py).
 
 **Attached nodes.** Tasks of a job whose nodes people attach by hand go only to clients
-that have such nodes, and are counted by name, apart from the slots: one for each node if
+that have such nodes, and are counted by name, apart from the capacity: one for each node if
 they are heavy, else as many as take Rules.ahead_us; none is placed ahead of need.
 
 Everything here is a function of replicated state and the order of commands. It is asked

@@ -75,7 +75,7 @@ class Client:
         self.workbench = workbench = Workbench(
             cid=ClientId(0),
             incarnation=Incarnation(""),
-            slots=options.slots,
+            capacity=options.capacity,
             settings=settings,
             now_ms=self._started_ms,
             held=held,

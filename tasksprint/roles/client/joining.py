@@ -174,13 +174,13 @@ class Joining:
             # The latest: those not offered count as lost, and are made again if needed.
             _log.warning("holds %d results, offers the last %d of them", len(held), most)
             held = held[-most:]
-        slots = self._options.slots
+        capacity = self._options.capacity
         command = JoinClient(
             identity=self._identity,
             incarnation=incarnation,
             address=address,
             hostname=socket.gethostname(),
-            slots=slots,
+            slots=capacity,
             held=tuple(Held(job, tid, digest) for job, tid, digest in held),
         )
         body = encode_command(command)
@@ -190,7 +190,7 @@ class Joining:
         self._workbench.reset(cid, incarnation, now_ms)
         self._incarnations.joined(now_ms)
         self._on_joined()
-        _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, slots)
+        _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, capacity)
         self._turns.turn()
 
     async def _note_cluster(self, cluster: str) -> None:

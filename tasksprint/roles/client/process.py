@@ -91,20 +91,20 @@ async def _serve(
     coordinators: list[str],
     key: ClusterKey,
     data_dir: Path,
-    slots: int,
+    capacity: int,
     *,
     listen: str,
     advertised: list[str],
     state: Path,
 ) -> int:
     watch_loop()
-    settings, lowered = fit_client(settings_from_environment(), raise_limit(), nodes=slots)
+    settings, lowered = fit_client(settings_from_environment(), raise_limit(), nodes=capacity)
     if lowered is not None:
         _log.warning("%s", lowered)
     FreeSpace(settings, data_dir).require("client")
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, addresses=advertised)
-    client = Client(ClientOptions(coordinators, data_dir, key, slots), settings, store)
+    client = Client(ClientOptions(coordinators, data_dir, key, capacity), settings, store)
     asyncio.get_running_loop().set_exception_handler(client.bugs.handle)
     server = HttpServer(client.router, gate, settings, bugs=client.bugs)
     registered: Path | None = None

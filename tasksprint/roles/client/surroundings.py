@@ -38,7 +38,7 @@ class ClientOptions:
     coordinators: list[str]
     data_dir: Path
     key: ClusterKey
-    slots: int
+    capacity: int
 
 
 async def start_node(
