@@ -15,6 +15,7 @@ from tests.torture.machines import Machines
 
 __all__ = [
     "JOB",
+    "PATIENT",
     "Outcome",
     "Stages",
     "ask",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 JOB = Path(__file__).parent / "jobs" / "stages"
+# For coordinators that raise the rules only when they are asked to.
+PATIENT = 'TASKSPRINT_SETTINGS={"rules_settle_ms":3600000}'
 _SEED = 5
 _DEADLINE_S = 60.0
 

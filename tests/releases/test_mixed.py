@@ -14,6 +14,7 @@ from tests.e2e.conftest import wait_until
 from tests.e2e.harness import write_job
 from tests.releases.stages import (
     JOB,
+    PATIENT,
     Outcome,
     Stages,
     ask,
@@ -188,7 +189,7 @@ def test_a_cluster_goes_back_to_the_last_release_before_its_rules_are_raised(
     archives: dict[str, Path], folder: Path, expected: Outcome
 ) -> None:
     """Asked to end or killed: what this checkout wrote, the last release reads and goes on."""
-    old, new = command_of(archives["old"]), command_of(archives["new"])
+    old, new = command_of(archives["old"]), ["env", PATIENT, *command_of(archives["new"])]
     names = (*COORDINATORS, "client-1")
     with Machines(folder, command=old, coordinators=3, clients=1, nodes=4) as machines:
         machines.start_all()

@@ -2,47 +2,197 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tasksprint.errors import Refused
+from tests.e2e.conftest import wait_until
 from tests.releases.stages import (
+    PATIENT,
     Stages,
     command_of,
     heard_by,
     leave_no_trace,
     replace,
     undisturbed,
+    wait_for_leader,
 )
-from tests.torture.machines import Machines
+from tests.torture.machines import Machines, number_of
 
 pytestmark = pytest.mark.long
 
 COORDINATORS = ("coordinator-1", "coordinator-2", "coordinator-3")
-CLIENTS = ("client-1", "client-2")
-STAGES = 6
-WIDTH = 150
+SIZE = {"stages": 8, "width": 80}
+# As many versions of the rules as this checkout has.
+OLD_RULES, NEW_RULES = 1, 2
+# Beside this one: coordinators that raise the rules soon.
+HASTY = 'TASKSPRINT_SETTINGS={"rules_settle_ms":500}'
 
 
-def test_each_process_is_replaced_in_mid_job(
+def rules_of(machines: Machines, name: str) -> object:
+    """Return the version of the rules by which a coordinator applies the log."""
+    status = machines.status(name)
+    return None if status is None else status.get("rules", OLD_RULES)
+
+
+def raise_rules(machines: Machines) -> None:
+    """Ask the leader to raise the rules at once."""
+    machines.connect().request("POST", "/v1/upgrade")
+
+
+def wait_for_rules(machines: Machines, version: int) -> None:
+    wait_until(
+        lambda: {rules_of(machines, name) for name in COORDINATORS} == {version},
+        f"all apply the log by the rules {version}",
+        found=lambda: [rules_of(machines, name) for name in COORDINATORS],
+    )
+
+
+def test_each_process_is_replaced_in_mid_job_and_then_the_rules_are_raised(
     old_archive: Path, new_archive: Path, tmp_path: Path
 ) -> None:
-    """The job ends with the bytes of an undisturbed run of either release."""
-    new = command_of(new_archive)
+    """The job ends with the bytes of an undisturbed run, by the old rules and by the new ones.
+
+    The second client is still of the last release when the rules are raised. A coordinator
+    that is killed then replays what the job's scheduler said before.
+    """
+    new = ["env", PATIENT, *command_of(new_archive)]
     with Machines(
         tmp_path / "cluster", command=command_of(old_archive), coordinators=3, clients=2, nodes=3
     ) as machines:
         machines.start_all()
-        stages = Stages(machines, old_archive, stages=STAGES, width=WIDTH)
-        for stage, name in enumerate((*COORDINATORS, *CLIENTS)):
+        stages = Stages(machines, old_archive, **SIZE)
+        for stage, name in enumerate((*COORDINATORS, "client-1")):
             stages.wait_for_middle(stage)
             replace(machines, name, new)
             if name in COORDINATORS:
                 heard_by(machines, name)
             stages.open(stage)
         stages.people = new_archive
+        stages.wait_for_middle(4)
+        assert {rules_of(machines, name) for name in COORDINATORS} == {OLD_RULES}
+        raise_rules(machines)
+        wait_for_rules(machines, NEW_RULES)
+        stages.open(4)
+        stages.wait_for_middle(5)
+        machines.kill("coordinator-2")
+        machines.start("coordinator-2", command=new)
+        heard_by(machines, "coordinator-2")
+        stages.open(5)
+        stages.wait_for_middle(6)
+        replace(machines, "client-2", new)
         outcome = stages.end()
+        # By the new rules from its beginning, and undisturbed.
+        assert Stages(machines, new_archive, **SIZE).end() == outcome
         leave_no_trace(machines)
-    for archive in (old_archive, new_archive):
-        found = undisturbed(tmp_path / archive.stem, archive, stages=STAGES, width=WIDTH)
-        assert found == outcome
+    assert undisturbed(tmp_path / "old", old_archive, **SIZE) == outcome
+
+
+def start_upgraded(machines: Machines, command: list[str]) -> str:
+    """Replace the coordinators of a cluster of the last release; return one that follows."""
+    machines.start_all()
+    wait_for_leader(machines)
+    for name in COORDINATORS:
+        replace(machines, name, command)
+        heard_by(machines, name)
+    leader = wait_for_leader(machines)
+    return next(name for name in COORDINATORS if name != leader)
+
+
+def test_the_last_release_doesnt_come_back_once_the_rules_are_raised(
+    old_archive: Path, new_archive: Path, tmp_path: Path
+) -> None:
+    """It stops with a sentence, before it applies anything, on a state of the newer rules.
+
+    And so it does on a state of before: it is stopped here when the others raise the
+    rules, is downgraded, and meets the entry that raises them. This release then goes on
+    with its data directory.
+    """
+    old, new = command_of(old_archive), ["env", PATIENT, *command_of(new_archive)]
+    with Machines(tmp_path / "cluster", command=old, coordinators=3, clients=0) as machines:
+        late = start_upgraded(machines, new)
+        raised = next(n for n in COORDINATORS if n not in (late, wait_for_leader(machines)))
+        machines.stop(late)
+        raise_rules(machines)
+        mirror = machines.folder / raised / "replica.db"
+        wait_until(lambda: rules_of_mirror(mirror) == NEW_RULES, "the rules are raised")
+        machines.kill(late, raised)
+
+        said = end_of(machines, raised, old)
+        assert said == (
+            f"the state was made by version {NEW_RULES} of the rules, this program has version "
+            f"{OLD_RULES}; start the release that it was made with"
+        )
+        machines.start(raised, command=new)
+        heard_by(machines, raised)
+
+        # The entry that it can't read reaches it from a member, and ends it at the next one;
+        # once it knows that the entry is chosen, it is told so at its start.
+        for _ in range(5):
+            said = end_of(machines, late, old)
+            if not said.startswith("AssertionError: slot "):
+                break
+        assert said.startswith("a membership has version 'none: it raises the rules'")
+        machines.start(late, command=new)
+        heard_by(machines, late)
+        wait_for_rules(machines, NEW_RULES)
+
+        # Nor is it taken up as a new member.
+        machines.command = old
+        added = machines.join()
+        wait_until(lambda: "waits until cluster" in machines.log(added), f"{added} is up")
+        with pytest.raises(Refused, match=r"replica 4 runs release .* cluster is at version 2"):
+            ask_to_add(machines, added)
+        machines.leave(added)
+        wait_until(machines.is_level, "all have the same state")
+
+
+def ask_to_add(machines: Machines, name: str) -> None:
+    body = {"change": "add", "replica": number_of(name), "address": machines.addresses[name]}
+    machines.connect().request("POST", "/v1/members", body=json.dumps(body).encode())
+
+
+def rules_of_mirror(path: Path) -> int:
+    """Return the rules by which a coordinator's file says that its rows were made."""
+    with closing(sqlite3.connect(path)) as database:
+        ((body,),) = database.execute("SELECT body FROM facts WHERE name = 'state'")
+    return int(json.loads(body)["rules"])
+
+
+def end_of(machines: Machines, name: str, command: list[str]) -> str:
+    """Start a coordinator that ends by itself, and return its last sentence."""
+    before = len(machines.log(name))
+    machines.start(name, command=command)
+    code = machines.processes[name].wait(60)
+    said = machines.log(name)[before:]
+    assert code not in (0, None), said
+    machines._killed.add(name)
+    return said.splitlines()[-1].removeprefix("tasksprint: ")
+
+
+def test_a_member_of_the_last_release_holds_the_rules_back(
+    old_archive: Path, new_archive: Path, tmp_path: Path
+) -> None:
+    """Whoever asks is told which member it is; once it is replaced they rise by themselves."""
+    old, new = command_of(old_archive), ["env", HASTY, *command_of(new_archive)]
+    with Machines(tmp_path / "cluster", command=old, coordinators=3, clients=0) as machines:
+        machines.start_all()
+        wait_for_leader(machines)
+        for name in COORDINATORS[:2]:
+            replace(machines, name, new)
+            heard_by(machines, name)
+        while wait_for_leader(machines) == "coordinator-3":
+            replace(machines, "coordinator-3", old)
+        heard_by(machines, "coordinator-3")
+        with pytest.raises(
+            Refused, match=r"replica 3 runs release 0\.2\.0 or older, which has the"
+        ):
+            raise_rules(machines)
+        assert {rules_of(machines, name) for name in COORDINATORS} == {OLD_RULES}
+        replace(machines, "coordinator-3", new)
+        wait_for_rules(machines, NEW_RULES)
+        leave_no_trace(machines)
