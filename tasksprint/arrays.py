@@ -115,7 +115,8 @@ class Arrays:
 
     Args:
         tags: Of each record that stands in a union.
-        version: Fields that were added later aren't known.
+        version: Fields, and records of unions, that were added later aren't known.
+        since: The versions of records that were added to a union.
         exact: An array with more than is known is refused.
         flat: Named tuples whose fields stand in the array of the record around them.
         beside: Bytes don't stand in the array but in a list beside it, in order: `parts` gives
@@ -129,6 +130,7 @@ class Arrays:
         tags: Mapping[type, str] | None = None,
         *,
         version: int = INTEGER_MAX,
+        since: Mapping[type, int] | None = None,
         exact: bool = False,
         flat: tuple[type, ...] = (),
         beside: bool = False,
@@ -137,6 +139,7 @@ class Arrays:
     ) -> None:
         self._tags = tags or {}
         self._version = version
+        self._since = since or {}
         self._exact = exact
         self._flat = flat
         self._first = "parts, " if beside else ""  # of what readers take
@@ -204,7 +207,11 @@ class Arrays:
 
     def readers(self, union: Any) -> Mapping[str, Read]:
         """Return the functions that make records of a union, by their tags."""
-        records = {self._tags[record]: record for record in typing.get_args(union)}
+        records = {
+            self._tags[record]: record
+            for record in typing.get_args(union)
+            if self._since.get(record, 0) <= self._version
+        }
         return _OnDemand(lambda tag: self.reader(records[tag]))
 
     def _define(self, parameters: str, lines: list[str]) -> Callable[..., Any]:

@@ -12,14 +12,32 @@ from tasksprint.ids import TaskId
 from tasksprint.task_spec import TaskSpec
 
 __all__ = [
+    "CLIENT_EVENTS",
+    "EVENT_KINDS",
     "FailJob",
     "FinishJob",
+    "HandleEvents",
     "KillTask",
     "ReleaseTasks",
     "SchedulerCommand",
     "StartTimer",
     "WriteLog",
 ]
+
+# Kinds of events behind `init`: those about clients, and all.
+CLIENT_EVENTS = ("client_joined", "client_dead")
+EVENT_KINDS = (*CLIENT_EVENTS, "task_done", "task_failed", "timer")
+
+
+@dataclass(frozen=True, slots=True)
+class HandleEvents:
+    """Say what the scheduler does something about; the first command of all, or none.
+
+    A job whose scheduler says it isn't told of clients if it handles no event about them, and
+    fails if nothing can come any more that it handles.
+    """
+
+    kinds: tuple[str, ...]  # of EVENT_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +85,12 @@ class WriteLog:
 
 
 SchedulerCommand = (
-    TaskSpec | KillTask | FinishJob | FailJob | StartTimer | ReleaseTasks | WriteLog
+    TaskSpec
+    | KillTask
+    | FinishJob
+    | FailJob
+    | StartTimer
+    | ReleaseTasks
+    | WriteLog
+    | HandleEvents
 )

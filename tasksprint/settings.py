@@ -339,6 +339,10 @@ class Rules:
     # Each text of a failure's detail (traceback, tail of stderr): it stands in the log, in
     # an event and in the mirror. Our clients cut to less (failure_…_bytes_max).
     failure_text_bytes_max: int = 8 * KIB
+    # A job whose scheduler says what it handles fails once nothing of that can come for so
+    # long (in log time). Too small: nobody sees what the job waits for before it ends. Too
+    # large: it seems to run, though nothing happens any more.
+    idle_job_ms: int = 60_000
 
 
 # What this release can apply: its own rules, and those of the release before.

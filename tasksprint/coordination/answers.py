@@ -27,6 +27,7 @@ from tasksprint.ids import TaskId
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
@@ -101,15 +102,33 @@ class Answers:
 
     def _apply_empty(self, job: Job, end_event: int) -> None:
         end_event = min(end_event, job.event_count)
+        if job.next_event == 0:
+            self._begin(job, ())
         if job.next_event < end_event:
             chosen = EmptyAnswers(job.next_event, end_event)
             self._state.changes.answers.append((job.job, chosen))
             job.next_event = end_event
             self._state.changes.jobs[job] = None
 
+    def _begin(
+        self, job: Job, commands: tuple[SchedulerCommand, ...]
+    ) -> tuple[SchedulerCommand, ...]:
+        """Take what a job's first answer begins with; return what is left of it."""
+        if job.rules == 1:
+            return commands
+        first = commands[0] if commands else None
+        if isinstance(first, HandleEvents):
+            self._lifecycle.begin(job, first.kinds)
+            return commands[1:]
+        self._lifecycle.begin(job, None)
+        return commands
+
     def _apply_part(self, job: Job, part: AnswerPart) -> None:
         changes = self._state.changes
         changes.jobs[job] = None
+        commands = part.commands
+        if part.event == part.part == 0:
+            commands = self._begin(job, commands)
         if part.last:
             job.next_event = part.event + 1
             job.next_part = 0
@@ -134,7 +153,7 @@ class Answers:
                     f"{len(part.commands)} commands in one part, more than {commands_max}"
                     " (commands_per_part_max)"
                 )
-            for command in part.commands:
+            for command in commands:
                 self._apply_command(job, command)
                 if not job.is_running or job.finishing is not None:
                     break
@@ -157,6 +176,8 @@ class Answers:
                 self._release(job, command)
             case WriteLog():
                 self._state.write_log(job, command.text)
+            case HandleEvents():
+                raise _InvalidCommandError("'handles' can only begin the answer to event 0")
             case _:
                 raise AssertionError(f"not a scheduler's command: {command!r}")
 
@@ -309,5 +330,7 @@ def _in_words(command: SchedulerCommand) -> str:
             return f"release {len(command.tids)} tasks"
         case WriteLog():
             return "log"
+        case HandleEvents():
+            return "handles"
         case _:
             raise AssertionError(f"not a scheduler's command: {command!r}")

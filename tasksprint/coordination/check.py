@@ -21,7 +21,7 @@ def check(state: State) -> None:
     assert state.ended == sorted(ended)
     dead = [(one.ended_ms, one.cid) for one in state.clients.values() if not one.is_alive]
     assert state.dead == sorted(dead)
-    due = [(job.timers[0][0], job.job) for job in state.running.values() if job.timers]
+    due = [(job.due_ms, job.job) for job in state.running.values() if job.due_ms is not None]
     assert state.due == sorted(due)
     assert state.cid_of_identity == {one.identity: cid for cid, one in state.clients.items()}
     for job in state.jobs.values():
@@ -51,6 +51,7 @@ def _check_job(state: State, job: Job) -> None:
     assert job.next_event <= job.event_count
     assert job.next_part == 0 or job.next_event < job.event_count
     assert job.timers == sorted(job.timers)
+    assert job.is_idle == (job.idle_end_ms is not None)
     told: dict[int, int] = {}
     counted = _count(job)
     queued = dict.fromkeys(job.ready)

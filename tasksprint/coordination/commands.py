@@ -21,6 +21,7 @@ from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
@@ -332,12 +333,15 @@ _TAGS: dict[type, str] = {
     # Of schedulers, inside `Answer`.
     FailJob: "x",
     FinishJob: "f",
+    HandleEvents: "h",
     KillTask: "k",
     ReleaseTasks: "r",
     StartTimer: "t",
     TaskSpec: "s",
     WriteLog: "l",
 }
+# Those that rules brought: under older ones nobody can apply them.
+_SINCE: dict[type, int] = {HandleEvents: 2}
 
 _ARRAYS = Arrays(_TAGS)
 _WRITERS = _ARRAYS.writers(Command)
@@ -347,7 +351,8 @@ _SCHEDULER_WRITERS = _ARRAYS.writers(SchedulerCommand)
 @functools.cache
 def _readers(rules: int) -> Mapping[str, Any]:
     """Return the readers of what these rules know, each by its kind."""
-    arrays = Arrays(_TAGS, version=rules, exact=True, made_by={TaskSpec: compact_spec})
+    made_by: dict[type, Any] = {TaskSpec: compact_spec}
+    arrays = Arrays(_TAGS, version=rules, since=_SINCE, exact=True, made_by=made_by)
     return arrays.readers(Command)
 
 

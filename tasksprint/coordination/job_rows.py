@@ -67,6 +67,10 @@ def job_row(job: Job) -> Row:
         body["runtimes"] = job.runtimes
     if job.warnings:
         body["warnings"] = job.warnings
+    if job.handles is not None:
+        body["handles"] = job.handles
+    if job.idle_end_ms is not None:
+        body["idle_end_ms"] = job.idle_end_ms
     return Row("jobs", (job.job,), (job.name, job.state, encode_json(body).decode()))
 
 
@@ -114,6 +118,8 @@ def job_from_rows(
     job.out = {replica: (kind, error) for replica, kind, error in body["out"]}
     job.runtimes = {kind: (text, who) for kind, (text, who) in body.get("runtimes", {}).items()}
     job.warnings = body.get("warnings", {})
+    job.handles = tuple(body["handles"]) if "handles" in body else None
+    job.idle_end_ms = body.get("idle_end_ms")
     if not job.is_running:
         job.let_go()
     return job

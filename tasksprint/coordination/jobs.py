@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasksprint.coordination.task_states import STATES, WAITING
+from tasksprint.coordination.task_states import ASSIGNED, READY, STATES, WAITING
 from tasksprint.encoding import decode_json
 from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
+from tasksprint.scheduler_commands import CLIENT_EVENTS
 from tasksprint.task_spec import TaskSpec
 
 __all__ = ["CANCELLED", "FAILED_JOB", "FINISHED", "RUNNING", "Job", "Task"]
@@ -37,6 +38,8 @@ class Job:
         "event_count",
         "failure_count",
         "finishing",
+        "handles",
+        "idle_end_ms",
         "job",
         "keep",
         "log_lines",
@@ -123,6 +126,11 @@ class Job:
         # What its programs run on, (version, who said so first), and what its owner must know.
         self.runtimes: dict[str, tuple[str, str]] = {}
         self.warnings: dict[str, str] = {}
+        # Kinds of events that its scheduler does something about; None: all, or unknown. Until
+        # a scheduler of rules from 2 on has begun to answer `init`: none.
+        self.handles: tuple[str, ...] | None = None
+        # Log time at which it fails if nothing can come any more that it handles; None: it can.
+        self.idle_end_ms: int | None = None
 
     def let_go(self) -> None:
         """Free the memory of what nobody asks of an ended job; its rows keep it."""
@@ -131,11 +139,33 @@ class Job:
         self.timers = []
         self.estimates_us = {}
         self.finishing = None
+        self.idle_end_ms = None
 
     @property
     def is_running(self) -> bool:
         """Whether the job hasn't ended."""
         return self.state == RUNNING
+
+    def is_told_of(self, kind: str) -> bool:
+        """Whether events of this kind are raised for it."""
+        return self.handles is None or kind in self.handles
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing can come any more that its scheduler handles."""
+        return (
+            self.handles is not None
+            and self.is_running
+            and self.next_event == self.event_count
+            and self.finishing is None
+            and not (self.timers or self.counts[READY] or self.counts[ASSIGNED])
+            and not any(map(self.is_told_of, CLIENT_EVENTS))
+        )
+
+    @property
+    def due_ms(self) -> int | None:
+        """When log time alone changes something of it; None: it doesn't."""
+        return self.timers[0][0] if self.timers else self.idle_end_ms
 
 
 class Task:

@@ -15,6 +15,7 @@ from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut,
 from tasksprint.coordination.event_lines import line_client_joined, line_init, line_timer
 from tasksprint.coordination.job_rows import definition_row, timer_name
 from tasksprint.coordination.jobs import CANCELLED, FAILED_JOB, FINISHED, Job
+from tasksprint.coordination.obstacles import nothing_left
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
 from tasksprint.coordination.task_states import ASSIGNED
@@ -23,6 +24,7 @@ from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
+from tasksprint.scheduler_commands import EVENT_KINDS
 
 __all__ = ["Lifecycle", "bounded"]
 
@@ -85,12 +87,34 @@ class Lifecycle:
         state.running[job.job] = job
         state.put_row(definition_row(job))
         state.raise_event(job, line_init(0, job))
-        for client in state.clients.values():
-            if client.is_alive:
-                line = line_client_joined(job.event_count, 0, client.cid, client.capacity)
-                state.raise_event(job, line)
+        if job.rules > 1:
+            job.handles = ()
+        else:
+            self._tell_clients(job)
         state.note(f"job={job.job} name={job.name!r} submitted")
         return job
+
+    def begin(self, job: Job, handles: tuple[str, ...] | None) -> None:
+        """Take which events a job's scheduler handles; it has begun to answer the first one.
+
+        Args:
+            handles: As it says; None: it doesn't, and is told all.
+        """
+        if handles is not None:
+            handles = tuple([kind for kind in EVENT_KINDS if kind in handles])
+        job.handles = handles
+        if job.is_told_of("client_joined"):
+            self._tell_clients(job)
+
+    def _tell_clients(self, job: Job) -> None:
+        """Raise an event for each client that lives."""
+        state = self._state
+        for client in state.clients.values():
+            if client.is_alive:
+                line = line_client_joined(
+                    job.event_count, state.time_ms(job), client.cid, client.capacity
+                )
+                state.raise_event(job, line)
 
     # --- end ---
 
@@ -220,7 +244,7 @@ class Lifecycle:
         state.put_row(Row("garbage", (job.job,), (ALL_OF_JOB,)))
         state.note(f"job={job.job} forgotten")
 
-    # --- schedulers and timers ---
+    # --- schedulers, timers and idle jobs ---
 
     def scheduler_out(self, command: SchedulerOut) -> None:
         """Record that a replica's scheduler is gone; without enough of them the job fails."""
@@ -269,8 +293,17 @@ class Lifecycle:
         told = "; ".join(f"replica {replica}: {job.out[replica][1]}" for replica in named)
         self.fail(job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}")
 
+    def settle(self) -> None:
+        """Note, at the end of an entry, when the jobs fail that are idle from now on."""
+        state = self._state
+        for job in state.changes.jobs:
+            if job.handles is not None and job.is_idle != (job.idle_end_ms is not None):
+                end_ms = state.log_ms + state.rules.idle_job_ms
+                job.idle_end_ms = end_ms if job.is_idle else None
+                state.timers_changed(job)
+
     def run_out_timers(self) -> None:
-        """Raise the events of all timers that are due."""
+        """Raise the events of all timers that are due, and end jobs that are idle for long."""
         state = self._state
         while state.due and state.due[0][0] <= state.log_ms:
             job = state.running[state.due[0][1]]
@@ -280,4 +313,8 @@ class Lifecycle:
                 if job.finishing is None:
                     line = line_timer(job.event_count, state.time_ms(job), timer)
                     state.raise_event(job, line)
-            state.timers_changed(job)
+            if job.idle_end_ms is not None and job.is_idle:
+                self.fail(job, nothing_left(job))
+            else:
+                job.idle_end_ms = None
+                state.timers_changed(job)

@@ -115,9 +115,10 @@ class Liveness:
         state.changes.views[cid] = None
         state.changes.loosened[client] = None
         self._raise_for_all(
+            "client_joined",
             lambda job: line_client_joined(
                 job.event_count, state.time_ms(job), client.cid, client.capacity
-            )
+            ),
         )
         for held in command.held:
             self._take_up(client, held)
@@ -240,7 +241,8 @@ class Liveness:
         client.changes = ViewChanges(state.slot)
         state.changes.loosened[client] = None
         self._raise_for_all(
-            lambda job: line_client_dead(job.event_count, state.time_ms(job), client.cid)
+            "client_dead",
+            lambda job: line_client_dead(job.event_count, state.time_ms(job), client.cid),
         )
         for job_id in sorted(client.holds):
             for tid in sorted(client.holds.get(job_id, ())):
@@ -250,10 +252,10 @@ class Liveness:
                     self._results.lose_holder(lost, client)
         return losses
 
-    def _raise_for_all(self, make_line: Callable[[Job], bytes]) -> None:
-        """Raise an event for each running job that still listens."""
+    def _raise_for_all(self, kind: str, make_line: Callable[[Job], bytes]) -> None:
+        """Raise an event for each running job that still listens, and handles it."""
         for job in list(self._state.running.values()):
-            if job.finishing is None:
+            if job.finishing is None and job.is_told_of(kind):
                 self._state.raise_event(job, make_line(job))
 
 

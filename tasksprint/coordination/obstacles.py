@@ -20,7 +20,15 @@ from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
 from tasksprint.ids import ClientId, JobId, TaskId
 
-__all__ = ["NOTHING_TOLD", "Obstacle", "Obstacles", "Stall", "Told", "decode_stalls"]
+__all__ = [
+    "NOTHING_TOLD",
+    "Obstacle",
+    "Obstacles",
+    "Stall",
+    "Told",
+    "decode_stalls",
+    "nothing_left",
+]
 
 # Tasks that are looked at to say which failed one others wait for.
 _LOOKED_AT_MAX = 10_000
@@ -197,29 +205,30 @@ class Obstacles:
 
     def _nothing_left(self, job: Job) -> Obstacle:
         """Say that nothing will happen by itself any more."""
-        end = f"end it with: tasksprint cancel {job.job}"
-        waiting = job.counts[WAITING]
-        if waiting:
-            needs = _find_lost_cause(job) or "tasks that failed or were killed"
-            return Obstacle(
-                "nothing_left",
-                f"{_counted(waiting)} for {needs}, and its scheduler never called finish: "
-                "the job can't end unless a client comes or goes",
-                end,
-            )
+        if job.idle_end_ms is not None:
+            left_s = max(job.idle_end_ms - self._state.log_ms, 0) // 1_000
+            return Obstacle("nothing_left", f"{nothing_left(job)}: it fails in {left_s} s")
         if not job.next_tid and not self._alive:
             return Obstacle(
                 "no_client",
                 f"{self._nobody()}, and its scheduler started no task so far",
                 _START_CLIENT,
             )
-        what = "started nothing more" if job.next_tid else "started no task"
         return Obstacle(
             "nothing_left",
-            f"its scheduler {what} and never called finish: the job can't end unless a "
-            "client comes or goes",
-            end,
+            f"{nothing_left(job)}: the job can't end unless a client comes or goes",
+            f"end it with: tasksprint cancel {job.job}",
         )
+
+
+def nothing_left(job: Job) -> str:
+    """Return why a job can't go on of which no task is left that could run, and no timer."""
+    waiting = job.counts[WAITING]
+    if waiting:
+        needs = _find_lost_cause(job) or "tasks that failed or were killed"
+        return f"{_counted(waiting)} for {needs}, and its scheduler never called finish"
+    what = "started nothing more" if job.next_tid else "started no task"
+    return f"its scheduler {what} and never called finish"
 
 
 def _find_lost_cause(job: Job) -> str | None:

@@ -141,6 +141,7 @@ class Schedule:
             if members is not None:
                 self._lifecycle.members_changed(members)
             self._placement.settle()
+            self._lifecycle.settle()
             state.applied = slot
             changes = state.changes
             rows = self._commit(changes)
@@ -363,7 +364,7 @@ class Schedule:
 
     @property
     def next_timer_ms(self) -> int | None:
-        """The log time at which the next timer of a scheduler is due."""
+        """The log time at which the next timer of a scheduler is due, or an idle job fails."""
         due = self._state.due
         return due[0][0] if due else None
 

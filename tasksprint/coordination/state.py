@@ -130,7 +130,7 @@ class State:
         self.ended: list[tuple[int, JobId]] = []  # the others: (log time of the end, job), sorted
         self.clients: dict[ClientId, Client] = {}  # all, in order
         self.dead: list[tuple[int, ClientId]] = []  # (log time of the death, cid), sorted
-        # When the first timer of a running job is due, if it has any: (log time, job), sorted.
+        # `Job.due_ms` of the running jobs that have one: (log time, job), sorted.
         self.due: list[tuple[int, JobId]] = []
         self.cid_of_identity: dict[str, ClientId] = {}
         self.senders = Senders(rules.replies_per_sender_max)
@@ -215,13 +215,14 @@ class State:
             client.changes.forget_until(since)
 
     def timers_changed(self, job: Job) -> None:
-        """Put a running job where its first timer belongs now, or nowhere."""
+        """Put a running job where its `due_ms` belongs now, or nowhere."""
         due = self.due
         if job.due is not None:
             del due[bisect_left(due, job.due)]
             job.due = None
-        if job.timers and job.is_running:
-            job.due = (job.timers[0][0], job.job)
+        due_ms = job.due_ms
+        if due_ms is not None and job.is_running:
+            job.due = (due_ms, job.job)
             insort(due, job.due)
 
     def add_holder(self, task: Task, client: Client) -> None:

@@ -13,6 +13,7 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
@@ -96,6 +97,8 @@ def describe_command(command: SchedulerCommand) -> str:
             return f"release {_shorten(str(list(command.tids)))}"
         case WriteLog():
             return f"log {_shorten(repr(command.text))}"
+        case HandleEvents():
+            return f"handles {_shorten(str(list(command.kinds)))}"
         case _:
             raise TypeError(f"not a scheduler's command: {command!r}")
 

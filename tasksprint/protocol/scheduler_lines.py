@@ -37,14 +37,17 @@ from tasksprint.protocol.spans import (
     why_not_ready,
 )
 from tasksprint.scheduler_commands import (
+    EVENT_KINDS,
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
     StartTimer,
     WriteLog,
 )
+from tasksprint.settings import RULES
 from tasksprint.task_spec import compact_spec
 
 __all__ = [
@@ -131,12 +134,19 @@ class SchedulerReader:
     """Reads what one scheduler says, from chunks of any size."""
 
     def __init__(
-        self, *, who: str, line_bytes_max: int, next_event: int = 0, next_tid: int = 0
+        self,
+        *,
+        who: str,
+        line_bytes_max: int,
+        rules: int = RULES.version,
+        next_event: int = 0,
+        next_tid: int = 0,
     ) -> None:
         """
         Args:
             who: The scheduler, for messages: "scheduler of job 3".
             line_bytes_max: Limit of one line.
+            rules: The version of its job's rules; commands that came later aren't known.
             next_event: First event that it will answer; not 0 only after a checkpoint.
             next_tid: First tid that it will give; not 0 only after a checkpoint.
         """
@@ -145,6 +155,7 @@ class SchedulerReader:
         self.next_part = 0
         self.next_tid = next_tid
         self._who = who
+        self._known = _COMMANDS if rules > 1 else _COMMANDS_1
         # The command that is being read, for messages.
         self._event = 0
         self._command = 0
@@ -333,7 +344,7 @@ class SchedulerReader:
         return tuple(commands)
 
     def _read_command(self, members: dict[str, Member], text: str) -> SchedulerCommand:
-        for kind, (allowed, read) in _COMMANDS.items():
+        for kind, (allowed, read) in self._known.items():
             if kind in members:
                 if not members.keys() <= allowed:
                     unknown = next(key for key in members if key not in allowed)
@@ -342,7 +353,7 @@ class SchedulerReader:
                     )
                 return read(self, members, text)
         raise self._error(
-            f"has {_listed(members) or 'no member'}, expected one of {_listed(_COMMANDS)}"
+            f"has {_listed(members) or 'no member'}, expected one of {_listed(self._known)}"
         )
 
     def _error(self, what: str) -> RemoteProtocolError:
@@ -431,6 +442,15 @@ class SchedulerReader:
             raise self._error(f"logs {show(line)}, expected a string")
         return WriteLog(for_people(line, ERROR_CHARACTERS_MAX))
 
+    def _read_handles(self, members: dict[str, Member], text: str) -> SchedulerCommand:
+        if self._event or self.next_part or self._command:
+            raise self._error("has 'handles', which can only begin the answer to event 0")
+        kinds = self._strings(members["handles"][0], "has handles")
+        for kind in kinds:
+            if kind not in EVENT_KINDS:
+                raise self._error(f"handles {show(kind)}, expected {_listed(EVENT_KINDS)}")
+        return HandleEvents(kinds)
+
     # --- checks ---
 
     def _tid(self, value: Any, what: str) -> TaskId:
@@ -484,7 +504,9 @@ _COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
     "timer": (frozenset(("timer", "after_ms")), SchedulerReader._read_timer),
     "release": (frozenset(("release",)), SchedulerReader._read_release),
     "log": (frozenset(("log",)), SchedulerReader._read_log),
+    "handles": (frozenset(("handles",)), SchedulerReader._read_handles),
 }
+_COMMANDS_1 = {kind: command for kind, command in _COMMANDS.items() if kind != "handles"}
 
 
 def _is_number(value: Any) -> bool:

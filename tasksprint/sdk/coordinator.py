@@ -21,6 +21,7 @@ list that changes later changes nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tasksprint.sdk import channel as channels
@@ -216,17 +217,20 @@ class _Session:
         classes = [each for each in type(scheduler).__mro__ if each is not TaskSprintCoordinator]
         self._sets_params = not any("params" in vars(each) for each in classes)
         self._sets_now_ms = not any("now_ms" in vars(each) for each in classes)
-        self._handlers = {
+        self._task_done = self._method("task_done")
+        self._handlers: dict[str, Callable[[dict[str, Any]], None] | None] = {
             "init": self._on_init,
             "client_joined": self._handler("client_joined", ("cid", "num_nodes")),
             "client_dead": self._handler("client_dead", ("cid",)),
-            "task_done": self._on_task_done,
+            "task_done": None if self._task_done is None else self._on_task_done,
             "task_failed": self._handler("task_failed", ("tid", "error", "detail"))
             or self._fail_job,
             "timer": self._handler("timer", ("timer",)),
         }
         self._init = self._handler("init", ("seed",))
-        self._task_done = self._method("task_done")
+        # A job's schedulers must answer alike, also where their SDKs are of two releases: by
+        # the rules that the job began under. Coordinators that don't say them have older ones.
+        self._says_handles = int(os.environ.get("TASKSPRINT_RULES", "1")) >= 2
 
     def run(self) -> None:
         channel = self._channel
@@ -367,18 +371,20 @@ class _Session:
         seed_generators(event["seed"])
         if self._sets_params:
             self._scheduler.params = event.get("params", {})
+        if self._says_handles:
+            kinds = [kind for kind, handler in self._handlers.items() if handler is not None]
+            self.add(f'{{"handles":{encode(kinds[1:])}}}')  # Not `init`, which is told to all.
         if self._init is not None:
             self._init(event)
 
     def _on_task_done(self, event: dict[str, Any]) -> None:
-        if self._task_done is None:
-            return
         values = event["values"]
         if "base64" in event:
             from binascii import a2b_base64
 
             for key, text in event["base64"].items():
                 values[key] = a2b_base64(text)
+        assert self._task_done is not None
         self._task_done(event["tid"], values)
 
     def _fail_job(self, event: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ print(json.dumps({
     "encoding": sys.stdout.encoding,
     "umask": mask,
     "pwd": os.environ["PWD"] == os.getcwd() == os.path.dirname(os.path.abspath(__file__)),
-    "ours": [name for name in os.environ if name.startswith("TASKSPRINT_")],
+    "ours": ["=".join(one) for one in os.environ.items() if one[0].startswith("TASKSPRINT_")],
     "mine": os.environ.get("MINE"),
 }))
 """
@@ -115,7 +115,8 @@ def test_the_manifest_may_say_otherwise(tmp_path: Path) -> None:
 def test_schedulers_keep_their_common_hash_seed(tmp_path: Path) -> None:
     """A job whose nodes are to draw random hashes must still have equal schedulers."""
     (tmp_path / "node.py").write_text(LOOK)
-    manifest = {"scheduler": ["node.py"], "environment": {"PYTHONHASHSEED": "random", "MINE": "2"}}
+    chosen = {"PYTHONHASHSEED": "random", "TASKSPRINT_RULES": "9", "MINE": "2"}
+    manifest = {"scheduler": ["node.py"], "environment": chosen}
 
     async def start() -> dict[str, object]:
         said: list[bytes] = []
@@ -124,6 +125,7 @@ def test_schedulers_keep_their_common_hash_seed(tmp_path: Path) -> None:
             tmp_path,
             manifest,
             17,
+            rules=2,
             on_data=said.append,
             on_exit=ended.set_result,
             on_stderr=said.append,
@@ -135,6 +137,7 @@ def test_schedulers_keep_their_common_hash_seed(tmp_path: Path) -> None:
     first, second = (asyncio.run(start()) for _ in range(2))
     assert first == second
     assert first["mine"] == "2"
+    assert first["ours"] == ["TASKSPRINT_RULES=2"]
 
 
 SCHEDULER = """

@@ -324,6 +324,7 @@ def test_job_whose_scheduler_said_nothing_more_cannot_end_by_itself() -> None:
         f"waits: its scheduler started nothing more {never} {job}",
     )
     idle = world.submit()
+    world.answer(idle)
     world.answer_rest(idle)
     assert obstacle(world, idle) == (
         "nothing_left",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tasksprint.coordination.commands import (
     CancelJob,
@@ -22,8 +23,10 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.scheduler_commands import (
+    EVENT_KINDS,
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     SchedulerCommand,
@@ -35,7 +38,9 @@ from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import FakeClient, World
 
 # Small limits, so that short histories meet them.
-RULES = Rules(ahead_us=3_000, assigned_max=12, request_record_ms=10_000)
+RULES = Rules(
+    ahead_us=3_000, assigned_max=12, request_record_ms=10_000, idle_job_ms=1_000
+)
 TWINS_MAX = 2
 NAMES = ("map", "merge", "long", "new")
 RUN_US = {"map": 200, "merge": 700, "long": 50_000, "new": 10}  # of a completion
@@ -44,9 +49,9 @@ RUN_US = {"map": 200, "merge": 700, "long": 50_000, "new": 10}  # of a completio
 class ChaosWorld(World):
     """A world whose entries go to twins, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int) -> None:
         self.twins: list[Schedule] = []
-        super().__init__(rules=RULES)
+        super().__init__(rules=replace(RULES, version=version))
 
     def apply(self, *commands: Command | bytes) -> Applied:
         applied = super().apply(*commands)
@@ -70,8 +75,8 @@ class ChaosWorld(World):
 class Chaos:
     """What happens, chosen by numbers."""
 
-    def __init__(self, *, is_deterministic: bool) -> None:
-        self.world = ChaosWorld()
+    def __init__(self, *, is_deterministic: bool, version: int = 2) -> None:
+        self.world = ChaosWorld(version)
         self.is_deterministic = is_deterministic
         self.clients: list[FakeClient] = []
         self.jobs: list[JobId] = []
@@ -148,7 +153,11 @@ class Chaos:
 
     def submit(self, rng: random.Random) -> None:
         if len(self.running()) < 3:
-            self.jobs.append(self.world.submit())
+            job = self.world.submit()
+            self.jobs.append(job)
+            if self.world.rules.version > 1 and rng.random() < 0.5:
+                said = HandleEvents(tuple(rng.sample(EVENT_KINDS, rng.randint(0, 4))))
+                self.world.answer(job, said, last=rng.random() < 0.8)
 
     def _answer(self, rng: random.Random, *commands: SchedulerCommand) -> None:
         """Answer the next event of some job, if one waits."""

@@ -151,6 +151,7 @@ def test_a_client_that_has_spoken_since_is_not_silent() -> None:
     world = World()
     client = world.join()
     job = world.submit()
+    world.answer(job)
     silent = client.silent()
     assert silent == SilentClient(1, "a1", 0)
     client.report()

@@ -36,6 +36,7 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     StartTimer,
@@ -183,6 +184,7 @@ SAMPLES: list[Command] = [
         ((4, 9),),
     ),
     CancelJob("me", 2, 1, "enough"),
+    Answer(1, (AnswerPart(0, 0, True, 0, (HandleEvents(("client_joined", "timer")),)),)),
     ForgetJob("me", 3, 1),
     SchedulerOut(3, 1, "crashed", "exit 1"),
     JobObserved(1, "differs", "replica 2", "event 3: the log says nothing"),

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import StoreError
+from tasksprint.settings import RULES_BY_VERSION
 from tests.coordination.chaos import RULES, Chaos
 from tests.coordination.world import World
 
@@ -35,11 +37,11 @@ def numbers(seed: int, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps, st.booleans())
+@given(steps, st.booleans(), st.sampled_from([*RULES_BY_VERSION]))
 def test_whatever_happens_replicas_agree_and_jobs_end(
-    history: list[tuple[int, int]], is_deterministic: bool
+    history: list[tuple[int, int]], is_deterministic: bool, version: int
 ) -> None:
-    chaos = Chaos(is_deterministic=is_deterministic)
+    chaos = Chaos(is_deterministic=is_deterministic, version=version)
     chaos.run(history)
     chaos.settle()
 
@@ -49,7 +51,7 @@ def test_whatever_happens_replicas_agree_and_jobs_end(
     "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.long) for n in range(12, 30))]
 )
 def test_long_histories(seed: int) -> None:
-    chaos = Chaos(is_deterministic=seed % 2 == 0)
+    chaos = Chaos(is_deterministic=seed % 2 == 0, version=1 + seed // 2 % 2)
     chaos.run(numbers(seed, 150))
     chaos.settle()
 
@@ -57,14 +59,14 @@ def test_long_histories(seed: int) -> None:
 @pytest.mark.parametrize("seed", [248, 254, 263])
 def test_histories_that_once_went_wrong(seed: int) -> None:
     """Restored replicas that counted released dependents; a follower taken back twice."""
-    chaos = Chaos(is_deterministic=seed % 2 == 0)
+    chaos = Chaos(is_deterministic=seed % 2 == 0, version=1)
     chaos.run(numbers(seed, 60))
     chaos.settle()
 
 
 def replay(log: list[list[str]]) -> str:
     """Apply a log to a new state; return its digest."""
-    world = World(rules=RULES, is_checked=False)
+    world = World(rules=replace(RULES, version=2), is_checked=False)
     for entry in log:
         world.apply(*[command.encode() for command in entry])
     return world.schedule.digest

@@ -20,6 +20,7 @@ def test_a_job_is_told_its_seed_and_parameters_then_who_is_there() -> None:
     world.join("b", slots=3)
     world.tick(400)
     job = world.submit(params='{"big":1180591620717411303424,\n "name":"π"}')
+    world.answer(job)
     world.tick(500)
     world.join("c")
     assert lines(world, job) == [

@@ -76,17 +76,17 @@ def node_says(end: bytes = b"}\n") -> tuple[bytes, ...]:
     return _in_general(re.sub(rb'"(error|traceback)":"(\\.|[^"\\])*"', rb'"\1":"<text>"', said))
 
 
-def scheduler_says(end: bytes = b"}\n") -> tuple[bytes, ...]:
-    """Return the lines of a scheduler for some events, whose lines end so."""
-    said = _run(_SCHEDULER, [line[: -len(b"}\n")] + end for line in _EVENTS])
+def scheduler_says(rules: int | None = None, end: bytes = b"}\n") -> tuple[bytes, ...]:
+    """Return the lines of a scheduler, under these rules, for some events, whose lines end so."""
+    said = _run(_SCHEDULER, [line[: -len(b"}\n")] + end for line in _EVENTS], rules)
     kill = b'{"kill":1},'
     return _in_general(said.replace(kill * 998, b"<998 times " + kill[:-1] + b">,"))
 
 
-def _run(program: str, lines: Sequence[bytes]) -> bytes:
+def _run(program: str, lines: Sequence[bytes], rules: int | None = None) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         argv = write_program(Path(folder) / "program.py", program)
-        with Program(argv, stderr=Path(folder) / "stderr") as running:
+        with Program(argv, stderr=Path(folder) / "stderr", rules=rules) as running:
             running.send(*lines)
             running.end_input()
             said = b""

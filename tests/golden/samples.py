@@ -162,10 +162,10 @@ def node_lines() -> list[Record]:
     return [Record("task", tuple(tasks)), Record("what the SDK says", programs.node_says())]
 
 
-def scheduler_lines_() -> list[Record]:
-    """What coordinators write to schedulers, and what the SDK answers."""
+def scheduler_lines_(rules: Rules) -> list[Record]:
+    """What coordinators write to schedulers, and what the SDK answers under the same rules."""
     events: dict[str, bytes] = {}
-    for _, applied in replayed():
+    for _, applied in replayed(rules):
         for _, event in applied.events:
             kind = json.loads(event.line)["kind"]
             # The longest of a kind has all members that it can have.
@@ -179,13 +179,13 @@ def scheduler_lines_() -> list[Record]:
     return [
         Record("events", tuple(events.values())),
         Record("controls", controls),
-        Record("what the SDK says", programs.scheduler_says()),
+        Record("what the SDK says", programs.scheduler_says(rules.version)),
     ]
 
 
 def http() -> list[Record]:
     """Bodies of HTTP: of what the log decides to the byte, of the rest the shape."""
-    history = replayed()
+    history = replayed(RULES_BY_VERSION[1])
     replies = [
         f"POST /v1/commands -> {shape_of_json(json.loads(reply))}"
         for _, applied in history
@@ -202,8 +202,9 @@ def http() -> list[Record]:
     return described + [Record(text) for text in shapes]
 
 
-# Each kind with its version of now, and what makes its records. The log and its rows go by the
-# version of the rules, which are raised in the running cluster: all that this release can apply.
+# Each kind with its version of now, and what makes its records. The log, its rows and the lines of
+# schedulers go by the version of the rules, which are raised in the running cluster: all that this
+# release can apply.
 # The others go by what their readers know.
 KINDS: list[tuple[str, int, Callable[[], list[Record]]]] = [
     ("commands", RULES.version, commands),
@@ -214,6 +215,9 @@ KINDS: list[tuple[str, int, Callable[[], list[Record]]]] = [
     ("stored", 2, stored),
     ("backup", backup_file.VERSION, backup),
     ("node_lines", 1, node_lines),
-    ("scheduler_lines", 1, scheduler_lines_),
+    *[
+        ("scheduler_lines", version, partial(scheduler_lines_, rules))
+        for version, rules in RULES_BY_VERSION.items()
+    ],
     ("http", 2, http),
 ]

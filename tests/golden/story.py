@@ -24,6 +24,7 @@ from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     StartTimer,
@@ -77,6 +78,11 @@ def tell(rules: Rules = RULES) -> World:
     first.work()
     world.answer(finished, KillTask(one), ReleaseTasks((two,)))
     world.answer(finished, FinishJob((one,), '{"a":1}'))
+    if rules.version > 1:
+        quiet = world.submit(name="can't go on")
+        world.answer(quiet, HandleEvents(("task_done", "task_failed", "timer")), WriteLog("hi"))
+        told = world.submit(name="hears of clients")
+        world.answer(told, HandleEvents(("client_dead",)))
     waiting = world.submit(name="waits for what it named")
     world.answer(waiting, TaskSpec("kept"))
     first.work()

@@ -23,6 +23,7 @@ from tasksprint.protocol.scheduler_lines import (
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     StartTimer,
@@ -231,8 +232,18 @@ def test_next_event_before_the_last_part_is_refused() -> None:
     [
         (
             '{"strat":"a"}',
-            f"{WHO}: event 0, command 0 has 'strat', expected one of 'fail', 'finish', 'kill', "
-            "'log', 'release', 'start', 'timer'",
+            f"{WHO}: event 0, command 0 has 'strat', expected one of 'fail', 'finish', "
+            "'handles', 'kill', 'log', 'release', 'start', 'timer'",
+        ),
+        ('{"handles":"timer"}', "command 0 has handles 'timer', expected a list of strings"),
+        (
+            '{"handles":["client_join"]}',
+            "command 0 handles 'client_join', expected 'client_dead', 'client_joined', "
+            "'task_done', 'task_failed', 'timer'",
+        ),
+        (
+            '{"log":"a"},{"handles":[]}',
+            "command 1 has 'handles', which can only begin the answer to event 0",
         ),
         ("{}", "command 0 has no member, expected one of"),
         (
@@ -284,6 +295,24 @@ def test_next_event_before_the_last_part_is_refused() -> None:
 def test_wrong_command_is_refused_with_its_place(command: str, message: str) -> None:
     line = f'{{"event":0,"commands":[{command}]}}'.encode()
     assert message in refused(line, tasks=3)
+
+
+def test_what_a_scheduler_handles_begins_its_first_answer() -> None:
+    assert commands('{"handles":["timer","task_done"]},{"log":"a"}') == (
+        HandleEvents(("timer", "task_done")),
+        WriteLog("a"),
+    )
+    only = "which can only begin the answer to event 0"
+    assert only in refused(b'{"event":0}\n{"event":1,"commands":[{"handles":[]}]}')
+    later_part = b'{"event":0,"last":false}\n{"event":0,"part":1,"commands":[{"handles":[]}]}'
+    assert only in refused(later_part)
+
+
+def test_what_came_with_later_rules_is_unknown_to_a_job_of_older_ones() -> None:
+    one = SchedulerReader(who=WHO, line_bytes_max=1 << 20, rules=1)
+    one.feed(b'{"ready":{}}\n')
+    with pytest.raises(RemoteProtocolError, match="has 'handles', expected one of 'fail', 'fin"):
+        one.feed(b'{"event":0,"commands":[{"handles":[]}]}\n')
 
 
 def test_kill_before_any_task_says_so() -> None:

@@ -51,9 +51,17 @@ class Program:
     """A running user program; stdin and stdout are one socket, stderr goes to a file."""
 
     def __init__(
-        self, argv: Sequence[str], *, stderr: Path, pipes: bool = False, cwd: Path | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        stderr: Path,
+        pipes: bool = False,
+        cwd: Path | None = None,
+        rules: int | None = None,
     ) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        if rules is not None:
+            environment["TASKSPRINT_RULES"] = str(rules)
         environment.pop("PYTHONUNBUFFERED", None)
         self._stderr = stderr
         with open(stderr, "wb") as file:

@@ -18,6 +18,7 @@ from tasksprint.protocol.scheduler_lines import (
 from tasksprint.scheduler_commands import (
     FailJob,
     FinishJob,
+    HandleEvents,
     KillTask,
     ReleaseTasks,
     StartTimer,
@@ -318,6 +319,50 @@ def test_many_events_at_once_are_answered_in_order_and_in_few_writes(
         chunks += 1
     assert all(answer.commands == () for answer in answers)
     assert chunks < 100
+
+
+# --- what it handles ---
+
+
+def first_answer(tmp_path: Path, handlers: str, rules: int | None) -> tuple[Any, ...]:
+    text = f"""
+        from TaskSprintCoordinator import *
+
+        class Scheduler(TaskSprintCoordinator):
+            def init(self, seed): self.log("first")
+            {handlers}
+        Scheduler().start()
+    """
+    argv = write_program(tmp_path / "handles.py", text)
+    with Program(argv, stderr=tmp_path / "stderr", rules=rules) as program:
+        return SchedulerDriver(program).init()
+
+
+@pytest.mark.parametrize(
+    ("handlers", "handles"),
+    [
+        ("", ("task_failed",)),
+        ("def task_done(self, tid, values): pass", ("task_done", "task_failed")),
+        (
+            "def timer(self, timer): pass; client_joined = client_dead = task_failed = timer",
+            ("client_joined", "client_dead", "task_failed", "timer"),
+        ),
+        ("timer = 5", ("task_failed",)),
+    ],
+)
+def test_first_answer_says_which_handlers_the_class_defines(
+    tmp_path: Path, handlers: str, handles: tuple[str, ...]
+) -> None:
+    handlers = handlers.replace("; ", "\n            ")
+    assert first_answer(tmp_path, handlers, 2) == (HandleEvents(handles), WriteLog("first"))
+
+
+@pytest.mark.parametrize("rules", [None, 1])
+def test_under_older_rules_it_answers_as_the_last_release_did(
+    tmp_path: Path, rules: int | None
+) -> None:
+    """A coordinator of the last release says no rules, and has another SDK beside it."""
+    assert first_answer(tmp_path, "def timer(self, timer): pass", rules) == (WriteLog("first"),)
 
 
 # --- prints, replay, crashes ---

@@ -477,6 +477,7 @@ class CoordinatorNode:
             manifest: dict[str, Any],
             seed: int,
             *,
+            rules: int,
             on_data: Callable[[bytes], None],
             on_exit: Callable[[ExitReason], None],
             on_stderr: Callable[[bytes], None],

@@ -91,6 +91,7 @@ class SchedulerRunner:
         history = ports.log.require_schedule().scheduler_history(job)
         self._seed = history.seed
         self._program_digest = history.program
+        self._rules = history.rules
         self._manifest: dict[str, Any] = json.loads(history.manifest)
         self._host = SchedulerHost(
             job=job,
@@ -298,6 +299,7 @@ class SchedulerRunner:
                 directory,
                 self._manifest,
                 self._seed + self._is_copy,
+                rules=self._rules,
                 on_data=self._on_data,
                 on_exit=self._on_exit,
                 on_stderr=self._on_stderr,
@@ -348,6 +350,7 @@ class SchedulerRunner:
         return SchedulerReader(
             who=f"scheduler of job {self._job}",
             line_bytes_max=self._ports.settings.line_bytes_max,
+            rules=self._rules,
         )
 
     def _on_data(self, data: bytes) -> None:

@@ -63,11 +63,16 @@ async def start_scheduler(
     manifest: dict[str, Any],
     seed: int,
     *,
+    rules: int,
     on_data: Callable[[bytes], None],
     on_exit: Callable[[ExitReason], None],
     on_stderr: Callable[[bytes], None],
 ) -> SchedulerProgram:
     """Start the scheduler that a job's manifest names, in the folder of its program.
+
+    Args:
+        rules: The version of the rules of its job: by it the SDK answers, whatever release it
+            is of, so that schedulers of two releases answer alike.
 
     Raises:
         SchedulerFailed: It can't be started.
@@ -87,7 +92,7 @@ async def start_scheduler(
             sdk_directory=Path(sdk_directory()),
             hash_seed=seed,
             directory=directory,
-            extra=_environment(manifest),
+            extra=_environment(manifest, rules),
         ),
         what="scheduler",
         failure=SchedulerFailed,
@@ -98,10 +103,11 @@ async def start_scheduler(
     )
 
 
-def _environment(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return what the manifest adds; replicas' schedulers keep their common hash seed."""
+def _environment(manifest: dict[str, Any], rules: int) -> dict[str, str]:
+    """Return what the manifest adds; replicas' schedulers keep what they have in common."""
     extra: dict[str, str] = dict(manifest.get("environment", {}))
     extra.pop("PYTHONHASHSEED", None)
+    extra["TASKSPRINT_RULES"] = str(rules)
     return extra
 
 
