@@ -509,10 +509,6 @@ class ReplicaStore:
         UPSERTS[table].run(cursor, written)
         DELETES[table].run(cursor, deleted)
 
-    def truncate_log(self, below_slot: int) -> None:
-        """Forget accepted values below a slot; all of them must have been applied."""
-        self.commit(Commit(truncate_below=below_slot))
-
     # --- rows that nobody needs any more ---
 
     def _read_garbage(self) -> dict[int, str]:

@@ -195,18 +195,16 @@ class ResultStore:
 
     # --- results ---
 
-    def put_results(self, results: Sequence[Result]) -> None:
-        """Keep several results in one transaction.
+    def commit_all(self, commits: Sequence[ResultCommit]) -> None:
+        """Keep all that several commits bring, in order, in one transaction.
 
-        One that is held already stays if the digest is the same, and is replaced if not.
+        A result that is held already stays if the digest is the same, and is replaced if not.
+        What a node printed comes after what was kept before of the same attempt; of more than
+        `Settings.log_bytes_per_attempt_max` the first and the last half stay.
 
         Raises:
-            StoreError: None of them is kept.
+            StoreError: Nothing of it is kept.
         """
-        self.commit_all((ResultCommit(results=tuple(results)),))
-
-    def commit_all(self, commits: Sequence[ResultCommit]) -> None:
-        """Keep all that several commits bring, in order, in one transaction."""
         self.ask(ResultStore._commit_all, commits)
 
     def _commit_all(self, commits: Sequence[ResultCommit]) -> None:
@@ -300,13 +298,6 @@ class ResultStore:
         self._garbage.append(value.number)
 
     # --- what nodes print ---
-
-    def put_log(self, job: int, tid: int, attempt: int, text: bytes) -> None:
-        """Keep what a node printed during an attempt, after what was kept before.
-
-        Of more than `Settings.log_bytes_per_attempt_max` the first and the last half stay.
-        """
-        self.commit_all((ResultCommit(logs=(LogText(job, tid, attempt, text),)),))
 
     def _write_logs(self, cursor: Cursor, logs: list[LogText]) -> None:
         texts: dict[tuple[int, int, int], BoundedText] = {}

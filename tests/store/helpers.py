@@ -16,7 +16,7 @@ from tasksprint.encoding import encode_json, result_digest, value_digest
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
-from tasksprint.store.result_records import FileValue, Result, Value
+from tasksprint.store.result_records import FileValue, LogText, Result, ResultCommit, Value
 
 __all__ = [
     "accept",
@@ -25,6 +25,8 @@ __all__ = [
     "entry",
     "founded_store",
     "promise",
+    "put_log",
+    "put_results",
     "read_value",
     "result",
     "value",
@@ -93,3 +95,13 @@ def value(key: str, content: bytes | FileValue, kind: str = "json") -> Value:
 def result(job: int, tid: int, *values: Value) -> Result:
     manifest = sorted((each.key, each.kind, each.size, each.digest) for each in values)
     return Result(job, tid, result_digest(manifest), encode_json(manifest), values)
+
+
+def put_results(store: Any, results: Sequence[Result]) -> None:
+    """Keep results in one transaction of either twin."""
+    store.commit_all((ResultCommit(results=tuple(results)),))
+
+
+def put_log(store: Any, job: int, tid: int, attempt: int, text: bytes) -> None:
+    """Keep what a node printed."""
+    store.commit_all((ResultCommit(logs=(LogText(job, tid, attempt, text),)),))

@@ -244,10 +244,6 @@ class MemoryResultStore:
         """As `ResultStore.total_bytes`."""
         return self.reader.total_bytes()
 
-    def put_results(self, results: Sequence[Result]) -> None:
-        """As `ResultStore.put_results`."""
-        self.commit_all((ResultCommit(results=tuple(results)),))
-
     def commit_all(self, commits: Sequence[ResultCommit]) -> None:
         """As `ResultStore.commit_all`."""
         directory = self._directory
@@ -302,10 +298,6 @@ class MemoryResultStore:
     def discard(self, value: FileValue) -> None:
         """As `ResultStore.discard`."""
         self.files.remove(value.number)
-
-    def put_log(self, job: int, tid: int, attempt: int, text: bytes) -> None:
-        """As `ResultStore.put_log`."""
-        self.commit_all((ResultCommit(logs=(LogText(job, tid, attempt, text),)),))
 
     def get_fact(self, name: str) -> str | None:
         """As `ResultStore.get_fact`."""

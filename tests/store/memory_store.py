@@ -442,10 +442,6 @@ class MemoryReplicaStore:
             self.failure = error
             raise
 
-    def truncate_log(self, below_slot: int) -> None:
-        """As `ReplicaStore.truncate_log`."""
-        self.commit(Commit(truncate_below=below_slot))
-
     # --- rows that nobody needs any more ---
 
     def _garbage(self) -> Iterator[tuple[int, str]]:

@@ -65,7 +65,7 @@ def fill(store: Any, *, members: int = 3, log_start: int = 1) -> None:
         else:
             store.commit(Commit(persist))
     if log_start > 1:
-        store.truncate_log(log_start)
+        store.commit(Commit(truncate_below=log_start))
     store.put_blob(blob_name(ARCHIVE), ARCHIVE)
 
 

@@ -170,7 +170,7 @@ def test_truncated_entries_are_gone_and_the_start_is_remembered(place: Any) -> N
     store = place.open()
     entries = [entry(slot, b"v") for slot in range(1, 6)]
     store.commit(Commit((accept(*entries, chosen_end=6),), applied=AppliedPoint(4, "d")))
-    store.truncate_log(3)
+    store.commit(Commit(truncate_below=3))
     store.commit(Commit(truncate_below=2))  # Later and lower: changes nothing.
     place.crash()
     store = place.open()

@@ -17,7 +17,7 @@ from tasksprint.store.result_records import (
     ValueInfo,
 )
 from tasksprint.store.value_files import ValueFiles
-from tests.store.helpers import read_value, result, value
+from tests.store.helpers import put_log, put_results, read_value, result, value
 
 MIB = 1024 * 1024
 
@@ -47,7 +47,7 @@ def test_results_are_there_after_a_crash(place: Any) -> None:
         result(1, 2),
         result(2, 0, value("result", b"[]")),
     ]
-    place.open_results().put_results(results)
+    put_results(place.open_results(), results)
     place.crash()
     store = place.open_results()
     reader = store.reader
@@ -69,7 +69,7 @@ def test_results_are_there_after_a_crash(place: Any) -> None:
 @pytest.mark.parametrize("size", [0, 1, 20 * 1024, 65536, 65537, MIB, MIB + 1, 5 * MIB])
 def test_value_of_any_size_comes_back_to_the_byte(place: Any, size: int) -> None:
     data = content(size)
-    place.open_results().put_results([result(1, 0, value("result", data, "bytes"))])
+    put_results(place.open_results(), [result(1, 0, value("result", data, "bytes"))])
     place.crash()
     store = place.open_results()
     assert read_value(store, 1, 0, "result") == data
@@ -82,7 +82,7 @@ def test_value_of_any_size_comes_back_to_the_byte(place: Any, size: int) -> None
 def test_large_value_is_read_in_pieces(place: Any, size: int) -> None:
     data = content(size)
     store = place.open_results()
-    store.put_results([result(1, 0, value("result", data, "bytes"))])
+    put_results(store, [result(1, 0, value("result", data, "bytes"))])
     opened = store.files.open(store.reader.find_value(1, 0, "result")[1])
     pieces = list(opened.checked_pieces())
     assert b"".join(pieces) == data
@@ -96,8 +96,8 @@ def test_large_value_is_read_in_pieces(place: Any, size: int) -> None:
 def test_result_that_is_held_already_stays(place: Any) -> None:
     store = place.open_results()
     one = result(1, 0, value("result", b"same"))
-    store.put_results([one, one])
-    store.put_results([one])
+    put_results(store, [one, one])
+    put_results(store, [one])
     assert store.reader.held() == [(1, 0, one.digest)]
     assert store.total_bytes == 4
 
@@ -105,8 +105,8 @@ def test_result_that_is_held_already_stays(place: Any) -> None:
 def test_result_with_another_digest_replaces_the_one_held(place: Any) -> None:
     store = place.open_results()
     old, new = content(2 * MIB), content(3 * MIB, 1)
-    store.put_results([result(1, 0, value("a", old), value("b", b"gone")), result(1, 1)])
-    store.put_results([result(1, 0, value("a", new))])
+    put_results(store, [result(1, 0, value("a", old), value("b", b"gone")), result(1, 1)])
+    put_results(store, [result(1, 0, value("a", new))])
     collect_all(store)
     assert read_value(store, 1, 0, "a") == new
     assert read_value(store, 1, 0, "b") is None
@@ -128,7 +128,7 @@ def test_of_two_results_of_a_task_in_one_transaction_the_later_holds(place: Any)
 def test_many_results_are_put_and_dropped_at_once(place: Any, count: int) -> None:
     store = place.open_results()
     results = [result(1, tid, value("result", b"%d" % tid)) for tid in range(count)]
-    store.put_results(results)
+    put_results(store, results)
     assert store.transactions == 1
     wanted = [(1, tid, "result") for tid in range(count)]
     assert [read_value(store, *name) for name in wanted] == [b"%d" % t for t in range(count)]
@@ -141,8 +141,8 @@ def test_job_is_dropped_but_for_the_results_of_finish(place: Any) -> None:
     store = place.open_results()
     results = [result(1, tid, value("result", content(100 + tid))) for tid in range(10)]
     other = result(2, 3, value("result", b"other"))
-    store.put_results([*results, other])
-    store.put_log(1, 0, 1, b"printed")
+    put_results(store, [*results, other])
+    put_log(store, 1, 0, 1, b"printed")
     store.drop_job(1, keep=[3, 4, 9, 77], with_logs=False)
     kept = [results[3], results[4], results[9]]
     assert store.reader.held() == [(each.job, each.tid, each.digest) for each in [*kept, other]]
@@ -164,7 +164,7 @@ def test_value_in_a_file_is_put_with_its_result(place: Any) -> None:
     writer.append((memoryview(data)[MIB:],))
     written = writer.finish()
     assert (written.size, written.digest) == (len(data), value("", data).digest)
-    store.put_results([result(1, 0, value("a", written, "bytes"), value("b", b"small"))])
+    put_results(store, [result(1, 0, value("a", written, "bytes"), value("b", b"small"))])
     place.crash()
     store = place.open_results()
     collect_all(store)
@@ -174,7 +174,7 @@ def test_value_in_a_file_is_put_with_its_result(place: Any) -> None:
 
 def test_empty_file_is_a_value(place: Any) -> None:
     store = place.open_results()
-    store.put_results([result(1, 0, value("a", store.files.begin().finish()))])
+    put_results(store, [result(1, 0, value("a", store.files.begin().finish()))])
     collect_all(store)
     place.crash()
     assert read_value(place.open_results(), 1, 0, "a") == b""
@@ -183,13 +183,13 @@ def test_empty_file_is_a_value(place: Any) -> None:
 def test_what_is_being_written_when_the_process_dies_is_collected(place: Any) -> None:
     store = place.open_results()
     kept = content(2 * MIB)
-    store.put_results([result(1, 0, value("a", kept))])
+    put_results(store, [result(1, 0, value("a", kept))])
     store.files.begin().append((content(3 * MIB),))
     fetched = store.files.write(content(MIB))
     place.crash()
     store = place.open_results()
     other = content(2 * MIB, 5)
-    store.put_results([result(1, 1, value("a", other))])
+    put_results(store, [result(1, 1, value("a", other))])
     collect_all(store)
     assert read_value(store, 1, 0, "a") == kept
     assert read_value(store, 1, 1, "a") == other
@@ -205,12 +205,12 @@ def test_discarded_and_superfluous_files_leave_nothing(place: Any) -> None:
     begun.abandon()
     begun.append((data,))  # Too late: nothing comes of it.
     store.discard(store.files.write(data))
-    store.put_results([result(1, 0, value("a", store.files.write(data)))])
-    store.put_results([result(1, 0, value("a", store.files.write(data)))])  # held already
+    put_results(store, [result(1, 0, value("a", store.files.write(data)))])
+    put_results(store, [result(1, 0, value("a", store.files.write(data)))])  # held already
     twice = [
         result(1, 1, value("a", store.files.write(data)), value(key, b"")) for key in ("b", "c")
     ]
-    store.put_results(twice)  # the first is replaced before it is written
+    put_results(store, twice)  # the first is replaced before it is written
     collect_all(store)
     assert read_value(store, 1, 0, "a") == data
     assert read_value(store, 1, 1, "a") == data
@@ -222,15 +222,15 @@ def test_file_of_another_digest_is_our_bug(place: Any) -> None:
     store = place.open_results()
     lying = Value("a", "json", store.files.begin().finish(), value("a", b"not empty").digest)
     with pytest.raises(AssertionError, match="the file holds this value"):
-        store.put_results([result(1, 1), Result(1, 0, "d", b"[]", (lying,))])
-    store.put_results([result(1, 2)])
+        put_results(store, [result(1, 1), Result(1, 0, "d", b"[]", (lying,))])
+    put_results(store, [result(1, 2)])
     assert [tid for _, tid, _ in store.reader.held()] == [2]
 
 
 def test_value_that_is_dropped_while_it_is_read_is_read_to_its_end(place: Any) -> None:
     store = place.open_results()
     data = content(3 * MIB)
-    store.put_results([result(1, 0, value("a", data))])
+    put_results(store, [result(1, 0, value("a", data))])
     opened = store.files.open(store.reader.find_value(1, 0, "a")[1])
     pieces = opened.checked_pieces()
     assert next(pieces) == data[:MIB]
@@ -261,7 +261,7 @@ def test_second_owner_of_a_directory_is_refused(place: Any) -> None:
 
 def test_logs_are_kept_by_attempt_and_read_by_job_or_task(place: Any) -> None:
     store = place.open_results()
-    store.put_log(1, 2, 1, b"first ")
+    put_log(store, 1, 2, 1, b"first ")
     store.commit_all(
         (
             ResultCommit(logs=(LogText(1, 2, 1, b"second "), LogText(1, 2, 1, b"third"))),
@@ -279,9 +279,9 @@ def test_logs_are_kept_by_attempt_and_read_by_job_or_task(place: Any) -> None:
 
 def test_long_log_keeps_its_first_and_last_half_with_a_line_between(place: Any) -> None:
     store = place.open_results(settings=Settings(log_bytes_per_attempt_max=10))
-    store.put_log(1, 0, 1, b"abcdefgh")
-    store.put_log(1, 0, 1, b"ijklmnopqrstuvwxyz")
-    store.put_log(1, 0, 2, b"0123456789")
+    put_log(store, 1, 0, 1, b"abcdefgh")
+    put_log(store, 1, 0, 1, b"ijklmnopqrstuvwxyz")
+    put_log(store, 1, 0, 2, b"0123456789")
     assert store.reader.read_logs(1) == [
         LogText(1, 0, 1, b"abcde\n[16 bytes left out]\nvwxyz"),
         LogText(1, 0, 2, b"0123456789"),
@@ -301,7 +301,7 @@ def test_bounded_text_is_the_same_however_it_came(cut: int) -> None:
 
 def test_upkeep_changes_nothing_that_is_kept(place: Any) -> None:
     store = place.open_results(settings=Settings(wal_idle_bytes=1))
-    store.put_results([result(1, 0, value("a", content(2 * MIB)))])
+    put_results(store, [result(1, 0, value("a", content(2 * MIB)))])
     collect_all(store)
     assert not store.checkpoint_if_due()
     place.crash()

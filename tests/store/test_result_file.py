@@ -21,7 +21,7 @@ from tasksprint.store.staging import stage_file
 from tasksprint.store.value_files import ValueFiles
 from tasksprint.store.writer import WriterThread
 from tests.store.conftest import FilePlace
-from tests.store.helpers import read_value, result, value
+from tests.store.helpers import put_results, read_value, result, value
 from tests.store.memory_result_store import MemoryResults, MemoryResultStore
 from tests.store.test_replica_file import flip_byte
 
@@ -39,7 +39,7 @@ def flip(path: Path, where: bytes) -> None:
 def test_flipped_byte_in_a_value_is_reported(file_place: FilePlace, size: int) -> None:
     data = b"unmistakable" + bytes(size - 12)
     store = file_place.open_results()
-    store.put_results([result(1, 7, value("a", data))])
+    put_results(store, [result(1, 7, value("a", data))])
     file_place.close()
     flip(store.path, b"unmistakable")
     store = file_place.open_results()
@@ -56,7 +56,7 @@ def test_flipped_byte_in_a_value_is_reported(file_place: FilePlace, size: int) -
 def test_twin_reports_spoiled_values_and_a_full_disk_with_the_same_words(size: int) -> None:
     directory = MemoryResults("imagined")
     store = MemoryResultStore.open(directory, now_ms=0)
-    store.put_results([result(1, 7, value("a", b"good" + bytes(size)))])
+    put_results(store, [result(1, 7, value("a", b"good" + bytes(size)))])
     if size == 100:
         directory.contents[1, 7, "a"] = b"evil" + bytes(size)
         match = "value 'a' of task 7 of job 1 in 'imagined' has SHA-256"
@@ -67,14 +67,14 @@ def test_twin_reports_spoiled_values_and_a_full_disk_with_the_same_words(size: i
         read_value(store, 1, 7, "a")
     directory.is_full = True
     with pytest.raises(StoreError, match="cannot write result store 'imagined': the disk is full"):
-        store.put_results([result(1, 8)])
+        put_results(store, [result(1, 8)])
     assert store.reader.read_manifest(1, 8) is None
 
 
 def test_result_whose_file_is_gone_or_short_is_dropped_at_the_start(file_place: FilePlace) -> None:
     store = file_place.open_results()
     for tid in range(4):
-        store.put_results([result(1, tid, value("a", os.urandom(2 * MIB)), value("b", b"1"))])
+        put_results(store, [result(1, tid, value("a", os.urandom(2 * MIB)), value("b", b"1"))])
     file_place.close()
     store.files.path(1).unlink()
     os.truncate(store.files.path(3), MIB)
@@ -92,7 +92,7 @@ def test_result_whose_file_is_gone_or_short_is_dropped_at_the_start(file_place: 
 
 def test_files_that_were_there_at_the_start_are_not_remembered(file_place: FilePlace) -> None:
     store = file_place.open_results()
-    store.put_results([result(1, tid, value("a", bytes(100_000))) for tid in range(9)])
+    put_results(store, [result(1, tid, value("a", bytes(100_000))) for tid in range(9)])
     store.close()
     assert len(ValueFiles(file_place.directory).take_found()) == 9
     assert not file_place.open_results().files.take_found()
@@ -101,19 +101,19 @@ def test_files_that_were_there_at_the_start_are_not_remembered(file_place: FileP
 def test_full_disk_leaves_the_store_usable(file_place: FilePlace) -> None:
     """A client may drop something and go on: nothing was promised to anybody."""
     store = file_place.open_results()
-    store.put_results([result(1, 0, value("a", bytes(100)))])
+    put_results(store, [result(1, 0, value("a", bytes(100)))])
     connection = store._database.connection
     connection.pragma("max_page_count", connection.pragma("page_count"))
     values = [value(key, bytes(60 * 1024)) for key in "bcdef"]
     with pytest.raises(StoreError) as caught:
-        store.put_results([result(1, 1, value("a", bytes(2 * MIB)), *values)])
+        put_results(store, [result(1, 1, value("a", bytes(2 * MIB)), *values)])
     assert str(caught.value) == (
         f"cannot write result store {str(store.path)!r}: the disk is full; "
         "free some space and start again; nothing that was acknowledged is lost"
     )
     assert (store.total_bytes, store.reader.total_bytes()) == (100, 100)
     connection.pragma("max_page_count", 1_000_000)
-    store.put_results([result(1, 1, value("a", bytes(2 * MIB)))])
+    put_results(store, [result(1, 1, value("a", bytes(2 * MIB)))])
     assert read_value(store, 1, 1, "a") == bytes(2 * MIB)
     assert store.total_bytes == 100 + 2 * MIB
     store.checkpoint_if_due()
@@ -125,8 +125,8 @@ def test_disk_of_dropped_values_comes_back(file_place: FilePlace, size: int) -> 
     """Both of rows and of files, once it is quiet."""
     store = file_place.open_results()
     count = 8 * MIB // size
-    store.put_results([result(1, tid, value("a", os.urandom(size))) for tid in range(count)])
-    store.put_results([result(2, 0, value("a", b"stays"))])
+    put_results(store, [result(1, tid, value("a", os.urandom(size))) for tid in range(count)])
+    put_results(store, [result(2, 0, value("a", b"stays"))])
     store.do_idle_work()
     store.drop_job(1, with_logs=True)
     while store.idle_work_is_due:
@@ -140,7 +140,7 @@ def test_busy_client_deletes_files_too(file_place: FilePlace) -> None:
     """Without a quiet moment: some after each commit."""
     store = file_place.open_results()
     for tid in range(20):
-        store.put_results([result(1, tid, value("a", bytes(65537)))])
+        put_results(store, [result(1, tid, value("a", bytes(65537)))])
     store.drop_job(1, with_logs=True)
     rounds = 0
     while list(store.files.folder.iterdir()):
@@ -157,7 +157,7 @@ def test_damaged_database_is_made_anew_with_what_is_whole(
     store = file_place.open_results()
     identity = store.identity
     contents = {tid: b"%d" % tid * 100 for tid in range(3_000)}
-    store.put_results([result(1, tid, value("a", data)) for tid, data in contents.items()])
+    put_results(store, [result(1, tid, value("a", data)) for tid, data in contents.items()])
     store.set_fact("cluster", "c1")
     file_place.close()
     file = bytearray(store.path.read_bytes())
@@ -180,7 +180,7 @@ def test_damaged_database_is_made_anew_with_what_is_whole(
     assert all(contents[tid] == data for tid, data in whole.items())
     assert len(whole) > 300
     assert len(whole) < 3_000 and (told or store.found_at_start)
-    store.put_results([result(1, 0, value("a", b"again"))])
+    put_results(store, [result(1, 0, value("a", b"again"))])
     assert read_value(store, 1, 0, "a") == b"again"
     assert store.identity == identity and store.get_fact("cluster") == "c1"
     ((line,),) = store._database.query("PRAGMA integrity_check")
@@ -263,10 +263,10 @@ def test_killed_client_keeps_what_was_put(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from tasksprint.store.result_store import ResultStore\n"
-        "from tests.store.helpers import result, value\n"
+        "from tests.store.helpers import put_results, result, value\n"
         "store = ResultStore.open(pathlib.Path(sys.argv[1]), now_ms=0)\n"
         "for tid in range(100_000):\n"
-        "    store.put_results([result(1, tid, value('a', b'%d' % tid * (1 + tid % 30_000)))])\n"
+        "    put_results(store, [result(1, tid, value('a', b'%d' % tid * (1 + tid % 30_000)))])\n"
         "    print(tid, flush=True)\n"
         "    store.checkpoint_if_due()\n"
     )
