@@ -29,7 +29,7 @@ from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
 from tasksprint.net.keys import create_key
 from tasksprint.next_steps import COMMANDS, as_started, program_command
 from tasksprint.roles.coordinator.job_notes import cause_of_end
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.unheard import (
     describe_unheard,
     why_leaderless,
@@ -745,7 +745,7 @@ def test_coordinator_that_has_not_begun_says_whom_it_waits_for(
     replica: Any = SimpleNamespace(
         status=lambda: SimpleNamespace(peers={}), membership=None, founding=None
     )
-    roster = KnownRoster(replica, cast(Any, options))
+    roster = Roster(replica, cast(Any, options))
     state = cast(Any, schedule)
     assert why_leaderless(roster, replica, state, silent_ms=1) == words
     if schedule is None:

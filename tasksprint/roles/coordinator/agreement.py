@@ -24,7 +24,8 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.coordinator.ports import Roster, Turns
+from tasksprint.roles.coordinator.ports import Turns
+from tasksprint.roles.coordinator.roster import Roster
 
 __all__ = ["Agreement"]
 

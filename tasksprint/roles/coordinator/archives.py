@@ -31,7 +31,8 @@ from tasksprint.ids import ReplicaId
 from tasksprint.net.http_client import HttpClient
 from tasksprint.process.program_setup import scheduler_needs_setup, set_up
 from tasksprint.roles.coordinator.disk_space import INSUFFICIENT_STORAGE
-from tasksprint.roles.coordinator.ports import Log, Roster, Turns, Writer
+from tasksprint.roles.coordinator.ports import Log, Turns, Writer
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.roles.last_use import (
     LastUse,

@@ -29,7 +29,7 @@ from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.disk_space import DiskSpace
 from tasksprint.roles.coordinator.paths import Paths, body_object
 from tasksprint.roles.coordinator.ports import Log
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.roles.waiters import Waiters
@@ -52,7 +52,7 @@ class ClientPaths:
         settings: Settings,
         log: Log,
         ticks: Ticks,
-        roster: KnownRoster,
+        roster: Roster,
         archives: Archives,
         disk_space: DiskSpace,
         told: ToldHere,

@@ -38,7 +38,7 @@ from tasksprint.roles.coordinator.paths import Paths
 from tasksprint.roles.coordinator.peers import Peers
 from tasksprint.roles.coordinator.ports import Writer
 from tasksprint.roles.coordinator.raising import RulesRaising
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.runners import Runners
 from tasksprint.roles.coordinator.scheduler_runner import RunnerPorts
 from tasksprint.roles.coordinator.standing import Standing
@@ -85,7 +85,7 @@ class Coordinator:
             now_ms=now_ms(),
             speaks=release.speaks,
         )
-        self.roster = roster = KnownRoster(replica, options)
+        self.roster = roster = Roster(replica, options)
         self._decisions = Decisions()
         schedule: Schedule | None = None
         if replica.founding is not None:

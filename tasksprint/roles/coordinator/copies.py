@@ -37,7 +37,8 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Handler, Request, Response, json_response
 from tasksprint.release import Release
-from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
+from tasksprint.roles.coordinator.ports import Log, Mirror, Turns, Writer
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.settings import Settings
 from tasksprint.store.copy_pieces import check_piece, piece_body
 from tasksprint.store.mirror_snapshot import FIRST_PLACE, MirrorSnapshot

@@ -14,7 +14,7 @@ from tasksprint.roles.coordinator.applying import Applying
 from tasksprint.roles.coordinator.decisions import Decided, Decisions
 from tasksprint.roles.coordinator.durable import Durable
 from tasksprint.roles.coordinator.ports import NotLeader
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.turns import LoopTurns
 from tasksprint.roles.coordinator.unheard import why_leaderless
 from tasksprint.settings import Settings
@@ -29,7 +29,7 @@ class Deciding:
         self,
         settings: Settings,
         turns: LoopTurns,
-        roster: KnownRoster,
+        roster: Roster,
         replica: Replica,
         state: Applying,
         durable: Durable,

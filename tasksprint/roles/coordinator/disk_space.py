@@ -18,7 +18,8 @@ from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level, measure
-from tasksprint.roles.coordinator.ports import Roster, Turns
+from tasksprint.roles.coordinator.ports import Turns
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.settings import Settings
 
 __all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]

@@ -14,7 +14,7 @@ from tasksprint.consensus import Envelope, Mark, Message, Replica
 from tasksprint.consensus import codec as replica_codec
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ReplicaId
-from tasksprint.roles.coordinator.ports import Roster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
 from tasksprint.roles.coordinator.turns import LoopTurns
 from tasksprint.settings import Settings

@@ -10,18 +10,16 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from tasksprint.consensus import Member
 from tasksprint.coordination.commands import Command
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.ids import ReplicaId
 from tasksprint.net.router import Misdirected
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["Log", "Mirror", "NotLeader", "Roster", "Turns", "Writer"]
+__all__ = ["Log", "Mirror", "NotLeader", "Turns", "Writer"]
 
 ResultT = TypeVar("ResultT")
 
@@ -87,28 +85,6 @@ class Log(Protocol):
 
     async def confirm_read(self) -> Schedule:
         """Return the state machine once it holds every command acknowledged before this call."""
-
-
-class Roster(Protocol):
-    """Who belongs to the cluster, as far as this replica knows."""
-
-    @property
-    def me(self) -> ReplicaId:
-        """This replica."""
-
-    @property
-    def cluster(self) -> str | None:
-        """The name of the cluster; None: this replica isn't founded."""
-
-    @property
-    def voters(self) -> tuple[Member, ...]:
-        """Who votes by the newest membership of the log; nobody: unfounded."""
-
-    def others(self) -> dict[ReplicaId, str]:
-        """Return the addresses of all members but this one."""
-
-    def address_of(self, replica: ReplicaId) -> str | None:
-        """Return the address of a member."""
 
 
 class Mirror(Protocol):

@@ -10,10 +10,10 @@ from tasksprint.consensus import Member, Replica
 from tasksprint.ids import ReplicaId
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
-__all__ = ["KnownRoster"]
+__all__ = ["Roster"]
 
 
-class KnownRoster:
+class Roster:
     """The members that a replica knows."""
 
     def __init__(self, replica: Replica, options: CoordinatorOptions) -> None:

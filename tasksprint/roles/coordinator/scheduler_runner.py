@@ -28,7 +28,8 @@ from tasksprint.ids import JobId
 from tasksprint.process.program import ExitReason
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
 from tasksprint.roles.coordinator.archives import Archives
-from tasksprint.roles.coordinator.ports import Log, Mirror, Roster, Turns, Writer
+from tasksprint.roles.coordinator.ports import Log, Mirror, Turns, Writer
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.surroundings import SchedulerProgram
 from tasksprint.roles.coordinator.ticks import Ticks
 from tasksprint.scheduler_commands import FailJob, FinishJob

@@ -13,7 +13,7 @@ from tasksprint.net.router import Response, json_response
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.roles.coordinator.copies import MirrorFetcher
 from tasksprint.roles.coordinator.ports import Log, Writer
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.runners import Runners
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
 from tasksprint.roles.coordinator.unheard import lag, why_not_level
@@ -41,7 +41,7 @@ class Standing:
         options: CoordinatorOptions,
         surroundings: Surroundings,
         log: Log,
-        roster: KnownRoster,
+        roster: Roster,
         replica: Replica,
         writer: Writer,
         runners: Runners,

@@ -13,7 +13,8 @@ from tasksprint.coordination.commands import SilentClient, Tick, encode_command
 from tasksprint.ids import Incarnation
 from tasksprint.roles.coordinator.agreement import Agreement
 from tasksprint.roles.coordinator.decisions import Decisions
-from tasksprint.roles.coordinator.ports import Log, Roster, Turns
+from tasksprint.roles.coordinator.ports import Log, Turns
+from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.turns import NEVER_MS
 from tasksprint.settings import Settings
 

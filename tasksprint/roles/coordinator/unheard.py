@@ -8,7 +8,7 @@ from tasksprint.consensus import Replica
 from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ReplicaId
-from tasksprint.roles.coordinator.roster import KnownRoster
+from tasksprint.roles.coordinator.roster import Roster
 
 __all__ = ["describe_unheard", "lag", "why_leaderless", "why_not_level"]
 
@@ -20,7 +20,7 @@ _LAG_MAX = 1_000
 
 
 def why_leaderless(
-    roster: KnownRoster, replica: Replica, schedule: Schedule | None, *, silent_ms: int
+    roster: Roster, replica: Replica, schedule: Schedule | None, *, silent_ms: int
 ) -> str:
     """Return why a coordinator knows of no leader, with who isn't heard and what is needed.
 
@@ -46,7 +46,7 @@ def why_leaderless(
     )
 
 
-def why_not_level(roster: KnownRoster, replica: Replica, schedule: Schedule | None) -> str | None:
+def why_not_level(roster: Roster, replica: Replica, schedule: Schedule | None) -> str | None:
     """Say why a replica takes no part, or lacks entries of the log; None: it is level."""
     if schedule is None:
         return _why_not_begun(roster)
@@ -64,7 +64,7 @@ def lag(replica: Replica, schedule: Schedule) -> int:
     return replica.chosen_end - 1 - schedule.applied_slot
 
 
-def _why_not_begun(roster: KnownRoster) -> str:
+def _why_not_begun(roster: Roster) -> str:
     """Return what a coordinator waits for that has no state machine yet."""
     me = roster.me
     if roster.waits_to_be_added:
