@@ -291,7 +291,9 @@ class Arrays:
         if through is not None:
             # Most objects are empty, and need no look.
             made = f"{self._name(through.read)}({name})"
-            return _Form([name], [], f"{name} if {name} == {{}} else {made}")
+            if typing.get_origin(declared) is dict:
+                made = f"{name} if {name} == {{}} else {made}"
+            return _Form([name], [], made)
         if type(None) in inner:
             form = self._form(field._replace(type=inner[0]), part)
             ((_, word, test),) = form.checks

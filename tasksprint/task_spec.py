@@ -6,17 +6,23 @@ the line that a node gets. Who passes it on doesn't look into it; who decides by
 attribute asks it here.
 
 Encodings are positional, and each has its own beginning, which stays as it is: the log's
-(`commands.py`), the row's (`task_rows.py`) and the view's (`view.py`).
+(`commands.py`), the row's (`task_rows.py`) and the view's (`view.py`). An attribute that
+later rules bring is declared once, by `added`, with what it goes through. The scheduler's line
+has a member of its name; log and row have it behind all others, unless it is the default.
+In a job of older rules it is read and means nothing. Clients are told what view.py names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from sys import intern
+from typing import Any
 
+from tasksprint.arrays import Arrays, fields_of
 from tasksprint.ids import TaskId
 
-__all__ = ["TaskSpec", "compact_spec"]
+__all__ = ["LATER", "TaskSpec", "compact_spec", "later_of"]
 
 # Tuples of keys that tasks share, and what may be shared: most tasks name the same few.
 _SHARED_MAX = 1_000
@@ -47,6 +53,7 @@ def compact_spec(
     keys: tuple[str, ...],
     retries: int | None,
     timeout_ms: int | None,
+    *later: Any,
 ) -> TaskSpec:
     """Return a task of which the texts that most tasks have in common are in memory once."""
     return TaskSpec(
@@ -57,6 +64,7 @@ def compact_spec(
         keys and (_shared.get(keys) or _share(keys)),
         retries,
         timeout_ms,
+        *later,
     )
 
 
@@ -69,3 +77,16 @@ def _share(keys: tuple[str, ...]) -> tuple[str, ...]:
             _shared.clear()  # Those of jobs that have ended, most likely.
         _shared[keys] = keys
     return keys
+
+
+# The attributes that came after the first rules, by name.
+LATER = {each.name: each for each in fields_of(TaskSpec) if each.since}
+_FIRST_COUNT = len(fields_of(TaskSpec)) - len(LATER)
+_get = attrgetter("name", *LATER)
+_DEFAULTS = _get(TaskSpec(""))[1:]
+_write = Arrays().writer(TaskSpec)
+
+
+def later_of(spec: TaskSpec) -> list[Any]:
+    """Return what stands behind all that the first rules know: nothing, if all is default."""
+    return [] if _get(spec)[1:] == _DEFAULTS else _write(spec)[_FIRST_COUNT:]

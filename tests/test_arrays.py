@@ -73,6 +73,8 @@ def test_an_array_has_the_fields_in_their_order() -> None:
     sent = [[["leaf", "a", [["b", 1]]], ["other", True, None]], [1, 2], [3], {}, "4"]
     assert arrays.reader(Tree)(*sent) == tree
     assert arrays.reader(Tree)(*sent[:3], {"x": 1}, "4").upper == {"read": {"x": 1}}
+    with pytest.raises(TypeError):
+        arrays.reader(Tree)(*sent[:4], {})  # Only where objects belong need empty ones no look.
 
 
 @pytest.mark.parametrize(

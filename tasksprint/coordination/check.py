@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.jobs import Job, Task
+from tasksprint.coordination.placement.order import order
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import ASSIGNED, DONE, READY, STATES, WAITING
 from tasksprint.ids import TaskId
@@ -55,9 +56,9 @@ def _check_job(state: State, job: Job) -> None:
     told: dict[int, int] = {}
     counted = _count(job)
     queued = dict.fromkeys(job.ready)
+    assert not {*order(job)}.difference(queued), "some ready tasks aren't in the queue"
     for task in tasks.values():
         _check_task(state, task, counted[task.tid])
-        assert task.state != READY or task.tid in queued, f"{task} is not in the queue"
         if task.event is not None:
             assert task.event not in told
             told[task.event] = task.tid

@@ -107,7 +107,7 @@ class Job:
         self.tasks: dict[TaskId, Task] = {}  # in order of tid; without released ones
         self.next_tid = TaskId(0)
         self.counts = [0] * len(STATES)  # all tasks ever started, by state
-        self.ready: list[TaskId] = []  # a heap; entries that aren't READY are skipped
+        self.ready: list[int] = []  # a heap, of placement/order.py
         # The queue of placement/ready.py in which it stands; None: it has no ready task.
         self.queue: tuple[str | None, int] | None = None
         self.estimates_us: dict[str, int] = {}  # by task name

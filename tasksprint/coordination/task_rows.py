@@ -10,7 +10,7 @@ from tasksprint.coordination.rows import Row
 from tasksprint.coordination.task_states import ASSIGNED, STATES
 from tasksprint.encoding import encode_json
 from tasksprint.ids import ClientId, TaskId
-from tasksprint.task_spec import compact_spec
+from tasksprint.task_spec import compact_spec, later_of
 
 __all__ = ["base_row", "deletion_rows", "task_from_row", "task_row"]
 
@@ -18,6 +18,9 @@ _STATE_OF_NAME = {name: state for state, name in enumerate(STATES)}
 
 # A longer base has a row of its own, so that it is written once and not at each change.
 BASE_IN_ROW_MAX = 512
+
+# Members of a row that say how the task stands; behind them is what later rules brought.
+_STATE_COUNT = 14
 
 
 def task_row(task: Task) -> Row:
@@ -54,6 +57,7 @@ def task_row(task: Task) -> Row:
                     task.is_released,
                     task.is_wanted,
                     task.told,
+                    *later_of(spec),
                 )
             ).decode(),
         ),
@@ -96,13 +100,14 @@ def task_from_row(
         find_base: Finds the fact named "base …", for a base that isn't in the body.
     """
     base, pretasks, prekeys, keys, retries, timeout_ms, *rest = body
+    rest, later = rest[:_STATE_COUNT], rest[_STATE_COUNT:]
     if base is None:
         base = find_base(_base_name(job, tid))
     task = Task(
         job,
         tid,
         compact_spec(
-            name, base, tuple(pretasks), tuple(prekeys), tuple(keys), retries, timeout_ms
+            name, base, tuple(pretasks), tuple(prekeys), tuple(keys), retries, timeout_ms, *later
         ),
     )
     task.state = _STATE_OF_NAME[state]

@@ -20,6 +20,7 @@ from heapq import heapify, heappush
 
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.jobs import Task
+from tasksprint.coordination.placement.order import put_ready
 from tasksprint.coordination.state import STALE_ENTRIES_MAX, State
 from tasksprint.coordination.task_rows import base_row, deletion_rows
 from tasksprint.coordination.task_states import (
@@ -100,15 +101,7 @@ class Transitions:
     def make_ready(self, task: Task) -> None:
         """Queue a task whose inputs are all done."""
         self._move(task, INPUTS_DONE)
-        job = task.job
-        ready = job.ready
-        heappush(ready, task.tid)
-        if len(ready) > 2 * job.counts[READY] + STALE_ENTRIES_MAX:
-            job.ready = sorted(
-                tid
-                for tid in dict.fromkeys(ready)
-                if (one := job.tasks.get(tid)) is not None and one.state == READY
-            )
+        put_ready(task)
 
     # --- attempts ---
 

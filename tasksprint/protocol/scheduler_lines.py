@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tasksprint.arrays import split_type
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import TaskId
 from tasksprint.protocol.lines import LineBuffer
@@ -48,7 +49,7 @@ from tasksprint.scheduler_commands import (
     WriteLog,
 )
 from tasksprint.settings import RULES
-from tasksprint.task_spec import compact_spec
+from tasksprint.task_spec import LATER, compact_spec
 
 __all__ = [
     "CheckpointState",
@@ -146,7 +147,8 @@ class SchedulerReader:
         Args:
             who: The scheduler, for messages: "scheduler of job 3".
             line_bytes_max: Limit of one line.
-            rules: The version of its job's rules; commands that came later aren't known.
+            rules: The version of its job's rules. Commands that came later aren't known, and
+                attributes of tasks that did mean nothing.
             next_event: First event that it will answer; not 0 only after a checkpoint.
             next_tid: First tid that it will give; not 0 only after a checkpoint.
         """
@@ -156,6 +158,7 @@ class SchedulerReader:
         self.next_tid = next_tid
         self._who = who
         self._known = _COMMANDS if rules > 1 else _COMMANDS_1
+        self._rules = rules
         # The command that is being read, for messages.
         self._event = 0
         self._command = 0
@@ -403,8 +406,27 @@ class SchedulerReader:
         timeout_ms = members["timeout_ms"][0] if "timeout_ms" in members else None
         if timeout_ms is not None and (not _is_number(timeout_ms) or timeout_ms == 0):
             raise self._error(f"has timeout_ms {show(timeout_ms)}, expected milliseconds above 0")
+        later = () if members.keys().isdisjoint(LATER) else self._read_later(members)
         self.next_tid = tid + 1
-        return compact_spec(name, base, pretasks, prekeys, keys, retries, timeout_ms)
+        return compact_spec(name, base, pretasks, prekeys, keys, retries, timeout_ms, *later)
+
+    def _read_later(self, members: dict[str, Member]) -> list[Any]:
+        """Return the attributes of a task that later rules brought, as far as they count."""
+        values = []
+        for name, attribute in LATER.items():
+            value = attribute.default
+            if name in members:
+                found = members[name][0]
+                _, through = split_type(attribute.type)
+                assert through is not None, f"{name} says nothing of what it takes"
+                try:
+                    taken = through.read(found)
+                except ValueError as error:
+                    raise self._error(f"has {name} {show(found)}, {error}") from None
+                if attribute.since <= self._rules:
+                    value = taken
+            values.append(value)
+        return values
 
     def _read_kill(self, members: dict[str, Member], text: str) -> SchedulerCommand:
         return KillTask(self._tid(members["kill"][0], "kills"))
@@ -494,7 +516,10 @@ _CARRIED_IN_COMMAND = frozenset(("base", "values"))
 _COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
     "start": (
         frozenset(
-            ("start", "base", "pretasks", "prekeys", "keys", "tid", "retries", "timeout_ms")
+            (
+                *("start", "base", "pretasks", "prekeys", "keys", "tid", "retries", "timeout_ms"),
+                *LATER,
+            )
         ),
         SchedulerReader._read_start,
     ),

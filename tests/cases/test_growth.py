@@ -29,7 +29,7 @@ from tasksprint.coordination.commands import (
     Tick,
     encode_command,
 )
-from tasksprint.coordination.placement import capacity, estimates
+from tasksprint.coordination.placement import capacity, estimates, order
 from tasksprint.coordination.rows import garbage_ranges
 from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import Drop, DropJob, JobEntry
@@ -289,6 +289,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_KEPT", 8)
     monkeypatch.setattr(capacity, "STALE_ENTRIES_MAX", 4)
     monkeypatch.setattr(transitions, "STALE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(order, "STALE_ENTRIES_MAX", 4)
 
 
 @pytest.mark.slow

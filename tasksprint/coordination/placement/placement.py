@@ -29,9 +29,9 @@ from tasksprint.coordination.placement.capacity import Capacity
 from tasksprint.coordination.placement.choice import Choice
 from tasksprint.coordination.placement.estimates import load_of
 from tasksprint.coordination.placement.followers import Followers
+from tasksprint.coordination.placement.order import first_ready
 from tasksprint.coordination.placement.ready import Queue, ReadyOrder, turn_of
 from tasksprint.coordination.state import State
-from tasksprint.coordination.task_states import READY
 from tasksprint.coordination.transitions import Transitions
 
 __all__ = ["Placement"]
@@ -87,8 +87,8 @@ class Placement:
                     return
             job_id, place = turn_of(queues, state.last_job)
             job = running[job_id]
-            ready = job.ready
-            task = job.tasks[ready[0]]
+            task = first_ready(job)
+            assert task is not None
             task_name = task.spec.name
             name, depth = place
             if name is not None:
@@ -101,13 +101,12 @@ class Placement:
                 closed.add(place)  # Its jobs wait; others may have tasks of another weight.
                 is_new = True
                 continue
-            heappop(ready)
+            heappop(job.ready)
             self._transitions.assign(task, client, load_us)
             state.last_job = job.job
-            if ready:
-                after = job.tasks.get(ready[0])
-                if after is not None and after.spec.name is task_name and after.state == READY:
-                    continue
+            after = first_ready(job)
+            if after is not None and after.spec.name is task_name:
+                continue
             self._ready.requeue(job)
             is_new = is_new or job.queue != place
 

@@ -1,4 +1,4 @@
-"""Which ready task is next: by tid within a job, round robin between jobs.
+"""Which ready task is next: as order.py says within a job, round robin between jobs.
 
 Jobs with ready tasks stand in queues by who could take the first of these tasks, sorted:
 by the name of their attached nodes (None: they have none), and by their *depth*. That is
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
-from heapq import heappop
 
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.placement.estimates import load_of
+from tasksprint.coordination.placement.order import first_ready, order, place_of
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import READY
 from tasksprint.ids import JobId
@@ -33,7 +33,7 @@ class ReadyOrder:
         self._state = state
         self._queues: dict[str | None, dict[int, list[JobId]]] = {}
         for job in state.running.values():
-            job.ready = sorted(task.tid for task in job.tasks.values() if task.state == READY)
+            job.ready = order(job)
             self.requeue(job)
 
     def requeue(self, job: Job) -> bool:
@@ -44,14 +44,9 @@ class ReadyOrder:
         """
         queue: Queue | None = None
         if job.is_running:
-            ready = job.ready
-            tasks = job.tasks
-            while ready:
-                task = tasks.get(ready[0])
-                if task is not None and task.state == READY:
-                    queue = (job.attached, self._depth(job, task.spec.name))
-                    break
-                heappop(ready)
+            task = first_ready(job)
+            if task is not None:
+                queue = (job.attached, self._depth(job, task.spec.name))
         before = job.queue
         if queue == before:
             return queue is not None
@@ -97,9 +92,9 @@ class ReadyOrder:
                    for jobs in queues.values())  # fmt: skip
         expected: dict[tuple[str | None, int, JobId], None] = {}
         for job in self._state.running.values():
-            ready = [tid for tid, task in job.tasks.items() if task.state == READY]
+            ready = [task for task in job.tasks.values() if task.state == READY]
             if ready:
-                task = job.tasks[ready[0]]
+                task = min(ready, key=place_of)
                 assert job.queue == (job.attached, self._depth(job, task.spec.name)), job.queue
                 name, depth = job.queue
                 expected[name, depth, job.job] = None

@@ -1,0 +1,53 @@
+"""In which order the ready tasks of a job go out: by tid.
+
+`Job.ready` is a heap of places in that order. Entries of tasks that aren't ready any more
+stay in it until they are on top, or are too many.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from tasksprint.coordination.jobs import Job, Task
+from tasksprint.coordination.state import STALE_ENTRIES_MAX
+from tasksprint.coordination.task_states import READY
+from tasksprint.ids import TaskId
+
+__all__ = ["first_ready", "order", "place_of", "put_ready"]
+
+
+def place_of(task: Task) -> int:
+    """Return the place of a task among the ready ones: the lowest is next."""
+    return task.tid
+
+
+def _task_at(job: Job, place: int) -> Task | None:
+    """Return the task with this place, if it is ready still."""
+    task = job.tasks.get(TaskId(place))
+    return task if task is not None and task.state == READY else None
+
+
+def put_ready(task: Task) -> None:
+    """Queue a task that has become ready."""
+    job = task.job
+    heappush(job.ready, place_of(task))
+    if len(job.ready) > 2 * job.counts[READY] + STALE_ENTRIES_MAX:
+        job.ready = sorted(
+            place for place in dict.fromkeys(job.ready) if _task_at(job, place) is not None
+        )
+
+
+def first_ready(job: Job) -> Task | None:
+    """Return the ready task of a job that is next, with its place on top of `Job.ready`."""
+    ready = job.ready
+    while ready:
+        task = _task_at(job, ready[0])
+        if task is not None:
+            return task
+        heappop(ready)
+    return None
+
+
+def order(job: Job) -> list[int]:
+    """Return the places of all tasks that are ready, as the state says, in order."""
+    return sorted(place_of(task) for task in job.tasks.values() if task.state == READY)
