@@ -104,7 +104,8 @@ class _HasItsOwnRules(SimCoordinator):
     def _new_schedule(self, mirror: Mirror | None) -> Schedule:
         schedule = super()._new_schedule(mirror)
         if self.options.me == 2:
-            schedule._placement._assigned_max = 1
+            state = schedule._state
+            state.rules = replace(state.rules, assigned_max=1)
         return schedule
 
 

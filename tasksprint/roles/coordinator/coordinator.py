@@ -259,7 +259,7 @@ class Coordinator:
             replica.tick(now_ms)
         self._carry_out_all()
         # Peers have to work on the messages and the disk on the write: both first.
-        self.peers.flush()
+        self.peers.streams.flush()
         durable.write(now_ms)
         self.state.apply_some(now_ms)
         self.log.answer()
@@ -268,7 +268,7 @@ class Coordinator:
         self.runners.turn(now_ms)
         if replica.has_work:
             self._carry_out_all()
-            self.peers.flush()
+            self.peers.streams.flush()
         durable.write(now_ms)
         runners_ms = self.runners.deadline_ms
         return min(
@@ -298,7 +298,8 @@ class Coordinator:
             raise error
         self.peers.send(ready.send_now)
         self.durable.add(ready)
-        self.state.add(ready.chosen)
+        if ready.chosen:
+            self.state.add(ready.chosen)
         if ready.confirmed_reads:
             self.log.reads_confirmed(ready.confirmed_reads)
         if ready.failed_reads:

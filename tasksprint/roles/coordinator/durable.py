@@ -123,7 +123,7 @@ class Durable:
         try:
             for _, _, envelopes in persists:
                 self._peers.send(envelopes)
-            self._peers.flush()
+            self._peers.streams.flush()
             now_ms = turns.now_ms()
             if persists:
                 replica.persisted(persists[-1][0], now_ms)

@@ -75,10 +75,6 @@ class Peers:
                 frame = replica_codec.encode(envelope)
             self.streams.send(envelope.target, frame)
 
-    def flush(self) -> None:
-        """Let what was sent go out."""
-        self.streams.flush()
-
     def _frame_arrived(self, source: ReplicaId, frame: bytes) -> None:
         replica, turns = self._replica, self._turns
         envelope = replica_codec.decode(frame, source=source, target=replica.me)

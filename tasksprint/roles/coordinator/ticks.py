@@ -88,19 +88,18 @@ class Ticks:
 
     def find_due_ms(self) -> int:
         """Return when the next one is due."""
-        self._due_ms = self._find_due_ms()
-        return self._due_ms
-
-    def _find_due_ms(self) -> int:
-        if self._is_waiting or not self._log.is_current:
-            return NEVER_MS
-        if self._distrusts_clients:
-            return self._last_ms  # Before schedulers give numbers a second time.
-        due_ms = self._last_ms + self._settings.tick_interval_ms
-        schedule = self._log.schedule
-        assert schedule is not None
-        if (timer_ms := schedule.next_timer_ms) is not None:
-            due_ms = min(due_ms, self._last_ms + max(timer_ms - schedule.log_time_ms, 1))
+        due_ms = NEVER_MS
+        if self._log.is_current and not self._is_waiting:
+            due_ms = self._last_ms
+            # (Else at once: before schedulers give numbers a second time.)
+            if not self._distrusts_clients:
+                schedule = self._log.schedule
+                assert schedule is not None
+                span_ms = self._settings.tick_interval_ms
+                if (timer_ms := schedule.next_timer_ms) is not None:
+                    span_ms = min(span_ms, max(timer_ms - schedule.log_time_ms, 1))
+                due_ms += span_ms
+        self._due_ms = due_ms
         return due_ms
 
     def tick_now(self) -> None:
