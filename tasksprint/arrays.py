@@ -19,26 +19,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 __all__ = ["INTEGER_MAX", "Arrays", "Field", "Through", "added", "fields_of", "split_type"]
 
 INTEGER_MAX = 2**63 - 1  # SQLite's and JSON parsers' limit
 
-# What a value must be: in words, and as a condition.
-_CHECKS = {
-    int: ("a number from 0 to 2**63 - 1", f"type({{0}}) is int and 0 <= {{0}} <= {INTEGER_MAX}"),
-    str: ("text", "type({0}) is str"),
-    bool: ("true or false", "type({0}) is bool"),
-    tuple: ("a list", "type({0}) is list"),
+# What a value must be: as a condition, and in words.
+_SCALARS = {
+    int: (f"type({{0}}) is int and 0 <= {{0}} <= {INTEGER_MAX}", "a number from 0 to 2**63 - 1"),
+    str: ("type({0}) is str", "text"),
+    bool: ("type({0}) is bool", "true or false"),
 }
-
-Written = Callable[[Any], list[Any]]
-Read = Callable[..., Any]
 
 
 def added(default: Any, *, since: int) -> Any:
@@ -64,7 +59,7 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields_of(record: Any) -> tuple[Field, ...]:
-    """Return the fields of a record, in order; none: it is no record."""
+    """Return the fields of a record, in order, or the members of a tuple's type."""
     if dataclasses.is_dataclass(record):
         hints = typing.get_type_hints(record, include_extras=True)
         return tuple(
@@ -73,10 +68,10 @@ def fields_of(record: Any) -> tuple[Field, ...]:
                 for one in dataclasses.fields(record)
             ]
         )
-    if not hasattr(record, "_fields"):
-        return ()
-    hints = typing.get_type_hints(record, include_extras=True)
-    return tuple([Field(name, hints[name]) for name in record._fields])
+    if hasattr(record, "_fields"):
+        hints = typing.get_type_hints(record, include_extras=True)
+        return tuple([Field(name, hints[name]) for name in record._fields])
+    return tuple([Field(f"v{n}", member) for n, member in enumerate(typing.get_args(record))])
 
 
 def split_type(declared: Any) -> tuple[Any, Through | None]:
@@ -91,37 +86,34 @@ def split_type(declared: Any) -> tuple[Any, Through | None]:
             return declared, through
 
 
+_Maker = Callable[[Any], Callable[..., Any]]
+
+
 class _Form(NamedTuple):
-    """How one field is read."""
+    """How one value is written and read, as text."""
 
-    parameters: list[str]
-    checks: list[tuple[str, str, str]]  # (parameter, what it must be, condition)
-    result: str
-
-
-class _OnDemand(dict[Any, Any]):
-    """What is made for a key when somebody asks for it first."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make = make
-
-    def __missing__(self, key: Any) -> Any:
-        made = self[key] = self._make(key)
-        return made
+    written: list[str]  # members of an array
+    parameters: list[str]  # what they are where they are read
+    tests: list[tuple[str, str, str]]  # (parameter, what must hold, … in words)
+    result: str  # what is made of them
+    parts: tuple[str, ...] = ()  # bytes
 
 
 class Arrays:
     """Writes and reads records.
 
+    `writer(record)` is the function that makes an array of a record, and `parts(record)` the one
+    that gives its bytes. `reader(record)` makes a record of the members of an array; it raises
+    TypeError, ValueError or LookupError if they don't make one. Each is made once.
+
     Args:
-        tags: Of each record that stands in a union.
-        version: Fields, and records of unions, that were added later aren't known.
-        since: The versions of records that were added to a union.
+        tags: Of each record that stands in a union; one without a tag isn't known there.
+        version: Fields that were added later aren't known.
         exact: An array with more than is known is refused.
         flat: Named tuples whose fields stand in the array of the record around them.
         beside: Bytes don't stand in the array but in a list beside it, in order: `parts` gives
-            them, and readers take them first.
-        sent_as: Records that stand in arrays as others, with where their fields are found.
+            them, and readers take them first, and out of that list.
+        sent: Where what stands in the array of a record is found, if not in its fields in order.
         made_by: What makes a record of its fields, if not the record's own type.
     """
 
@@ -130,241 +122,171 @@ class Arrays:
         tags: Mapping[type, str] | None = None,
         *,
         version: int = INTEGER_MAX,
-        since: Mapping[type, int] | None = None,
         exact: bool = False,
         flat: tuple[type, ...] = (),
         beside: bool = False,
-        sent_as: Mapping[type, tuple[type, Mapping[str, str]]] | None = None,
+        sent: Mapping[type, Sequence[str]] | None = None,
         made_by: Mapping[type, Callable[..., Any]] | None = None,
     ) -> None:
         self._tags = tags or {}
         self._version = version
-        self._since = since or {}
-        self._exact = exact
+        self._more = [] if exact else ["*more"]
         self._flat = flat
         self._first = "parts, " if beside else ""  # of what readers take
-        self._sent_as = sent_as or {}
+        self._sent = sent or {}
         self._made_by = made_by or {}
-        self._numbers = itertools.count()
-        self._names: dict[str, Any] = {"_texts": _texts, "_integers": _integers, "_wrong": _wrong}
+        self._names: dict[str, Any] = {"wrong": _wrong}
+        self.writer: _Maker = functools.cache(self._make_writer)
+        self.reader: _Maker = functools.cache(self._make_reader)
+        self.parts: _Maker = functools.cache(self._make_parts)
 
-    def writer(self, record: type) -> Written:
-        """Return the function that makes an array of a record."""
+    def tagged(self, union: Any) -> dict[str, Any]:
+        """Return the records of a union that are known, by their tags."""
+        known = [record for record in typing.get_args(union) if record in self._tags]
+        return {self._tags[record]: record for record in known}
+
+    def _make_parts(self, record: Any) -> Callable[..., Any]:
+        parts = [part for _, form in self._forms(record, "v") for part in form.parts]
+        return self._define("v", [f"return [{', '.join(parts)}]"])
+
+    def _make_writer(self, record: Any) -> Callable[..., Any]:
         members = [repr(self._tags[record])] if record in self._tags else []
-        lines: list[str] = []
         late: list[str] = []
-        for field, value in self._fields(record, "v"):
-            written = self._written(field.type, value)
-            if not field.since:
-                members += written
-                continue
-            late += written
-            default = self._name(field.default)
-            lines.insert(0, f"if {value} != {default}: return array + [{', '.join(late)}]")
-        array = f"[{', '.join(members)}]"
-        if not lines:
-            return self._define("v", [f"return {array}"])
-        return self._define("v", [f"array = {array}", *lines, "return array"])
-
-    def writers(self, union: Any) -> Mapping[type, Written]:
-        """Return the functions that make arrays of a union's records."""
-        records = {record: record for record in typing.get_args(union)}
-        return _OnDemand(lambda record: self.writer(records[record]))
-
-    def parts(self, record: type) -> Callable[[Any], list[bytes]]:
-        """Return the function that gives the bytes of a record."""
-        return self._define("v", [f"return [{', '.join(self._parts(record, 'v'))}]"])
-
-    def reader(self, record: Any) -> Read:
-        """Return the function that makes a record of the members of an array.
-
-        It raises TypeError, ValueError, IndexError or KeyError if they don't make one.
-        """
-        sent, _ = self._sent_as.get(record, (record, None))
-        known = [field for field in fields_of(sent) if field.since <= self._version]
-        if not known:  # A tuple of some values.
-            known = [Field(f"v{n}", one) for n, one in enumerate(typing.get_args(record))]
-        parameters = ["tag"] if record in self._tags else []
-        checks: list[tuple[str, str, str]] = []
-        results: list[str] = []
-        part = 0
-        for field in known:
-            form = self._form(field, part)
-            part += split_type(field.type)[0] is bytes
+        lines: list[str] = []
+        for field, form in self._forms(record, "v"):
             if field.since:
-                form = self._or_default(form, field.default)
-            parameters += form.parameters
-            checks += form.checks
-            results.append(form.result)
-        if not self._exact:
-            parameters.append("*more")
-        make = self._made_by.get(record, record)
-        made = "" if typing.get_origin(record) is tuple else self._name(make)
-        return self._define(
-            self._first + ", ".join(parameters),
-            [*_lines_of(checks), f"return {made}({', '.join(results)})"],
-        )
+                late += form.written
+                default = self._name(field.default)
+                lines.insert(
+                    0, f"if v.{field.name} != {default}: return [*array, {', '.join(late)}]"
+                )
+            else:
+                members += form.written
+        array = f"[{', '.join(members)}]"
+        lines = [f"array = {array}", *lines, "return array"] if lines else [f"return {array}"]
+        return self._define("v", lines)
 
-    def readers(self, union: Any) -> Mapping[str, Read]:
-        """Return the functions that make records of a union, by their tags."""
-        records = {
-            self._tags[record]: record
-            for record in typing.get_args(union)
-            if self._since.get(record, 0) <= self._version
-        }
-        return _OnDemand(lambda tag: self.reader(records[tag]))
+    def _make_reader(self, record: Any) -> Callable[..., Any]:
+        parameters = ["tag"] if record in self._tags else []
+        lines: list[str] = []
+        results: list[str] = []
+        for field, form in self._forms(record, "v"):
+            if field.since > self._version:
+                continue
+            if field.since:
+                form = _with_default(form, self._name(field.default))
+            parameters += form.parameters
+            lines += [f"({test}) or wrong({p!r}, {word!r}, {p})" for p, test, word in form.tests]
+            results.append(form.result)
+        is_tuple = typing.get_origin(record) is tuple
+        made = "" if is_tuple else self._name(self._made_by.get(record, record))
+        lines.append(f"return {made}({', '.join(results)})")
+        return self._define(self._first + ", ".join(parameters + self._more), lines)
 
     def _define(self, parameters: str, lines: list[str]) -> Callable[..., Any]:
         exec("\n ".join([f"def made({parameters}):", *lines]), self._names)
-        made: Callable[..., Any] = self._names.pop("made")
+        made: Callable[..., Any] = self._names["made"]
         return made
 
     def _name(self, value: Any) -> str:
         """Return a name by which functions find a value."""
-        name = f"n{next(self._numbers)}"
+        name = f"n{len(self._names)}"
         self._names[name] = value
         return name
 
-    # --- writing ---
+    def _forms(self, record: Any, at: str, prefix: str = "") -> list[tuple[Field, _Form]]:
+        """Return the fields of a record that is found there."""
+        forms: list[tuple[Field, _Form]] = []
+        for path in self._sent.get(record) or [field.name for field in fields_of(record)]:
+            of = record
+            for name in path.split("."):
+                (field,) = [each for each in fields_of(of) if each.name == name]
+                of, _ = split_type(field.type)
+            forms.append((field, self._form(field.type, f"{at}.{path}", prefix + field.name)))
+        return forms
 
-    def _fields(self, record: type, value: str) -> list[tuple[Field, str]]:
-        """Return the fields of a record, and where they are found."""
-        sent, paths = self._sent_as.get(record, (record, {}))
-        return [(one, f"{value}.{paths.get(one.name, one.name)}") for one in fields_of(sent)]
-
-    def _written(self, declared: Any, value: str) -> list[str]:
-        """Return the members that stand for a value; bytes may have none."""
+    def _form(self, declared: Any, at: str, name: str) -> _Form:
+        """Return the form of a value that is found there, and is called so where it is read."""
         declared, through = split_type(declared)
-        inner = typing.get_args(declared)
-        if through is not None and through.write is not None:
-            return [f"{self._name(through.write)}({value})"]
-        if self._first and (declared is bytes or inner[:1] == (bytes,)):
-            return []
-        if type(None) in inner:
-            (written,) = self._written(inner[0], value)
-            return [value if written == value else f"None if {value} is None else {written}"]
-        if inner[1:] == (Ellipsis,):
-            one = f"x{next(self._numbers)}"
-            (written,) = self._written(inner[0], one)
-            return [value if written == one else f"[{written} for {one} in {value}]"]
-        if _is_union(declared):
-            return [f"{self._name(self.writers(declared))}[type({value})]({value})"]
-        fields = self._fields(declared, value)
-        if not fields:
-            return [value]
-        if any(field.since for field, _ in fields):
-            return [f"{self._name(self.writer(declared))}({value})"]
-        members = [each for field, found in fields for each in self._written(field.type, found)]
-        return members if declared in self._flat else [f"[{', '.join(members)}]"]
-
-    def _parts(self, declared: Any, value: str) -> list[str]:
-        """Return where the bytes of a value are found."""
-        declared, _ = split_type(declared)
-        inner = typing.get_args(declared)
+        origin, inner = typing.get_origin(declared), typing.get_args(declared)
         if declared is bytes:
-            return [value]
-        if inner[1:] == (Ellipsis,):
-            return [f"*[{each} for x in {value}]" for each in self._parts(inner[0], "x")]
-        fields = self._fields(declared, value)
-        return [each for field, found in fields for each in self._parts(field.type, found)]
-
-    # --- reading ---
-
-    def _or_default(self, form: _Form, value: Any) -> _Form:
-        (parameter,), default = form.parameters, self._name(value)
-        return _Form(
-            [f"{parameter}={default}"],
-            [(name, word, f"{name} is {default} or {test}") for name, word, test in form.checks],
-            f"{default} if {parameter} is {default} else {form.result}",
-        )
-
-    def _form(self, field: Field, part: int) -> _Form:
-        """Return how a field is read; `part` bytes stand before it."""
-        name = field.name
-        declared, through = split_type(field.type)
-        inner = typing.get_args(declared)
-        if self._first and inner[:1] == (bytes,):
-            return _Form([], [], "tuple(parts)")
-        if declared is bytes:
-            result = f"parts[{part}]"
-            return _Form([], [], f"{self._name(through.read)}({result})" if through else result)
+            part = "parts.pop(0)"
+            result = part if through is None else f"{self._name(through.read)}({part})"
+            return _Form([], [], [], result, (at,))
         if through is not None:
-            # Most objects are empty, and need no look.
-            made = f"{self._name(through.read)}({name})"
-            if typing.get_origin(declared) is dict:
-                made = f"{name} if {name} == {{}} else {made}"
-            return _Form([name], [], made)
+            written = at if through.write is None else f"{self._name(through.write)}({at})"
+            result = f"{self._name(through.read)}({name})"
+            if origin is dict:  # Most are empty, and need no look.
+                result = f"{name} if {name} == {{}} else {result}"
+            return _Form([written], [name], [], result)
+        if declared in _SCALARS:
+            test, word = _SCALARS[declared]
+            return _Form([at], [name], [(name, test.format(name), word)], name)
         if type(None) in inner:
-            form = self._form(field._replace(type=inner[0]), part)
-            ((_, word, test),) = form.checks
-            result = name if form.result == name else f"None if {name} is None else {form.result}"
-            return _Form([name], [(name, f"{word} or null", f"{name} is None or {test}")], result)
-        if declared in self._flat:
-            inside = [
-                self._form(one._replace(name=f"{name}_{one.name}"), part)
-                for one in fields_of(declared)
+            form = self._form(inner[0], at, name)
+            tests = [
+                (p, f"{p} is None or {test}", f"{word} or null") for p, test, word in form.tests
             ]
-            return _Form(
-                [each for form in inside for each in form.parameters],
-                [each for form in inside for each in form.checks],
-                f"{self._name(declared)}({', '.join([form.result for form in inside])})",
-            )
-        word, test = _CHECKS[declared if declared in _CHECKS else tuple]
-        result = name
+            written = _or_none(form.written[0], at)
+            return _Form([written], [name], tests, _or_none(form.result, name))
         if inner[1:] == (Ellipsis,):
-            result = f"{self._members(inner[0], name)} if {name} else ()"
-        elif declared not in _CHECKS:
-            result = f"{self._name(self.reader(declared))}({self._first}*{name})"
-        return _Form([name], [(name, word, test.format(name))], result)
+            return self._list(inner[0], at, name)
+        fields = self._forms(declared, at, f"{name}_")
+        forms = [form for _, form in fields]
+        members = [each for form in forms for each in form.written]
+        parts = tuple([each for form in forms for each in form.parts])
+        if declared in self._flat:
+            return _Form(
+                members,
+                [each for form in forms for each in form.parameters],
+                [each for form in forms for each in form.tests],
+                f"{self._name(declared)}({', '.join([form.result for form in forms])})",
+                parts,
+            )
+        written = f"[{', '.join(members)}]"
+        if origin is tuple:
+            written = at
+        elif any(field.since for field, _ in fields):
+            written = f"{self._name(self.writer(declared))}({at})"
+        result = f"{self._name(self.reader(declared))}({self._first}*{name})"
+        return _Form([written], [name], [(name, f"type({name}) is list", "a list")], result, parts)
 
-    def _members(self, declared: Any, name: str) -> str:
-        """Return how the members of a list are read."""
+    def _list(self, declared: Any, at: str, name: str) -> _Form:
+        """Return the form of any number of values."""
         of, _ = split_type(declared)
-        if of is int or of is str:
-            return f"{'_integers' if of is int else '_texts'}({name})"
-        if _is_union(of):
-            readers = self._name(self.readers(of))
-            return f"tuple([{readers}[x[0]]({self._first}*x) for x in {name}])"
-        reader = self._name(self.reader(of))
-        if self._first and self._parts(of, "x"):
-            return f"tuple([{reader}((p,), *x) for x, p in zip({name}, parts, strict=True)])"
-        return f"tuple([{reader}({self._first}*x) for x in {name}])"
+        if of is bytes:
+            return _Form([], [], [], "tuple(parts)", (f"*{at}",))
+        x = self._name(None)  # One of them.
+        parts: tuple[str, ...] = ()
+        written = at
+        if of in _SCALARS:
+            test, word = _SCALARS[of]
+            check = f"for x in v: ({test.format('x')}) or wrong('each member', {word!r}, x)"
+            result = f"{self._name(self._define('v', [check, 'return tuple(v)']))}({name})"
+        elif typing.get_origin(of) in (typing.Union, types.UnionType):
+            written = f"[{self._name(self.writer)}(type({x}))({x}) for {x} in {at}]"
+            record = f"{self._name(self.tagged(of))}[{x}[0]]"
+            read = f"{self._name(self.reader)}({record})({self._first}*{x})"
+            result = f"tuple([{read} for {x} in {name}])"
+        else:
+            form = self._form(declared, x, x)
+            if form.written != [x]:
+                written = f"[{form.written[0]} for {x} in {at}]"
+            result = f"tuple([{form.result} for {x} in {name}])"
+            parts = tuple([f"*[{part} for {x} in {at}]" for part in form.parts])
+        is_list = (name, f"type({name}) is list", "a list")
+        return _Form([written], [name], [is_list], f"{result} if {name} else ()", parts)
 
 
-def _lines_of(checks: list[tuple[str, str, str]]) -> list[str]:
-    """Return what refuses wrong values: one condition for all, and only then which it is."""
-    conditions: list[str] = []
-    for kind in (int, str):
-        names = [f"type({name})" for name, word, _ in checks if word == _CHECKS[kind][0]]
-        if names:
-            conditions.append(f"{' is '.join(names)} is {kind.__name__}")
-    for name, word, test in checks:
-        if word == _CHECKS[int][0]:
-            conditions.append(f"0 <= {name} <= {INTEGER_MAX}")
-        elif word != _CHECKS[str][0]:
-            conditions.append(f"({test})")
-    if not conditions:
-        return []
-    explained = [f" ({test}) or _wrong({name!r}, {word!r}, {name})" for name, word, test in checks]
-    return [f"if not ({' and '.join(conditions)}):", *explained]
+def _with_default(form: _Form, default: str) -> _Form:
+    (p,) = form.parameters
+    tests = [(p, f"{p} is {default} or {test}", word) for p, test, word in form.tests]
+    result = f"{default} if {p} is {default} else {form.result}"
+    return form._replace(parameters=[f"{p}={default}"], tests=tests, result=result)
 
 
-def _is_union(declared: Any) -> bool:
-    return typing.get_origin(declared) in (typing.Union, types.UnionType)
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    for value in values:
-        if type(value) is not int or not 0 <= value <= INTEGER_MAX:
-            _wrong("each member", _CHECKS[int][0], value)
-    return tuple(values)
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    for value in values:
-        if type(value) is not str:
-            _wrong("each member", _CHECKS[str][0], value)
-    return tuple(values)
+def _or_none(text: str, value: str) -> str:
+    return text if text == value else f"None if {value} is None else {text}"
 
 
 def _wrong(name: str, expected: str, found: Any) -> None:

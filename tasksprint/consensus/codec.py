@@ -7,8 +7,6 @@ for whom: the stream knows. So one frame serves all to whom the same is said.
 
 from __future__ import annotations
 
-from typing import get_args
-
 from tasksprint.arrays import Arrays
 from tasksprint.consensus import (
     Accept,
@@ -67,8 +65,7 @@ _TAGS: dict[type, str] = {
     Stranger: "stranger",
 }
 _ARRAYS = Arrays(_TAGS, flat=(Ballot,), beside=True)
-_WRITERS, _READERS = _ARRAYS.writers(Message), _ARRAYS.readers(Message)
-_PARTS = {kind: _ARRAYS.parts(kind) for kind in get_args(Message)}
+_MESSAGES = _ARRAYS.tagged(Message)
 _read_head = _ARRAYS.reader(tuple[Incarnation, int, int, int])
 
 
@@ -77,8 +74,8 @@ def encode(envelope: Envelope) -> bytes:
     message = envelope.message
     kind = type(message)
     header = [FORMAT_VERSION, envelope.source_incarnation, *envelope.mark]
-    header += _WRITERS[kind](message)
-    return encode_body(header, _PARTS[kind](message), encode_json=encode_json)
+    header += _ARRAYS.writer(kind)(message)
+    return encode_body(header, _ARRAYS.parts(kind)(message), encode_json=encode_json)
 
 
 def decode(frame: bytes, *, source: ReplicaId, target: ReplicaId) -> Envelope:
@@ -96,7 +93,7 @@ def decode(frame: bytes, *, source: ReplicaId, target: ReplicaId) -> Envelope:
                 f"expected {FORMAT_VERSION}; run the same release everywhere"
             )
         incarnation, life, start, number = _read_head(parts, *header[1:5])
-        message = _READERS[header[5]](parts, *header[5:])
+        message = _ARRAYS.reader(_MESSAGES[header[5]])(parts, *header[5:])
         return Envelope(source, incarnation, target, message, Mark(life, start, number))
     except (LookupError, TypeError, ValueError) as error:
         raise RemoteProtocolError(f"frame from {who} can't be understood: {error!r}") from error

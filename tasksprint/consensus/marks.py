@@ -29,7 +29,7 @@ Knows numbers, and nothing of what is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from tasksprint.arrays import Through
 from tasksprint.encoding import decode_json, encode_json
@@ -53,15 +53,9 @@ class Mark(NamedTuple):
 NO_MARK = Mark(0, 0, 0)
 
 
-def _life(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"expected a life, found {value!r:.50}")
-    return value
-
-
 # A replica's incarnation, and its mark as it was heard last: what travels, and is stored.
 # A life may be -1.
-KnownMark = tuple[Incarnation, Annotated[int, Through(_life)], int, int]
+KnownMark = tuple[Incarnation, Annotated[int, Through(int)], int, int]
 
 
 class DurableNumbers:

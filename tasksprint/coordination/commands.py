@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -311,7 +311,7 @@ def inputs_digest(result_digests: Sequence[str]) -> str:
 
 def answer_digest(first_tid: TaskId, last: bool, commands: Sequence[SchedulerCommand]) -> str:
     """Return the digest by which replicas compare an answer's part with the chosen one."""
-    listed = [_SCHEDULER_WRITERS[type(command)](command) for command in commands]
+    listed = [_write(type(command))(command) for command in commands]
     return hashlib.sha256(encode_json([first_tid, last, listed])).hexdigest()
 
 
@@ -343,22 +343,21 @@ _TAGS: dict[type, str] = {
 # Those that rules brought: under older ones nobody can apply them.
 _SINCE: dict[type, int] = {HandleEvents: 2}
 
-_ARRAYS = Arrays(_TAGS)
-_WRITERS = _ARRAYS.writers(Command)
-_SCHEDULER_WRITERS = _ARRAYS.writers(SchedulerCommand)
-
 
 @functools.cache
-def _readers(rules: int) -> Mapping[str, Any]:
-    """Return the readers of what these rules know, each by its kind."""
-    made_by: dict[type, Any] = {TaskSpec: compact_spec}
-    arrays = Arrays(_TAGS, version=rules, since=_SINCE, exact=True, made_by=made_by)
-    return arrays.readers(Command)
+def _arrays(rules: int) -> tuple[Arrays, dict[str, Any]]:
+    """Return what writes commands and reads what these rules know of them, and their kinds."""
+    tags = {kind: tag for kind, tag in _TAGS.items() if _SINCE.get(kind, 0) <= rules}
+    arrays = Arrays(tags, version=rules, exact=True, made_by={TaskSpec: compact_spec})
+    return arrays, arrays.tagged(Command)
+
+
+_write = _arrays(RULES.version)[0].writer
 
 
 def encode_command(command: Command) -> bytes:
     """Return the command as it stands in the log."""
-    return encode_json(_WRITERS[type(command)](command))
+    return encode_json(_write(type(command))(command))
 
 
 def decode_command(data: bytes | memoryview, rules: int = RULES.version) -> Command:
@@ -373,7 +372,8 @@ def decode_command(data: bytes | memoryview, rules: int = RULES.version) -> Comm
     """
     value: Any = decode_json(data)
     try:
-        decoded: Command = _readers(rules)[value[0]](*value)
+        arrays, kinds = _arrays(rules)
+        decoded: Command = arrays.reader(kinds[value[0]])(*value)
         return decoded
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise RemoteProtocolError(f"not a command: {error}") from error

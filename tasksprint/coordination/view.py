@@ -131,24 +131,6 @@ class View:
         return not (self.whole or self.run or self.stop or self.drop or self.drop_jobs)
 
 
-@dataclass(frozen=True, slots=True)
-class _SentAssignment:
-    """An assignment as it travels: what clients are told of its task, among the rest."""
-
-    job: JobId
-    tid: TaskId
-    attempt: int
-    name: str
-    base: str
-    inputs: tuple[Input, ...]
-    keys: tuple[str, ...]
-    seed: int
-    timeout_ms: int | None
-
-
-_FOUND_AT = {name: f"spec.{name}" for name in ("name", "base", "keys", "timeout_ms")}
-
-
 def _assignment(
     job: JobId,
     tid: TaskId,
@@ -166,9 +148,12 @@ def _assignment(
     return Assignment(job, tid, attempt, spec, inputs, seed)
 
 
-_ARRAYS = Arrays(
-    sent_as={Assignment: (_SentAssignment, _FOUND_AT)}, made_by={Assignment: _assignment}
+# Clients aren't told all of a task.
+_SENT = (
+    *("job", "tid", "attempt", "spec.name", "spec.base", "inputs", "spec.keys", "seed"),
+    "spec.timeout_ms",
 )
+_ARRAYS = Arrays(sent={Assignment: _SENT}, made_by={Assignment: _assignment})
 _write, _read = _ARRAYS.writer(View), _ARRAYS.reader(View)
 
 

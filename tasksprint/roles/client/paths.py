@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from tasksprint.arrays import Arrays
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
@@ -94,7 +95,7 @@ class ClientPaths:
         tid: TaskId,
         digest: str,
         manifest: Manifest,
-        keys: list[str],
+        keys: tuple[str, ...],
         left: int,
         seen: KeptResult | None,
     ) -> dict[str, bytes] | None:
@@ -236,19 +237,16 @@ def _list(body: Any) -> list[Any]:
     return body
 
 
-def _wanted(item: Any) -> tuple[JobId, TaskId, str, list[str]]:
+_Wanted = tuple[JobId, TaskId, str, tuple[str, ...]]
+_read_wanted = Arrays().reader(_Wanted)
+
+
+def _wanted(item: Any) -> _Wanted:
     try:
-        job, tid, digest, keys, *_ = item
+        wanted: _Wanted = _read_wanted(*item)
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
-    is_name = _is_number(job) and _is_number(tid) and isinstance(digest, str)
-    if not is_name or not isinstance(keys, list):
-        raise RemoteProtocolError(f"not a wanted result: {item!r}")
-    return JobId(job), TaskId(tid), digest, keys
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return wanted
 
 
 def _read_logs(store: ResultStore, job: int, tid: int | None) -> list[Any]:
