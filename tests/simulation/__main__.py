@@ -30,6 +30,7 @@ _SHARES = (
     (1 / 5, "changes of members that govern", "a change of the members that came to govern"),
     (1 / 5, "logs truncated", "a truncation of the log"),
     (1 / 5, "clocks that jumped", "a clock that jumped"),
+    (1 / 5, "rules raised", "members of two releases, and rules that were raised"),
     (1 / 5, "requests of strangers refused", "a stranger that asked for something"),
 )
 # … and at most, as such a seed says nothing of the rule.

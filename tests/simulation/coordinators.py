@@ -23,6 +23,7 @@ from tasksprint.errors import (
     StoreDamaged,
     StoreError,
     TaskSprintError,
+    UnknownRules,
 )
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.net.keys import ClusterKey
@@ -369,6 +370,8 @@ class CoordinatorNode:
         self.is_spoiled = False  # Its disk has damaged what others have.
         self.is_lost = False  # … or what nobody else has.
         self.restart_soon: Callable[[CoordinatorNode], None] = lambda node: None
+        self.was_put_back = False  # from this release to the last one
+        self.lacks_rules: Callable[[CoordinatorNode, UnknownRules], None] = _ignore
         self._iterations = 0
         # For the rules of end_to_end.py: ticks as they are proposed, entries as they are
         # applied, and lines that the process of a scheduler gets.
@@ -413,6 +416,10 @@ class CoordinatorNode:
             except StoreDamaged as error:
                 self.observer.say(f"replica {self.me}: {error.args[0]}")
                 self.coordinator = self._make(process)
+        except UnknownRules as error:
+            process.kill()
+            self.lacks_rules(self, error)
+            return
         except StoreError as error:
             if not self.is_lost:
                 raise
@@ -504,6 +511,10 @@ class CoordinatorNode:
         process.kill()
         if isinstance(error, Violation):
             raise error  # What the observer raised in it.
+        if isinstance(error, UnknownRules):
+            self.has_ended = False  # One of a newer release takes its place.
+            self.lacks_rules(self, error)
+            return
         is_said = isinstance(error, TaskSprintError)
         if error is not None and (not is_said or isinstance(error, _BUGS)):
             raise error  # Whatever has become of this replica: it is no reason to stop.

@@ -9,7 +9,7 @@ from tests.simulation.bites import EXPECTED
 from tests.simulation.end_to_end import RULES
 
 # Beside those of checker.py and end_to_end.py: of whole.py and people.py.
-OTHERS = {"no-progress", "mirrors-differ", "answer", "stranger-served"}
+OTHERS = {"no-progress", "mirrors-differ", "answer", "stranger-served", "raised-too-early"}
 
 
 def test_each_rule_is_expected_to_catch_something() -> None:

@@ -110,6 +110,7 @@ def test_batch_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]) -> 
         "changes of members that govern": 12,
         "logs truncated": 12,
         "clocks that jumped": 12,
+        "rules raised": 12,
         "requests of strangers refused": 12,
     }
     assert _has_shares(seen, 60)

@@ -32,6 +32,7 @@ from tests.simulation.bites import confirm_at_once, expects, first_rule, one_mem
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator
 from tests.simulation.faults import Faults
 from tests.simulation.machines import Process
+from tests.simulation.releases import Releases
 from tests.simulation.sim_writer import SimWriter
 from tests.simulation.whole import Whole, run_whole
 from tests.store.memory_store import MemoryReplicaStore
@@ -324,3 +325,40 @@ class _ByTheWall(SimCoordinator):
 def test_coordinator_that_goes_by_the_wall_clock_is_caught() -> None:
     found = _rule_broken(_role(_ByTheWall), _OnlyClocks)
     assert found in _LATE
+
+
+_TOO_EARLY = expects("raised-too-early")
+
+
+class _OneReplaced(Releases):
+    """All begin with the last release; until everything is healed, one is replaced."""
+
+    share, put_back_share = 1.0, 0.0
+
+    def __init__(self, world: Whole, random: Random) -> None:
+        super().__init__(world, random)
+        self._old_share = 1.0
+
+    def start(self) -> None:
+        self._world.after(1_500, self._step)
+
+    def _step_later(self) -> None:
+        pass
+
+
+class _RaisesEarly(SimCoordinator):
+    """Raises the rules when the leader has newer ones, whatever the others say."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        own = {self.options.me: self.raising._release.speaks}
+        self.raising._said = lambda: own  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_rules_that_are_raised_too_early_are_caught() -> None:
+    class Node(CoordinatorNode):
+        coordinator_class = _RaisesEarly
+
+    run = partial(run_whole, node_class=Node, releases_class=_OneReplaced)
+    assert first_rule(run, _SEEDS_MAX, first=6) in _TOO_EARLY

@@ -26,6 +26,7 @@ from tests.simulation.coordinators import CoordinatorNode, SchedulerFaults
 from tests.simulation.faults import Faults
 from tests.simulation.machines import Machine, Process
 from tests.simulation.operators import Operator
+from tests.simulation.releases import Releases
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.stranger import Stranger
 from tests.simulation.timeline import Timeline
@@ -67,6 +68,7 @@ class Whole:
         node_class: type[CoordinatorNode] = CoordinatorNode,
         clients_class: type[Clients] = Clients,
         faults_class: type[Faults] = Faults,
+        releases_class: type[Releases] = Releases,
     ) -> None:
         self.random = random = Random(seed)
         self.timeline = Timeline()
@@ -93,6 +95,7 @@ class Whole:
         self.nodes: dict[ReplicaId, CoordinatorNode] = {}
         self.wiped: set[ReplicaId] = set()
         self.spoiled: set[ReplicaId] = set()
+        self.releases = releases_class(self, Random(f"releases {seed}"))
         for me in members:
             self.add_node(me, join=())
         self.clients = clients_class(self)
@@ -230,6 +233,7 @@ class Whole:
         node.restart_soon = lambda node: self.after(
             self.random.uniform(50, 1_000), lambda: self.start_node(node)
         )
+        self.releases.set_up(node)
         self.nodes[me] = node
         return node
 
@@ -300,6 +304,7 @@ class Whole:
         self.clients.start()
         self.operator.start()
         self.faults.start()
+        self.releases.start()
         span = random.uniform(*_FAULTS_MS)
         self._run(lambda: self.is_founded or self.now >= _FAULTS_MS_MAX)
         end = self.now + span
@@ -339,6 +344,7 @@ class Whole:
         self.is_healed = True
         self.faults.stop()
         self.operator.stop()
+        self.releases.heal()
         self.wire.delays, self.wire.straggling = (0.05, 0.5), 0.0
         self.scheduler_faults.crash = self.scheduler_faults.hang = 0.0
         for node in self.nodes.values():
@@ -367,6 +373,7 @@ class Whole:
             len(ends) == 1
             and min(ends) >= self.checker.acknowledged_end
             and all(node.coordinator is not None for node in self.members_left())
+            and self.releases.are_settled
         )
 
     def _is_long_enough(self) -> bool:
@@ -391,6 +398,7 @@ class Whole:
             if (other := _rows(node)) != first:
                 raise Violation("mirrors-differ", _difference(nodes[0], first, node, other))
         self.clients.check(schedules)
+        self.releases.check()
 
     def _describe(self) -> str:
         states = [
@@ -462,6 +470,7 @@ def _draw_settings(random: Random) -> Settings:
         program_unused_max_ms=random.choice((6_000, 3_600_000)),
         mirror_session_idle_ms=random.choice((1_000, 10_000)),
         mirror_session_max_ms=random.choice((4_000, 300_000)),
+        rules_settle_ms=1_000,
     )
 
 
@@ -483,6 +492,7 @@ def run_whole(
     node_class: type[CoordinatorNode] = CoordinatorNode,
     clients_class: type[Clients] = Clients,
     faults_class: type[Faults] = Faults,
+    releases_class: type[Releases] = Releases,
 ) -> Outcome:
     """Run one seed to its end, or to the first broken rule."""
     logger = logging.getLogger("tasksprint")
@@ -493,6 +503,7 @@ def run_whole(
         node_class=node_class,
         clients_class=clients_class,
         faults_class=faults_class,
+        releases_class=releases_class,
     )
     printer = _Printer(world)
     logger.propagate = False

@@ -362,7 +362,7 @@ class MemberChanges:
                 status=_CONFLICT,
                 hint="start it with --join in place of --peers",
             )
-        version = self._log.require_schedule().rules.version
+        version = (await self._log.confirm_read()).rules.version
         if missing := lacking({replica: found.speaks}, version):
             raise Refused(
                 f"{missing[replica]}, and this cluster is at version {version}",
