@@ -110,6 +110,7 @@ class _Scheduler:
         node: CoordinatorNode,
         process: Process,
         seed: int,
+        rules: int,
         *,
         on_data: Callable[[bytes], None],
         on_exit: Callable[[ExitReason], None],
@@ -120,7 +121,7 @@ class _Scheduler:
         self._process = process
         self._on_data = on_data
         self._on_exit = on_exit
-        self._program = jobs.SchedulerProgram()
+        self._program = jobs.SchedulerProgram(rules)
         self._unread = b""
         self._lines: list[bytes] = []
         self._is_busy = False
@@ -490,7 +491,7 @@ class CoordinatorNode:
             on_stderr: Callable[[bytes], None],
         ) -> Any:
             self.observer.count("schedulers started")
-            return _Scheduler(self, process, seed, on_data=on_data, on_exit=on_exit)
+            return _Scheduler(self, process, seed, rules, on_data=on_data, on_exit=on_exit)
 
         return Surroundings(
             monotonic_ms=process.monotonic_ms,

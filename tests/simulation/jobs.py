@@ -375,9 +375,14 @@ KINDS = tuple(_PLANS)
 
 
 class SchedulerProgram:
-    """One run of a scheduler: lines in, lines out. `READY` comes before all of them."""
+    """One run of a scheduler: lines in, lines out. `READY` comes before all of them.
 
-    def __init__(self) -> None:
+    Args:
+        rules: Those of its job; from 2 on, every other kind of cut says what it handles.
+    """
+
+    def __init__(self, rules: int = 1) -> None:
+        self._rules = rules
         self._plan: Plan | None = None
         self._cut = 1
 
@@ -395,6 +400,8 @@ class SchedulerProgram:
         if not plan.is_over:
             match event["kind"]:
                 case "init":
+                    if self._rules > 1 and self._cut % 2:
+                        plan.commands.append({"handles": ["task_done", "task_failed", "timer"]})
                     plan.init()
                 case "task_done":
                     values = dict(event["values"])
