@@ -14,7 +14,7 @@ import base64
 import binascii
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quote
 from typing import Any
@@ -95,6 +95,7 @@ class NodeReady:
     frames: bool  # it speaks raw frames
     window: int  # tasks that it takes at once, at least 1
     runtime: str | None = None  # what it runs on, e.g. "cpython 3.12.1 x86_64"
+    takes: tuple[str, ...] = ()  # of `_ADDED`, what it reads in its tasks' lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,11 @@ _REPLY_IN_MEMORY_MAX = 8 * 1024 * 1024
 
 _REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
 _FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
-_READY_KEYS = frozenset(("ready", "frames", "window", "runtime"))
+_READY_KEYS = frozenset(("ready", "frames", "window", "runtime", "takes"))
+
+# Members of a task's line that came after release 0.2.0, and what makes their JSON. Older nodes
+# may refuse them, so they go only to nodes that announced them.
+_ADDED: dict[str, Callable[[TaskSpec], str]] = {}
 
 # The replies that matter for speed: no value, or one that is a number, a word or an
 # ASCII string without escapes, spelled without spaces. All others take the long way, to the
@@ -177,6 +182,7 @@ def encode_task(
     inputs: Sequence[tuple[str, bytes | Carried]],
     seed: int,
     frames: bool,
+    takes: tuple[str, ...] = (),
 ) -> list[bytes | Carried]:
     """Return the line that gives a node a task, in buffers to be written one after the other.
 
@@ -188,14 +194,18 @@ def encode_task(
         inputs: (kind, data) of the values of the pretasks, in order; they become the
             arguments behind those of the base.
         frames: The node said so in `NodeReady`.
+        takes: The same.
     """
     base = spec.base
     head = (
         f'{{"id":{id},"job":{job},"task":{tid},"attempt":{attempt}'
         f',"name":{_quote(spec.name)},"args":'
     )
+    end = f',"seed":{seed}'
+    for name in takes:
+        end += f',"{name}":{_ADDED[name](spec)}'
     if not inputs:
-        return [f'{head}{base},"seed":{seed}}}\n'.encode()]
+        return [f"{head}{base}{end}}}\n".encode()]
     first = base.strip()[1:-1].strip()
     buffers: list[bytes | Carried] = [(head + "[" + first).encode()]
     # Where bytes stand among the arguments; counted only if there are some.
@@ -225,7 +235,7 @@ def encode_task(
             else:
                 buffers.append(Carried(data.content, size, is_base64=True))
             buffers.append(b'"')
-    tail = f'],"seed":{seed}'
+    tail = "]" + end
     if places and frames:
         tail += ',"frames":[' + ",".join(f"[{place},{size}]" for place, size in places) + "]"
     elif places:
@@ -465,7 +475,7 @@ class NodeReader:
         if unknown:
             raise RemoteProtocolError(
                 f"{who} said ready with {show(unknown[0])}, "
-                "expected only 'frames', 'window' and 'runtime' beside it"
+                "expected only 'frames', 'window', 'runtime' and 'takes' beside it"
             )
         frames = members["frames"][0] if "frames" in members else False
         if not isinstance(frames, bool):
@@ -478,7 +488,14 @@ class NodeReader:
                 f"{who} said ready with window {show(window)}, "
                 "expected how many tasks it takes at once, at least 1"
             )
-        self.ready = NodeReady(frames, window, read_runtime(members, who))
+        takes = members["takes"][0] if "takes" in members else []
+        if not isinstance(takes, list) or not all(map(is_text, takes)):
+            raise RemoteProtocolError(
+                f"{who} said ready with takes {show(takes)}, "
+                "expected a list of members of its tasks' lines"
+            )
+        known = tuple([name for name in _ADDED if name in takes])
+        self.ready = NodeReady(frames, window, read_runtime(members, who), known)
         return self.ready
 
     def _read_id(self, members: dict[str, Member], line: bytes) -> int:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasksprint.errors import RemoteProtocolError
+from tasksprint.protocol import node_lines
 from tasksprint.protocol.long_lines import take_values_out
 from tasksprint.protocol.node_lines import (
     FilePath,
@@ -115,6 +116,7 @@ def test_name_with_quotes_and_other_alphabets_stays_one_line() -> None:
     [
         (b'{"ready":{}}', NodeReady(False, 1)),
         (b'{"ready":{},"frames":true,"window":64}', NodeReady(True, 64)),
+        (b'{"ready":{},"takes":["a later member"]}', NodeReady(False, 1)),
         (b' { "window" : 2 , "ready" : {"sdk":"mine"} } \r', NodeReady(False, 2)),
     ],
 )
@@ -140,10 +142,32 @@ def test_node_says_what_it_can_do(line: bytes, expected: NodeReady) -> None:
         (b'{"ready":{},"frames":1}', "said ready with frames 1, expected true or false"),
         (b'{"ready":{},"window":0}', "said ready with window 0, expected how many tasks"),
         (b'{"ready":{},"window":true}', "said ready with window True, expected how many"),
+        (b'{"ready":{},"takes":"name"}', "said ready with takes 'name', expected a list of mem"),
+        (b'{"ready":{},"takes":[1]}', "said ready with takes [1], expected a list of members"),
     ],
 )
 def test_wrong_first_line_is_refused(line: bytes, message: str) -> None:
     assert message in refused(line + b"\n", b"")
+
+
+def test_members_of_a_task_that_came_later_go_to_nodes_that_take_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(node_lines._ADDED, "limit", lambda spec: str(spec.timeout_ms))
+    spec = TaskSpec("f", "[1]", timeout_ms=500)
+    lines = {
+        b'{"ready":{}}\n': b'"args":[1%b],"seed":5',
+        b'{"ready":{},"takes":["other","limit"]}\n': b'"args":[1%b],"seed":5,"limit":500',
+    }
+    for ready, expected in lines.items():
+        made = reader(ready).ready
+        assert made is not None
+        for inputs, end in ([], b""), ([("json", b"2")], b",2"):
+            buffers = encode_task(1, 3, 17, 1, spec, inputs, 5, False, made.takes)
+            line = b"".join([each for each in buffers if isinstance(each, bytes)])
+            assert line.endswith(expected % end + b"}\n")
+    buffers = encode_task(1, 3, 17, 1, spec, [("bytes", b"x")], 5, True, ("limit",))
+    assert buffers[-2:] == [b'],"seed":5,"limit":500,"frames":[[1,1]]}\n', b"x"]
 
 
 # --- replies ---

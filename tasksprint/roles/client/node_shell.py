@@ -85,6 +85,7 @@ class NodeShell:
             value_bytes_max=settings.value_bytes_max,
         )
         self._frames = False
+        self._takes: tuple[str, ...] = ()
         self._told_job: JobId | None = None  # whose owner knows what it runs on
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
         self._garbage = ""  # what it said that no node may say
@@ -123,7 +124,7 @@ class NodeShell:
         self._pipe[effect.id] = effect
         if effect.assignment.job != self._told_job:
             self._tell_runtime(effect.assignment.job)
-        buffers = task_buffers(effect, inputs, frames=self._frames)
+        buffers = task_buffers(effect, inputs, frames=self._frames, takes=self._takes)
         if not self._is_writing:
             if len(buffers) == 1 and isinstance(buffers[0], bytes):
                 self._owner.write_soon(self.node, buffers[0])
@@ -314,7 +315,7 @@ class NodeShell:
             self._tell(replies)
 
     def _ready(self, message: NodeReady) -> None:
-        self._frames = message.frames
+        self._frames, self._takes = message.frames, message.takes
         now_ms = self._turns.now_ms()
         if self.attached is None:
             self._workbench.node_ready(self.node, message.frames, message.window, now_ms)

@@ -369,7 +369,7 @@ def _cost(content: bytes | FileValue) -> int:
 
 
 def task_buffers(
-    run: RunTask, inputs: Sequence[CachedValue], *, frames: bool
+    run: RunTask, inputs: Sequence[CachedValue], *, frames: bool, takes: tuple[str, ...] = ()
 ) -> list[bytes | Carried]:
     """Return what to write into the node's pipe for a task, buffer by buffer.
 
@@ -377,6 +377,7 @@ def task_buffers(
         inputs: From `ValueCache.inputs` or `load_inputs`, one for each of `run.inputs`.
             Of those that stand in files, the content of `Carried` is the index here.
         frames: The node speaks frames.
+        takes: What it reads in the line beyond what all nodes do.
     """
     assert len(inputs) == len(run.inputs)
     assignment = run.assignment
@@ -393,6 +394,7 @@ def task_buffers(
         carried,
         assignment.seed,
         frames,
+        takes,
     )
 
 
