@@ -38,12 +38,12 @@ from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.protocol.replica_frames import decode_body, encode_body
 
-__all__ = ["decode", "encode"]
+__all__ = ["TAGS", "decode", "encode"]
 
 # Whoever reads frames of this version understands ours (release.py, `Speaks.frames`).
 FORMAT_VERSION = 2
 
-_TAGS: dict[type, str] = {
+TAGS: dict[type, str] = {
     Accept: "accept",
     Accepted: "accepted",
     Canvass: "canvass",
@@ -64,7 +64,7 @@ _TAGS: dict[type, str] = {
     Stale: "stale",
     Stranger: "stranger",
 }
-_ARRAYS = Arrays(_TAGS, flat=(Ballot,), beside=True)
+_ARRAYS = Arrays(TAGS, flat=(Ballot,), beside=True)
 _MESSAGES = _ARRAYS.tagged(Message)
 _read_head = _ARRAYS.reader(tuple[Incarnation, int, int, int])
 

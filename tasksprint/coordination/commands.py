@@ -32,6 +32,7 @@ from tasksprint.settings import RULES
 from tasksprint.task_spec import TaskSpec, compact_spec
 
 __all__ = [
+    "TAGS",
     "Answer",
     "AnswerPart",
     "CancelJob",
@@ -317,7 +318,7 @@ def answer_digest(first_tid: TaskId, last: bool, commands: Sequence[SchedulerCom
 
 # --- bytes ---
 
-_TAGS: dict[type, str] = {
+TAGS: dict[type, str] = {
     Answer: "answer",
     CancelJob: "cancel",
     ForgetJob: "forget",
@@ -347,7 +348,7 @@ _SINCE: dict[type, int] = {HandleEvents: 2}
 @functools.cache
 def _arrays(rules: int) -> tuple[Arrays, dict[str, Any]]:
     """Return what writes commands and reads what these rules know of them, and their kinds."""
-    tags = {kind: tag for kind, tag in _TAGS.items() if _SINCE.get(kind, 0) <= rules}
+    tags = {kind: tag for kind, tag in TAGS.items() if _SINCE.get(kind, 0) <= rules}
     arrays = Arrays(tags, version=rules, exact=True, made_by={TaskSpec: compact_spec})
     return arrays, arrays.tagged(Command)
 

@@ -28,6 +28,7 @@ from tasksprint.ids import ClientId, JobId, Slot, TaskId
 from tasksprint.task_spec import TaskSpec
 
 __all__ = [
+    "SENT",
     "Assignment",
     "ClientAddress",
     "Drop",
@@ -149,11 +150,11 @@ def _assignment(
 
 
 # Clients aren't told all of a task.
-_SENT = (
+SENT = (
     *("job", "tid", "attempt", "spec.name", "spec.base", "inputs", "spec.keys", "seed"),
     "spec.timeout_ms",
 )
-_ARRAYS = Arrays(sent={Assignment: _SENT}, made_by={Assignment: _assignment})
+_ARRAYS = Arrays(sent={Assignment: SENT}, made_by={Assignment: _assignment})
 _write, _read = _ARRAYS.writer(View), _ARRAYS.reader(View)
 
 

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasksprint.arrays import fields_of, split_type
+
 __all__ = ["FOLDER", "Record", "differences", "parse", "render", "shape_of", "shape_of_json"]
 
 FOLDER = Path(__file__).parent
@@ -70,46 +72,49 @@ def differences(path: Path, text: str) -> str:
 # --- shapes ---
 
 
-def shape_of(kind: Any) -> str:
-    """Return how a type is declared: field by field, all the way down."""
-    while hasattr(kind, "__supertype__"):  # A NewType.
-        kind = kind.__supertype__
+def shape_of(
+    kind: Any,
+    tags: Mapping[Any, str] = types.MappingProxyType({}),
+    sent: Mapping[Any, Sequence[str]] = types.MappingProxyType({}),
+) -> str:
+    """Return how a type is declared: field by field, all the way down.
+
+    Names of types aren't part of it: those of records are their tags.
+
+    Args:
+        sent: Of records that don't stand in arrays as they are declared, the fields that do.
+    """
+    kind, _ = split_type(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if len(arguments) > 2:
-            return "one of " + ", ".join([each.__name__ for each in arguments])
-        return " or ".join([shape_of(each) for each in arguments])
+            return "one of " + ", ".join([tags[each] for each in arguments])
+        return " or ".join([shape_of(each, tags, sent) for each in arguments])
     if origin is tuple:
         if arguments[1:] == (Ellipsis,):
-            return f"[{shape_of(arguments[0])} …]"
-        return "[" + ", ".join([shape_of(each) for each in arguments]) + "]"
+            return f"[{shape_of(arguments[0], tags, sent)} …]"
+        return "[" + ", ".join([shape_of(each, tags, sent) for each in arguments]) + "]"
     if origin is dict:
         return f"{{{shape_of(arguments[0])}: {shape_of(arguments[1])}}}"
-    fields = _fields_of(kind)
-    if fields is None:
+    if not fields_of(kind):
         return "null" if kind is types.NoneType else str(getattr(kind, "__name__", kind))
-    listed = [f"{name}: {shape_of(of)}{default}" for name, of, default in fields]
-    return f"{kind.__name__}({', '.join(listed)})"
+    listed: list[str] = []
+    for path in sent.get(kind) or [field.name for field in fields_of(kind)]:
+        of = kind
+        for name in path.split("."):
+            (field,) = [each for each in fields_of(of) if each.name == name]
+            record, (of, _) = of, split_type(field.type)
+        listed.append(f"{name}: {shape_of(field.type, tags, sent)}{_default(record, name)}")
+    return f"{tags.get(kind, '')}({', '.join(listed)})"
 
 
-def _fields_of(kind: Any) -> list[tuple[str, Any, str]] | None:
-    """Return (name, type, default) of a record's fields; None: it is no record."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return [(each.name, hints[each.name], _default(each)) for each in dataclasses.fields(kind)]
-    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        hints = typing.get_type_hints(kind)
-        defaults: Mapping[str, Any] = kind._field_defaults  # type: ignore[attr-defined]
-        return [
-            (name, hints[name], f" = {defaults[name]!r}" if name in defaults else "")
-            for name in kind._fields
-        ]
-    return None
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(record: Any, name: str) -> str:
+    if not dataclasses.is_dataclass(record):
+        return ""
+    (field,) = [each for each in dataclasses.fields(record) if each.name == name]
+    since = f" since {field.metadata['since']}" if field.metadata else ""
     if field.default is not dataclasses.MISSING:
-        return f" = {field.default!r}"
+        return f" = {field.default!r}{since}"
     if field.default_factory is not dataclasses.MISSING:
         return f" = {field.default_factory()!r}"
     return ""

@@ -21,10 +21,11 @@ from tasksprint.consensus.membership import Membership, encode_membership_value
 from tasksprint.consensus.messages import Envelope
 from tasksprint.consensus.skips import Skip, encode_skips
 from tasksprint.consensus.voters import Memberships
+from tasksprint.coordination.commands import TAGS as COMMAND_TAGS
 from tasksprint.coordination.commands import Command, encode_command
 from tasksprint.coordination.rows import TABLES, Table
 from tasksprint.coordination.schedule import Schedule
-from tasksprint.coordination.view import View, encode_view
+from tasksprint.coordination.view import SENT, Assignment, View, encode_view
 from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.protocol import scheduler_lines
@@ -47,10 +48,15 @@ __all__ = ["KINDS", "replayed"]
 def commands() -> list[Record]:
     """Commands of the log, and what schedulers may say inside `Answer`."""
     records = [
-        Record(shape_of(kind), tuple(encode_command(one) for one in SAMPLES if type(one) is kind))
+        Record(
+            shape_of(kind, COMMAND_TAGS),
+            tuple(encode_command(one) for one in SAMPLES if type(one) is kind),
+        )
         for kind in typing.get_args(Command)
     ]
-    return records + [Record(shape_of(kind)) for kind in typing.get_args(SchedulerCommand)]
+    return records + [
+        Record(shape_of(kind, COMMAND_TAGS)) for kind in typing.get_args(SchedulerCommand)
+    ]
 
 
 def log(rules: Rules) -> list[Record]:
@@ -91,19 +97,20 @@ def _shape_of_table(table: Table) -> str:
 
 def views() -> list[Record]:
     """A client's view."""
-    return [Record(shape_of(View), (encode_view(VIEW),))]
+    return [Record("view" + shape_of(View, sent={Assignment: SENT}), (encode_view(VIEW),))]
 
 
 def frames() -> list[Record]:
     """Frames between replicas: each message in an envelope."""
-    records = [Record(shape_of(Mark)), Record(shape_of(LogEntry))]
+    records = [Record("mark" + shape_of(Mark)), Record("entry" + shape_of(LogEntry))]
     for kind in typing.get_args(Message):
         envelopes = [
             Envelope(ReplicaId(1), Incarnation("aa"), ReplicaId(2), message, Mark(9, 3, 5))
             for message in MESSAGES
             if type(message) is kind
         ]
-        records.append(Record(shape_of(kind), tuple(map(frames_codec.encode, envelopes))))
+        encoded = tuple(map(frames_codec.encode, envelopes))
+        records.append(Record(shape_of(kind, frames_codec.TAGS), encoded))
     return records
 
 
@@ -130,8 +137,8 @@ def stored() -> list[Record]:
     assert known is not None
     skips = encode_skips([Skip(Slot(17), 3, "ab" * 32), Skip(Slot(4), 0, "cd" * 32)])
     return [
-        Record(shape_of(Founding), (encode_founding(founding),)),
-        Record(shape_of(Membership), (encode_membership_value(membership),)),
+        Record("founding" + shape_of(Founding), (encode_founding(founding),)),
+        Record("membership" + shape_of(Membership), (encode_membership_value(membership),)),
         Record("memberships", (memberships.encode(),)),
         Record("marks", (known,)),
         Record("skips", (skips,)),
