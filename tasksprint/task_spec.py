@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 from sys import intern
-from typing import Any
+from typing import Annotated, Any
 
-from tasksprint.arrays import Arrays, fields_of
+from tasksprint.arrays import Arrays, Through, added, fields_of
 from tasksprint.ids import TaskId
 
 __all__ = ["LATER", "TaskSpec", "compact_spec", "later_of"]
@@ -29,6 +29,14 @@ _SHARED_MAX = 1_000
 _SHARED_KEYS_MAX = 16
 _KEY_CHARACTERS_MAX = 64
 _SHARED_BASE_END = 16  # characters
+
+_PRIORITY_END = 2**31
+
+
+def _read_priority(value: Any) -> int:
+    if type(value) is not int or not -_PRIORITY_END <= value < _PRIORITY_END:
+        raise ValueError("expected a whole number from -2**31 to 2**31 - 1")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class TaskSpec:
     # Attempts after the first; None: as many as the job's manifest says. Clients aren't told.
     retries: int | None = None
     timeout_ms: int | None = None  # run time of one attempt; None: the manifest's limit, if any
+    # Of a job's ready tasks those with higher ones go first. Clients aren't told.
+    priority: Annotated[int, Through(_read_priority)] = added(0, since=2)
 
 
 def compact_spec(

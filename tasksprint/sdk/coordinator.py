@@ -57,6 +57,7 @@ _NOTHING: tuple[()] = ()
 _NAME_BYTES_MAX = 1024
 # How often a task may be tried again at most; far beyond what makes sense, and exact everywhere.
 _RETRIES_END = 2**53
+_PRIORITY_END = 2**31
 
 channels.take_over_early()
 
@@ -108,6 +109,7 @@ class TaskSprintCoordinator:
         retries: int | None = None,
         timeout_ms: int | None = None,
         timeout: float | None = None,
+        priority: int = 0,
     ) -> int:
         """Start a task: the node's method `name`, on one of the clients.
 
@@ -120,6 +122,7 @@ class TaskSprintCoordinator:
             retries: How often it may be tried again after a failure.
             timeout_ms: How long one attempt may run, in milliseconds.
             timeout: The same in seconds.
+            priority: Of the tasks that can run, those with higher ones go first.
 
         Returns:
             The task's tid: 0, 1, 2, … in the order of the calls.
@@ -132,6 +135,8 @@ class TaskSprintCoordinator:
         command = _encode_start(
             tid, name, base, pretasks, prekeys, keys, retries, timeout_ms, timeout
         )
+        if priority:
+            command = _with_priority(name, command, priority, session.rules)
         session.next_tid = tid + 1
         session.add(command)
         return tid
@@ -230,7 +235,7 @@ class _Session:
         self._init = self._handler("init", ("seed",))
         # A job's schedulers must answer alike, also where their SDKs are of two releases: by
         # the rules that the job began under. Coordinators that don't say them have older ones.
-        self._says_handles = int(os.environ.get("TASKSPRINT_RULES", "1")) >= 2
+        self.rules = int(os.environ.get("TASKSPRINT_RULES", "1"))
 
     def run(self) -> None:
         channel = self._channel
@@ -371,7 +376,7 @@ class _Session:
         seed_generators(event["seed"])
         if self._sets_params:
             self._scheduler.params = event.get("params", {})
-        if self._says_handles:
+        if self.rules >= 2:
             kinds = [kind for kind, handler in self._handlers.items() if handler is not None]
             self.add(f'{{"handles":{encode(kinds[1:])}}}')  # Not `init`, which is told to all.
         if self._init is not None:
@@ -496,6 +501,20 @@ def _encode_start(
         timeout_ms = _milliseconds(f"start_task {name!r}: timeout_ms", timeout_ms, 1)
         command += f',"timeout_ms":{timeout_ms}'
     return command + "}"
+
+
+def _with_priority(name: str, command: str, priority: Any, rules: int) -> str:
+    """Return the command that starts a task, with a priority if the job's rules know one."""
+    if (
+        isinstance(priority, bool)
+        or not isinstance(priority, int)
+        or not -_PRIORITY_END <= priority < _PRIORITY_END
+    ):
+        raise ValueError(
+            f"start_task {name!r}: priority is {_shown(priority)}, "
+            "expected an integer from -2**31 to 2**31 - 1"
+        )
+    return f'{command[:-1]},"priority":{priority}}}' if rules >= 2 else command
 
 
 def _encode_base(name: str, base: Any) -> str:

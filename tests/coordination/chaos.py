@@ -78,6 +78,7 @@ class Chaos:
     def __init__(self, *, is_deterministic: bool, version: int = 2) -> None:
         self.world = ChaosWorld(version)
         self.is_deterministic = is_deterministic
+        self.version = version
         self.clients: list[FakeClient] = []
         self.jobs: list[JobId] = []
         self.late: list[Completion] = []  # of attempts long forgotten
@@ -207,6 +208,8 @@ class Chaos:
                         ("result",) * len(pretasks),
                         ("result",) if rng.random() < 0.3 else (),
                         rng.choice([None, None, 0, 1]),
+                        None,
+                        next_tid % 3 - 1 if self.version > 1 else 0,
                     )
                 )
                 usable.append(next_tid)

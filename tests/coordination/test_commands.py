@@ -64,6 +64,7 @@ scheduler_commands = st.one_of(
         tuples(texts),
         maybe_numbers,
         maybe_numbers,
+        st.integers(-(2**31), 2**31 - 1),
     ),
     st.builds(KillTask, numbers),
     st.builds(FinishJob, tuples(numbers), texts),
@@ -171,6 +172,7 @@ SAMPLES: list[Command] = [
                 (
                     TaskSpec("merge", "[1]", (0, 1), ("a", "b"), ("c",), 2, 5_000),
                     TaskSpec("bare"),
+                    TaskSpec("first", priority=-5),
                     KillTask(4),
                     FinishJob((1, 2), '{"x":1}'),
                     FailJob("no"),
@@ -260,3 +262,16 @@ def test_answers_differ_by_anything_that_counts() -> None:
 
 def test_what_an_attempt_consumed_depends_on_the_order() -> None:
     assert inputs_digest(["a", "b"]) != inputs_digest(["b", "a"])
+
+
+@pytest.mark.parametrize("priority", ["5", "{}", "null", "true", "1.0", '"1"', "2147483648"])
+def test_a_task_has_a_priority_from_rules_2_on(priority: str) -> None:
+    start = f'["s","a","[]",[],[],[],null,null,{priority}]'
+    data = f'["answer",1,[[0,0,true,0,[{start}]]],[]]'.encode()
+    if priority == "5":
+        assert encode_command(decode_command(data, 2)) == data
+    else:
+        with pytest.raises(RemoteProtocolError):
+            decode_command(data, 2)
+    with pytest.raises(RemoteProtocolError):
+        decode_command(data, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from tasksprint.coordination.commands import Completion
@@ -322,3 +323,60 @@ def test_many_clients_are_chosen_as_by_looking_at_each() -> None:
             found = capacity.least_loaded(is_heavy)
             assert (found and capacity.key(found, is_heavy)) == min(open_clients, default=None)
     world.schedule.check()
+
+
+# --- priorities ---
+
+
+def prioritised(*priorities: int) -> list[TaskSpec]:
+    return [TaskSpec("map", priority=priority) for priority in priorities]
+
+
+def order_of_runs(world: World, client: FakeClient) -> list[int]:
+    ran: list[int] = []
+    while done := client.work():
+        ran += done
+    return ran
+
+
+def test_ready_tasks_go_out_by_priority_then_by_tid() -> None:
+    world = World()
+    client = world.join("a", slots=1)
+    job = world.submit()
+    world.answer(job, *prioritised(0, 2, -1, 2, 0, 2**31 - 1, -(2**31)))
+    world.restart()
+    assert order_of_runs(world, client) == [5, 1, 3, 0, 4, 2, 6]
+
+
+def test_a_priority_outlives_a_restart_and_a_lost_client() -> None:
+    world = World()
+    first = world.join("a", slots=1)
+    job = world.submit()
+    world.answer(job, *prioritised(0, 7, 0))
+    assert where(world, job) == {1: 1}
+    first.leave()
+    world.restart()
+    other = world.join("b", slots=1)
+    assert where(world, job) == {1: 2}, "it is first again"
+    assert order_of_runs(world, other) == [1, 0, 2]
+
+
+def test_rows_have_a_priority_behind_all_else_and_only_if_there_is_one() -> None:
+    world = World()
+    job = world.submit()
+    world.answer(job, *prioritised(0, -3))
+    bodies = [json.loads(str((world.mirror.rows["tasks", (job, tid)].columns or ())[-1]))
+              for tid in (0, 1)]  # fmt: skip
+    assert [len(body) for body in bodies] == [20, 21]
+    assert bodies[1][:20] == bodies[0]
+    assert bodies[1][20] == -3
+
+
+def test_priorities_of_one_job_keep_no_other_waiting() -> None:
+    world = World()
+    client = world.join("a", slots=1)
+    first, second = world.submit(), world.submit()
+    world.answer(first, *prioritised(9, 9))
+    world.answer(second, *prioritised(0, 0))
+    client.work()
+    assert where(world, second) == {0: 1}

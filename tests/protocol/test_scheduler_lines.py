@@ -280,6 +280,11 @@ def test_next_event_before_the_last_part_is_refused() -> None:
         ('{"start":"a","retries":-1}', "has retries -1, expected how often it may be tried again"),
         ('{"start":"a","timeout_ms":0}', "has timeout_ms 0, expected milliseconds above 0"),
         ('{"start":"a","timeout_ms":1.5}', "has timeout_ms 1.5, expected milliseconds above 0"),
+        (
+            '{"start":"a","priority":"high"}',
+            "start 'a' (tid 3) has priority 'high', expected a whole number from -2**31 to",
+        ),
+        ('{"start":"a","priority":2147483648}', "has priority 2147483648, expected a whole"),
         ('{"start":"a","retries":' + "9" * 5_000 + "}", "has a number under key 'retries' that"),
         ('{"kill":3}', "kills task 3, which isn't known; expected a tid from 0 to 2"),
         ('{"kill":[1]}', "kills [1], expected the tid of a task"),
@@ -295,6 +300,15 @@ def test_next_event_before_the_last_part_is_refused() -> None:
 def test_wrong_command_is_refused_with_its_place(command: str, message: str) -> None:
     line = f'{{"event":0,"commands":[{command}]}}'.encode()
     assert message in refused(line, tasks=3)
+
+
+@pytest.mark.parametrize(("rules", "priority"), [(1, 0), (2, -7)])
+def test_priority_means_nothing_in_a_job_of_older_rules(rules: int, priority: int) -> None:
+    made = SchedulerReader(who=WHO, line_bytes_max=1 << 20, rules=rules)
+    made.feed(READY)
+    (answer,) = made.feed(b'{"event":0,"commands":[{"start":"a","priority":-7}]}\n')
+    assert isinstance(answer, SchedulerAnswer)
+    assert answer.commands == (TaskSpec("a", priority=priority),)
 
 
 def test_what_a_scheduler_handles_begins_its_first_answer() -> None:
@@ -355,7 +369,7 @@ json_values = st.recursive(
 members = st.dictionaries(
     st.sampled_from(
         ["start", "base", "pretasks", "prekeys", "keys", "tid", "retries", "timeout_ms", "kill",
-         "finish", "values", "fail", "timer", "after_ms", "release", "log", "other"]
+         "priority", "finish", "values", "fail", "timer", "after_ms", "release", "log", "other"]
     ),
     json_values,
     max_size=4,

@@ -168,6 +168,8 @@ def test_list_that_changes_after_the_call_changes_nothing(scheduler: SchedulerDr
         ("start_task('a', pretasks=[0], prekeys='r')", "prekeys is the string 'r', expected"),
         ("start_task('a', retries=-1)", "retries is -1, expected how often it may be tried"),
         ("start_task('a', retries=True)", "retries is True, expected how often"),
+        ("start_task('a', priority='high')", "priority is 'high', expected an integer from"),
+        ("start_task('a', priority=2**31)", "priority is 2147483648, expected an integer from"),
         ("start_task('a', timeout=0)", "timeout is 0, expected a number above 0"),
         ("start_task('a', timeout_ms=-5)", "timeout_ms is -5, expected a number above 0"),
         ("start_task('a', timeout=1, timeout_ms=1)", "timeout and timeout_ms are both given"),
@@ -363,6 +365,14 @@ def test_under_older_rules_it_answers_as_the_last_release_did(
 ) -> None:
     """A coordinator of the last release says no rules, and has another SDK beside it."""
     assert first_answer(tmp_path, "def timer(self, timer): pass", rules) == (WriteLog("first"),)
+
+
+@pytest.mark.parametrize(("rules", "priority"), [(None, 0), (1, 0), (2, 5)])
+def test_priority_is_said_where_the_rules_of_the_job_know_it(
+    tmp_path: Path, rules: int | None, priority: int
+) -> None:
+    started = first_answer(tmp_path, "def init(self): self.start_task('a', priority=5)", rules)
+    assert started[-1] == TaskSpec("a", priority=priority)
 
 
 # --- prints, replay, crashes ---

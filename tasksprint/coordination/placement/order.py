@@ -1,4 +1,4 @@
-"""In which order the ready tasks of a job go out: by tid.
+"""In which order the ready tasks of a job go out: by priority, higher first, then by tid.
 
 `Job.ready` is a heap of places in that order. Entries of tasks that aren't ready any more
 stay in it until they are on top, or are too many.
@@ -15,15 +15,18 @@ from tasksprint.ids import TaskId
 
 __all__ = ["first_ready", "order", "place_of", "put_ready"]
 
+# More than there are tasks in a job.
+_TIDS = 2**53
+
 
 def place_of(task: Task) -> int:
     """Return the place of a task among the ready ones: the lowest is next."""
-    return task.tid
+    return task.tid - task.spec.priority * _TIDS
 
 
 def _task_at(job: Job, place: int) -> Task | None:
     """Return the task with this place, if it is ready still."""
-    task = job.tasks.get(TaskId(place))
+    task = job.tasks.get(TaskId(place % _TIDS))
     return task if task is not None and task.state == READY else None
 
 
