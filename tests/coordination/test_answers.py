@@ -94,6 +94,7 @@ def test_a_run_that_was_chosen_in_part_counts_for_the_rest() -> None:
     job = world.submit()
     for name in "abcd":
         world.join(name)
+    world.apply(Answer(job, (), ((0, 1),)))  # Now it is told who is there.
     world.apply(Answer(job, (), ((0, 2),)))
     assert world.apply(Answer(job, (), ((0, 4),))).answers == ((job, EmptyAnswers(2, 4)),)
 
