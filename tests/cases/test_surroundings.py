@@ -494,7 +494,7 @@ def test_coordinator_that_is_closed_leaves_no_task(tmp_path: Path) -> None:
             coordinator = leader.coordinator
             # Nobody has this archive, and somebody waits for it.
             waiting = asyncio.ensure_future(coordinator.archives.unpacked("f" * 64))
-            asked = coordinator.tasks.spawn(asyncio.sleep(999))
+            asked = coordinator.turns.spawn(asyncio.sleep(999))
             while not coordinator.archives._unpacking:
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
