@@ -711,7 +711,7 @@ COMMANDS = [
     *(["clients"], ["result"], ["logs"], ["cancel"], ["job"], ["backup"], ["restore"]),
     *(["recover"], ["stop"], ["token"], ["log"], ["log", "verify"], ["log", "show"]),
     *(["member"], ["member", "list"], ["member", "add"], ["member", "remove"]),
-    ["member", "replace"],
+    *(["member", "replace"], ["upgrade"]),
 ]
 
 

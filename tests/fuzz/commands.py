@@ -343,7 +343,7 @@ class History:
             if len(known) < len(consumed) or random.randrange(10) == 0:
                 continue
             digest = made[one.job, one.tid] = random.choice(_DIGESTS)
-            inline = {key: ["json", random.choice(_JSON)] for key in one.keys}
+            inline = {key: ["json", random.choice(_JSON)] for key in one.spec.keys}
             inputs = inputs_digest(known) if known else None
             place = one.job, one.tid, one.attempt
             completions.append([*place, digest, self._number(), inputs, self._number(), inline])

@@ -27,6 +27,7 @@ from tasksprint.consensus import (
     Replica,
 )
 from tasksprint.consensus.effects import FIRST_SLOT
+from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.settings import Settings
 from tests.simulation.disk import Disk
@@ -226,7 +227,8 @@ class ReplicaNode:
     def change_taken(self) -> Membership | None:
         """The membership that a leader has taken on itself, and not proposed yet."""
         leadership = None if self.replica is None else self.replica._leadership
-        return None if leadership is None else leadership._change
+        value = None if leadership is None else leadership._change
+        return None if value is None else decode_membership_value(value)
 
     def add_member(self, node: ReplicaNode, replaces: ReplicaId | None) -> str | None:
         """Let an operator add a machine here, at a leader; return why not."""
