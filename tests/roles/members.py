@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +15,9 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.net.http_server import HttpServer
+from tasksprint.release import THIS_RELEASE
 from tasksprint.roles.coordinator.coordinator import Coordinator
-from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
+from tasksprint.roles.coordinator.surroundings import REAL, CoordinatorOptions
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tests.net.support import KEY
@@ -33,6 +35,7 @@ class Member:
         self.directory = MemoryDirectory(f"replica {number}")
         self.join: tuple[str, ...] = ()
         self.bugs_expected = 0
+        self.release = THIS_RELEASE
         self._of = of
         self._listener = _listen(0)
         host, port = self._listener.getsockname()
@@ -53,7 +56,9 @@ class Member:
             join=self.join,
         )
         # The store in memory passes the same contract tests.
-        self.coordinator = Coordinator(options, of.settings, cast(ReplicaStore, store))
+        self.coordinator = Coordinator(
+            options, of.settings, cast(ReplicaStore, store), replace(REAL, release=self.release)
+        )
         gate = Gate(KEY, addresses=[self.address])
         bugs = self.coordinator.standing.bugs
         self._server = HttpServer(self.coordinator.router, gate, of.settings, bugs=bugs)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tasksprint.release import Release
+from tasksprint.settings import Rules
 from tests.roles.members import Member, answering, members
 from tests.roles.test_coordinator import run, until
 
@@ -51,6 +53,25 @@ def test_leader_takes_up_nobody_who_is_no_coordinator(tmp_path: Path, found: Any
             assert answer.json()["error"].startswith(f"replica 2 doesn't answer at {address}: ")
             assert leader.failure is None
             assert (await leader.ask("GET", "/v1/members")).status == 200
+
+    run(main)
+
+
+def test_leader_takes_up_no_coordinator_without_the_rules_of_the_cluster(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            new = Member(2, of)
+            new.join, new.release = (leader.address,), Release("last", {1: Rules(1)})
+            await new.start()
+            body = json.dumps({"change": "add", "replica": 2, "address": new.address}).encode()
+            answer = await leader.ask("POST", "/v1/members", body=body)
+            await new.stop()
+            assert answer.status == 409
+            assert answer.json()["error"] == (
+                "replica 2 runs release last, which has the rules 1 to 1, and this cluster is at "
+                "version 2"
+            )
 
     run(main)
 

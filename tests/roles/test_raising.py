@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasksprint.consensus import Member, Membership
-from tasksprint.errors import Refused
+from tasksprint.errors import Refused, UnknownRules
 from tasksprint.ids import Incarnation, ReplicaId
-from tasksprint.release import SILENT, THIS_RELEASE, Speaks
+from tasksprint.release import SILENT, THIS_RELEASE, Release, Speaks
 from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.settings import RULES_BY_VERSION, Settings
+from tests.roles.members import Members
+from tests.roles.test_coordinator import run
 
 SETTLE_MS = 5_000
 NEW = THIS_RELEASE.speaks
@@ -114,6 +118,45 @@ def test_who_asks_while_the_members_change_is_told_to_ask_again() -> None:
     leader.is_free = False
     with pytest.raises(Refused, match="is under way: try again when it is done"):
         leader.raising.raise_now()
+
+
+LAST = Release("last", {1: RULES_BY_VERSION[1]})
+
+
+def test_cluster_is_upgraded_one_after_the_other_and_not_put_back_after_that(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        of = Members(2, tmp_path, Settings())
+        one, two = of.all
+        one.release = LAST
+        for member in of.all:
+            await member.start()
+        try:
+            asked = await (await of.leader()).ask("GET", "/v1/status")
+            assert asked.json()["rules"] == 1
+            await one.stop()
+            one.release = THIS_RELEASE
+            await one.start()
+
+            async def raised() -> bool:
+                await (await of.leader()).ask("POST", "/v1/upgrade")
+                answers = [(await member.ask("GET", "/v1/status")).json() for member in of.all]
+                return [answer["rules"] for answer in answers] == [2, 2]
+
+            while not await raised():
+                await asyncio.sleep(0.01)
+            # Whoever copies the state is told its rules before. (Then all of it is written.)
+            assert (await one.ask("POST", "/v1/mirror")).json()["rules"] == 2
+            await one.stop()
+            one.release = LAST
+            with pytest.raises(UnknownRules, match="the state of this replica is at version 2"):
+                await one.start()
+        finally:
+            await of.http.close()
+            await two.stop()
+
+    run(main)
 
 
 def test_listing_says_what_each_member_can_and_who_is_missing() -> None:
