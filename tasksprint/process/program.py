@@ -357,6 +357,7 @@ class ChildProcess(Connection):
         self._why = ""
         self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._finish_task: asyncio.Task[None] | None = None
+        self._late_task: asyncio.Task[None] | None = None  # after it was left to itself
 
     @property
     def pid(self) -> int:
@@ -469,8 +470,7 @@ class ChildProcess(Connection):
         if self._deadline is not None:
             self._deadline.cancel()
         if self._is_left:
-            if self._leave_cgroup is not None:
-                self._loop.run_in_executor(None, self._leave_cgroup)
+            self._late_task = self._loop.create_task(self._end_cgroup())
         elif self._has_begun:
             self._finish_task = self._loop.create_task(self._finish())
 
@@ -488,10 +488,18 @@ class ChildProcess(Connection):
         if path is not None:
             self._leave_cgroup = partial(cgroups.end, path)
 
-    async def _finish(self) -> None:
-        if self._leave_cgroup is not None and not self._is_left:
-            # It has ended, and so must what fled its group.
+    async def _end_cgroup(self) -> None:
+        """End what fled its group, once it has ended itself."""
+        if self._leave_cgroup is None:
+            return
+        try:
             await self._loop.run_in_executor(None, self._leave_cgroup)
+        except RuntimeError:  # The loop closes, and has no threads any more: nobody waits for it.
+            self._leave_cgroup()
+
+    async def _finish(self) -> None:
+        if not self._is_left:
+            await self._end_cgroup()
         self.resume_reading()  # What it still wrote fits the kernel's buffer.
         await asyncio.wait([self.closed, self._stderr.closed], timeout=DRAIN_S)
         self.close()

@@ -150,6 +150,21 @@ def test_nothing_is_delivered_before_the_caller_has_the_program() -> None:
     run(scenario)
 
 
+def test_program_that_ends_while_the_loop_closes_takes_along_what_fled_its_group() -> None:
+    """The loop's threads have ended then; a client that stops kills its nodes and goes."""
+    left: list[bool] = []
+
+    async def scenario() -> ExitReason:
+        program = await start(Seen(), "sleep", "60")
+        program._leave_cgroup = lambda: left.append(True)
+        await asyncio.get_running_loop().shutdown_default_executor()
+        program.kill()
+        return await program.wait()
+
+    assert run(scenario).signal == signal.SIGKILL
+    assert left == [True]
+
+
 def test_last_answer_of_a_child_that_leaves_is_heard_though_writing_to_it_fails() -> None:
     """It answers one task and exits, while more is written that it doesn't read."""
 
