@@ -99,6 +99,15 @@ def test_a_run_that_was_chosen_in_part_counts_for_the_rest() -> None:
     assert world.apply(Answer(job, (), ((0, 4),))).answers == ((job, EmptyAnswers(2, 4)),)
 
 
+def test_a_run_does_not_answer_events_that_its_beginning_raises() -> None:
+    """Nobody can have seen them."""
+    world = World()
+    world.join("a")
+    job = world.submit()
+    assert world.apply(Answer(job, (), ((0, 4),))).answers == ((job, EmptyAnswers(0, 1)),)
+    assert world.kinds(job) == ["init", "client_joined"]
+
+
 def test_an_empty_run_does_not_end_an_answer_of_which_a_part_is_missing() -> None:
     world = World()
     job = world.submit()
