@@ -33,6 +33,7 @@ from tasksprint.execution.effects import (
     StopNode,
 )
 from tasksprint.execution.records import (
+    NODE_TRANSITIONS,
     ClientTask,
     Entry,
     Node,
@@ -185,7 +186,7 @@ class Nodes:
         """Note that a node takes tasks."""
         if node.state is not NodeState.STARTING:
             return  # It was killed meanwhile.
-        self._enter(node, _SERVING)
+        self._enter(node, "ready")
         self._becomes_free(node)
         node.was_ready = True
         node.window = max(1, window)
@@ -255,7 +256,7 @@ class Nodes:
         """
         if node.state is NodeState.KILLED:
             return
-        self._enter(node, NodeState.KILLED)
+        self._enter(node, "killed")
         node.kill_error = error
         self._outbox.append(KillNode(node.id, why))
         self._empty_pipe(node, keep_head=error is not None)
@@ -407,8 +408,10 @@ class Nodes:
         if not node.attached:
             self._idle[node.id] = node
 
-    def _enter(self, node: Node, state: NodeState) -> None:
-        """Change a node's state."""
+    def _enter(self, node: Node, event: str) -> None:
+        """Change a node's state, by what happened to it."""
+        state = NODE_TRANSITIONS[event].get(node.state)
+        assert state is not None, f"node {node.id} can't be {event}: it is {node.state.value}"
         counts = node.program.node_states
         counts[node.state] -= 1
         counts[state] += 1
@@ -607,7 +610,7 @@ class Nodes:
 
     def _stop(self, node: Node) -> None:
         assert not node.pipe
-        self._enter(node, NodeState.STOPPING)
+        self._enter(node, "stopped")
         self._outbox.append(StopNode(node.id))
 
     def _failed_start(

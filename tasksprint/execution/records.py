@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "NODE_TRANSITIONS",
     "ClientTask",
     "Copy",
     "CopyKey",
@@ -52,12 +53,24 @@ class TaskState(enum.Enum):
 
 
 class NodeState(enum.Enum):
-    """STARTING -> SERVING -> STOPPING or KILLED; the record goes when the process has ended."""
+    """Where a node stands, by NODE_TRANSITIONS; its record goes when the process has ended."""
 
     STARTING = "starting"
     SERVING = "serving"
     STOPPING = "stopping"
     KILLED = "killed"
+
+
+# What happened to a node, as state before -> state behind. What isn't in it can't happen.
+NODE_TRANSITIONS: dict[str, dict[NodeState, NodeState]] = {
+    "ready": {NodeState.STARTING: NodeState.SERVING},
+    "stopped": {NodeState.SERVING: NodeState.STOPPING},  # idle, and not wanted any more
+    "killed": {
+        NodeState.STARTING: NodeState.KILLED,
+        NodeState.SERVING: NodeState.KILLED,
+        NodeState.STOPPING: NodeState.KILLED,
+    },
+}
 
 
 class ProgramState(enum.Enum):

@@ -12,6 +12,7 @@ from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import STATES, TRANSITIONS, WAITING
 from tasksprint.coordination.transitions import Transitions
+from tasksprint.execution.records import NODE_TRANSITIONS, NodeState
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.settings import RULES
 from tasksprint.task_spec import TaskSpec
@@ -40,7 +41,15 @@ def of_tasks() -> str:
     return render(STATES, named)
 
 
-TABLES = {"task": of_tasks}
+def of_nodes() -> str:
+    named = {
+        event: {before.value: after.value for before, after in transition.items()}
+        for event, transition in NODE_TRANSITIONS.items()
+    }
+    return render([state.value for state in NodeState], named)
+
+
+TABLES = {"task": of_tasks, "node": of_nodes}
 
 
 @pytest.mark.parametrize("name", TABLES)
