@@ -14,6 +14,7 @@ In a job of older rules it is read and means nothing. Clients are told what view
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from sys import intern
@@ -92,11 +93,11 @@ def _share(keys: tuple[str, ...]) -> tuple[str, ...]:
 # The attributes that came after the first rules, by name.
 LATER = {each.name: each for each in fields_of(TaskSpec) if each.since}
 _FIRST_COUNT = len(fields_of(TaskSpec)) - len(LATER)
-_get = attrgetter("name", *LATER)
-_DEFAULTS = _get(TaskSpec(""))[1:]
+_get = attrgetter(*LATER)
+_DEFAULTS = _get(TaskSpec(""))
 _write = Arrays().writer(TaskSpec)
 
 
-def later_of(spec: TaskSpec) -> list[Any]:
+def later_of(spec: TaskSpec) -> Sequence[Any]:
     """Return what stands behind all that the first rules know: nothing, if all is default."""
-    return [] if _get(spec)[1:] == _DEFAULTS else _write(spec)[_FIRST_COUNT:]
+    return () if _get(spec) == _DEFAULTS else _write(spec)[_FIRST_COUNT:]

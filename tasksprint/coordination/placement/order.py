@@ -6,6 +6,7 @@ stay in it until they are on top, or are too many.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 from tasksprint.coordination.jobs import Job, Task
@@ -43,9 +44,10 @@ def put_ready(task: Task) -> None:
 def first_ready(job: Job) -> Task | None:
     """Return the ready task of a job that is next, with its place on top of `Job.ready`."""
     ready = job.ready
+    find: Callable[[int], Task | None] = job.tasks.get  # type: ignore[assignment]
     while ready:
-        task = _task_at(job, ready[0])
-        if task is not None:
+        task = find(ready[0] % _TIDS)
+        if task is not None and task.state == READY:
             return task
         heappop(ready)
     return None
