@@ -32,12 +32,15 @@ import pytest
 
 from tasksprint.asking.cluster import Cluster
 from tasksprint.cli.run import PrivateCluster
+from tasksprint.coordination.rows import Row as StoredRow
 from tasksprint.errors import PeerUnreachable, Refused
 from tasksprint.ids import JobId
 from tasksprint.net.addresses import parse_address
 from tasksprint.process.job_directory import read_job
-from tasksprint.settings import Settings
+from tasksprint.settings import RULES, Settings
 from tasksprint.store.database import Database
+from tasksprint.store.records import Commit
+from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import DATABASE_FILE, REPLICA_KIND, read_header, write_header
 from tests.e2e.conftest import as_documented, connect, in_this_process, wait_until
 from tests.e2e.harness import write_job
@@ -1011,6 +1014,22 @@ def test_data_directory_of_a_newer_format(what: str, commands: Commands, copied_
     with contextlib.closing(sqlite3.connect(copied_dir / "replica.db")) as database:
         database.execute("PRAGMA user_version = 99")
     commands.fails(what, *coordinator(copied_dir))
+
+
+@row("rules that this release lacks")
+def test_data_directory_of_newer_rules(what: str, commands: Commands, tmp_path: Path) -> None:
+    data_dir = make_store(tmp_path / "data")
+    store = ReplicaStore.open(data_dir, 3, now_ms=0)
+    ((key, (body,)),) = [
+        (each.key, each.columns or ()) for each in store.read_range("facts", ("state",))
+    ]
+    newer = str(body).replace(f'"rules":{RULES.version}', f'"rules":{RULES.version + 1}')
+    store.commit(Commit(rows=(StoredRow("facts", key, (newer,)),), applied=store.applied))
+    store.close()
+    address = f"127.0.0.1:{free_port()}"
+    peers = f"1=127.0.0.1:1,2=127.0.0.1:2,3={address}"
+    arguments = ("--id", "3", "--peers", peers, "--data-dir", str(data_dir))
+    commands.fails(what, "coordinator", "--listen", address, *arguments)
 
 
 @row("store that is no database")
