@@ -17,6 +17,7 @@ from tasksprint.coordination.commands import Answer, AnswerPart, answer_digest
 from tasksprint.coordination.job_rows import timer_row
 from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
+from tasksprint.coordination.quoting import quoted
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
@@ -188,17 +189,18 @@ class Answers:
         name = spec.name
         pretasks = spec.pretasks
         base = spec.base
+        rules = self._state.rules
         if len(pretasks) != len(spec.prekeys):
             raise _InvalidCommandError(
-                f"task {tid} {name!r} has {len(pretasks)} pretasks but"
+                f"task {tid} {quoted(name, rules)} has {len(pretasks)} pretasks but"
                 f" {len(spec.prekeys)} prekeys; give one key for each"
             )
-        base_max = self._state.rules.base_bytes_max
+        base_max = rules.base_bytes_max
         if len(base) * 4 > base_max:
             size = len(base.encode())
             if size > base_max:
                 raise _InvalidCommandError(
-                    f"task {tid} {name!r} has {size} bytes of arguments, more than"
+                    f"task {tid} {quoted(name, rules)} has {size} bytes of arguments, more than"
                     f" {base_max} (base_bytes_max); let a task return large values"
                 )
         self._check_length(tid, "name", name)
@@ -225,11 +227,12 @@ class Answers:
             transitions.make_ready(task)
 
     def _check_length(self, tid: TaskId, what: str, text: str) -> None:
-        size_max = self._state.rules.name_bytes_max
+        rules = self._state.rules
+        size_max = rules.name_bytes_max
         if 4 * len(text) > size_max and (size := len(text.encode())) > size_max:
             raise _InvalidCommandError(
-                f"task {tid} has the {what} {text[:40] + '…'!r} of {size} bytes, more than"
-                f" {size_max} (name_bytes_max)"
+                f"task {tid} has the {what} {quoted(text[:40] + '…', rules)} of {size} bytes,"
+                f" more than {size_max} (name_bytes_max)"
             )
 
     @staticmethod

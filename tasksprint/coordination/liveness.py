@@ -22,6 +22,7 @@ from tasksprint.coordination.commands import (
 from tasksprint.coordination.event_lines import line_client_dead, line_client_joined
 from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.lifecycle import Lifecycle
+from tasksprint.coordination.quoting import quoted
 from tasksprint.coordination.results import Results
 from tasksprint.coordination.rows import Row
 from tasksprint.coordination.state import State
@@ -276,8 +277,8 @@ def _too_many(command: NodesAttached, rules: Rules) -> str | None:
             )
         if count > rules.client_slots_max:
             return (
-                f"client {command.cid} has attached {count} nodes as {name!r}, expected at most "
-                f"{rules.client_slots_max}"
+                f"client {command.cid} has attached {count} nodes as {quoted(name, rules)}, "
+                f"expected at most {rules.client_slots_max}"
             )
     return None
 

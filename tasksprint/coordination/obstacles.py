@@ -16,6 +16,7 @@ from typing import Any
 from tasksprint.bounded_text import on_one_line
 from tasksprint.coordination.jobs import Job
 from tasksprint.coordination.long_runs import LongRun, longest
+from tasksprint.coordination.quoting import quote
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import ASSIGNED, DONE, FAILED, KILLED, READY, WAITING
 from tasksprint.ids import ClientId, JobId, TaskId
@@ -240,7 +241,7 @@ def _find_lost_cause(job: Job) -> str | None:
             pretask = job.tasks.get(tid)
             if pretask is not None and pretask.state in (FAILED, KILLED):
                 state = "failed" if pretask.state == FAILED else "was killed"
-                return f"task {tid} {pretask.spec.name!r}, which {state}"
+                return f"task {tid} {quote(pretask.spec.name)}, which {state}"
             assert pretask is None or pretask.state <= DONE
     return None
 

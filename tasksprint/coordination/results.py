@@ -34,6 +34,7 @@ from tasksprint.coordination.failures import clean_detail, record_failure
 from tasksprint.coordination.jobs import Task
 from tasksprint.coordination.lifecycle import Lifecycle, bounded
 from tasksprint.coordination.placement import estimates
+from tasksprint.coordination.quoting import quoted
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import (
     ASSIGNED,
@@ -193,7 +194,7 @@ class Results:
         for key in task.spec.keys:
             value = inline.get(key)
             if value is None:
-                return f"task {task.tid} {task.spec.name!r} returned no value under key {key!r}"
+                return f"{self._named(task)} returned no value under key {self._quoted(key)}"
             kind, text = value
             size = len(text)
             if kind == "bytes":
@@ -202,18 +203,24 @@ class Results:
                 size = len(text.encode())
             if size > self._inline_value_max:
                 return (
-                    f"task {task.tid} {task.spec.name!r} returned {size} bytes under key {key!r},"
+                    f"{self._named(task)} returned {size} bytes under key {self._quoted(key)},"
                     f" more than {self._inline_value_max} (inline_value_bytes_max);"
                     " return large values under keys that start_task doesn't list"
                 )
             total += size
         if total > self._inline_task_max:
             return (
-                f"task {task.tid} {task.spec.name!r} returned {total} bytes under its keys,"
+                f"{self._named(task)} returned {total} bytes under its keys,"
                 f" more than {self._inline_task_max} (inline_task_bytes_max);"
                 " return large values under keys that start_task doesn't list"
             )
         return None
+
+    def _named(self, task: Task) -> str:
+        return f"task {task.tid} {self._quoted(task.spec.name)}"
+
+    def _quoted(self, text: str) -> str:
+        return quoted(text, self._state.rules)
 
     def _raise_done(self, task: Task, completion: Completion) -> None:
         job = task.job
@@ -246,7 +253,7 @@ class Results:
             if _told(line) != task.told:
                 self._lifecycle.fail(
                     job,
-                    f"task {task.tid} {task.spec.name!r} was computed again, after its result had"
+                    f"{self._named(task)} was computed again, after its result had"
                     " been lost, and returned other values than its scheduler was told; let it"
                     " depend on nothing but its arguments and its seed",
                 )
@@ -331,7 +338,7 @@ class Results:
             return
         self._lifecycle.fail(
             job,
-            f"the result of task {task.tid} {task.spec.name!r} was lost and can't be computed"
+            f"the result of {self._named(task)} was lost and can't be computed"
             f" again: {why}",
         )
 
@@ -402,7 +409,7 @@ class Results:
         self._record(task, client, error, attempt, detail, is_final=True)
         attempts = "1 attempt" if task.failures == 1 else f"{task.failures} attempts"
         text = (
-            f"task {task.tid} {task.spec.name!r} failed after {attempts};"
+            f"{self._named(task)} failed after {attempts};"
             f" last on client {client.cid}: {error}"
         )
         if task.digest is not None:
