@@ -217,7 +217,7 @@ class _Backup:
         head = {
             "version": VERSION,
             "replica": self._source.replica,
-            "rules": opened.get("rules", 1),
+            "rules": opened.get("rules") or 1,
             "made_ms": wall_ms(),
             **{name: opened[name] for name in ("cluster", "origins", "slot", "digest")},
         }

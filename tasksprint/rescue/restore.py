@@ -68,7 +68,7 @@ def run_restore(options: argparse.Namespace) -> int:
         raise StoreError(checked.problems[0] + more, hint="use another backup")
     head, contents = checked.head, checked.contents
     # Before anything is made.
-    THIS_RELEASE.find_rules(head.get("rules", 1), f"the backup {str(path)!r}")
+    THIS_RELEASE.find_rules(head.get("rules") or 1, f"the backup {str(path)!r}")
     private_directory(data_dir)
     lock = DirectoryLock(data_dir, _LOCK)
     try:
@@ -157,7 +157,7 @@ def _make_store(
         schedule = Schedule(
             cluster=former,
             members=(me,),
-            rules=THIS_RELEASE.find_rules(head.get("rules", 1), "the backup"),
+            rules=THIS_RELEASE.find_rules(head.get("rules") or 1, "the backup"),
             mirror=store if store.applied.slot else None,
         )
         cluster = new_cluster()

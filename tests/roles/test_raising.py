@@ -85,6 +85,15 @@ def test_leader_raises_the_rules_by_itself_and_again_until_the_log_holds_it() ->
     assert leader.tick(SETTLE_MS + 1_000) == []
 
 
+def test_what_an_earlier_leadership_saw_says_nothing_of_this_one() -> None:
+    """Who leads again waits anew: a member may have been put back and replaced meanwhile."""
+    leader = Leader()
+    assert leader.tick(0) == []
+    leader.raising.begin()
+    assert leader.tick(10 * SETTLE_MS) == []
+    assert leader.tick(11 * SETTLE_MS) == [b'["rules",2]']
+
+
 @pytest.mark.parametrize("said", [{"two": SILENT}, {"three": SILENT}, {"three": None}])
 def test_voter_or_learner_that_has_not_said_that_it_can_is_waited_for(said: Any) -> None:
     leader = Leader(**said)

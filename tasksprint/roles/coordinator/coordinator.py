@@ -391,6 +391,7 @@ class Coordinator:
         self.runners.lead(is_leader)
         if is_leader:
             self.ticks.begin()
+            self.raising.begin()
             return
         self.members.changed()
         self._view_waiters.wake_all()

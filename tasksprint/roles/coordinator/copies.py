@@ -273,7 +273,11 @@ class MirrorPaths:
 
 def _open_snapshot(store: ReplicaStore) -> tuple[MirrorSnapshot, int | None]:
     snapshot = store.open_snapshot()
-    return snapshot, rules_of(snapshot)
+    try:
+        return snapshot, rules_of(snapshot)
+    except BaseException:
+        snapshot.close()
+        raise
 
 
 # --- taking ---

@@ -45,7 +45,12 @@ class RulesRaising:
         self._log = log
         self._replica = replica
         self._streams = streams
-        self._raising = Raising(settings.rules_settle_ms)
+        self._settle_ms = settings.rules_settle_ms
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to lead: what was seen in an earlier leadership says nothing of this one."""
+        self._raising = Raising(self._settle_ms)
 
     def ticked(self) -> None:
         """Raise the rules if it is time; called with each tick that this leader proposes."""
