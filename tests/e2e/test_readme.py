@@ -87,7 +87,7 @@ def test_output_that_is_shown_says_what_the_job_really_gives() -> None:
 
 @pytest.mark.long
 def test_leader_can_be_killed_as_it_is_pasted(archive: Path, tmp_path: Path) -> None:
-    cluster = commands_behind("Here are three and one on one machine")
+    cluster = commands_behind("Here are three coordinators and one client")
     text = cluster + commands_behind("Kill the one that leads in mid-job")
     text = text.replace("127.0.0.1:707", f"127.0.0.1:{free_ports()}")
     done = pasted(text, archive, tmp_path)
