@@ -41,6 +41,10 @@ class Speaks:
     frames: _Range
     commands: _Range  # of the log, by the rules that brought them
 
+    def has_rules(self, version: int) -> bool:
+        """Whether it can go on by a version of the rules."""
+        return self.rules[0] <= version <= self.rules[1]
+
 
 # Who says nothing is of a release that doesn't speak of itself.
 SILENT = Speaks("0.2.0 or older", (1, 1), (2, 2), (1, 1))
@@ -57,6 +61,8 @@ def decode_speaks(text: str | None) -> Speaks:
     Raises:
         RemoteProtocolError: It isn't one.
     """
+    if text is not None and type(text) is not str:
+        raise RemoteProtocolError("what is no text doesn't say what a release can")
     return read_speaks(None if text is None else decode_json(text.encode()))
 
 
@@ -65,20 +71,23 @@ def read_speaks(told: Any) -> Speaks:
     if told is None:
         return SILENT
     try:
+        release = told["release"]
+        if type(release) is not str or not release.isprintable():
+            raise ValueError("a release's name is a line of text")
         return Speaks(
-            str(told["release"])[:_NAME_LENGTH_MAX],
+            release[:_NAME_LENGTH_MAX],
             _range(told["rules"]),
             _range(told["frames"]),
             _range(told["commands"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RemoteProtocolError(f"{told!r:.200} doesn't say what a release can") from error
+        raise RemoteProtocolError("what it says doesn't say what a release can") from error
 
 
 def _range(told: Any) -> _Range:
-    first, last = told
+    first, last = told  # (Never shown: it may be nested so deeply that this can't be.)
     if type(first) is not int or type(last) is not int or not 0 < first <= last:
-        raise ValueError(f"{told!r:.50} is no range")
+        raise ValueError("a range has its first and its last version")
     return first, last
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from typing import Any
 
 import pytest
 
@@ -43,10 +45,20 @@ def test_what_a_later_release_says_beside_is_passed_over() -> None:
         {"frames": [1, None]},
         {"commands": 3},
         {"commands": [True, 2]},
+        {"release": 3},
+        {"release": "0.3.0\nreplica 9 is fine"},
+        {"release": functools.reduce(lambda inner, _: [inner], range(900), 1)},
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     told = json.dumps(json.loads(SAID) | change)
+    with pytest.raises(RemoteProtocolError, match="doesn't say what a release can"):
+        decode_speaks(told)
+
+
+@pytest.mark.parametrize("told", [5, True, [], {}])
+def test_what_is_no_text_is_refused(told: Any) -> None:
+    """It comes out of a frame, where anything may stand."""
     with pytest.raises(RemoteProtocolError, match="doesn't say what a release can"):
         decode_speaks(told)
 

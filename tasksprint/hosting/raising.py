@@ -39,7 +39,7 @@ def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
     for replica, speaks in sorted(said.items()):
         if speaks is None:
             found[replica] = f"replica {replica} isn't connected with the leader"
-        elif not speaks.rules[0] <= version <= speaks.rules[1]:
+        elif not speaks.has_rules(version):
             found[replica] = (
                 f"replica {replica} runs release {speaks.release}, which has the rules "
                 f"{speaks.rules[0]} to {speaks.rules[1]}"
