@@ -21,7 +21,7 @@ _NOT_FOUND = 404
 
 def upgrade(cluster: Cluster, options: argparse.Namespace) -> int:
     """Carry out `upgrade`."""
-    if options.timeout < 0:
+    if not options.timeout >= 0:
         raise UsageError(f"--timeout {options.timeout} is below 0")
     deadline_s = time.monotonic() + options.timeout
     found = _ask(cluster, "GET")
@@ -53,6 +53,9 @@ def _raise(cluster: Cluster, found: dict[str, Any], deadline_s: float) -> dict[s
 
 def _ask(cluster: Cluster, method: str) -> dict[str, Any]:
     try:
+        # (A follower of a release before 0.3.0 doesn't know that path, but this one: it says who
+        # leads.)
+        cluster.request("GET", "/v1/members")
         found = cluster.request(method, "/v1/upgrade").json_object()
     except Refused as error:
         if error.status != _NOT_FOUND:

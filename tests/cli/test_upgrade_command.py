@@ -39,6 +39,8 @@ class Leader:
         self.known: list[str] = []
 
     def request(self, method: str, path: str) -> HttpResponse:
+        if (method, path) == ("GET", "/v1/members"):
+            return HttpResponse(200, {}, b"{}")
         assert path == "/v1/upgrade"
         self.asked.append(method)
         if method == "POST" and self.refusals:
@@ -95,9 +97,27 @@ def test_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == leader.told
 
 
+def test_leader_is_found_by_what_every_release_knows() -> None:
+    """An old follower knows no path of the upgrade, but says who leads where it is asked this."""
+
+    class Mixed(Leader):
+        at = "an old follower"
+
+        def request(self, method: str, path: str) -> HttpResponse:
+            if path == "/v1/members":
+                self.at = "the leader"
+            elif self.at == "an old follower":
+                raise Refused("no such path", status=404)
+            return super().request(method, path)
+
+    assert _run(Mixed(_member(1, NEW))) == 0
+
+
 def test_leader_of_an_old_release_is_named_as_the_reason() -> None:
     class Old(Leader):
         def request(self, method: str, path: str) -> HttpResponse:
+            if path == "/v1/members":
+                return super().request(method, path)
             raise Refused("no such path", status=404)
 
     with pytest.raises(Refused, match=r"runs a release before 0\.3\.0, which can't raise rules"):
