@@ -61,9 +61,11 @@ def decode_speaks(text: str | None) -> Speaks:
     Raises:
         RemoteProtocolError: It isn't one.
     """
-    if text is not None and type(text) is not str:
+    if text is None:
+        return SILENT
+    if type(text) is not str:
         raise RemoteProtocolError("what is no text doesn't say what a release can")
-    return read_speaks(None if text is None else decode_json(text.encode()))
+    return read_speaks(decode_json(text.encode()))
 
 
 def read_speaks(told: Any) -> Speaks:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from tasksprint.consensus import Replica
+from tasksprint.consensus import Membership, Replica
 from tasksprint.coordination.commands import RaiseRules, encode_command
 from tasksprint.errors import Refused
 from tasksprint.hosting.raising import Raising, Said, lacking
@@ -90,20 +90,22 @@ class RulesRaising:
         self._turns.wake()
         return is_proposed
 
-    def _said(self) -> Said:
-        membership, me = self._replica.membership, self._replica.me
+    def _membership(self) -> Membership:
+        membership = self._replica.membership
         assert membership is not None, "who leads is founded"
-        members = (*membership.voters, *membership.learners)
+        return membership
+
+    def _said(self) -> Said:
+        membership, me = self._membership(), self._replica.me
         speaks, said_by = self._release.speaks, self._streams.said_by
         return {
             each.replica: speaks if each.replica == me else said_by(each.replica)
-            for each in members
+            for each in (*membership.voters, *membership.learners)
         }
 
     def listing(self) -> dict[str, Any]:
         """Return the members with what each can, and what is missing; as the leader sees it."""
-        membership, said = self._replica.membership, self._said()
-        assert membership is not None
+        membership, said = self._membership(), self._said()
         newest = max(self._release.rules)
         return {
             "rules": self._log.require_schedule().rules.version,
