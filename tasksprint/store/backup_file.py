@@ -16,10 +16,10 @@ Then, by kind:
     archive   the content is a job's archive, its name the SHA-256
     end       the last: whole (SHA-256 of all bytes before this record); no content
 
-So each byte is covered: a line by its CRC-32, a content by its SHA-256, what is missing or
-came twice by the numbers, and all of it once more by the last record.
+So each byte is covered. A line has its CRC-32, a content its SHA-256. The numbers show records
+that are missing or came twice. The last record covers everything once more.
 
-Knows files and rows; not how a backup is asked for (rescue/backup.py), nor what becomes of it.
+Knows files and rows. Doesn't know how one asks for a backup (rescue/backup.py), nor its use.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CRC_DIGITS = 8
 
 
 class Contents:
-    """What the rows of a backup say about it, while they pass by."""
+    """Facts about a backup, taken from its rows while they pass by."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -176,7 +176,7 @@ class BackupReader:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Say of what the block can't read that it is this file.
+        """Name this file in the errors of reading inside the block.
 
         Raises:
             StoreError: The operating system refuses it.
@@ -197,7 +197,7 @@ class BackupReader:
         self._file.close()
 
     def damage(self, what: str) -> StoreError:
-        """Return what to raise for a file that isn't as it was written."""
+        """Return the error for a file that isn't as it was written."""
         return StoreError(
             f"backup {str(self.path)!r} is damaged: {what}", hint="use another backup"
         )
@@ -279,7 +279,7 @@ def _named(record: Record) -> str:
 
 @dataclass(slots=True)
 class Checked:
-    """What a check of a backup found."""
+    """The findings of a check of a backup."""
 
     head: dict[str, Any]
     contents: Contents

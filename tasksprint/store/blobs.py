@@ -1,6 +1,6 @@
 """Archives of jobs in SQL: chunks under the SHA-256 of the whole.
 
-Knows bytes and digests, and nothing of what is in an archive.
+Knows bytes and digests, but not the contents of an archive.
 """
 
 from __future__ import annotations

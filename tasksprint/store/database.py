@@ -1,6 +1,6 @@
 """One SQLite file: opening it, owning it, checking it, keeping its log short.
 
-Knows apsw, files, locks and pragmas. Doesn't know what the tables mean: the stores
+Knows apsw, files, locks and pragmas. Doesn't know the meaning of tables: the stores
 bring their schema along.
 
 Two things here look odd and are not:
@@ -55,7 +55,7 @@ _STATEMENT_CACHE = 400
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What sort of file a store keeps, so that no other sort is taken for it."""
+    """The sort of file that a store keeps; no other sort is taken for it."""
 
     what: str  # for messages: "replica store"
     application_id: int  # SQLite's field for this, in the header of the file
@@ -64,7 +64,7 @@ class Kind:
     page_bytes: int  # larger pages hold larger rows, and cost more for each small commit
     synchronous: int  # 2: FULL, every commit is on the disk; 1: NORMAL, survives kill -9
     auto_vacuum: int = 0  # 2: INCREMENTAL, `shrink` can give free pages back to the disk
-    # What the operator can do about a file of which a part is spoiled.
+    # Tells the operator what to do about a file with a spoiled part.
     remedy: str = "check the disk; this file can't be trusted any more, keep a copy of it"
 
 
@@ -127,12 +127,12 @@ class DirectoryLock:
 
 
 def damaged_store(path: Path, kind: Kind, what: str) -> StoreDamaged:
-    """Return the error of a file of which a part isn't as it was written."""
+    """Return the error for a file; a part of it isn't as it was written."""
     return StoreDamaged(f"{kind.what} {str(path)!r} is damaged: {what}", hint=kind.remedy)
 
 
 def _store_error(path: Path, kind: Kind, error: apsw.Error) -> Exception:
-    """Return what `error` means for the operator, or that it is our bug."""
+    """Return the error that `error` means for the operator, or say that it is our bug."""
     name = f"{kind.what} {str(path)!r}"
     match error:
         case apsw.FullError():
@@ -348,8 +348,8 @@ class Database:
             yield from rows
 
     def _written_pages(self) -> int:
-        # Not a hook on the commit: SQLite would call it without Python's global lock,
-        # and getting that back is what costs.
+        # Not a hook on the commit: SQLite would call it without Python's global lock.
+        # Getting the lock back is the expensive part.
         return self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
 
     @property
@@ -372,8 +372,8 @@ class Database:
     def checkpoint(self) -> bool:
         """Copy the write-ahead log into the file; the next commit begins it anew.
 
-        A program that reads the file at the moment may keep part of it from being
-        copied; that part is left for the next time.
+        Another program may be reading the file, and so keep part of the log from being
+        copied. That part is left for the next time.
 
         Returns:
             Whether all of it was copied.

@@ -1,16 +1,16 @@
-"""What a replica's disk has reported as written, beside the database that it wrote.
+"""The number of a replica's last durable write, in a file beside its database.
 
-A database whose write-ahead log is removed, emptied or spoiled opens without a word, as it
-was at its last checkpoint. So the number of the last durable write (consensus/marks.py) also
-stands in a small file, `replica.durable`, written behind each commit that raises it: a
-database that ends below it has lost writes that somebody may have been told of.
+A write-ahead log can be removed, emptied or spoiled. The database then opens without a word, as
+it was at its last checkpoint. So the number of the last durable write (consensus/marks.py) also
+stands in a small file, `replica.durable`. It is written after each commit that raises it. A
+database that ends below it has lost writes, and somebody may rely on these.
 
-The file isn't synced: that would double the cost of a commit. After a kill it is exact; after a
-power cut it may name an earlier write, or nothing, and never one that wasn't durable.
+The file isn't synced: that would double the cost of a commit. After a kill it is exact. After a
+power cut it may name an earlier write, or nothing, but never a write that wasn't durable.
 
-What the log itself shows tells `LeftLog`: frames that belong to it (they carry the
-salts of its header) and end a transaction, behind the point up to which SQLite could read it.
-A log that is merely short has at most one, of the transaction that a crash met.
+`LeftLog` tells what the log itself shows. It counts frames behind the point up to which SQLite
+could read the log: those that belong to it (they carry the salts of its header) and end a
+transaction. A log that is merely short has at most one, of the transaction that a crash met.
 
 Source: https://www.sqlite.org/walformat.html, sections 1.2.3 (mxFrame), 2.1 and 2.2.
 """
@@ -75,11 +75,10 @@ class DurableMark:
 class LeftLog:
     """A database's write-ahead log as the last process left it.
 
-    To be made before the database is opened: what SQLite can't read it takes for free space.
-    And to be closed after the database is: the system gives up all locks that a process has on
-    a file when it closes the file once, also those of SQLite on its index. Another process,
-    `sqlite3` say, would then begin the index anew under our feet, and the kernel end us
-    (SIGBUS).
+    Make it before the database is opened: SQLite takes unreadable frames for free space. Close
+    it after the database. When a process closes a file once, the system gives up all locks that
+    the process has on it, also those of SQLite on its index. Another process, `sqlite3` say,
+    would then begin the index anew under our feet, and the kernel would end us (SIGBUS).
 
     Source: https://www.sqlite.org/howtocorrupt.html, section 2.2.
     """
@@ -93,7 +92,7 @@ class LeftLog:
             self._data = b""  # There is none, mostly: the database was closed in good order.
 
     def damage(self, *, is_new: bool) -> str | None:
-        """Return what is wrong with it; None: nothing that it shows by itself.
+        """Return the fault of the log; None: nothing that it shows by itself.
 
         Args:
             is_new: The database, open by now, was found to be empty.
@@ -131,7 +130,7 @@ class LeftLog:
         return int(_INDEX_FRAMES.unpack(data)[0]) if len(data) == _INDEX_FRAMES.size else None
 
     def close(self) -> None:
-        """Close what was opened of it; the database is closed by now."""
+        """Close its open files; the database is closed by now."""
         if self._index >= 0:
             os.close(self._index)
             self._index = -1

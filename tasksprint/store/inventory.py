@@ -1,7 +1,7 @@
-"""What is in a replica's file, read beside whoever has it open: counts, and the log's entries.
+"""Reads counts and log entries from a replica's file, even while another process has it open.
 
-Changes nothing and takes no lock; one moment of the file is read. Whether it is whole is
-another question (verify.py).
+Changes nothing and takes no lock; one moment of the file is read. verify.py tells whether the
+file is whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Inventory", "read_entries", "take_inventory"]
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """How much there is, and whose it is."""
+    """The owner of a file, and its counts."""
 
     replica: int
     incarnation: str
@@ -49,7 +49,7 @@ def _reading(path: Path, settings: Settings) -> Iterator[Database]:
 
 
 def take_inventory(path: Path, settings: Settings) -> Inventory:
-    """Count what is in a file.
+    """Count the contents of a file.
 
     Raises:
         StoreError: It can't be read.
@@ -83,7 +83,7 @@ def take_inventory(path: Path, settings: Settings) -> Inventory:
 def read_entries(
     path: Path, first_slot: int, end_slot: int, settings: Settings
 ) -> Iterator[tuple[int, LogEntry | None]]:
-    """Yield (slot, what was accepted there) in order; None: it fails its checksum.
+    """Yield (slot, the value accepted there) in order; None: it fails its checksum.
 
     Raises:
         StoreError: The file can't be read.

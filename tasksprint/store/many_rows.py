@@ -1,9 +1,9 @@
 """Statements that write or delete many rows in one step.
 
-apsw lets go of Python's global lock for every step of a statement, and a thread that
-did that waits up to a switch interval (5 ms by default) to get it back from a busy event
-loop. 100 rows by `executemany`, which are 100 steps, took 190 ms beside a busy loop;
-in one step they take 5 ms at most, and without any contention half of the time.
+apsw lets go of Python's global lock for every step of a statement. Beside a busy event loop a
+thread then waits up to a switch interval (5 ms by default) to get the lock back. 100 rows by
+`executemany` are 100 steps, and took 190 ms beside a busy loop. In one step they take 5 ms at
+most, and without any contention half of the time.
 
 Knows the shape of SQL's INSERT and DELETE, and no table.
 """
@@ -60,7 +60,7 @@ class _ManyRows:
 class Upsert(_ManyRows):
     """Insert rows, or overwrite those that are there.
 
-    The first key column may not be NULL: that marks the rows that fill up.
+    The first key column may not be NULL: NULL there marks filler rows.
     """
 
     def __init__(self, table: str, keys: Iterable[str], values: Iterable[str]) -> None:

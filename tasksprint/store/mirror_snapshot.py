@@ -1,8 +1,8 @@
 """The mirror as it was at one moment, read beside the writer: for a replica that needs a copy.
 
-A snapshot is a read transaction on a connection of its own. SQLite keeps for it what
-the writer overwrites meanwhile, in the write-ahead log, which can't be begun anew
-until the snapshot is closed: who opens one must close it within a bounded time.
+A snapshot is a read transaction on a connection of its own. While it is open, SQLite keeps all
+overwritten pages for it in the write-ahead log. The log can't be begun anew until the snapshot
+is closed. So the opener must close it within a bounded time.
 
 To be used by one thread at a time, any.
 """
@@ -38,9 +38,9 @@ class MirrorSnapshot:
     """An open snapshot of a replica's file, as the last commit left it.
 
     Args:
-        applied: How far that commit went; the file says so, too, but may have rotted since.
+        applied: How far that commit went. The file says so, too, but may have rotted since.
         cluster: The cluster's name, from the same place.
-        memberships: Who votes, since the founding; goes with a copy.
+        memberships: The voters since the founding; goes with a copy.
 
     Raises:
         StoreError: The file can't be read.

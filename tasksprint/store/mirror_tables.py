@@ -1,9 +1,8 @@
 """The mirror's tables in SQL: their schema, reading them in ranges, copying them in pieces.
 
-A copy travels as JSON texts that SQLite makes and reads by itself, thousands of rows in
-one step. So neither end asks SQLite for a row at a time, and a thread that reads or writes a
-million of them doesn't ask for Python's global lock a million times (many_rows.py says
-what that costs beside a busy loop).
+A copy travels as JSON texts. SQLite makes and reads them by itself, thousands of rows in one
+step. So neither end asks SQLite for a row at a time. A thread with a million rows doesn't ask
+for Python's global lock a million times (many_rows.py tells the cost beside a busy loop).
 
 Each row has a last column of its own, `checksum`: the CRC-32 of its table's name, its key and
 its columns. It is compared whenever a row is read, for whatever purpose, and travels with
@@ -45,7 +44,7 @@ __all__ = [
     "swap_tables",
 ]
 
-# Where a copy goes on: in which table, and behind which key; (): at its beginning.
+# Where a copy goes on: a table, and the last key that was copied; (): at its beginning.
 CopyPlace = tuple[str, Key]
 
 _SIDE = "incoming_"
@@ -87,8 +86,8 @@ UPSERTS = {
 }
 DELETES = {table.name: Delete(table.name, _names(table)[0]) for table in TABLES.values()}
 
-# What a checksum is taken of. This form costs half of what `repr` or `join` would; that
-# it takes None for "None" doesn't matter to a bit that flips.
+# The input of a checksum. This form costs half as much as `repr` or `join`. It takes None for
+# "None", but a bit that flips doesn't make one of the other.
 _FORMS = {
     table.name: table.name + "\0%s" * len(table.key_columns + table.value_columns)
     for table in TABLES.values()

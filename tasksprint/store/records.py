@@ -1,4 +1,4 @@
-"""What is handed to a replica's store, and what it gives back: plain data."""
+"""Plain data that a replica's store takes and gives back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AppliedPoint(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """What becomes durable together, or not at all.
+    """Changes that become durable together, or not at all.
 
     Several commits may share a transaction; the effect is that of one after the other.
     """
@@ -35,9 +35,9 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What a store remembers."""
+    """The memory of a store, for a start."""
 
-    # For the consensus core. What was applied counts as chosen, whoever told so first;
+    # For the consensus core. Applied entries count as chosen, whatever their source;
     # `applied_end` is the slot after `applied.slot`.
     consensus: Recovered
     cluster: str | None

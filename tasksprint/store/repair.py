@@ -1,24 +1,24 @@
-"""What becomes of a replica's file of which a part is spoiled.
+"""Repair of a replica's file that is spoiled in part.
 
-Whoever meets damage leaves a note in the data directory (`note_damage`) and stops. The
+A process that meets damage leaves a note in the data directory (`note_damage`) and stops. The
 next start finds the note and looks through the whole file (`repair`):
 
-- whose store it is, the promise, and the acceptances that nobody knows to be chosen must be
-  whole: else this replica counts as lost, and nothing is changed;
-- entries of the log that were applied are needed by nobody here: the log then begins behind
-  the last one that is damaged;
-- chosen entries that weren't applied are left out: the other members have them;
-- a mirror that isn't whole is dropped. It is made again from the log, if that goes back to the
-  first slot, or else taken from another member (roles/coordinator/copies.py). An only member has
+- The owner's name, the promise, and the acceptances that nobody knows to be chosen must be
+  whole. Else this replica counts as lost, and nothing is changed.
+- Applied entries of the log aren't needed here any more. If one is damaged, the log begins
+  behind the last damaged one.
+- A damaged entry that is chosen and not applied is left out: the other members have it.
+- A damaged mirror is dropped. It is made again from the log, if that goes back to the first
+  slot, or else taken from another member (roles/coordinator/copies.py). An only member has
   nobody to take it from: nothing is changed then, and a backup must be brought back.
 
-A file whose structure is damaged can't be mended in its place: even dropping a table reads
-all its pages. So what is whole goes into a new file, and that one takes the place of the
-old one, which is kept under another name (`replica.db.damaged`) until the operator or the next
-such repair deletes it. A crash at any moment leaves the old one with its write-ahead log, or
-the new one.
+If the structure of a file is damaged, it can't be mended in its place: even dropping a table
+reads all its pages. So the whole parts go into a new file, and that one takes the old one's
+place. The old one is kept under another name (`replica.db.damaged`) until the operator or the
+next such repair deletes it. A crash at any moment leaves the old one with its write-ahead log,
+or the new one.
 
-Knows files and tables, and nothing of consensus but what vital.py says of it.
+Knows files and tables. Of consensus it knows only what vital.py says.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def refuse_half_repaired(data_dir: Path) -> None:
 
 
 def repair(data_dir: Path, replica: int, settings: Settings) -> tuple[str, ...]:
-    """Do what a note asks for, if there is one, and remove it.
+    """Repair the file if there is a note of damage, and remove the note.
 
     Returns:
-        What was done, for the operator.
+        A report of the repair, for the operator.
 
     Raises:
-        StoreError: This replica can't go on with what is left.
+        StoreError: This replica can't go on with the rest.
     """
     path = data_dir / DATABASE_FILE
     _take_place(data_dir)
@@ -153,7 +153,7 @@ def _delete_file(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Left:
-    """What is left of a file."""
+    """The whole parts of a damaged file."""
 
     header: Header
     progress: Progress
@@ -174,7 +174,7 @@ def _look(database: Database) -> _Left:
     state_damage = _damage_of_state(database, is_sound=is_sound)
     blobs_lost = tuple(_blobs_lost(database)) if is_sound else ()
     open_from, applied = progress.open_from, progress.applied
-    # Of the applied entries, and of those that are only chosen, the last one that isn't there.
+    # The last missing entry, of the applied ones and of those that are only chosen.
     # (A replica without its state lacks all slots from the first one on: no list of them.)
     applied_lost = _last_lost(entries, progress.log_start, min(applied.slot + 1, open_from))
     chosen_lost = _last_lost(entries, max(applied.slot + 1, progress.log_start), open_from)
@@ -197,10 +197,10 @@ def _look(database: Database) -> _Left:
             raise only_member_lost(database.path, state_damage)
         else:
             notes.append(f"its state is dropped, for a copy of another member's: {state_damage}")
-            # Without what is before them, later entries can't be applied.
+            # Without the entries before them, later ones can't be applied.
             entries = {slot: entry for slot, entry in entries.items() if slot >= open_from}
             progress = progress._replace(log_start=1)
-        # What was applied was chosen: no promise speaks for it, now as before.
+        # Applied entries were chosen: no promise speaks for them, now as before.
         progress = progress._replace(chosen_end=open_from, applied=applied)
     entries = {slot: each for slot, each in entries.items() if slot >= progress.log_start}
     if damage is not None:
@@ -262,7 +262,7 @@ def _damage_of_structure(database: Database, table: str | None = None) -> str | 
 
 
 def damage_of_state(database: Database) -> str | None:
-    """Return what is spoiled in the mirror, in words; None: it is whole."""
+    """Describe the damage in the mirror; None: it is whole."""
     return _damage_of_state(database, is_sound=_damage_of_structure(database) is None)
 
 
@@ -298,7 +298,7 @@ def _mend(database: Database, left: _Left) -> None:
 
 
 def _build(path: Path, source: Database, left: _Left, settings: Settings) -> None:
-    """Make a new file of what is left, on the disk when this returns.
+    """Make a new file from the whole parts; it is on the disk when this returns.
 
     Raises:
         StoreError: It can't be written; nothing of it stays.

@@ -1,21 +1,21 @@
-"""What one replica may not forget, in one SQLite file: `replica.db`.
+"""All that one replica may not forget, in one SQLite file: `replica.db`.
 
-Keeps the promise, the accepted values, how far the log is known chosen, the founding
-entry, who votes since, the mirror of the replicated state with the slot up to which it
-was applied, and the archives of jobs. Everything of one `Commit` is on the disk
-(`synchronous=FULL`) when `commit` returns, or nothing of it is.
+Keeps the promise, the accepted values, how far the log is known chosen, the founding entry and
+the voters since then. Keeps also the mirror of the replicated state, the slot up to which it
+was applied, and the archives of jobs. When `commit` returns, everything of one `Commit` is on
+the disk (`synchronous=FULL`), or nothing of it is.
 
 Doesn't know Paxos: it checks only that nothing goes back (a promise, the chosen prefix,
 the applied slot). Doesn't know what commands or bodies mean. To be used by one thread.
 
-Everything has a checksum, which is compared whenever it is read: CRC-32 on whose store this
-is, the promise, each accepted value (vital.py) and each row of the mirror (mirror_tables.py),
-SHA-256 on archives. What a damage means:
+Everything has a checksum, which is compared at each reading. A CRC-32 covers the owner's name,
+the promise, each accepted value (vital.py) and each row of the mirror (mirror_tables.py).
+Archives have a SHA-256. Consequences of damage:
 
 - the promise, or an acceptance that nobody knows to be chosen: this replica counts as lost;
 - an entry that was chosen: it is left out, and fetched again from the other members;
 - the mirror: `StoreDamaged`. Once that is noted (`note_damage`), the next `open` looks for
-  what is left (repair.py): the state is dropped, and taken from the other members.
+  whole parts (repair.py): the state is dropped, and taken from the other members.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ from tasksprint.store.vital import (
 __all__ = ["ReplicaStore"]
 
 _LOCK = "replica.lock"
-# Rows of ended jobs that one commit deletes besides its own work (0.3 ms), and that one
-# step of idle work does.
+# Rows of ended jobs that are deleted by one commit besides its own work (0.3 ms), and by one
+# step of idle work.
 _GARBAGE_ROWS_OF_COMMIT = 100
 _GARBAGE_ROWS_OF_STEP = 2_000
 
@@ -91,8 +91,8 @@ _GARBAGE_ROWS_OF_STEP = 2_000
 class ReplicaStore:
     """The open store of one replica; `open` makes or opens it.
 
-    A write that fails ends the store: what is in memory and what is on the disk may
-    differ from then on, so every later one is refused with the same error.
+    A write that fails ends the store: from then on memory and disk may differ. So every
+    later write is refused with the same error.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ReplicaStore:
 
         Args:
             data_dir: Made if it isn't there.
-            replica: Whose store it is; written down when it is made.
+            replica: The owner; written down when the store is made.
             now_ms: Wall time, kept for people as the time of making.
             cluster: The cluster's name where the caller knows one, to be compared.
             incarnation: For a new store; by default random. For simulations.
@@ -143,8 +143,8 @@ class ReplicaStore:
         Raises:
             SettingsError: In use by another process, or it belongs to another replica
                 or cluster.
-            StoreDamaged: Part of it is spoiled; that is noted, and opening it once more
-                finds out what is left.
+            StoreDamaged: Part of it is spoiled. This is noted; opening the store once more
+                finds out which parts are whole.
             StoreError: It can't be made, opened, written, or trusted.
         """
         lock = DirectoryLock(data_dir, _LOCK)
@@ -181,8 +181,8 @@ class ReplicaStore:
     def open_there(cls, data_dir: Path, *, settings: Settings | None = None) -> ReplicaStore:
         """Open the store that is in a directory, whosever it is; make and mend nothing.
 
-        A note of damage stays unread. A repair drops what the other members can give again, and
-        who opens a store so (rescue/recover.py) may have no other members left.
+        A note of damage stays unread. A repair drops data that the other members can give again,
+        and the caller (rescue/recover.py) may have no other members left.
 
         Raises:
             SettingsError: There is none, or a process uses it.
@@ -210,7 +210,7 @@ class ReplicaStore:
 
     @property
     def replica(self) -> ReplicaId:
-        """Whose store it is."""
+        """The owner of the store."""
         return ReplicaId(self._header.replica)
 
     def _look_for_doubts(self, left: LeftLog, mark: DurableMark) -> None:
@@ -228,7 +228,7 @@ class ReplicaStore:
         self.doubts = doubts
 
     def _count_open(self) -> None:
-        """Begin the account of what was accepted and isn't known to be chosen.
+        """Begin the account of acceptances that aren't known to be chosen.
 
         Raises:
             StoreError: Some of it is damaged or gone.
@@ -250,7 +250,7 @@ class ReplicaStore:
             )
 
     def _tidy(self) -> None:
-        """Delete what a former life left and nobody can use.
+        """Delete useless leftovers of a former life.
 
         Raises:
             StoreDamaged: Chosen entries can't be read: others have them, so it can be mended.
@@ -344,7 +344,7 @@ class ReplicaStore:
         )
 
     def _recovered_log(self, first_slot: int) -> Iterator[LogEntry]:
-        """Yield what is whole; what isn't was applied before, or is fetched again."""
+        """Yield the whole entries; the others were applied before, or are fetched again."""
         progress = self._progress
         for slot, entry in log_rows(self._database, max(first_slot, progress.log_start)):
             if entry is not None:
@@ -378,7 +378,7 @@ class ReplicaStore:
     ) -> list[Row]:
         """Return the mirror's rows whose keys begin so, in the order of their keys.
 
-        For questions about what is not in memory any more, as the tasks of an ended job.
+        For questions about things that aren't in memory any more, as the tasks of an ended job.
         """
         limit = -1 if limit is None else limit
         return list(rows_that_begin_so(self._database, table, key_prefix, limit, offset))
@@ -541,8 +541,8 @@ class ReplicaStore:
     def open_snapshot(self) -> MirrorSnapshot:
         """Open the mirror as it is now, for reading beside the commits that follow.
 
-        It may be used by another thread; close it soon. What isn't in the mirror is what was
-        read and compared at the start, or written since: nothing is taken from the file again.
+        It may be used by another thread; close it soon. Facts outside of the mirror come from
+        memory: they were read and compared at the start, or written since.
         """
         return MirrorSnapshot(
             self.path,
@@ -554,14 +554,14 @@ class ReplicaStore:
         )
 
     def begin_copy(self) -> None:
-        """Make room for a copy beside the mirror; what was there of another one is dropped."""
+        """Make room for a copy beside the mirror; the rest of another copy is dropped."""
         with self._writing() as cursor:
             make_side_tables(cursor)
 
     def add_copied(self, table: str, text: bytes) -> None:
         """Keep a piece of the copy, as `MirrorSnapshot.piece` made it.
 
-        A copy doesn't outlast the process: who opens the file again begins a new one.
+        A copy doesn't outlast the process: the next process begins a new one.
         """
         with self._writing() as cursor:
             add_piece(cursor, table, text.decode())
@@ -575,12 +575,12 @@ class ReplicaStore:
     def install_copy(self, applied: AppliedPoint, memberships: bytes | None = None) -> None:
         """Put the copy in the mirror's place: it holds the state up to `applied`.
 
-        What this replica promised and accepted stays as it is, but for the entries that
-        the copy covers: those are chosen, and no acceptor speaks for them any more.
+        This replica's promise and acceptances stay as they are, but not for entries that the
+        copy covers. Those are chosen, and no acceptor speaks for them any more.
 
         Args:
-            memberships: Who votes, as the replica that was copied knew it
-                (`MirrorSnapshot.memberships`); None: it was of the founding members, too.
+            memberships: The voters, as known to the replica that was copied
+                (`MirrorSnapshot.memberships`); None: they are the founding members still.
 
         Raises:
             StoreError: Nothing of it is done; the store is not usable any more.
@@ -617,10 +617,10 @@ class ReplicaStore:
         """Make this the store of a replica of another cluster, in a new incarnation.
 
         In one transaction: a crash leaves the former store or the new one, whole. The log
-        is gone: what it says is in the mirror, up to `commit.applied`, or is given up.
+        is gone: its contents are in the mirror, up to `commit.applied`, or are given up.
 
         Args:
-            founding: The founding entry of the new cluster; who votes stands there alone.
+            founding: The founding entry of the new cluster; it alone names the voters.
             cluster: Its name.
             commit: `rows` of the mirror that change, and `applied` with them.
 
@@ -667,7 +667,7 @@ class ReplicaStore:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Cursor]:
-        """A transaction whose failure ends the store."""
+        """A transaction; if it fails, the store ends."""
         self._refuse_after_failure()
         try:
             with self._database.transaction() as cursor:

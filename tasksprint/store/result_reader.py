@@ -1,4 +1,4 @@
-"""The questions to a client's file, and what the file is.
+"""The questions to a client's file, and the tables of the file.
 
 The schema stands here because every reader depends on it; `result_store` writes by it.
 Values in rows are checked against their digests when they are read. To be used by one
@@ -49,7 +49,7 @@ KIND = Kind(
 
 
 class ResultReader:
-    """The questions to a client's file, over the connection of whoever writes it."""
+    """The questions to a client's file, over its writer's connection."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -64,7 +64,7 @@ class ResultReader:
     def find_value(
         self, job: int, tid: int, key: str
     ) -> tuple[ValueInfo, bytes | FileValue] | None:
-        """Return what is known of a value, and its content or the file that holds it.
+        """Return the facts about a value, and its content or the file that holds it.
 
         Raises:
             ValueSpoiled: It stands in its row, and isn't what its digest says.

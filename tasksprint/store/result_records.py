@@ -1,4 +1,4 @@
-"""What a client's store is handed and gives back: plain data."""
+"""Plain data that a client's store takes and gives back."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = [
     "checked",
 ]
 
-# Values up to this size stand in the row with their names; larger ones in files beside the
-# database, so that a look at a row never reads megabytes.
+# Values up to this size stand in the row with their names. Larger ones stand in files beside
+# the database: so a look at a row never reads megabytes.
 ROW_VALUE_BYTES_MAX = 64 * 1024
 # Large values are read and written in pieces of this size: less than a millisecond each.
 CHUNK_BYTES = 1024 * 1024
@@ -65,7 +65,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class LogText:
-    """What a node printed during one attempt, or a piece of it."""
+    """The output of a node during one attempt, or a piece of it."""
 
     job: int
     tid: int
@@ -75,7 +75,7 @@ class LogText:
 
 @dataclass(frozen=True, slots=True)
 class ResultCommit:
-    """What is kept together, or not at all."""
+    """Changes that are kept together, or not at all."""
 
     results: tuple[Result, ...] = ()
     logs: tuple[LogText, ...] = ()
@@ -83,7 +83,7 @@ class ResultCommit:
 
 @dataclass(frozen=True, slots=True)
 class ValueInfo:
-    """What is known of a value without reading it."""
+    """The facts about a value that are known without reading it."""
 
     kind: str
     size: int
@@ -114,7 +114,7 @@ class BoundedText:
 
 
 def checked(pieces: Iterable[bytes], digest: str, *, what: str) -> Iterator[bytes]:
-    """Yield the pieces of a value, and see at the end that they are what they should be.
+    """Yield the pieces of a value, and compare their digest at the end.
 
     Args:
         digest: SHA-256 of all of them together, in hex.

@@ -1,9 +1,9 @@
-"""What becomes of a client's database of which a part is spoiled: a new one, with what is whole.
+"""Repair of a client's database that is spoiled in part: whole rows go into a new one.
 
-A result that isn't whole counts as lost, and the cluster computes it again: so nothing here
-needs the operator. Rows are read from both ends of each table, up to the first that can't be
-read; a result is kept if its manifest has its digest and all of its values are there. The old
-file is deleted: what is in it is known, or can be made again.
+A damaged result counts as lost, and the cluster computes it again. So nothing here needs the
+operator. Rows are read from both ends of each table, up to the first unreadable one. A result
+is kept if its manifest has its digest and all of its values are there. The old file is
+deleted: its contents are known, or can be made again.
 
 A crash in between leaves the old file, or none; then the next start makes an empty one.
 """

@@ -1,17 +1,17 @@
-"""What a client's tasks made: `results.db`, and files for large values beside it.
+"""Results of a client's tasks: `results.db`, and files for large values beside it.
 
-Keeps results (manifest and values), what nodes printed, and small facts about the
-client itself. `synchronous=NORMAL`: what was put survives a kill of the process; after a
-power cut the last moments may be missing, and count as lost results, which the cluster
-makes again. So no task waits for a disk.
+Keeps results (manifest and values), the output of nodes, and small facts about the client
+itself. `synchronous=NORMAL`: a commit survives a kill of the process. After a power cut the
+last moments may be missing. Such results count as lost, and the cluster makes them again. So no
+task waits for a disk.
 
-Values up to 64 KiB stand in their row; larger ones in files (value_files.py), most of which
-are written before their result is put, piece by piece and by other threads. Rows go at once
-when they are dropped, files one after the other behind the commits. In quiet moments the
-database gives free pages back to the disk.
+Values up to 64 KiB stand in their row, larger ones in files (value_files.py). Most files are
+written before their result is put, piece by piece and by other threads. Dropped rows go at
+once, their files one after the other behind the commits. In quiet moments the database gives
+free pages back to the disk.
 
-A damaged database ends nobody: what is whole goes into a new one (result_repair.py), and
-`on_rebuilt` is told what was damaged, and which results are still there. Doesn't know tasks,
+A damaged database ends nobody: its whole rows go into a new one (result_repair.py), and
+`on_rebuilt` is told of the damage and of the results that are still there. Doesn't know tasks,
 jobs or the network; to be used by one thread.
 """
 
@@ -46,7 +46,7 @@ HeldName = tuple[int, int, str]  # job, tid, result digest
 _LOCK = "results.lock"
 # Files that one piece of upkeep deletes: a few milliseconds.
 _FILES_PER_PIECE = 8
-# Free pages are left to new values up to this; what one piece of upkeep gives back.
+# Free pages up to this are left to new values; one piece of upkeep gives back so many bytes.
 _FREE_BYTES_KEPT = 1024 * 1024
 _SHRINK_BYTES = 2 * 1024 * 1024
 _UPSERT_RESULTS = Upsert("results", ("job", "tid"), ("digest", "manifest", "bytes"))
@@ -70,7 +70,7 @@ class ResultStore:
         self._lock = lock
         self._settings = settings
         self.reader = ResultReader(database)
-        # Told when damage made a new database necessary: what it was, and what is left.
+        # Called when damage made a new database necessary, with the damage and the rest.
         self.on_rebuilt: Callable[[str, list[HeldName]], object] = _ignore
         ((identity,),) = database.query("SELECT identity FROM header")
         assert isinstance(identity, str)
@@ -79,7 +79,7 @@ class ResultStore:
         self._named: set[int] = set()  # files that rows name
         self._garbage, lost = self._compare_files()
         self._total_bytes = self.reader.total_bytes()
-        # For people: what was wrong when the store was opened, and what it cost.
+        # For people: the damage found when the store was opened, and its cost.
         self.found_at_start = [
             f"job={job} tid={tid} its result is dropped: a file of it is gone or too short"
             for job, tid in lost
@@ -172,7 +172,7 @@ class ResultStore:
         self._database = Database(path, KIND, self._settings)
         self.reader = ResultReader(self._database)
         named = {number for number, *_ in self.reader.files()}
-        # (Of those that it doesn't name some belong to values that are yet to be put.)
+        # (Some files without a name there belong to values that are yet to be put.)
         self._garbage += [number for number in self._named if number not in named]
         self._named = named
         self._total_bytes = self.reader.total_bytes()
@@ -196,11 +196,11 @@ class ResultStore:
     # --- results ---
 
     def commit_all(self, commits: Sequence[ResultCommit]) -> None:
-        """Keep all that several commits bring, in order, in one transaction.
+        """Keep everything from several commits, in order, in one transaction.
 
-        A result that is held already stays if the digest is the same, and is replaced if not.
-        What a node printed comes after what was kept before of the same attempt; of more than
-        `Settings.log_bytes_per_attempt_max` the first and the last half stay.
+        If a result is held already, it stays if the digest is the same, and is replaced if not.
+        A node's output is added to the earlier output of the same attempt. If both together
+        exceed `Settings.log_bytes_per_attempt_max`, the first and the last half of that stay.
 
         Raises:
             StoreError: Nothing of it is kept.
@@ -264,7 +264,7 @@ class ResultStore:
         self._may_shrink = self._may_shrink or may_shrink
 
     def drop_tasks(self, job: int, tids: Iterable[int]) -> None:
-        """Forget the results of some tasks; those that aren't held are no error."""
+        """Forget the results of some tasks; it is no error if one isn't held."""
         names = [(job, tid) for tid in tids]
         self.ask(ResultStore._drop_tasks, names)
 
@@ -274,7 +274,7 @@ class ResultStore:
         self._dropped(files, size)
 
     def drop_job(self, job: int, *, keep: Iterable[int] = (), with_logs: bool) -> None:
-        """Forget the results of a job, but for some tasks', and perhaps what was printed."""
+        """Forget the results of a job, but for some tasks', and perhaps its nodes' output."""
         self.ask(ResultStore._drop_job, job, sorted(set(keep)), with_logs)
 
     def _drop_job(self, job: int, keep: list[int], with_logs: bool) -> None:
@@ -320,7 +320,7 @@ class ResultStore:
     # --- facts ---
 
     def get_fact(self, name: str) -> str | None:
-        """Return what was set under a name, or None."""
+        """Return the fact that was set under a name, or None."""
         found = self._database.query("SELECT value FROM facts WHERE name = ?", (name,))
         return str(found[0][0]) if found else None
 

@@ -1,11 +1,11 @@
 """Looking at everything that a replica keeps, a little at a time, before it is needed.
 
-A row that has rotted is best found while others still have what it held. So in quiet moments
-some rows of the mirror, or entries of the log, are read and compared with their checksums;
-after the last one there is a long rest. Archives are left out: one may have megabytes, and
-each is compared when it is used.
+A rotten row is best found while others still have its contents. So in quiet moments some rows
+of the mirror, or entries of the log, are read and compared with their checksums. After the last
+one there is a long rest. Archives are left out: one may have megabytes, and each is compared
+when it is used.
 
-Reads what SQLite reads: blocks that the operating system has in memory aren't read from the
+It reads through SQLite: blocks that the operating system has in memory aren't read from the
 disk again.
 """
 

@@ -1,8 +1,8 @@
 """Taking large values in without stopping anybody: from a file, or piece by piece.
 
-Bytes are hashed and written on threads of the loop's executor, which both let go of
-Python's global lock; the loop only hands pieces over. What waits for the disk is bounded:
-whoever brings pieces is told when to stop for a while.
+Bytes are hashed and written on threads of the loop's executor. Both let go of Python's global
+lock; the loop only hands pieces over. A bounded number of bytes waits for the disk: the source
+is told when to stop for a while.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasksprint.store.value_files import ValueFiles, ValueWriter
 
 __all__ = ["Staging", "on_thread", "stage_file"]
 
-# What is handed to the thread at once, and what may wait for it before the source must stop.
+# Bytes handed to the thread at once, and bytes that may wait for it before the source must stop.
 _PIECE_BYTES = CHUNK_BYTES
 _WAITING_BYTES_MAX = 8 * CHUNK_BYTES
 
@@ -65,7 +65,7 @@ class Staging:
             await self._wait()
 
     async def finish(self) -> FileValue:
-        """Write what is left and return the value; then it is its caller's to keep or discard.
+        """Write the rest and return the value; from then on the caller keeps or discards it.
 
         Raises:
             StoreError: It wasn't written, and nothing of it stays.
@@ -115,7 +115,7 @@ async def stage_file(files: ValueFiles, path: Path, *, bytes_max: int) -> FileVa
 
     Args:
         files: Where it goes.
-        path: The file. What it holds at the moment of reading is taken.
+        path: The file. Its content at the moment of reading is taken.
         bytes_max: `Settings.value_bytes_max`.
 
     Returns:
@@ -153,7 +153,7 @@ def _append_part(writer: ValueWriter, path: Path) -> bool:
 
 
 def _check(path: Path, bytes_max: int) -> None:
-    """Refuse what has no end, or would keep the thread waiting: a device, a pipe."""
+    """Refuse sources without an end, or that keep the thread waiting: a device, a pipe."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise NodeFailed(f"{str(path)!r} is no regular file, so it has no content to take")

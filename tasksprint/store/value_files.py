@@ -1,11 +1,11 @@
 """Large values of a client, each in a file of its own in the folder `values`.
 
 A value of a gigabyte is written and read in pieces, by any thread, and never stands in
-memory as a whole; its disk comes back the moment it is dropped. A file has a number and no
-meaning: `results.db` says whose it is. What isn't named there when a store is opened was
-begun, or fetched, by a process that is gone, and is deleted.
+memory as a whole. Its disk space comes back the moment it is dropped. A file has only a number:
+`results.db` says which value it holds. When a store is opened, files without a name there are
+deleted: a process that is gone began or fetched them.
 
-Nothing waits for the disk here, as in the database: what was written survives a kill of the
+Nothing waits for the disk here, as in the database: written bytes survive a kill of the
 process. After a power cut a file may be short or hold zeros; its digest tells.
 """
 
@@ -117,8 +117,7 @@ class ValueFiles:
 class ValueWriter:
     """A value that is being written, by one thread at a time.
 
-    Until `finish` the file belongs to whoever writes it; then to whoever has the
-    `FileValue`.
+    Until `finish` the file belongs to its writer; then to the holder of the `FileValue`.
     """
 
     def __init__(self, files: ValueFiles, number: int) -> None:
@@ -171,7 +170,7 @@ class ValueWriter:
         return FileValue(self._number, self.size, self._digest.hexdigest())
 
     def abandon(self) -> None:
-        """Forget what was written; nothing more will be."""
+        """Forget the written bytes; no more will come."""
         with self._lock:
             self._close(is_kept=False)
 

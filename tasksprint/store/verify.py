@@ -1,8 +1,8 @@
 """Looking through a replica's file for damage, without changing anything.
 
-Reads all of it: the pages' structure (SQLite's own check), whose store it is, the promise, the
-log, every row of the mirror, the archives. For people, and for a backup that was just made;
-what a damage leads to is decided where a replica starts (repair.py).
+Reads all of it: the pages' structure (SQLite's own check), the owner's name, the promise, the
+log, every row of the mirror, the archives. For people, and for a backup that was just made. The
+consequences of damage are decided where a replica starts (repair.py).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from tasksprint.store.vital import (
 
 __all__ = ["verify"]
 
-# Of each kind: whoever has lost a thousand rows needn't read them all.
+# Of each kind: after a thousand lost rows nobody needs to read them all.
 _PROBLEMS_MAX = 20
 
 
 def verify(path: Path, settings: Settings | None = None) -> Iterator[str]:
-    """Yield what is wrong with a replica's file, a sentence each; nothing: it is whole.
+    """Yield the faults of a replica's file, a sentence each; none: it is whole.
 
     Args:
-        path: The file (`replica.db`, or a copy of one). A replica may have it open: what is
-            read is one moment of it.
+        path: The file (`replica.db`, or a copy of one). A replica may have it open: one
+            moment of the file is read.
     """
     try:
         database = Database(path, REPLICA_KIND, settings or Settings(), is_read_only=True)

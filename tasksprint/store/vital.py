@@ -1,12 +1,12 @@
-"""What a replica may not lose, as tables with checksums: its name, its promise, its log.
+"""A replica's vital data, as tables with checksums: its name, its promise, its log.
 
-One row says whose store this is (`Header`), one how far everything is (`Progress`), and one
-for each slot what was accepted there. Each carries the CRC-32 of all its columns. A row that
-isn't there carries none, so the progress counts the acceptances that nobody knows to be
-chosen, and holds the sum of their checksums: an acceptor that forgets one of those could
-have two values chosen (`OpenEntries`). Entries known to be chosen may go: others have them.
+One row names the store's owner (`Header`), one says how far everything is (`Progress`), and one
+for each slot holds the value accepted there. Each row carries the CRC-32 of all its columns. A
+missing row carries none. So `Progress` also counts the acceptances that nobody knows to be
+chosen, and holds the sum of their checksums (`OpenEntries`): an acceptor that forgets one of
+those could have two values chosen. Entries known to be chosen may go: others have them.
 
-Knows these tables and what damage to them means; who repairs what stands in repair.py.
+Knows these tables and the meaning of damage to them. repair.py does the repairs.
 """
 
 from __future__ import annotations
@@ -98,19 +98,19 @@ def lost_store(name: object, replica: int | None, what: str) -> StoreLost:
 
 
 def only_member_lost(name: object, what: str) -> StoreError:
-    """Return the error of the store of an only member, for which nobody has what it lost."""
+    """Return the error for the store of an only member: nobody else has its lost data."""
     return StoreError(
         f"{REPLICA_KIND.what} {str(name)!r} is damaged: {what}, and no other member has it",
         hint="bring back a backup: tasksprint restore FILE --data-dir DIR",
     )
 
 
-# --- whose store it is ---
+# --- the owner ---
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Whose store it is; the columns of its table, in this order."""
+    """The store's owner; the columns of its table, in this order."""
 
     replica: int
     incarnation: str
@@ -154,7 +154,7 @@ def read_header(database: Database) -> Header:
     """Return the header.
 
     Raises:
-        StoreError: It is damaged: nobody can say whose store this is.
+        StoreError: It is damaged: nobody can name the store's owner.
     """
     cells = _vital(
         database,
@@ -168,10 +168,10 @@ def read_header(database: Database) -> Header:
 def is_only_member(header: Header) -> bool:
     """Whether the cluster has no other voter, as far as this replica knows.
 
-    What is chosen is on a quorum of the voters, and so on nobody else for certain. A learner
-    may have a part of it. A voter that was one a moment ago may lack a part, too: it is made a
-    voter with up to `learner_lag_slots_max` slots missing, and counts in quorums `ALPHA` slots
-    later. A replica whose file is spoiled just then is told to take the rest from it.
+    Chosen entries are on a quorum of the voters, and so on nobody else for certain. A learner
+    may have a part of them. A new voter may lack a part, too: it becomes a voter with up to
+    `learner_lag_slots_max` slots missing, and counts in quorums `ALPHA` slots later. If a
+    replica's file is spoiled just then, it is told to take the rest from the new voter.
     """
     if header.founding is None:
         return False
@@ -200,7 +200,7 @@ class Progress(NamedTuple):
 
     @property
     def open_from(self) -> int:
-        """First slot that isn't known to be chosen: what was applied counts as chosen."""
+        """First slot that isn't known to be chosen. Applied slots count as chosen."""
         return max(self.chosen_end, self.applied.slot + 1)
 
 
@@ -232,7 +232,7 @@ def read_progress(database: Database, replica: int) -> Progress:
     """Return the progress.
 
     Raises:
-        StoreError: It is damaged: this replica doesn't know what it promised.
+        StoreError: It is damaged: this replica doesn't know its promise.
     """
     cells = _vital(
         database,
@@ -266,7 +266,7 @@ def write_log(cursor: Cursor, entries: Iterable[tuple[LogEntry, int]]) -> None:
 def log_rows(
     database: Database, first_slot: int, end_slot: int = SLOTS_END, *, is_backward: bool = False
 ) -> Iterator[tuple[int, LogEntry | None]]:
-    """Yield (slot, what was accepted there) in the order of slots; None: it is damaged."""
+    """Yield (slot, the value accepted there) in the order of slots; None: it is damaged."""
     for slot, round_, replica, value, checksum in database.iterate(
         "SELECT slot, round, replica, value, checksum FROM log WHERE slot >= ? AND slot < ?"
         f" ORDER BY slot {'DESC' if is_backward else ''}",
@@ -285,8 +285,8 @@ def log_rows(
 class OpenEntries:
     """The acceptances that nobody knows to be chosen: their number, and the sum of all.
 
-    The sum is the exclusive or of the rows' checksums, which hold the slots, so it changes
-    with every row that comes, goes, or becomes another.
+    The sum is the exclusive or of the rows' checksums. These cover the slots, too. So the sum
+    changes with every row that comes, goes, or becomes another.
     """
 
     def __init__(self) -> None:

@@ -9,10 +9,10 @@ The way to the thread and back costs more than a small write on a quick disk. So
 may be written by the loop itself (`may_block`), while the thread has nothing to do and
 the disk has been quick for a while. One slow write ends that for a while.
 
-Knows loops and threads, not what is stored. A store is anything with `commit_all` and
+Knows loops and threads, not the stored data. A store is anything with `commit_all` and
 upkeep (`GroupStore`).
 
-A failed write is the end: what was promised can't be kept. All that waits fails with
+A failed write is the end: promises can't be kept any more. All that waits fails with
 the same error, `on_failure` is told once, and nothing more is accepted.
 """
 
@@ -32,8 +32,8 @@ from tasksprint.errors import StoreDamaged
 
 __all__ = ["GroupStore", "HandedCall", "HandedCommit", "WriteTimes", "WriterThread"]
 
-# A transaction takes at most so many commits, so that the first one in it doesn't wait
-# for ever: beyond this, a transaction's fixed costs don't count any more.
+# A transaction takes at most so many commits: its first one must not wait for ever. Beyond
+# this number a transaction's fixed costs don't count any more.
 _COMMITS_MAX = 500
 # A store may do its upkeep after this much silence.
 _QUIET_S = 0.05
@@ -51,7 +51,7 @@ ResultT = TypeVar("ResultT")
 
 
 class GroupStore(Protocol[CommitT_contra]):
-    """What a writer thread needs of a store."""
+    """The part of a store that a writer thread needs."""
 
     def commit_all(self, commits: Sequence[CommitT_contra], /) -> None:
         """Make all of them durable, in order, in one transaction."""
@@ -85,7 +85,7 @@ class WriteTimes:
 
 
 class _Times:
-    """The ring behind `WriteTimes`: written by who writes, read by the loop."""
+    """The ring behind `WriteTimes`: written by the writing thread, read by the loop."""
 
     __slots__ = ("_count", "_last_ns", "_quick_writes", "_sum_ns")
 
@@ -119,7 +119,7 @@ class _Times:
 
 
 class HandedCommit:
-    """A commit that waits, and whom to tell: a callback or a future."""
+    """A commit that waits, with the callback or future to tell."""
 
     __slots__ = ("commit", "done", "future")
 
@@ -148,7 +148,7 @@ class HandedCommit:
 
 
 class HandedCall:
-    """A call of a function on the thread that waits, and whom to tell."""
+    """A waiting call of a function on the thread, with the future to tell."""
 
     __slots__ = ("arguments", "function", "future")
 
@@ -211,9 +211,9 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._failure: BaseException | None = None
         self._is_closing = False
         self._times = _Times()
-        # What was handed over and hasn't been told of yet; the loop's.
+        # Handed over, and not yet reported as done. Belongs to the loop.
         self._pending = 0
-        # Held by whoever uses the store. The loop never waits for it.
+        # Held by the thread that uses the store. The loop never waits for it.
         self._owned = threading.Lock()
         # Under the lock: whether the thread knows that upkeep is due, and when the loop
         # wrote last.
@@ -253,9 +253,9 @@ class WriterThread(Generic[StoreT, CommitT]):
         is never called; `on_failure` is.
 
         Args:
-            may_block: It is small, and the loop has nothing to do that couldn't wait for
-                the disk, even should that begin to hang now. It may then be durable, and
-                `done` have been called, when this returns.
+            may_block: The commit is small, and all other work of the loop can wait for the
+                disk, even if the disk begins to hang now. Then, when this returns, the
+                commit may be durable already, and `done` called.
         """
         if not (may_block and self._times.are_quick and self._try_own()):
             self._put(HandedCommit(commit, done, None))
@@ -268,7 +268,7 @@ class WriterThread(Generic[StoreT, CommitT]):
             done()
 
     def _try_own(self) -> bool:
-        # A thread that has told of all that it was given does upkeep at most.
+        # Everything handed over was reported: the thread does upkeep at most.
         return self._pending == 0 and self._owned.acquire(blocking=False)
 
     def _write_here(self, commit: CommitT) -> bool:
@@ -284,9 +284,9 @@ class WriterThread(Generic[StoreT, CommitT]):
     def run(self, function: Callable[..., ResultT], *arguments: Any) -> asyncio.Future[ResultT]:
         """Call `function(store, *arguments)` on the thread, after all earlier commits.
 
-        For reads, and for the rare writes that aren't commits. What it raises, the
-        future raises; that alone doesn't end the writer, unless it is `StoreDamaged`, or
-        a write whose failure ended the store.
+        For reads, and for the rare writes that aren't commits. The future raises the
+        function's exception. This alone doesn't end the writer, unless it is `StoreDamaged`,
+        or a failed write ended the store.
         """
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._put(HandedCall(function, (self._store, *arguments), future))
@@ -298,7 +298,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._queue.put(item)
 
     async def close(self) -> None:
-        """Finish what was handed over, close the store, and end the thread.
+        """Finish all that was handed over, close the store, and end the thread.
 
         Raises:
             StoreError: Closing failed. Failed writes were told before.
@@ -405,7 +405,7 @@ class WriterThread(Generic[StoreT, CommitT]):
         self._tell(self._on_failure, error)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        # A loop that is closed has nobody left who waits.
+        # The loop is closed: nobody waits any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
