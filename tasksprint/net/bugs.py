@@ -1,9 +1,9 @@
 """Bugs that were met in one connection, or by one callback of the loop.
 
-What a peer sends, or how it hangs up, must never end a process. So an exception that
-nobody expected ends what it was met in, is told here, and the process goes on. That is
-right where the state that it leaves behind is the connection's own; who steps a core
-wraps that step, as by `roles/steps.py`: after a bug in there nothing can be explained.
+A peer's bytes, or its way of hanging up, must never end a process. So an unexpected exception
+ends its connection or callback and is reported here. The process goes on. That is right where
+only the connection's own state may be broken. The step of a core needs more: wrap it, as
+`roles/steps.py` does. After a bug in a core nothing can be explained.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Bugs:
         self._warnings = CountedWarnings(log)
 
     def tell(self, what: str, error: BaseException) -> None:
-        """Take a bug that was met while `what` was done."""
+        """Take note of a bug that was met during `what`."""
         self.count += 1
         place = _place_of(error)
         if place in self._places:

@@ -1,9 +1,9 @@
-"""The connections of one server: which may stay, and which must make room.
+"""The connections of one server: some may stay, and some must make room.
 
 A connection is a stranger's until a request on it has proved the cluster key, or a token.
-Strangers get a small share of all, and the oldest of them goes when another one comes: who
-has the key proves it within milliseconds. So a crowd of strangers never takes the
-place of a client, a coordinator or an operator.
+Strangers get a small share of all connections. When another stranger comes, the oldest one
+goes: a holder of the key proves it within milliseconds. So a crowd of strangers never takes
+the place of a client, a coordinator or an operator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasksprint.settings import Settings
 
 __all__ = ["Connections", "OpenConnection"]
 
-# What is read at once from a stranger: a head of ours fits, and a crowd of requests in one
+# Bytes read at once from a stranger. A head of ours fits, and a crowd of requests in one
 # packet makes no crowd of answers.
 _STRANGER_READ_BYTES = 4 * 1024
 
@@ -47,7 +47,7 @@ class Connections:
     """All of one server.
 
     Args:
-        warn: Logs what is refused or dropped, counted by its kind.
+        warn: Logs refused and dropped connections, counted by kind.
     """
 
     def __init__(self, settings: Settings, warnings: CountedWarnings) -> None:
@@ -75,7 +75,7 @@ class Connections:
         return has_room
 
     def proved(self, connection: OpenConnection) -> None:
-        """Take that a connection is no stranger's."""
+        """Take note that a connection is no stranger's."""
         self._strangers.pop(connection, None)
 
     def remove(self, connection: OpenConnection) -> None:
@@ -94,7 +94,7 @@ class Connections:
         return True
 
     def sweep(self, now: float, tell_bug: Callable[[str, BaseException], None]) -> None:
-        """Drop who has not moved for too long, and who took too long to prove anything."""
+        """Drop connections that were idle for too long, or took too long to prove anything."""
         patience_s = self._settings.unproven_deadline_ms / 1000
         for connection in list(self.open):
             try:

@@ -1,7 +1,7 @@
 """Waiting at most so long, without losing a cancellation.
 
-`asyncio.wait_for` of Python 3.10 and 3.11 swallows a cancellation that arrives in the
-same turn of the loop as the result (bpo-42130): the task that should end goes on.
+If a cancellation arrives in the same turn of the loop as the result, `asyncio.wait_for` of
+Python 3.10 and 3.11 swallows it (bpo-42130): the task should end, but goes on.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Who may come in: signatures, replays, tokens, and requests that a browser was talked into.
 
-The gate judges heads of requests; it knows no sockets and no paths. A refusal is
-a `Refused` with status 401 (who are you?) or 403 (not from there), and words that
-help the one who was refused by mistake. Each kind of refusal is logged once for
-each peer and then counted.
+The gate judges heads of requests; it knows no sockets and no paths. A refusal is a `Refused`
+with status 401 (who are you?) or 403 (not from there). Its words help somebody who was refused
+by mistake. Each kind of refusal is logged once for each peer and then counted.
 
-A signed request counts once: for this life of this process, by an address that this
-process was given, and with a number that its sender has not used yet. No clock is asked.
+A signed request counts once. It must be signed for this life of this process and for an address
+of this process. Its number must be new from this sender. No clock is asked.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ _SIGNATURE = re.compile(
 )
 _FORM = "'TaskSprint life=<16 hex>,nonce=<32 hex>,body=<digest>,mac=<64 hex>'"
 
-# Kinds of warnings that are told within one interval, and what stands for the rest.
+# Kinds of warnings that are told within one interval, and the name of all others.
 _KINDS_MAX = 200
 _OTHERS = object()
 
 # Requests of one sender may overtake each other by so many (several connections).
 _WINDOW = 2_048
-_FULL = (1 << _WINDOW) - 1  # a window in which nothing is missing
+_FULL = (1 << _WINDOW) - 1  # a window without gaps
 # Senders remembered in one life. Each start of a process is one; only holders of the
 # key get in here: some 60 MB at most, reached by a script that asks each second for a day.
 _SENDERS_MAX = 100_000
@@ -67,22 +66,22 @@ class Repeated(OtherLife):
 
 
 class Misaddressed(Refused):
-    """The request was signed for another process; who brought it here may be neither's friend."""
+    """The request was signed for another process; a stranger may have brought it here."""
 
 
 class Access(Enum):
     """Who may use a route."""
 
-    KEY = "key"  # only who proves the cluster key
-    READ = "read"  # the same, and who bears a token of this scope, or of one that covers it
+    KEY = "key"  # only holders of the cluster key
+    READ = "read"  # the same, and bearers of a token of this scope, or of one that covers it
     SUBMIT = "submit"
     OPERATE = "operate"
-    PROOF = "proof"  # who proves the key, and who bears any token: it reads nothing
+    PROOF = "proof"  # holders of the key, and bearers of any token: it reads nothing
     OPEN = "open"  # everybody
 
 
 class Identity(Enum):
-    """What a request proved."""
+    """The proof that a request carried."""
 
     CLUSTER = "cluster"  # it was signed with the cluster key
     BEARER = "bearer"  # it bears a valid token of a scope that is enough
@@ -90,7 +89,7 @@ class Identity(Enum):
 
 
 class SignedHead(NamedTuple):
-    """What the head of a request that was signed with the cluster key says."""
+    """The signed facts in the head of a request; it was signed with the cluster key."""
 
     host: str
     life: str
@@ -140,9 +139,9 @@ class Gate:
     def signed_head(
         self, method: str, target: str, headers: Mapping[str, str]
     ) -> SignedHead | None:
-        """Return what a signed head says, once it is sure that it was signed with the key.
+        """Check that a head was signed with the key; return the facts in it.
 
-        Whatever is refused from then on can be refused with a proof.
+        From then on each refusal can carry a proof.
 
         Returns:
             None: it isn't signed.
@@ -179,10 +178,10 @@ class Gate:
         access: Access,
         bound: Callable[[], tuple[str, int]],
     ) -> Identity:
-        """Judge a head: where it was sent, from where, and what its sender proves.
+        """Judge a head by its target, its origin, and its sender's proof.
 
         Args:
-            signed: What `signed_head` returned.
+            signed: The result of `signed_head`.
             bound: The host and the port of this end of the connection: one may call a
                 process that listens on all interfaces by any of its numbers.
 
@@ -194,8 +193,8 @@ class Gate:
             # The whole address: another process of this key may listen beside this one.
             if host not in self._known:
                 self._check_address(host, bound)
-        # A page that a browser loaded from elsewhere can make it send requests here
-        # under a name of the page's choice (DNS rebinding): so the name must be ours.
+        # A page from elsewhere can make its browser send requests here, under a name of
+        # the page's choice (DNS rebinding). So the name must be ours.
         elif host not in self._known_hosts:
             self._check_host(host, bound)
         origin = headers.get("origin")
@@ -213,7 +212,7 @@ class Gate:
         return self._admit_token(method, headers, query, access)
 
     def _check_life(self, signed: SignedHead) -> None:
-        """Refuse what was signed for another life of this process, or was received before."""
+        """Refuse a request that was signed for another life, or was received before."""
         if signed.life != self.life:
             raise OtherLife(
                 f"the request was signed for life {signed.life} of this process, this is life "
@@ -222,8 +221,8 @@ class Gate:
                 hint="sign it anew for this one",
             )
         if len(self._windows) >= self._senders_max and signed.sender not in self._windows:
-            # What is forgotten must not come in again: nothing that was signed for the life
-            # that ends here does. Everybody is told the new one.
+            # Forgotten requests must not come in again. They were signed for the life that
+            # ends here, so none does. Everybody is told the new life.
             self.life = new_life()
             self._windows.clear()
             self._check_life(signed)
@@ -374,8 +373,8 @@ def _token_text(method: str, headers: Mapping[str, str], query: Mapping[str, str
             hint="sign the request with the cluster key, or show a token (`tasksprint token`) "
             "where one is enough",
         )
-    # A browser sends a cookie whoever made it send the request; the page's origin, which no
-    # page can choose, says who did. (That a given Origin is ours was seen before.)
+    # A browser sends a cookie with any page's request. The page's origin tells which page it
+    # was, and no page can choose that. (An Origin that isn't ours was refused before.)
     if not is_reading and "origin" not in headers:
         raise Refused(
             f"a cookie is not enough for {method} without an Origin",
@@ -388,8 +387,8 @@ def _token_text(method: str, headers: Mapping[str, str], query: Mapping[str, str
 class CountedWarnings:
     """Logs the first warning of each kind, and later how often it came again.
 
-    Kinds are bounded within an interval, and those that come after count as one: who
-    can make them up, as a peer with many addresses, fills neither memory nor log.
+    The number of kinds within an interval is bounded; later ones count as one kind. A peer with
+    many addresses can make up many kinds, but it fills neither memory nor log.
     """
 
     def __init__(

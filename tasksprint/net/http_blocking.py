@@ -57,8 +57,8 @@ def request_blocking(
 
     Args:
         repeatable: Whether doing it twice is doing it once.
-        checks_rest: Whether the caller checks what follows the answer's first line by the
-            digests in that line.
+        checks_rest: Whether the caller checks the rest of the answer by the digests in its
+            first line.
 
     Raises:
         PeerUnreachable: There was no connection, no answer in time, or half of one.
@@ -145,7 +145,7 @@ def _exchange(
                     + ("in the middle of the answer" if answer.status else "without an answer")
                 )
             answer.feed(chunk)
-            # Who hasn't proved the key gets no more time by sending a byte now and then.
+            # Until the key is proved, a byte now and then earns no more time.
             if not answer.is_proved and time.monotonic() > deadline:
                 raise TimeoutError
     except TimeoutError as error:
@@ -159,7 +159,7 @@ def _exchange(
 
 
 class _Answer:
-    """Collects what the parser finds."""
+    """Collects the parts that the parser finds."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._bytes = 0
         self._barren_bytes = 0  # since the last piece of the body
-        self.is_proved = False  # What comes is the word of one who has the key.
+        self.is_proved = False  # The other end has proved the key.
         self.status = 0
         self.headers: dict[str, str] = {}
         self.parts: list[bytes] = []
@@ -203,7 +203,7 @@ class _Answer:
             raise RemoteProtocolError(f"{self._address} sends much beside its answer's body")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What stands behind the proof belongs to the connection, and trailers say nothing to us.
+        # Lines after the proof belong to the connection, and trailers say nothing to us.
         if self.status:
             return
         if self._proof is None or self._proof.add_line(name, value):

@@ -1,4 +1,4 @@
-"""The body of a request that streams in, as an iterator that its handler reads at its own pace."""
+"""The body of a streaming request, as an iterator; the handler reads it at its own pace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BodyFeeder:
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """Take that the rest will never come."""
+        """Take note that the rest will never come."""
         self._error = error
         self._wake()
 

@@ -1,13 +1,13 @@
 """The HTTP/1.1 client: signed requests over kept connections, with deadlines.
 
-It speaks to our own servers: it follows no redirects (the caller learns where the
-leader is from the answer), decodes no encodings and keeps no cookies. All of our requests
-may be repeated (they carry request numbers, or only read); so one that met a kept
-connection that was just being closed is sent once more, on a new one.
+It speaks to our own servers. It follows no redirects (the caller reads the leader's address in
+the answer), decodes no encodings and keeps no cookies. All of our requests may be repeated:
+they carry request numbers, or only read. If the server was just closing a kept connection, the
+request is sent once more, on a new one.
 
-With a key, only answers that prove it come out of here (proofs.py); whatever else is said
-at an address is `UnprovenAnswer`. A request that was signed for an earlier life of the
-server is signed anew, once: it was not carried out.
+With a key, only answers that prove it come out of here (proofs.py); any other answer raises
+`UnprovenAnswer`. If a request was signed for an earlier life of the server, it was not carried
+out. It is signed anew, once.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class HttpClient:
             answer_timeout_ms: Instead of the setting of that name.
             repeatable: Whether doing it twice is doing it once.
             digest: SHA-256 that the body of a 2xx answer must have.
-            checks_rest: Whether the caller checks what follows the answer's first line by
-                the digests in that line.
+            checks_rest: Whether the caller checks the rest of the answer by the digests in
+                its first line.
 
         Raises:
             PeerUnreachable: There was no connection, no answer in time, or half of one.
@@ -129,9 +129,9 @@ class HttpClient:
     ) -> AsyncIterator[StreamedResponse]:
         """Send one request; the answer's body is read as it comes, while in the context.
 
-        Leaving the context before the end of the body closes the connection. Pieces that a
-        frame proves are proved when they are yielded; those that a digest covers only when
-        the end was reached.
+        Leaving the context before the end of the body closes the connection. If frames prove
+        the body, each piece is proved when it is yielded. If a digest covers the body, the
+        pieces are proved only at its end.
 
         Args:
             digest: SHA-256 that the caller itself checks: then nothing is hashed here.
@@ -331,7 +331,7 @@ class HttpClient:
 
 
 class StreamedResponse:
-    """An answer whose body is still coming."""
+    """An answer while its body is still coming."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -377,7 +377,7 @@ async def _check(
     address: str,
     digest: str | None,
 ) -> None:
-    """Check what proves a whole answer, and the digest that the caller expects."""
+    """Check the proof of a whole answer, and the digest that the caller expects."""
     kind = WHOLE if proof is None else proof.kind
     found: str | None = None
     if kind == DIGEST or (digest is not None and 200 <= response.status < 300):

@@ -1,6 +1,6 @@
 """One connection of the HTTP client, and the request that is under way on it.
 
-What is to be asked, and what an answer is worth, is its client's; here are bytes, turns,
+Its client knows the questions and judges the answers. This module knows bytes, turns,
 deadlines and the end.
 """
 
@@ -37,7 +37,7 @@ class Connection(BufferedReader):
     """One connection, and the request that is under way on it.
 
     Args:
-        read_buffer: What all connections of a client read into.
+        read_buffer: All connections of a client read into it.
         forget: Called when the other end closes it while no request is under way.
     """
 
@@ -112,8 +112,8 @@ class Connection(BufferedReader):
         self._answer_bytes = 0  # received, head and all
         self._barren_bytes = 0  # since the last piece of the body: trailers and the like
         self._pieces = 0  # of the body
-        # Whether what comes is the word of one who has the key: then a slow transfer isn't a
-        # dead one. Who hasn't shown it gets no more time by sending a byte now and then.
+        # Whether the other end has proved the key: then a slow transfer isn't a dead one.
+        # Until it has, a byte now and then earns no more time.
         self._is_proved = False
         self._bytes_max = self.settings.body_bytes_max
         self._head_complete = False
@@ -161,7 +161,7 @@ class Connection(BufferedReader):
             self._bound_what_is_begun()
 
     def _bound_what_is_begun(self) -> None:
-        """Fail by a head that is too big, and by much that is neither head nor body."""
+        """Fail if the head is too big, or too many bytes are neither head nor body."""
         limit = self.settings.head_bytes_max
         if not self._head_complete and self._answer_bytes > 2 * limit:
             self._fail(
@@ -451,7 +451,7 @@ class Connection(BufferedReader):
             await self._waiter
         finally:
             self._waiter = None
-        # What was received before an error still counts.
+        # Bytes received before an error still count.
         error = cast("Exception | None", self._error)
         if error is not None and not self._chunks:
             raise error
@@ -514,9 +514,9 @@ class Connection(BufferedReader):
         )
 
     def _count_moved(self) -> int:
-        """Return the bytes that the kernel took or gave; unread ones of ours don't count.
+        """Return the bytes that the kernel took or gave; our unread ones don't count.
 
-        Nor do those of an answer that proves nothing yet, but that there is one.
+        An answer without a proof so far counts only as one step, not by its bytes.
         """
         received = self._answer_bytes if self._is_proved else 0
         return received + self._written - self._transport.get_write_buffer_size()

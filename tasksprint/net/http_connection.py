@@ -1,8 +1,8 @@
 """One connection of the HTTP server: receives requests, answers them in order.
 
-What a request is worth is judged by its `Exchange`; here are bytes, turns, pauses
-and the end. An answer of a plain handler is written in the turn of the loop in which its
-request arrived; for others a task waits, and no faster than the peer reads.
+An `Exchange` judges each request; this module knows bytes, turns, pauses and the end. The
+answer of a plain handler is written in the turn of the loop in which its request arrived. For
+other handlers a task waits; it writes no faster than the peer reads.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["Connection"]
 # Bigger bodies are written in slices, so that they aren't copied into the transport; proved
 # ones of these in frames.
 _SLICE_BYTES = FRAME_BYTES
-# After a refusal whose request is still arriving: read on for so long, unseen, so that
-# the answer isn't destroyed by a reset (RFC 9112, section 9.6).
+# If a request is refused while it still arrives, the rest is read and dropped for so long. Else
+# a reset could destroy the answer (RFC 9112, section 9.6).
 _LINGER_S = 2.0
 # More than browsers send; each costs more memory than it has bytes.
 _HEADERS_MAX = 100
@@ -43,7 +43,7 @@ _USUAL_NAMES = {
     name.encode(): name.lower()
     for name in ("Host", "Authorization", "Content-Type", "Content-Length")
 }
-# Bytes that wait for a stranger who doesn't read.
+# Bytes that may wait for a stranger while it doesn't read.
 _STRANGER_WRITE_BYTES = 4 * 1024
 
 
@@ -105,11 +105,11 @@ class Connection(BufferedReader):
         self._barren_bytes = 0  # since the last piece of a body: trailers and the like
         self._header_count = 0
         self._feed_bytes = 0
-        # What is answered, and what waits for its turn:
+        # The request that is answered, and those that wait for their turn:
         self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._is_lost = False
-        self._is_discarding = False  # What comes in is not looked at any more.
+        self._is_discarding = False  # Input is not looked at any more.
         self._feeding = False
         self._out: list[bytes] = []  # Answers of one turn are written at once.
         self._reading_paused = False
@@ -169,11 +169,11 @@ class Connection(BufferedReader):
             self._linger.cancel()
 
     def eof_received(self) -> bool:
-        return False  # Close: who asks and hangs up wants no answer.
+        return False  # Close: an asker that hangs up wants no answer.
 
     def pause_writing(self) -> None:
         self._drained = self._loop.create_future()
-        # No more requests for who doesn't read the answers. While one is answered reading
+        # No more requests while the peer doesn't read the answers. While one is answered reading
         # goes on, though: only so the end of the connection is seen.
         if self._current is None and not self._reading_paused:
             self._pause_reading()
@@ -219,7 +219,7 @@ class Connection(BufferedReader):
             self._pause_reading()
 
     def _bound_what_is_begun(self, size: int) -> None:
-        """Refuse a head that is too big, and much that is neither head nor body."""
+        """Refuse a head that is too big, and too many bytes that are neither head nor body."""
         if self._is_discarding:
             return
         limit = self._service.settings.head_bytes_max
@@ -342,7 +342,7 @@ class Connection(BufferedReader):
         return (str(name[0]), int(name[1])) if isinstance(name, tuple) else ("", 0)
 
     def _refuse_rest(self, response: Response) -> None:
-        """Answer what is being received with a refusal, and look at nothing after it."""
+        """Answer the incoming request with a refusal, and look at nothing after it."""
         exchange = self._receiving or Exchange(
             self._service, self.peer, version="1.1", keep_alive=False
         )
@@ -417,7 +417,7 @@ class Connection(BufferedReader):
                 self._next()
             else:
                 self._flush()
-        except Exception as error:  # No affair of the one who had the answer.
+        except Exception as error:  # No affair of this answer's receiver.
             self._give_up("answering", error)
 
     def _answer(self, exchange: Exchange, response: Response) -> None:
@@ -543,7 +543,7 @@ class Connection(BufferedReader):
             kind, headers = DIGEST, {**(headers or {}), DIGEST_HEADER: response.digest}
         is_framed = kind == FRAMES and exchange.is_signed
         if is_framed:
-            size = None  # That of the body isn't that of its frames.
+            size = None  # The frames have more bytes than the body.
         is_chunked = size is None and exchange.version == "1.1"
         if size is None and not is_chunked:
             exchange.keep_alive = False  # HTTP/1.0 knows the end by the connection's.

@@ -1,8 +1,8 @@
 """One request on its way through the server: judged, completed, asked, answered for.
 
-Knows routes, the gate and limits, but no connection: it is told what was
-parsed, and says what to answer. At each stage the request may be refused; then
-`refusal` holds the answer, and its handler is never asked.
+Knows routes, the gate and limits, but no connection. It takes the parsed parts and returns the
+answer. At each stage the request may be refused. Then `refusal` holds the answer, and the
+handler is never asked.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _LENGTH_DIGITS_MAX = 18
 
 
 class Service:
-    """What all exchanges of one server share."""
+    """Things that all exchanges of one server share."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Exchange:
         self.route: Route | None = None
         self.refusal: Response | None = None
         self.feeder: BodyFeeder | None = None  # set if the body streams in
-        self._signed: SignedHead | None = None  # of a good signature: what follows is proved
+        self._signed: SignedHead | None = None  # its signature is good: answers are proved
         self._answer_mac = ""
         self._body_bytes_max = 0
         self._body_bytes = 0
@@ -197,7 +197,7 @@ class Exchange:
             self._parts = None
 
     def ask(self, *, may_upgrade: bool) -> Response | Upgrade | Later | Awaitable[Response]:
-        """Return the refusal, or what the handler returns, or the answer to what it raises."""
+        """Return the refusal, or the handler's answer, or the answer to its exception."""
         if self.refusal is not None:
             return self.refusal
         request, route = self.request, self.route
@@ -217,7 +217,7 @@ class Exchange:
             return self.answer_to(error)
 
     def answer_to(self, error: Exception) -> Response:
-        """Return the answer for what a handler or the gate raised; log what must be."""
+        """Return the answer to an exception of a handler or the gate; log it if it must be."""
         service, request = self._service, self.request
         method, path = (request.method, request.path) if request else ("?", "?")
         if not isinstance(error, TaskSprintError) or isinstance(error, LocalProtocolError):
@@ -247,7 +247,7 @@ class Exchange:
         elif isinstance(error, OtherLife) and service.gate is not None:
             response.headers = {**(response.headers or {}), LIFE_HEADER: service.gate.life}
         elif isinstance(error, Misaddressed) and self._signed is not None:
-            # Who asked believes this of nobody but the process that it meant.
+            # The asker believes this only of the process that it meant to ask.
             response.headers = {MISADDRESSED_HEADER: self._signed.host}
         return response
 
@@ -255,11 +255,11 @@ class Exchange:
 
     @property
     def is_signed(self) -> bool:
-        """Whether who asked proved the cluster key, and is to get answers that prove it."""
+        """Whether the asker proved the cluster key, and so gets answers that prove it."""
         return self._signed is not None
 
     def prove(self, kind: str, status: int, lines: bytes, body: bytes) -> str:
-        """Return the line that proves an answer; "" for who can't check it.
+        """Return the line that proves an answer; "" if the asker can't check it.
 
         Args:
             kind: How the body is proved (proofs.py).
@@ -272,7 +272,7 @@ class Exchange:
         return line
 
     def frame_writer(self) -> FrameWriter:
-        """Return what frames the body of the answer whose head was proved."""
+        """Return the framer for the body of an answer; its head was proved before."""
         assert self._service.gate is not None and self._answer_mac
         return FrameWriter(self._service.gate.key, self._answer_mac)
 
@@ -305,7 +305,7 @@ class Exchange:
             access=Access.PROOF if found is None else found.access,
             bound=bound,
         )
-        # After the gate: who shows neither signature nor token learns no paths.
+        # After the gate: without a signature or a token one learns no paths.
         if found is None:
             raise cast(Refused, unknown)
         return found

@@ -1,4 +1,4 @@
-"""What both sides of HTTP share: heads, queries, answers, ranges.
+"""The words that both sides of HTTP share: heads, queries, answers, ranges.
 
 Pure functions and plain objects; no socket and no loop, so that the command line
 can use them without loading asyncio.
@@ -59,7 +59,7 @@ class HttpResponse:
         """Return the body's JSON, which is an object.
 
         Raises:
-            RemoteProtocolError: It isn't: whoever answered isn't one of us.
+            RemoteProtocolError: It isn't: a stranger answered.
         """
         value = decode_json(self.body)
         if not isinstance(value, dict):
@@ -159,7 +159,7 @@ def response_head(
     """Return the head of an answer, up to and with the empty line.
 
     Args:
-        lines: What `response_lines` returns, for the same status.
+        lines: The result of `response_lines` for the same status.
         proof: The line that proves the answer and these lines; those behind it
             belong to the connection.
     """
@@ -204,8 +204,8 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Return (first byte, end) of the one range that a `Range` header asks for.
 
     Returns:
-        None: the whole value is to be sent: no header, another unit, several ranges, or
-        a form that isn't one (RFC 9110, section 14.2, lets a server ignore those).
+        None: send the whole value. There is no header, another unit, several ranges, or
+        a malformed one (RFC 9110, section 14.2, lets a server ignore those).
 
     Raises:
         Refused: The range lies behind the value's end (status 416).

@@ -1,13 +1,14 @@
 """The HTTP/1.1 server: an address to listen on, and the life of its connections.
 
-Parsing is httptools'; which handler answers is the router's; who may come in is the
-gate's. A connection answers its requests in the order in which they came, one at a
-time. An answer of a plain handler is written in the turn of the loop in which
-its request arrived; no task is made for it.
+httptools parses, the router finds the handler, and the gate decides who may come in. A
+connection answers its requests one at a time, in the order in which they came. The answer of a
+plain handler is written in the turn of the loop in which its request arrived; no task is made
+for it.
 
-What bounds a peer: the size of heads and bodies, the number of connections, an idle
-time, a body that must be proven before it is read once it is big, and a reader that
-must read before more is produced for it. Who has proved nothing gets less of all (`connections`).
+A peer is bounded in several ways. Heads and bodies have a largest size, connections a largest
+number and an idle time. A big body is read only from a sender with a proof. More of an answer
+is produced only when the peer has read the rest. A peer without a proof gets less of all
+(`connections`).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class HttpServer:
         host, port = parse_address(address)
         connections = self._connections
         if inherited is not None:
-            inherited.listen(BACKLOG)  # With this queue of newcomers, not that of who made it.
+            inherited.listen(BACKLOG)  # With this queue of newcomers, not its maker's.
             sockets = [inherited]
         else:
             sockets = await self._bind(host, port, address)

@@ -1,4 +1,4 @@
-"""The cluster key: its file, and what is proved with it.
+"""The cluster key: its file, and the proofs made with it.
 
 Every request between processes carries
 
@@ -12,16 +12,16 @@ but for the last:
     <life> <nonce>
     <body: its SHA-256 in hex, nothing for none, or "stream" for one sent as a stream>
 
-The Host, with its port, stands in it so that a request to one process can't be handed
-to another; the *life*, random for each start of a server, so that it can't be sent again
-to a later start. The nonce's first half names the sender (random at its start)
-and its second half counts up: so a server remembers one number and a window for
-each sender, not one entry for each request. No clock has a part in it.
+The Host, with its port, is covered: a request to one process can't be handed to another. The
+*life* is random for each start of a server: a request can't be sent again to a later start. The
+nonce's first half names the sender (random at its start), and its second half counts up. So a
+server remembers one number and a window for each sender, not one entry for each request. No
+clock has a part in it.
 
 Every answer to such a request is proved as well; proofs.py says how.
 
-This proves who wrote what and that nobody changed it. It hides nothing:
-bodies are readable on the wire.
+The mac proves that a holder of the key wrote the request, and that nobody changed it. It hides
+nothing: bodies are readable on the wire.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
     "open_key",
 ]
 
-# What a signature says of a body in place of its digest:
+# Stand in a signature in place of a body's digest:
 NO_BODY = ""
 STREAM_BODY = "stream"  # It isn't known beforehand.
 # Named to a server whose life isn't known; no server has it, so it is told the right one.
@@ -94,7 +94,7 @@ class Mac:
 
 
 class Signature(NamedTuple):
-    """What proves one request."""
+    """The proof of one request."""
 
     authorization: str  # the header
     mac: str  # its last part, by which answers name the request
@@ -104,8 +104,8 @@ class Signature(NamedTuple):
 class ClusterKey:
     """The secret that every process of a cluster knows; it never travels.
 
-    It also knows what a process needs to sign with it: its own name as a sender, how
-    many requests it has signed, and the lives of the servers that it asks.
+    For signing it also knows its own name as a sender, how many requests it has signed, and the
+    lives of the servers that it asks.
 
     Raises:
         SettingsError: The secret hasn't 32 bytes.
@@ -137,10 +137,10 @@ class ClusterKey:
         return self._digest(what.encode()).hex()
 
     def sign(self, method: str, target: str, address: str, *, body: str = NO_BODY) -> Signature:
-        """Return what proves a request that is sent now.
+        """Return the proof of a request that is sent now.
 
-        Sign at the last moment: a request that is overtaken by thousands of later
-        ones of this process counts as a repetition.
+        Sign at the last moment: if thousands of this process's later requests overtake it, it
+        counts as a repetition.
 
         Args:
             address: As the Host header has it.
@@ -177,7 +177,7 @@ class ClusterKey:
         return self._digest(start, lines, b"\r\n", covered).hex()
 
     def frame_mac(self, answer_mac: str, number: int, data: bytes | memoryview) -> bytes:
-        """Return what proves one piece of an answer that streams (see proofs.py)."""
+        """Return the proof of one piece of an answer that streams (see proofs.py)."""
         return self._digest(f"tasksprint-frame\n{answer_mac} {number}\n".encode(), data)
 
     def token_mac(self, scope: str, expiry_s: int) -> str:
@@ -273,8 +273,8 @@ def load_key(path: Path) -> ClusterKey:
 def create_key(path: Path) -> ClusterKey:
     """Return the key in a file, which is made with a random key if it isn't there.
 
-    The file comes into being whole, by a link that never replaces another: of two
-    processes that start at once, both return the key of the one that was first.
+    The file comes into being whole, by a link that never replaces another file. If two
+    processes start at once, both return the key of the first one.
 
     Raises:
         SettingsError: It can't be made, or the one that is there can't be used.

@@ -1,9 +1,9 @@
 """Accepting connections, also when the process has no descriptor left.
 
-asyncio's own accept loop logs a traceback for each connection that it can't accept, and
-comes back at once: at the limit of open files half a core and megabytes of log a second.
-Here the socket rests for a moment, whoever must make room does, and the newcomers wait
-in the kernel's queue.
+asyncio's own accept loop logs a traceback for each connection that it can't accept, and tries
+again at once. At the limit of open files this costs half a core, and megabytes of log a second.
+Here the socket rests for a moment, the server makes room, and the newcomers wait in the
+kernel's queue.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BACKLOG = 4_096
 # Accepted in one turn of the loop: a crowd must not keep the others waiting, nor take
 # descriptors faster than those of dropped strangers are closed.
 _ACCEPTS_MAX = 16
-# After a connection that couldn't be accepted: until the descriptor of the one that was
-# dropped is free; or, where none was, until somebody else closes one.
+# Rest after a connection that couldn't be accepted. Meanwhile the descriptor of a dropped
+# connection becomes free; if none was dropped, somebody else may close one.
 _SHORT_PAUSE_S = 0.01
 _LONG_PAUSE_S = 0.25
 # accept(2): the process, or the machine, is short of descriptors or memory.
@@ -60,7 +60,7 @@ class Listener:
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more, and close what is accepted but has no connection yet."""
+        """Accept no more, and close accepted sockets that have no connection yet."""
         for task in self._starting:
             task.cancel()
         if self._pause is not None:

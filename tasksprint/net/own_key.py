@@ -1,9 +1,9 @@
-"""Whether a process made the cluster key that it uses, which is then nobody else's.
+"""Tells whether a process made its cluster key itself; then nobody else has this key.
 
-A client that is started on a new machine makes a key if there is none, so that one machine
-alone works at once. A cluster elsewhere refuses it, and "wrong key" doesn't say what happened.
-So a note lies beside such a key, with the key's digest: a key that was copied over it since
-isn't our own.
+A client on a new machine makes a key if there is none: so one machine alone works at once. A
+cluster elsewhere refuses this key, and "wrong key" doesn't say what happened. So a note with
+the key's digest lies beside it. If another key was copied over it since, the digest differs:
+that key isn't our own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def note_own_key(path: Path) -> None:
 
 
 def own_key_hint(path: Path) -> str:
-    """Return what to do about a key that was made here; "": it wasn't."""
+    """Return advice about a key that was made here; "": it wasn't."""
     try:
         is_own = _note(path).read_text(encoding="ascii").strip() == _digest(path)
     except (OSError, ValueError):

@@ -1,26 +1,26 @@
-r"""Answers that prove themselves: what a server adds, and what a receiver demands.
+r"""Answers that prove themselves: a server adds a proof, and a receiver demands it.
 
-Whoever may listen on an address can answer there; a dead coordinator's port is free for
+Anybody who may listen on an address can answer there. A dead coordinator's port is free for
 everybody. So an answer to a signed request counts only with
 
     Proof: <kind> <64 hex digits>
 
-which is HMAC-SHA256 with the cluster key over
+The digits are HMAC-SHA256 with the cluster key over
 
     tasksprint-answer\n
     <mac of the request> <kind> <status>\n
     <the head's lines between the first one and this one, as they are>
     \r\n
-    <what the kind says>
+    <the kind's own part>
 
-The request's mac stands for everything that it covers: method, path, address, life,
-nonce and body. So an answer is worth something to one request, once. Lines behind the
-proof (`Connection`, `Transfer-Encoding`) belong to the connection and are read by
-nobody else. The kinds:
+The request's mac stands for everything that it covers: method, path, address, life, nonce and
+body. So an answer counts for one request, once. Lines after the proof (`Connection`,
+`Transfer-Encoding`) belong to the connection; nobody else reads them. The kinds, and their own
+parts:
 
     whole   the body
     line    the body's first line, with its newline; it holds digests of all that follows,
-            and only who checks those asks for such an answer
+            and a receiver asks for such an answer only if it checks them
     digest  nothing: a line of the head, `Body-Sha256`, names the body's digest
     frames  nothing: the body comes in frames, each with a proof of its own
 
@@ -30,10 +30,10 @@ A frame is its size (4 bytes, big-endian), the first 16 bytes of HMAC-SHA256 ove
     <the 64 digits of the answer's proof> <number of the frame, from 0>\n
     <data>
 
-and the data. One without data is the end; a body that stops before it was cut off.
+and the data. A frame without data is the end. A body that stops before it was cut off.
 
-Refusals are proved, too, once the mac of the request was right. What is not proved says
-nothing but "something answers here".
+Refusals are proved, too, once the mac of the request was right. An answer without a proof says
+only "something answers here".
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ FRAMES = "frames"
 DIGEST_HEADER = "Body-Sha256"
 # In a 401: the life for which the request should have been signed.
 LIFE_HEADER = "Life"
-# In a 401: for which address the request was signed, which is none of the refuser's.
+# In a 401: the address for which the request was signed. It is none of the refuser's.
 MISADDRESSED_HEADER = "Misaddressed"
 
 # Bodies of more than this go in frames: hashing one whole would hold up the loop.
 FRAME_BYTES = 256 * 1024
-# What is kept of a body before it is proved as a whole.
+# Bytes of a body that are kept before it is proved as a whole.
 WHOLE_BYTES_MAX = 1024 * 1024
 
 _FRAME_HEAD = struct.Struct(">I16s")
@@ -127,18 +127,20 @@ class FrameWriter:
 
 
 class AnswerProof:
-    """Checks one answer, whatever reads it: told its head's lines, its status and its body.
+    """Checks one answer by its head's lines, its status and its body; reads nothing itself.
 
-    The order of calls: `add_line` for each line of the head; `check_head`; then
-    `check_body` with the whole body; or, for the kind frames, `unframe` for each piece and
-    `check_end`; or, for the kind digest, `count` for each piece and `check_counted`.
+    The order of calls: `add_line` for each line of the head, then `check_head`. Then, by kind:
+
+        whole, line   `check_body` with the whole body
+        frames        `unframe` for each piece, `check_end`
+        digest        `count` for each piece, `check_counted`
 
     Args:
-        request_mac: Of the request that is answered.
+        request_mac: The mac of the request that is answered.
         address: Where it was sent, for errors.
     """
 
-    # (No slots: what most answers don't need is set in the class, which makes one cheaper.)
+    # (No slots: fields that most answers don't need are set in the class. So one is cheaper.)
     _status = 0
     _mac = ""
     _named_digest = ""
@@ -146,7 +148,7 @@ class AnswerProof:
     _hash: Any = None  # of a body whose digest is named, while nobody else checks it
     _pending = b""
     kind = ""  # "" until the proof was seen
-    takes_line = False  # The caller checks what follows a proved first line.
+    takes_line = False  # The caller checks the lines after a proved first line.
     is_ended = False  # the last frame was read
 
     def __init__(self, key: ClusterKey, request_mac: str, address: str) -> None:
@@ -167,7 +169,7 @@ class AnswerProof:
         return True
 
     def begin_again(self) -> None:
-        """Forget the head: it was that of an interim answer, which says nothing."""
+        """Forget the head: it belonged to an interim answer, and such an answer says nothing."""
         self._lines.clear()
         self.kind = self._mac = ""
 
@@ -229,12 +231,12 @@ class AnswerProof:
             self._hash = None
 
     def count(self, piece: bytes) -> None:
-        """Take the next piece of a body whose digest is named."""
+        """Take the next piece of a body with a named digest."""
         if self._hash is not None:
             self._hash.update(piece)
 
     def check_counted(self) -> None:
-        """Check that all pieces together have the digest that is named.
+        """Check that all pieces together have the named digest.
 
         Raises:
             UnprovenAnswer: They have another one.
@@ -382,7 +384,7 @@ class SignedRequest:
                 "there, or it starts again and again"
             )
         # A life that it had before, or a nonce that it has seen: somebody may have carried the
-        # request there, and kept the answer. What no life was named for was never done.
+        # request there, and kept the answer. A request without a life was never carried out.
         if not self._repeatable and signed_for != UNKNOWN_LIFE:
             raise PeerUnreachable(
                 f"cannot reach {address}: it was started anew, or has the request already"

@@ -4,7 +4,7 @@ With a plain `asyncio.Protocol` the loop makes room for 256 KiB before each read
 the rest back after it. That is more than malloc keeps at hand, so each read of
 a few hundred bytes costs a mapping, a page fault and an unmapping: 18 us instead of 3.
 
-Protocols of one loop may share a buffer: what a read brought is taken out at once.
+Protocols of one loop may share a buffer: the bytes of a read are taken out at once.
 """
 
 from __future__ import annotations

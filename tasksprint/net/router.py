@@ -1,8 +1,8 @@
-"""Which handler answers which path, and what a handler gets and gives.
+"""Finds the handler for a path; the request that a handler gets, and the answer that it gives.
 
-A handler is a function of a `Request`. A plain one that returns a `Response`
-is answered within the same turn of the loop, with no task made; an `async` one
-runs in a task that is cancelled when the connection closes.
+A handler is a function of a `Request`. A plain handler returns a `Response`, which is sent
+within the same turn of the loop; no task is made. An `async` handler runs in a task. The task
+is cancelled when the connection closes.
 """
 
 from __future__ import annotations
@@ -87,13 +87,12 @@ class Request:
 class Response:
     """One answer.
 
-    `body` is bytes, or an iterator of bytes that is read no faster than the other end
-    reads; with `body_bytes` its size is announced and must be kept, without it goes
-    in chunks.
+    `body` is bytes, or an iterator of bytes. An iterator is read no faster than the other end
+    reads. With `body_bytes` its size is announced and must be kept; without, it goes in chunks.
 
-    For who proves the key the answer is proved, body and all. That of bytes that a digest
-    covers costs nothing: `digest` names it (of a 2xx answer); or `covers_line` says that the
-    body's first line holds digests of all that follows it.
+    If the asker proves the key, the answer is proved, body and all. This costs nothing for a
+    body that a digest covers: `digest` names it (of a 2xx answer), or `covers_line` says that
+    the body's first line holds digests of all that follows it.
     """
 
     status: int = 200
@@ -109,7 +108,7 @@ class Response:
 class Upgrade:
     """The answer by which a connection leaves HTTP.
 
-    `make_protocol` is called after the 101 was written; what it returns gets
+    `make_protocol` is called after the 101 was written. The protocol that it returns gets
     `connection_made` and all further bytes.
     """
 
@@ -207,7 +206,7 @@ class Router:
         routes[method] = route
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        """Return the route of a request, and what its segments matched.
+        """Return the route of a request, and the texts that its segments matched.
 
         Raises:
             Refused: With status 404 or 405.

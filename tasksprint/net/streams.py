@@ -1,7 +1,7 @@
 """Frames between replicas, on connections that heal themselves.
 
-Each replica opens one connection to every peer and sends its frames on it; what it
-receives comes on the connections that its peers opened. A connection begins as
+Each replica opens one connection to every peer and sends its frames on it. It receives frames
+on the connections that its peers opened. A connection begins as
 
     POST /v1/replica?source=1&target=2&nonce=<32 hex digits>&life=<number>&speaks=<JSON>
     Upgrade: tasksprint-replica, Connection: Upgrade, Authorization: …
@@ -14,19 +14,19 @@ frames, from the opener only:
     16 bytes the first half of HMAC-SHA256 over the frame's number (8 bytes, from 0) and body
     body
 
-The HMAC's key is derived from the cluster key, both nonces, source and target: so
-a frame can't be sent again, left out, changed or moved to another connection
-unnoticed. One that doesn't fit ends the connection.
+The HMAC's key is derived from the cluster key, both nonces, source and target. So nobody can
+send a frame again, leave one out, change it or move it to another connection unnoticed. A frame
+that doesn't fit ends the connection.
 
-Who isn't among the peers, but knows the key, may connect as well and names its address:
-it may be a new member of which this replica hasn't heard, or one that was removed. It is
-called back for as long as its connection lasts, so that it can be told. Who says that it
-belongs to another cluster is refused, and so (423) is a second process that says it is some
-replica, while the connection of the first lives: each names its life, a random number. And
-each says what its release can (release.py).
+A process that isn't among the peers, but knows the key, may connect as well. It names its
+address. It may be a new member that this replica hasn't heard of, or a removed one. It is called
+back for as long as its connection lasts, so that it can be told. A process of another cluster
+is refused. Each process names its life, a random number. If a second process says that it is
+the same replica, it is refused (423) while the first one's connection lives. Each process also
+says what its release can (release.py).
 
 Frames may be lost (with a connection, or when a peer doesn't read): consensus sends
-again what matters. Order holds within a connection. Nothing here knows what a frame means.
+again what matters. Order holds within a connection. Nothing here knows the meaning of a frame.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ class PeerStreams:
             ends it too, and goes to the loop's exception handler.
         on_frames_end: Told when all frames were handed over that arrived at once.
         on_connected: A peer takes frames now.
-        on_disconnected: A connection with a peer broke, the one to it or the one from it:
-            told for each, so twice when the peer's process dies.
-        life: Of this process.
-        on_knock: Asked as (source, life, life on whose connection it is heard now, address)
-            before somebody is heard; returns why not.
+        on_disconnected: A connection to or from a peer broke. It is called for each, so twice
+            when the peer's process dies.
+        life: The life of this process.
+        on_knock: Asked before a process is heard, as (source, life, life of the process that
+            is heard as this source now, address); returns why not.
         on_twin: A peer refused this process in favour of another one, with these words.
-        speaks: What its release can.
+        speaks: The abilities of this process's release.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class PeerStreams:
         return opener is not None and opener.sender is not None
 
     def said_by(self, peer: ReplicaId) -> Speaks | None:
-        """Return what the release can of the process that is heard as a peer; None: none is."""
+        """Return the abilities of a peer's release; None: no process is heard as this peer."""
         receiver = self._incoming.get(peer)
         return None if receiver is None else receiver.speaks
 
@@ -259,13 +259,13 @@ class PeerStreams:
         self._dirty.append(sender)
 
     def broke(self, peer: ReplicaId, what: str) -> None:
-        """Take that a connection with a peer is gone."""
+        """Take note that a connection with a peer is gone."""
         if self._started and peer in self._peers:
             log.info("replica=%d peer=%d stream broke: %s", self.me, peer, what)
             self.on_disconnected(peer)
 
     def receiver_lost(self, receiver: _Receiver, cause: str) -> None:
-        """Take that the connection on which a peer sends is gone."""
+        """Take note that the connection from a peer is gone."""
         if self._incoming.get(receiver.source) is receiver:
             del self._incoming[receiver.source]
             if self._visitors.pop(receiver.source, None) is not None and self._started:
@@ -400,8 +400,8 @@ class _Opener:
                 since = self._loop.time()
                 cause = await sender.lost
                 self.sender = None
-                # One that is broken as soon as it is made (two processes with the same id
-                # take it from each other) must not be made in a hot loop.
+                # A connection may break as soon as it is made: two processes with the same id
+                # take it from each other. It must not be made again in a hot loop.
                 if (self._loop.time() - since) * 1000 > settings.reconnect_pause_max_ms:
                     pause_ms = settings.reconnect_pause_min_ms
                 self._streams.broke(self.peer, f"to it: {cause}")
@@ -583,7 +583,7 @@ class _Sender(BufferedReader):
     def _lose(self, cause: str) -> None:
         if not self._answer.done():
             self._answer.set_exception(PeerUnreachable(cause))
-            # Whoever asked may have been cancelled before it waited: nothing to complain of.
+            # The asker may have been cancelled before it waited: nothing to complain of.
             self._answer.exception()
         if not self.lost.done():
             self.lost.set_result(cause)

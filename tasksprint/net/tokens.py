@@ -1,12 +1,12 @@
-"""Tokens for people: what lets a browser or curl in without the cluster key.
+"""Tokens for people: with one a browser or curl comes in without the cluster key.
 
-A token is `<scope>.<expiry>.<mac>`: what its bearer may do, the second since 1970 at which
-it ends, and the hex of HMAC-SHA256 with the cluster key over
-"tasksprint-token\\n<scope>\\n<expiry>". Who has the key makes it; nobody keeps a list. So a
-token can't be withdrawn before it ends, but by another key.
+A token is `<scope>.<expiry>.<mac>`. The scope says what its bearer may do. The expiry is the
+second since 1970 at which it ends. The mac is the hex of HMAC-SHA256 with the cluster key over
+"tasksprint-token\\n<scope>\\n<expiry>". Any holder of the key makes tokens; nobody keeps a list.
+So a token can't be withdrawn before it ends, but by another key.
 
-Wall time is right here: people say how long a token is good for, and a clock that is wrong
-shortens or prolongs just that.
+Wall time is right here: people say how long a token is good for. A wrong clock shortens or
+prolongs just that.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COOKIE = "tasksprint_token"
 
 
 class Scope(Enum):
-    """What the bearer of a token may do; each scope has what those before it have."""
+    """The rights of a token's bearer; each scope includes the scopes before it."""
 
     READ = "read"  # look at jobs, results, clients, members
     SUBMIT = "submit"  # hand in, cancel and forget jobs
     OPERATE = "operate"  # change the members, stop processes
 
     def covers(self, needed: Scope) -> bool:
-        """Return whether this scope has what the needed one has."""
+        """Return whether this scope includes the needed one."""
         return _ORDER.index(self) >= _ORDER.index(needed)
 
 
