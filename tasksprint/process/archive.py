@@ -1,14 +1,14 @@
 """A job's archive, read as if an enemy had written it.
 
-The archive is a gzipped tar. What is read here is what our own packer writes and what
-common tar programs write of plain files and directories: ustar headers, with the names of
-pax or GNU where they are long. Everything else is refused with a sentence: links, devices,
-sparse files, names that lead out of the directory or stand there twice, garbage behind
-the end. Every amount has a limit (`ArchiveLimits`), headers too, and the work is in
-proportion to the bytes read, so that no archive takes long or much memory. (The tar reader
-of Python's library has neither limits for headers nor, in some versions, a linear time.)
+The archive is a gzipped tar. It may hold plain files and directories, as our own packer and
+common tar programs write them: ustar headers, with the names of pax or GNU for long ones.
+Everything else is refused with a sentence: links, devices, sparse files, garbage behind the
+end, and names that lead out of the directory or stand there twice. Every amount has a limit
+(`ArchiveLimits`), headers too. The work is in proportion to the bytes read. So no archive takes
+long or much memory. (The tar reader of Python's library has no limits for headers. In some
+versions its time isn't linear.)
 
-Limits and verdicts depend on nothing but the bytes: what one replica refuses, all refuse.
+Limits and verdicts depend on the bytes alone: if one replica refuses an archive, all refuse it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ KEEP_DATA_OUT = "keep data out of the job directory: let nodes read it from wher
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
-# What is unzipped at once, at most, and out of how much: a piece gives a thousand times its
-# size, and what is left of it is copied each time.
+# Bytes that are unzipped at once, at most, and the bytes they come out of. A piece can give a
+# thousand times its size, and its rest is copied each time.
 _PIECE_BYTES = 256 * KIB
 _PACKED_PIECE_BYTES = 16 * KIB
 _GZIP = 16 + zlib.MAX_WBITS
@@ -55,7 +55,7 @@ _SYNC_ALL_FILES = 32
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """What an archive may hold; each of these bounds memory, disk or time."""
+    """The limits of an archive; each of them bounds memory, disk or time."""
 
     # Files and directories, those included that are only part of a name. Too small: a job
     # that brings a large library is refused. Too large: unpacking takes minutes.
@@ -184,10 +184,10 @@ def read_archive(
 ) -> Iterator[tuple[_Member, Iterator[bytes]]]:
     """Yield each file and directory of an archive, with the pieces of its bytes.
 
-    Who doesn't take the pieces before the next member is asked for misses them.
+    Take the pieces before you ask for the next member, or you miss them.
 
     Raises:
-        RemoteProtocolError: The archive is damaged, too large, or holds what no job may have.
+        RemoteProtocolError: The archive is damaged, too large, or holds a forbidden member.
     """
     stream = _Unzipped(archive, limits.unpacked_bytes_max)
     names = Names(limits)
@@ -299,7 +299,7 @@ def _damaged(what: str) -> RemoteProtocolError:
 
 
 class _Unzipped:
-    """What a gzipped archive holds, in order, unzipped as it is asked for."""
+    """The contents of a gzipped archive, in order, unzipped on demand."""
 
     def __init__(self, archive: bytes, bytes_max: int) -> None:
         self._archive = memoryview(archive)

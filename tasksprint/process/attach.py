@@ -1,17 +1,17 @@
 """Nodes that a person starts by hand: `node --exec PROG --name NAME`.
 
-Three parts. The **registry**: each client of this user writes a file that says where
-its socket is, so that `node` finds the only client of this machine. The **server**: a
-client accepts on a Unix-domain socket, reads one hello line, and answers. The
-**node side**: connect, say hello, make that socket stdin and stdout, and become
-the program. After that the socket carries the node's lines as if the client had
-started the program itself: no process and no copy stands between.
+Three parts. The **registry**: each client of this user writes a file with the place of its
+socket. So `node` finds the only client of this machine. The **server**: a client accepts on a
+Unix-domain socket, reads one hello line, and answers. The **node side**: connect, say hello,
+make that socket stdin and stdout, and become the program. From then on the socket carries the
+node's lines, as if the client had started the program itself: no process and no copy stands
+between.
 
     node -> client: {"attach":"NAME","pid":4711,"version":"1.0"}
     client -> node: {"attached":3}            or {"error":"text"}
 
-With its hello the node hands over its stderr (SCM_RIGHTS). Who started the program looks
-there, and only there; so there the client says why it ended the program.
+With its hello the node hands over its stderr (SCM_RIGHTS). The person who started the program
+looks only there. So there the client says why it ended the program.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ __all__ = [
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the final NUL.
 SOCKET_PATH_BYTES_MAX = 100
 HELLO_BYTES_MAX = 4 * 1024
-# A node says hello before anything else; who doesn't isn't one.
+# A node says hello before anything else; a caller that doesn't is no node.
 HELLO_TIMEOUT_S = 5.0
 # Connections that may be about to say hello at once; each costs two descriptors.
 _GREETINGS_MAX = 32
 NAME_BYTES_MAX = 200
-# Of what a client says on a node's stderr: few enough to be written at once.
+# Of a client's words on a node's stderr: few enough to be written at once.
 _TOLD_BYTES_MAX = 2_000
 _DESCRIPTOR_BYTES = array.array("i").itemsize
 
@@ -102,7 +102,7 @@ class LiveClient:
 def register_client(state_directory: Path, data_directory: Path, socket_file: Path) -> Path:
     """Write this client's file into the registry, and return its path; delete it at the end.
 
-    What a kill -9 leaves behind is removed here, and whenever somebody looks.
+    A file that a kill -9 left behind is removed here, and whenever somebody looks.
     """
     folder = private_directory(state_directory / "clients")
     path = folder / f"{_host()}-{os.getpid()}.json"
@@ -123,9 +123,9 @@ def register_client(state_directory: Path, data_directory: Path, socket_file: Pa
 def live_clients(state_directory: Path) -> list[LiveClient]:
     """Return the clients of this user on this machine that answer, by process id.
 
-    A client is whoever listens on its socket: a file of another process, which had the
-    same data directory and was killed, is removed. A home directory may be shared by several
-    machines, so the files' names begin with the machine's, and others' are left alone.
+    Only a process that listens on its socket counts as a client. If a client with the same data
+    directory was killed, its file is removed. Several machines may share a home directory. So
+    the files' names begin with the machine's, and others' files are left alone.
     """
     found: dict[str, tuple[int, Path, LiveClient]] = {}
     for path in sorted((state_directory / "clients").glob("*.json")):
@@ -241,7 +241,7 @@ def _host() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a node says of itself."""
+    """A node's words about itself."""
 
     name: str  # jobs with the node "attached:NAME" are served by it
     pid: int
@@ -251,10 +251,10 @@ class Hello:
 class AttachedProcess(Connection):
     """A program that attached itself; made by `AttachServer`.
 
-    It has the same methods as `program.ChildProcess`. It isn't our child, so how it ended isn't
-    known, and neither is what it writes to stderr: that goes to the terminal it was started
-    from. What it started in turn is only reached if it leads a process group (as started by a
-    shell that a person types into).
+    It has the same methods as `program.ChildProcess`. It isn't our child, so we don't know how
+    it ended. Nor do we get its stderr: that goes to the terminal that it was started from. Its
+    own children are reached only if it leads a process group (an interactive shell starts it
+    so).
 
     Args:
         stderr: A descriptor of its stderr, which belongs to this object; None: it has given none.
@@ -288,7 +288,7 @@ class AttachedProcess(Connection):
         self._exited: asyncio.Future[ExitReason] = loop.create_future()
 
     def deliver_early(self) -> None:
-        """Deliver what has come already; only now may `on_exit` follow."""
+        """Deliver the data that has come already; only now may `on_exit` follow."""
         super().deliver_early()
         self.closed.add_done_callback(lambda _: self._ended())
 
@@ -349,8 +349,8 @@ class AttachedProcess(Connection):
             elif not self.running or self._pid <= 0:
                 return
             if os.getpgid(self._pid) == self._pid:
-                # An interactive shell gives each of its jobs a group; what the program
-                # started is in it too.
+                # An interactive shell gives each of its jobs a group; the program's
+                # children are in it too.
                 os.killpg(self._pid, number)
             else:
                 os.kill(self._pid, number)
@@ -373,7 +373,7 @@ class AttachedProcess(Connection):
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What an attached program's data, end and room to write are told to."""
+    """Callbacks for an attached program: its data, its end, and room to write."""
 
     on_data: Callable[[bytes], None]
     on_exit: Callable[[ExitReason], None]
@@ -611,9 +611,9 @@ def attach_and_exec(
 
     Args:
         argv: As `command_line` makes it.
-        name: Under which jobs find this node.
+        name: Jobs find this node by it.
         program: `argv` in messages, as its user knows it.
-        note: What to say on stderr once the client has taken it.
+        note: A line for stderr once the client has taken the node.
         memory_bytes: Limit of the program's memory (RLIMIT_DATA), if any.
 
     Raises:
@@ -663,7 +663,7 @@ def _attach(socket_file: str, name: str, version: str, timeout_s: float) -> sock
         sent = sock.sendmsg([hello], [_with_descriptor(2)])
         if sent < len(hello):
             sock.sendall(hello[sent:])
-        # Byte by byte: what follows the line is the first task, for the program to read.
+        # Byte by byte: the first task follows the line, for the program to read.
         line = b""
         while not line.endswith(b"\n") and len(line) < HELLO_BYTES_MAX:
             data = sock.recv(1)

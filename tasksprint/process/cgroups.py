@@ -1,14 +1,14 @@
-"""Where the kernel keeps our programs together with all that they start: cgroup v2.
+"""cgroup v2: the kernel keeps our programs together with all that they start.
 
-A signal to a process group misses whoever made itself a session of its own (setsid, a daemon).
-A cgroup has no way out. So where this process may make cgroups below its own (a systemd
-unit with Delegate=yes, a container whose /sys/fs/cgroup can be written, root), each program
-gets one, which is killed with it:
+A signal to a process group misses a process with a session of its own (setsid, a daemon). A
+cgroup has no way out. So each program gets a cgroup, which is killed with it:
 
     <our own cgroup>/tasksprint-<pid>-<start>/<number>
 
-What a process left that was killed itself is found by the next one in the same cgroup.
-Elsewhere nothing here does anything.
+This needs the right to make cgroups below our own: a systemd unit with Delegate=yes, a
+container with a writable /sys/fs/cgroup, or root. Elsewhere nothing here does anything.
+
+If one of our processes is killed, the next one in the same cgroup finds the programs it left.
 
 Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cgroup.kill since Linux 5.14).
 """
@@ -57,7 +57,7 @@ class Cgroups:
             return None  # Read-only, not ours, or at a limit of how many there may be.
 
     def enter(self, pid: int) -> Path | None:
-        """Put a process, and whatever it starts from now on, into a new cgroup.
+        """Put a process, and all that it starts from now on, into a new cgroup.
 
         Returns:
             None: it can't be had, or the process has ended.
@@ -85,7 +85,7 @@ class Cgroups:
                 time.sleep(_REMOVE_PAUSE_S)  # Not all have ended.
 
     def close(self) -> None:
-        """End all programs, and whatever they have started."""
+        """End all programs, and all that they have started."""
         self._end_all(self._top)
 
     def _end_all(self, top: Path) -> None:
@@ -95,7 +95,7 @@ class Cgroups:
         self.end(top)
 
     def _sweep(self, base: Path) -> None:
-        """End what processes left that were killed."""
+        """End the programs that killed processes of ours left behind."""
         for top in base.glob(f"{_PREFIX}*-*"):
             pid, _, start = top.name.removeprefix(_PREFIX).partition("-")
             if pid.isdecimal() and _start_of(int(pid)) != start:

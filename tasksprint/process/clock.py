@@ -1,4 +1,4 @@
-"""The clocks that the shells read; cores are handed what these return."""
+"""The clocks that the shells read. Cores get the time as an argument."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 __all__ = ["monotonic_ms", "wall_ms"]
 
-# Time that the machine slept counts: a laptop that was closed for an hour did not
-# hear its peers for an hour. Not everywhere is there such a clock.
+# This clock counts while the machine sleeps: a laptop that was closed for an hour did not
+# hear its peers for an hour. Some systems have no such clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 

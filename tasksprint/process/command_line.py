@@ -1,7 +1,7 @@
 """How a user's program is run: its argv and its environment.
 
-Knows file names, #! lines and PATH, and what of this machine must not reach a program, lest
-its results differ from those of another machine. It doesn't start anything.
+Knows file names, #! lines and PATH. Knows also which variables of this machine must not reach a
+program: its results would differ from those of another machine. It doesn't start anything.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
 
 Failure = type[NodeFailed | SchedulerFailed]
 
-# What each kind of source file is run with, whatever its #! line and mode say: they get
-# lost on the way (a download, a FAT stick), and #!/usr/bin/python is often Python 2 or
+# The program that runs each kind of source file. The file's #! line and mode don't count: they
+# get lost on the way (a download, a FAT stick), and #!/usr/bin/python is often Python 2 or
 # not there at all.
 _INTERPRETED = {".sh": ("/bin/sh",), ".awk": ("awk", "-f")}
 # Our own variables say where the key lies and whom to ask: none of it is a program's business.
 _OWN_PREFIX = "TASKSPRINT_"
-# What belongs to the terminal or the shell that started this process, or changes how Python
-# reads text, counts or checks: with it, a program would give other bytes than elsewhere.
+# Variables of the terminal or the shell that started this process, and those that change how
+# Python reads text, counts or checks. With them a program would give other bytes than elsewhere.
 _LEFT_OUT = frozenset(
     {
         "COLUMNS", "LANGUAGE", "LINES", "OLDPWD", "PYTHONINSPECT", "PYTHONINTMAXSTRDIGITS",
@@ -42,7 +42,7 @@ _LEFT_OUT = frozenset(
     }
 )  # fmt: skip
 _HASH_SEED_END = 2**32  # the range that Python accepts
-# Of files that programs make, whatever that of this process is: theirs alone.
+# The umask of programs, whatever this process's is: their files are theirs alone.
 UMASK = 0o077
 
 
@@ -62,8 +62,8 @@ def command_line(
         directory: Of the job, where the program will be started.
         what: "scheduler" or "node", for messages.
         failure: The class of the exception: `SchedulerFailed` or `NodeFailed`.
-        interpreter: What runs `*.py` instead of the Python that runs this process: a name in
-            PATH, an absolute path, or a file in `directory`.
+        interpreter: Runs `*.py`, instead of the Python of this process: a name in PATH, an
+            absolute path, or a file in `directory`.
 
     Raises:
         failure: There is no such file, it can't be run, or the interpreter isn't here.
@@ -99,12 +99,12 @@ def child_environment(
 
     Args:
         sdk_directory: Comes first in PYTHONPATH, so that `import TaskSprintNode` works.
-        hash_seed: By it Python orders sets of strings; the same for all processes that must
-            give the same bytes: a job's schedulers (`hash_seed_of` its seed), the nodes of
-            one archive (its digest), nodes that are attached under one name.
+        hash_seed: Decides in which order Python iterates sets of strings. It must be equal for
+            all processes that must give the same bytes: a job's schedulers (`hash_seed_of`
+            its seed), the nodes of one archive (its digest), nodes attached under one name.
         directory: Where the program will be started.
         extra: Set on top of the rest.
-        base: What it starts from; by default this process's environment.
+        base: The beginning; by default this process's environment.
     """
     base = os.environ if base is None else base
     result = {
@@ -140,7 +140,7 @@ def explain_start_error(
     what: str,
     failure: Failure,
 ) -> NodeFailed | SchedulerFailed:
-    """Return the exception that says why `executable` couldn't be started, and what to do.
+    """Return the exception for an `executable` that couldn't be started, with a hint.
 
     Args:
         executable: argv[0].

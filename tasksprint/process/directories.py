@@ -1,7 +1,7 @@
 """Where this user's files of TaskSprint live by default.
 
 Knows the environment variables and how a directory is made private. It doesn't
-know what is kept in which file.
+know the files in it.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ def private_directory(path: Path) -> Path:
     """Make `path` a directory with mode 0700 that belongs to this user, and return it.
 
     Raises:
-        SettingsError: It can't be made or written, or somebody else owns it: who owns the
-            directory could swap the key or the sockets in it.
+        SettingsError: It can't be made or written, or somebody else owns it: an owner could
+            swap the key or the sockets in it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = os.lstat(path)
         if stat.S_ISLNK(found.st_mode):
             # A link in a home directory is its owner's wish; one in /tmp may be a trap.
-            # Who owns what it leads to is checked below, as for a directory.
+            # The owner of its target is checked below, as for a directory.
             if found.st_uid != os.getuid():
                 raise SettingsError(f"{str(path)!r} is a link made by user {found.st_uid}")
             found = os.stat(path)

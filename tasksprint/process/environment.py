@@ -1,8 +1,8 @@
 """Settings that the environment overrides: `TASKSPRINT_SETTINGS`, a JSON object.
 
-For tests, and for operators whose machines the defaults don't suit. Every process
-reads it once, at its start; what the replicas must agree on (`settings.Rules`) can't
-be changed here.
+For tests, and for operators if the defaults don't suit their machines. Every process
+reads it once, at its start. It can't change rules that replicas must share
+(`settings.Rules`).
 """
 
 from __future__ import annotations

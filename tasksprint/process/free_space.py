@@ -1,14 +1,17 @@
-"""How much room is left where a data directory is, and what follows for its process.
+"""The room left on the disk of a data directory, and its consequences for the process.
 
-Four levels, with marks between them (settings.py): plenty; low, which is only said; short, in
-which nothing new is taken on; and spent, in which the process stops while it still can in good
-order. A level is left upwards only with a quarter more than its mark, so that a process
-doesn't change its mind each second. A file system smaller than the marks suppose has smaller
-ones.
+There are four levels, with marks between them (settings.py):
 
-There is no reserve beside this: what lies below the last mark is it. A process that has
-stopped can be started as soon as there is more, and an operator who can't free anything may
-lower the mark.
+    plenty   nothing happens
+    low      it is only said
+    short    nothing new is taken on
+    spent    the process stops, while it still can in good order
+
+A process goes back up a level only with a quarter more than the mark: so it doesn't change its
+mind each second. A small file system has smaller marks.
+
+The space below the last mark is the only reserve. A process that has stopped can be started as
+soon as there is more. An operator who can't free anything may lower the mark.
 
 Knows numbers and one file system; each role decides what to do.
 """
@@ -71,7 +74,7 @@ def marks_of(settings: Settings, size_bytes: int) -> Marks:
 
 
 class FreeSpace:
-    """What was found last, and the level, which changes with some delay upwards."""
+    """The latest measurement, and the level; upwards it changes with some delay."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
         self.directory = directory
@@ -82,7 +85,7 @@ class FreeSpace:
         self._marks = Marks(0, 0, 0)
 
     def found(self, free_bytes: int, size_bytes: int) -> bool:
-        """Take what was found; return whether the level is another one now."""
+        """Take a measurement; return whether it changes the level."""
         self.free_bytes, self.size_bytes = free_bytes, size_bytes
         self._marks = marks_of(self._settings, size_bytes)
         before = self.level
@@ -107,7 +110,7 @@ class FreeSpace:
         return f"{found}, expected at least {_mib(needed)} ({name})"
 
     def spent(self, who: str) -> DiskFull:
-        """Return with what a process ends that has too little."""
+        """Return the error with which a process ends for lack of space."""
         return DiskFull(
             f"{who} can't go on: {self.describe()}",
             hint="free some space and start it again; nothing that was acknowledged is lost",

@@ -1,13 +1,12 @@
 """A job as its user has it: a directory with a scheduler, a node and a manifest.
 
-Knows the manifest `tasksprint.json`, how a job is found without one, and how the
-directory travels: `pack` makes one archive of it, named by its digest (archive.py makes a
-directory of that again on another machine). What the cluster does with the archive in
-between is not known here.
+Knows the manifest `tasksprint.json`, and how a job is found without one. Knows how the directory
+travels: `pack` makes one archive of it, named by its digest, and archive.py makes a directory
+of that on another machine. Doesn't know what the cluster does with the archive in between.
 
-The archive is a gzipped tar with everything left out that differs between two
-copies of the same files (owner, times, order), so packing twice gives the
-same digest and a cluster keeps one copy.
+The archive is a gzipped tar. It leaves out everything that differs between two copies of the
+same files (owner, times, order). So packing twice gives the same digest, and a cluster keeps
+one copy.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ __all__ = [
 MANIFEST_NAME = "tasksprint.json"
 ATTACHED_PREFIX = "attached:"
 MIB = 1024 * 1024
-# What the tar of a job has for each member, beside its bytes: headers, a long name, padding.
+# Bytes in a job's tar for each member, beside its content: headers, a long name, padding.
 _MEMBER_BYTES = 4 * 512
 
-# What tools leave behind in a directory; it is in no program's way if it is missing.
+# Left behind in a directory by tools; no program misses it.
 _SKIPPED_NAMES = frozenset(
     {
         "__pycache__", ".git", ".hg", ".svn", ".mypy_cache", ".pytest_cache",
@@ -65,7 +64,7 @@ _NOT_PROGRAMS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a job consists of; the fields of `tasksprint.json`."""
+    """The parts of a job; the fields of `tasksprint.json`."""
 
     name: str  # for people; by default the directory's name
     scheduler: tuple[str, ...]  # a file of the job and its arguments
@@ -119,7 +118,7 @@ class _Tree:
 
 
 def read_job(directory: Path) -> Manifest:
-    """Return the manifest of a job directory; what it leaves out is found by name.
+    """Return the manifest of a job directory; programs that it doesn't name are found by name.
 
     Raises:
         UsageError: There is no such directory, the manifest is wrong, or the scheduler
@@ -387,7 +386,7 @@ def _walk(directory: Path) -> _Tree:
             except UnicodeEncodeError:
                 raise UsageError(f"the file name {name!r} isn't UTF-8") from None
             try:
-                # What no machine would unpack needn't be packed.
+                # No machine would unpack it: so it isn't packed.
                 names.add(name, is_directory=entry.is_dir(follow_symlinks=False))
             except RemoteProtocolError as error:
                 raise UsageError(f"can't pack {str(directory)!r}: {error}") from error

@@ -1,9 +1,9 @@
-"""The limit of open files: raised as far as it goes, and what a process does fitted under it.
+"""The limit of open files: it is raised as far as it goes, and a process's work is fitted to it.
 
-Shells give each process a limit that may be lowered and raised again (soft), below one that
-may not be raised (hard). What we start gets the soft one back that we got: a program
-that was written for 1,024 descriptors (`select`), or that closes all there may be, meets none
-of our making.
+Shells give each process a soft limit, which may be lowered and raised again, below a hard one,
+which may not be raised. Our children get back the soft limit that we got. So a program meets
+the limit it was written for, even one for 1,024 descriptors (`select`), or one that closes all
+possible descriptors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 _BASE = 48
 # Two for its socket, one for its stderr, one for its process.
 _PER_PROGRAM = 4
-# What a client may be asked by, and a coordinator needs for peers and people, at least.
+# Connections that ask a client, or that a coordinator needs for peers and people, at least.
 _CONNECTIONS_MIN = 32
 _FETCHES_MIN = 4
 # Of a coordinator's descriptors, for schedulers: nobody knows how many jobs will run.
@@ -49,7 +49,7 @@ def reachable_limit() -> int:
 
 
 def raise_limit() -> int:
-    """Raise the soft limit to the hard one, if it can be, and return what it is now."""
+    """Raise the soft limit to the hard one, if possible, and return the new one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, _OPEN_MAX):
         if soft == hard or (soft >= wanted and wanted != resource.RLIM_INFINITY):
@@ -57,7 +57,7 @@ def raise_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (ValueError, OSError):
-            continue  # Less may do; if not, what follows fits under what there is.
+            continue  # Less may do; if not, the rest of the setup fits under the present limit.
         _first.append((soft, hard))
         break
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -65,7 +65,7 @@ def raise_limit() -> int:
 
 
 def with_first_limit(then: Callable[[], None] | None) -> Callable[[], None] | None:
-    """Return a `preexec_fn` that gives a child the limits that we were started with.
+    """Return a `preexec_fn` that gives a child the limits of our own start.
 
     Args:
         then: Is called after that.
@@ -86,7 +86,7 @@ def fit_client(settings: Settings, limit: int, *, nodes: int) -> tuple[Settings,
     """Return settings under which a client of so many nodes has descriptors enough.
 
     Returns:
-        The settings, and what had to be lowered, if anything.
+        The settings, and a description of all lowered ones, if any.
 
     Raises:
         SettingsError: The limit is too small for the nodes.

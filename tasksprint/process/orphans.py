@@ -1,13 +1,13 @@
-"""Children that nobody waits for: those of others, which a process 1 or a "subreaper" gets.
+"""Children of others that nobody waits for; process 1 or a "subreaper" gets them.
 
-When a program ends whose children still run, the kernel gives them to process 1, in a container
-mostly the very command that it runs, or to the nearest ancestor that asked for them
-(prctl(2), PR_SET_CHILD_SUBREAPER). Unless that one reaps them when they end, they stay
-zombies, and take up process ids until none is left.
+A program may end while its children still run. The kernel then gives them to process 1, or to
+the nearest ancestor that asked for them (prctl(2), PR_SET_CHILD_SUBREAPER). In a container
+process 1 is mostly the container's own command. If the new parent doesn't reap the children
+when they end, they stay zombies, and take up process ids until none is left.
 
-Ours are waited for by whoever started them, who needs their exit code: they are listed in
-`own_children`. Anything else that is a zombie at two looks is reaped; a library that
-starts a process and waits for it does so long before.
+Our own children are listed in `own_children`: their starter waits for them and needs their exit
+code. Any other child that is a zombie at two looks is reaped. A library that starts a process
+and waits for it does so long before.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _look_for_ever() -> None:
 
 
 class Orphans:
-    """What one process has seen of its children."""
+    """One process's observations of its children."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()  # zombies that weren't ours, at the last look

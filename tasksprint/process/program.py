@@ -1,19 +1,17 @@
 """One child process: started, fed, listened to, and surely ended.
 
-Its stdin and stdout are the two directions of one socket, so that reading and
-writing need no pipe each and the same code serves a program that a person attached
-by hand (attach.py). It leads a session of its own, so that a signal to its group
-reaches whatever it started. It doesn't outlive us: on Linux the kernel kills it
-when this process dies; elsewhere it sees the end of its input.
+Its stdin and stdout are the two directions of one socket. So no pipes are needed, and the same
+code serves a program that a person attached by hand (attach.py). The program leads a session of
+its own: a signal to its group reaches all that it started. It doesn't outlive us. On Linux the
+kernel kills it when this process dies; elsewhere it sees the end of its input.
 
-A program that ended has left nothing behind: its group is killed before it is
-reaped, while its process id can't have been given to somebody else. A grandchild
-that made itself a session of its own escapes that, unless this process may make cgroups
-(cgroups.py). After a kill -9 of *this* process grandchildren of any kind stay, until the
-next process in its cgroup ends them.
+A program that ended leaves nothing behind. Its group is killed before it is reaped: until then
+nobody else can get its process id. A grandchild with a session of its own escapes that, unless
+this process may make cgroups (cgroups.py). After a kill -9 of *this* process grandchildren of
+any kind stay, until the next process in its cgroup ends them.
 
-This module moves bytes. Lines, ready messages and timeouts of answers are the
-business of whoever gives it its callbacks.
+This module moves bytes. Lines, ready messages and timeouts of answers are the business of its
+callbacks.
 """
 
 from __future__ import annotations
@@ -68,8 +66,8 @@ _READ_BYTES = 128 * 1024
 # How long after the program's end its sockets may stay open: only a descendant that
 # fled its group still holds them, and nothing of it is waited for.
 DRAIN_S = 0.5
-# How long a process that was killed may take to end: some wait in the kernel for a disk or a
-# network mount that doesn't answer, and nothing ends them.
+# A killed process may take so long to end. Some wait in the kernel for a disk or a network
+# mount that doesn't answer, and nothing ends them.
 KILLED_S = 2.0
 # How long a program may go on running after it closed its stdin and stdout.
 LINGER_S = 5.0
@@ -83,7 +81,7 @@ class ExitReason:
     signal: int | None  # the signal that killed it
     out_of_memory: bool | None  # None: can't be known here
     stderr_tail: str  # the last 8 KiB of its stderr
-    why: str = ""  # what we know beyond that: that we ended it, and for what
+    why: str = ""  # what else we know: whether we ended it, and the reason
     is_left: bool = False  # it was killed and goes on: the kernel doesn't end it
 
     def describe(self) -> str:
@@ -112,7 +110,7 @@ class ExitReason:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """The writing and reading side of a program's socket, whoever started the program.
+    """The writing and reading side of a program's socket; anybody may have started the program.
 
     `ChildProcess` and `attach.AttachedProcess` are the two kinds.
     """
@@ -129,12 +127,12 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         # Without it the loop makes room for 256 KiB before each read: 15 us more.
         self._buffer = memoryview(bytearray(_READ_BYTES))
-        # A second handle to the socket. When a write fails because the other side is
-        # gone, asyncio closes its handle with unread data still in it: the last answer
+        # A second handle to the socket. When a write fails because the other side is gone,
+        # asyncio closes its handle, even with unread data in it. This may be the last answer
         # of a program that answered and left. `connection_lost` reads it from here.
         self._last_words = sock.dup()
         self._last_words.setblocking(False)
-        # What comes before whoever started the program holds it: it couldn't answer yet.
+        # Data that comes before the starter holds this object: it couldn't answer yet.
         self._early: list[bytes] | None = []
         # Set while so much waits to be sent that no more should be written.
         self._drained: asyncio.Future[None] | None = None
@@ -147,7 +145,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until the program has read most of what was written, or has ended."""
+        """Wait until the program has read most of its input, or has ended."""
         while self._drained is not None and not self.closed.done():
             await asyncio.wait([self._drained, self.closed], return_when=asyncio.FIRST_COMPLETED)
 
@@ -181,7 +179,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Close the socket at once; what was not sent is lost."""
+        """Close the socket at once; unsent data is lost."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -205,7 +203,7 @@ class Connection(asyncio.BufferedProtocol):
             self._early.append(data)
 
     def deliver_early(self) -> None:
-        """Deliver what has come already, and from now on everything as it comes."""
+        """Deliver the data that has come already, and from now on everything as it comes."""
         early, self._early = self._early, None
         for data in early or ():
             self._on_data(data)
@@ -247,9 +245,8 @@ async def start_program(
 ) -> ChildProcess:
     """Start a child with a socket as its stdin and stdout, and a pipe as its stderr.
 
-    Call it in the main thread: on Linux a child is killed when the *thread* that
-    started it ends (prctl(2), PR_SET_PDEATHSIG), so in another thread that safeguard is
-    left out.
+    Call it in the main thread: on Linux a child is killed when the *thread* that started it
+    ends (prctl(2), PR_SET_PDEATHSIG). In another thread this safeguard is left out.
 
     Args:
         argv: As `command_line` makes it.
@@ -257,11 +254,11 @@ async def start_program(
         env: The whole environment; None: ours.
         what: "node" or "scheduler", for messages.
         failure: The exception to raise.
-        on_data: Gets what the program writes to stdout, as it comes; not before this
-            function has returned, if it is awaited directly.
-        on_exit: Called once, after the program was reaped and all it had written was
-            delivered; nothing is called after it. If the kernel doesn't end it, without that,
-            soon after the kill.
+        on_data: Gets the program's stdout, as it comes. If this function is awaited directly,
+            nothing comes before it has returned.
+        on_exit: Called once, after the program was reaped and all its output was delivered;
+            nothing is called after it. If the kernel doesn't end the program, it is called
+            soon after the kill all the same.
         on_stderr: Gets all of stderr, as it comes.
         on_writable: Called when a backlog of writes has drained (`write_buffer_size`).
         name: The program in messages, as its user knows it; by default argv[0].
@@ -314,7 +311,7 @@ async def start_program(
     )
     assert child.stderr is not None
     try:
-        program.watch_end()  # First: whatever fails below, somebody waits for it.
+        program.watch_end()  # First: somebody waits for it, even if something fails below.
         await loop.create_unix_connection(lambda: program, sock=ours)
         await program.watch(child.stderr)
         if _cgroups is not None:
@@ -393,18 +390,18 @@ class ChildProcess(Connection):
         return await self.wait()
 
     def drain_stderr(self) -> None:
-        """Hand on at once what waits in the pipe of stderr.
+        """Hand on at once the bytes that wait in the pipe of stderr.
 
-        What a program wrote before an answer is in the pipe when the answer arrives; the
-        loop may read the two in any order.
+        If a program writes to stderr before an answer, the text is in the pipe when the answer
+        arrives. The loop may read the two in any order.
         """
         self._stderr.drain()
 
     def kill(self, why: str = "killed") -> None:
         """Kill the program and its whole group now; `on_exit` follows.
 
-        Also where the kernel doesn't end it: then it is left to itself, and reaped should it
-        end after all.
+        This holds even if the kernel doesn't end the program. Then it is left to itself, and
+        reaped if it ends after all.
         """
         self._why = self._why or why
         self._signal(signal.SIGKILL)
@@ -431,14 +428,14 @@ class ChildProcess(Connection):
         self.closed.add_done_callback(lambda _: self._linger())
 
     def begin(self) -> None:
-        """Deliver what comes from the next turn of the loop on: the caller has it by then."""
+        """Deliver data only from the next turn of the loop on: the caller is ready by then."""
         self._has_begun = True
         self._loop.call_soon(self.deliver_early)
         if self._reaped or self._is_left:
             self._finish_task = self._loop.create_task(self._finish())
 
     async def abandon(self, sock: socket.socket) -> None:
-        """End what couldn't be started wholly, of which nobody hears anything."""
+        """End a program that couldn't be started wholly; nobody hears anything of it."""
         self.kill()
         if self._transport is None:
             sock.close()
@@ -475,7 +472,7 @@ class ChildProcess(Connection):
             self._finish_task = self._loop.create_task(self._finish())
 
     def _give_up(self) -> None:
-        """It was killed and doesn't end: whoever waits for it, and its slot, go on without it."""
+        """It was killed and doesn't end: its waiters, and its slot, go on without it."""
         _log.warning("%s", doesnt_end(self._child.pid))
         self._is_left = True
         if self._has_begun:
@@ -500,7 +497,7 @@ class ChildProcess(Connection):
     async def _finish(self) -> None:
         if not self._is_left:
             await self._end_cgroup()
-        self.resume_reading()  # What it still wrote fits the kernel's buffer.
+        self.resume_reading()  # Its last output fits the kernel's buffer.
         await asyncio.wait([self.closed, self._stderr.closed], timeout=DRAIN_S)
         self.close()
         if self._stderr_transport is not None:
@@ -549,11 +546,11 @@ class _Stderr(asyncio.Protocol):
         self._poll.register(self._pipe, select.POLLIN)
 
     def drain(self) -> None:
-        """Read what is there; the pipe doesn't block."""
+        """Read all that is there; the pipe doesn't block."""
         if self._pipe < 0 or not self._poll.poll(0):
             return
         try:
-            # No more than any pipe holds: who writes faster than we read must not keep us.
+            # No more than any pipe holds: a fast writer must not keep us.
             for _ in range(_DRAINS_MAX):
                 if self._pipe < 0 or not (data := os.read(self._pipe, _DRAIN_BYTES)):
                     break
@@ -606,7 +603,7 @@ def watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], 
             try:
                 queue.control([event], 1)
             except OSError:
-                pass  # It has ended already, which is what we waited for.
+                pass  # It has ended already, and that is all we waited for.
             finally:
                 queue.close()
         try:
@@ -618,7 +615,7 @@ def watch_exit(loop: asyncio.AbstractEventLoop, pid: int, on_exit: Callable[[], 
 
 
 def doesnt_end(pid: int) -> str:
-    """Return what is said of a process that was killed and goes on."""
+    """Return a sentence about a process that was killed and goes on."""
     return (
         f"process {pid} doesn't end though it was killed: it waits in the kernel, mostly for a "
         "disk or a network mount; it is left to itself"

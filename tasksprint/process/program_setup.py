@@ -1,11 +1,11 @@
 """The setup of one program on one machine: run once in its folder, before anything of it runs.
 
-Clients run it before a job's first node. Coordinators run it only if their scheduler needs
-it: if the program, or the interpreter that the manifest names, isn't in the archive. (So a
-setup that compiles the node needs no compiler where only schedulers run.)
+Clients run it before a job's first node. Coordinators run it only if their scheduler needs it:
+the scheduler, or the interpreter that the manifest names, isn't in the archive. (So a setup
+that compiles the node needs no compiler where only schedulers run.)
 
-A file beside the folder says how far it is: empty while the setup runs, so that one that was
-cut off is run again, and then the command that was run.
+A file beside the folder says how far the setup is. It is empty while the setup runs: a setup
+that was cut off is run again. Afterwards it holds the command that was run.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ async def set_up(
     timeout_ms: int,
     failure: type[NodeFailed | SchedulerFailed],
 ) -> None:
-    """Run a program's setup in its folder, unless it was.
+    """Run a program's setup in its folder, unless it was run already.
 
     Args:
         directory: Named after the archive's digest.
         setup: A program and its arguments.
-        environment: What the manifest sets.
+        environment: The variables that the manifest sets.
         failure: The class of the exception.
 
     Raises:
-        failure: It can't be run, takes too long, or fails; with what it wrote.
+        failure: It can't be run, takes too long, or fails; with its output.
     """
     done = _marker(directory)
     text = shlex.join(setup)

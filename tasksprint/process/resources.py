@@ -1,8 +1,8 @@
 """How many CPUs and how much memory this process may really use, and how that was counted.
 
-The count of CPUs in the machine is wrong in a container and under taskset, so the
-smallest of three counts: all CPUs, the CPUs this process may run on, and the
-quota of its control groups (version 1 or 2, its own and every enclosing one).
+In a container and under taskset the machine's number of CPUs is wrong. So this takes the
+smallest of three counts: all CPUs, the CPUs that this process may run on, and the quota of its
+control groups (version 1 or 2, its own and every enclosing one).
 
 The functions `parse_…` and `decide` are pure; `measure` reads this machine.
 """
@@ -27,7 +27,7 @@ UNLIMITED_BYTES = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What this process may use."""
+    """The resources that this process may use."""
 
     cpus: int  # whole CPUs, at least 1
     memory_bytes: int
@@ -37,7 +37,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the control groups allow; None where they set no limit."""
+    """The limits of the control groups; None: they set no limit."""
 
     cpu_quota: float | None
     memory_bytes: int | None

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Tail(asyncio.Protocol):
-    """Keeps the end of what was written."""
+    """Keeps the end of the output."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -46,10 +46,10 @@ class _Tail(asyncio.Protocol):
 async def run_to_end(
     argv: Sequence[str], *, timeout_s: float, tail_bytes_max: int, **options: Any
 ) -> tuple[int, bytes]:
-    """Run a command without input, and return its exit code and the end of what it wrote.
+    """Run a command without input, and return its exit code and the end of its output.
 
-    What it started and left in its group is ended with it, also if this is cancelled. What the
-    kernel doesn't end is left to itself after a while, with a warning.
+    Its children that stay in its group are ended with it, also if this is cancelled. If the
+    kernel doesn't end a process, it is left to itself after a while, with a warning.
 
     Args:
         options: More of them for `subprocess.Popen`.

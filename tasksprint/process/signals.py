@@ -1,7 +1,7 @@
 """The signals that end a process of ours in good order: SIGTERM, SIGINT and SIGHUP.
 
-SIGHUP comes when the terminal is closed, and is left alone where it was ignored at the
-start: that is what `nohup` is for.
+SIGHUP comes when the terminal is closed. If it was ignored at the start, it is left alone: that
+is the purpose of `nohup`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Stdin, stdout and stderr of this process, however it was started.
 
-One that is missing (`>&-`, a daemon's parent that closed it) is /dev/null from the first
-moment on: else the next socket or database gets its number, and what is meant for a
-reader is written into it, or a child gets it as its stdin. What can't be printed on
-stdout is an error that says so; what can't be printed on stderr is lost, as there is
-nowhere to say it, and ends nothing.
+A missing one (`>&-`, a daemon's parent that closed it) is /dev/null from the first moment on.
+Else the next socket or database gets its number. Then text for a reader is written into that
+file, or a child gets it as its stdin. If stdout can't be written, this is an error that says
+so. If stderr can't be written, the text is lost, as there is nowhere to say it; this ends
+nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def prepare_streams() -> None:
 
 
 def let_go_of_readers() -> None:
-    """Lose what is still to be written to stdout, and to stderr if nobody reads that either.
+    """Drop the unwritten rest of stdout, and that of stderr if nobody reads it either.
 
-    Else Python fails once more when it flushes them at the end, and the exit code is its own.
+    Else Python fails once more when it flushes them at the end, and the exit code is Python's.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -58,7 +58,7 @@ def let_go_of_readers() -> None:
 def _fill_descriptors() -> None:
     """Open /dev/null for each of the three that is missing; children may inherit it."""
     while True:
-        # The lowest number that is free, so those that are missing come first.
+        # This takes the lowest free number: so the missing ones come first.
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > _STDERR:
             os.close(descriptor)
@@ -84,7 +84,7 @@ def _stream(raw: io.FileIO, was: Any, *, line_buffering: bool) -> io.TextIOWrapp
 
 
 class _Stdout(io.FileIO):
-    """Stdout, whose errors say that they are its."""
+    """Stdout; its errors name it."""
 
     def write(self, data: Any) -> int:
         try:
@@ -96,12 +96,12 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.FileIO):
-    """Stderr, which loses what can't be printed: on a full disk, on a terminal that is gone."""
+    """Stderr; it drops text that can't be printed: on a full disk, on a terminal that is gone."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise  # As SIGPIPE would end it: whoever read it (`2>&1 | head`) wants no more.
+            raise  # As SIGPIPE would end it: the reader (`2>&1 | head`) wants no more.
         except OSError:
             return len(data)

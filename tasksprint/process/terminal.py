@@ -39,7 +39,7 @@ def print_as_is(text: str) -> None:
 
 
 def print_answer(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print what a command was asked for: as one line of JSON, or as lines that people read.
+    """Print a command's result: as one line of JSON, or as lines that people read.
 
     Args:
         lines: Made only if they are printed.
@@ -66,7 +66,7 @@ def print_json(value: Any) -> None:
 
 
 def event_line(fields: dict[str, Any]) -> str:
-    """Return a line of JSON for whoever reads stderr: a program, or a person at a terminal."""
+    """Return a line of JSON for a reader of stderr: a program, or a person at a terminal."""
     return plain_json(encode_json(fields).decode())
 
 
