@@ -1,4 +1,4 @@
-"""What users import in their nodes and schedulers: pure Python, no packages, fast to load.
+"""Users import this in their nodes and schedulers: pure Python, no packages, fast to load.
 
     codec        JSON by the C parts of the standard library, without the rest of it
     channel      takes stdin and stdout for the protocol and gives user code stderr
@@ -7,10 +7,9 @@
     node         `TaskSprintNode`
     coordinator  `TaskSprintCoordinator`
 
-Nothing is imported before it is asked for: a node that never schedules doesn't load
-the scheduler's half. The rest of TaskSprint isn't needed here; both ends meet in
-docs/protocol.md alone. Runs on Python 3.8 and later, so that nodes can live in older
-environments than the cluster's.
+Nothing is imported before it is asked for: a plain node doesn't load the scheduler's half.
+The SDK doesn't need the rest of TaskSprint; both ends meet in docs/protocol.md alone. It runs
+on Python 3.8 and later, so nodes can live in older environments than the cluster's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seeds the generators that user code uses: `random`, and NumPy's where it is imported.
 
-Neither is imported here (both cost more than the rest of the SDK); instead, a module
-that is imported later is seeded at that moment.
+Neither is imported here: both cost more than the rest of the SDK. A module that user code
+imports later is seeded at that moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _seed = 0
 
 
 def seed_generators(seed: int) -> None:
-    """Seed every generator that is loaded, and those that will be."""
+    """Seed every generator that is loaded now, and each one loaded later."""
     global _seed
     _seed = seed
     if "random" in _modules:
@@ -30,7 +30,7 @@ def seed_generators(seed: int) -> None:
 
 
 class _Watcher:
-    """A finder that finds nothing itself, and seeds what the others found once it ran."""
+    """A finder of modules. It finds none itself, and seeds the others' finds once they ran."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name not in _NAMES:

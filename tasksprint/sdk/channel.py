@@ -5,10 +5,10 @@ File descriptors 0 and 1 are moved away; in their place stand /dev/null and stde
 the cluster started the program (stdin and stdout are one socket then), this happens as soon
 as the SDK is imported; otherwise when `start()` is called.
 
-What is written is collected and goes out when there is nothing more to read, when it
-is old or when it is big: a round trip costs more than a short task. While user code
-runs, a thread looks after what waits, so that a long task doesn't hold up the
-answers of the short ones before it.
+Lines to be written are collected, because a round trip costs more than a short task. They go
+out when there is nothing more to read, when they are old, or when they are many bytes. While
+user code runs, a thread looks after the waiting lines: a long task doesn't hold up the answers
+of the short ones before it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LARGE_BYTES = 1024 * 1024
 # After so many bytes of large values, and so long without a task, memory is given back.
 _TRIM_BYTES = 32 * 1024 * 1024
 _TRIM_AFTER_SECONDS = 0.2
-# What waits to be written goes out once there is so much of it …
+# Waiting output is written once there is so much of it …
 WAITING_BYTES_MAX = 64 * 1024
 # … or once the oldest of it is so old.
 _WAITING_SECONDS_MAX = 0.005
@@ -60,7 +60,7 @@ def runtime() -> bytes:
 
 
 def greet(program: str) -> None:
-    """Tell somebody who started a program by hand, at a terminal, what it waits for."""
+    """Tell a person at a terminal, who started a program by hand, that it waits for lines."""
     if os.isatty(0):
         print(
             f"this {program} waits for lines of the protocol on stdin; "
@@ -70,12 +70,12 @@ def greet(program: str) -> None:
 
 
 def leave_attached() -> None:
-    """End a node that somebody attached by hand and whose client has ended, not without a word.
+    """End a node that was attached by hand, once its client has ended, with a sentence on stderr.
 
-    Nodes that a client started have nobody who looks: they just end.
+    Nobody looks at the nodes that a client started: this does nothing for them, they just end.
 
     Raises:
-        SystemExit: With the code of who finds nobody there (69), if it is one.
+        SystemExit: With 69, the exit code for "nobody there", if the node was attached.
     """
     name = os.environ.get("TASKSPRINT_ATTACHED")
     if not name or _channel is None or not _channel.is_socket:
@@ -133,13 +133,13 @@ class Channel:
 
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
-        # What was read: pieces of an unfinished line, and a chunk from `_at` on.
+        # Input: pieces of an unfinished line, and a chunk from `_at` on.
         self._pieces: list[bytes] = []
         self._chunk = b""
         self._at = 0
         self._large_bytes = 0  # of large values that came and went since the last look
 
-        # What waits to be written. Only under the lock, because of the thread.
+        # Output that waits. Touched only under the lock, because of the thread.
         self._lock = allocate_lock()
         self._waiting: list[Any] = []
         self._waiting_bytes = 0
@@ -178,8 +178,8 @@ class Channel:
     def _leave_to_parent(self) -> None:
         """Let go of the protocol in a child that user code forked.
 
-        Otherwise it might send what waits a second time, take its parent's next task, or
-        keep the client from noticing that the node ended.
+        Otherwise the child might send the waiting lines a second time, or take its parent's next
+        task. It might also keep the client from noticing that the node ended.
         """
         for descriptor in (self._source, self._target):
             os.close(descriptor)
@@ -191,7 +191,7 @@ class Channel:
         self._at = 0
 
     def flush_prints(self) -> None:
-        """Write out what user code printed, so that it lies before what follows."""
+        """Write out what user code printed, so that it comes before later output."""
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -290,14 +290,14 @@ class Channel:
         return bool(self._chunk)
 
     def _give_back_memory(self) -> None:
-        """Return memory that large values took to the system, before a wait that may be long.
+        """Give the memory of large values back to the system, before a wait that may be long.
 
-        The C library keeps what lies between pieces that are still in use.
+        Without this the C library keeps free memory between pieces that are still in use.
         """
         self._large_bytes = 0
         import select
 
-        # Who has the next task at once will want the same memory again.
+        # If the next task comes at once, it will want the same memory again.
         if select.select([self._source], [], [], _TRIM_AFTER_SECONDS)[0]:
             return
         try:
@@ -331,7 +331,7 @@ class Channel:
                 self._write_waiting()
 
     def _flush_if_free(self) -> None:
-        """Write what waits before user code's first line, so that the log shows whose it is."""
+        """Write the waiting lines before user code's first one: the log then shows whose it is."""
         if not self._waiting:
             return
         # This is inside of a user's method: an alarm of its `@timeout` that raised in the
@@ -352,7 +352,7 @@ class Channel:
             self.flush()
 
     def watch(self) -> None:
-        """See to it that what waits goes out even if user code runs for long now."""
+        """See to it that waiting lines go out even if user code runs for long now."""
         if self._waiting and not self._is_watched:
             self._is_watched = True
             start_new_thread(self._watch, ())

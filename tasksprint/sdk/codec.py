@@ -1,8 +1,8 @@
 """JSON for the SDK: strict, compact, and without loading the `json` package.
 
-`import json` costs several milliseconds at every start, most of it for regular
-expressions that the C scanner and encoder don't need; so these are used directly
-where the interpreter has them, and `json` where it hasn't.
+`import json` costs several milliseconds at every start, most of it for regular expressions.
+The C scanner and encoder don't need those. So these two are used directly where the
+interpreter has them, and `json` where it hasn't.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _refuse(value: Any) -> Any:
 
 
 class _Context:
-    """What the C scanner reads its options from."""
+    """The object from which the C scanner reads its options."""
 
     strict = True
     object_hook = None
@@ -126,7 +126,7 @@ class TooLong(str):
 
 
 def decode_leniently(text: str) -> Any:
-    """Return what `decode` would, but `TooLong` in place of each integer that it refuses."""
+    """Decode like `decode`, with `TooLong` in place of each integer that `decode` refuses."""
     from json import JSONDecoder
 
     def read(digits: str) -> Any:
@@ -155,7 +155,7 @@ def encode(value: Any, *, first_key: int = 0) -> str:
     try:
         text = "".join(_encoder(value, 0))
     except BaseException:
-        # The encoder keeps track of what it is inside of, and an error leaves that behind.
+        # The encoder remembers the containers that it is inside of. An error leaves them there.
         _encoder = _make(False)
         raise
     # Few values hold dictionaries at all, and only those are looked through.
@@ -168,7 +168,7 @@ _PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
 def _check_keys(value: Any) -> None:
-    """Refuse a dictionary, at any depth, of which JSON would lose a key."""
+    """Refuse a dictionary, at any depth, if JSON would lose one of its keys."""
     waiting = [value]
     while waiting:
         found = waiting.pop()
@@ -228,7 +228,7 @@ def is_unicode(text: str) -> bool:
 
 
 def why_not_encoded(value: Any) -> str | None:
-    """Return what is wrong with a value, as the end of a sentence; `None` if nothing is."""
+    """Return the fault of a value, as the end of a sentence; `None` if nothing is."""
     try:
         encode(value)
     except UnencodableError as error:

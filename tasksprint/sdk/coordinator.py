@@ -11,9 +11,9 @@
 
     Sum().start()
 
-Every replica of the coordinator runs the scheduler and feeds it the same events; its
-answers must depend on them alone: no clock (`self.now_ms` is the event's time), no files,
-no randomness but `random`, which is seeded from the job's seed.
+Every replica of the coordinator runs the scheduler and feeds it the same events. The
+scheduler's answers must depend on these events alone. So it reads no clock (`self.now_ms` is
+the event's time) and no files. Its only randomness is `random`, seeded from the job's seed.
 
 Lines are those of docs/protocol.md. Commands are written down when they are given, so a
 list that changes later changes nothing.
@@ -51,7 +51,7 @@ __all__ = ["TaskSprintCoordinator"]
 # replica must cut at the same places.
 _COMMANDS_PER_PART = 1_000
 _CHARACTERS_PER_PART = 512 * 1024
-# What lists of arguments are by default; one look tells them from what was given.
+# The default of arguments that are lists; one look tells it from a given list.
 _NOTHING: tuple[()] = ()
 # Of the names of tasks and of keys: they stand in every coordinator's memory.
 _NAME_BYTES_MAX = 1024
@@ -218,7 +218,7 @@ class _Session:
         self._part = 0
         self._commands: list[str] = []
         self._characters = 0  # in `_commands`
-        # What a subclass defines itself under these names stays as it is.
+        # A subclass's own attributes under these names stay as they are.
         classes = [each for each in type(scheduler).__mro__ if each is not TaskSprintCoordinator]
         self._sets_params = not any("params" in vars(each) for each in classes)
         self._sets_now_ms = not any("now_ms" in vars(each) for each in classes)
@@ -263,7 +263,7 @@ class _Session:
             event: dict[str, Any] = decode(line)
             return event
         except (ValueError, RecursionError) as error:
-            # Lines are valid JSON in a known form. What may be wrong is an integer with more
+            # Lines are valid JSON in a known form. Two things can be wrong: an integer with more
             # digits than Python converts, or nesting deeper than its stack.
             self._event, self._part = int(line[len('{"event":') : line.index(",")]), 0
             what = f"event {self._event} holds what is nested too deeply"
@@ -294,7 +294,7 @@ class _Session:
             self._scheduler.now_ms = event["time_ms"]
         handler = self._handlers.get(event["kind"])
         if handler is not None:
-            # What was answered before must not wait for a slow handler.
+            # Earlier answers must not wait for a slow handler.
             self._channel.watch()
             self.is_in_event = True
             try:
@@ -348,7 +348,7 @@ class _Session:
         elif kind == "live":
             self._channel.mark = ""
         else:
-            # Checkpoints are only asked of those who said that they have them.
+            # Only schedulers that announced checkpoints are asked for them.
             print(f"scheduler got control {kind!r}, which it doesn't know", file=sys.stderr)
 
     # --- handlers ---

@@ -1,14 +1,14 @@
 """`@timeout(seconds)`: a method that runs for longer is interrupted by `TimeoutError`.
 
-It rests on the alarm timer of the process, so it works in the main thread only, and
-interrupts Python code and system calls, not a long computation inside a C library. Limits
-may be nested. An outer limit that ends while an inner method runs is not taken for the
-inner one's: it goes through that method's `except TimeoutError` up to its own.
+It rests on the alarm timer of the process, so it works in the main thread only. It interrupts
+Python code and system calls, but not a long computation inside a C library. Limits may be
+nested. If an outer limit ends while an inner method runs, the inner method doesn't catch it:
+the error passes the inner `except TimeoutError` and reaches the outer method.
 
 A method may catch its own `TimeoutError` and return what it has. If it goes on instead, it
 gets another one after as long again: a loop that forgives every error still ends.
 
-Who used the alarm before gets it back afterwards.
+If somebody used the alarm before, they get it back afterwards.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _set_alarm() -> None:
     waiting = [limit.deadline for limit in _active if not limit.is_over]
     if waiting:
         left = min(waiting) - monotonic()
-        # Not 0, which would mean never, and not what no timer can hold.
+        # Not 0, for that means never. And not more than a timer can hold.
         signal.setitimer(signal.ITIMER_REAL, min(max(left, 1e-6), 1e6))
     else:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -101,7 +101,7 @@ def forget_limits() -> None:
 
 def without_limit(function: Any) -> Any:
     """Return what `@timeout` was put on, or `function` itself if it wasn't."""
-    # By identity: decorators copy a function's attributes to what they put around it.
+    # By identity: decorators copy a function's attributes to their wrapper.
     while getattr(function, "_limited", None) is function:
         function = function.__wrapped__  # type: ignore[union-attr]
     return function

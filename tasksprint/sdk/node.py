@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "TaskFailed", "TaskSprintNode"]
 
-# Tasks that a client may send ahead, so that short ones cost no round trip each.
+# A client may send so many tasks ahead: then short ones cost no round trip each.
 _WINDOW = 64
 # Longer texts of errors are cut in the middle: they stand in the cluster's log.
 _ERROR_CHARACTERS_MAX = 2_000
@@ -63,7 +63,7 @@ class TaskFailed(Exception):
 
 
 class Task:
-    """What a node's method may know about the task that it runs."""
+    """A node's method may know this about the task that it runs."""
 
     __slots__ = ("attempt", "job", "seed", "tid")
 
@@ -81,13 +81,14 @@ class TaskSprintNode:
     """Base class of nodes; every public method of a subclass can be run as a task.
 
     A method returns a dictionary: keys are strings, values are anything that JSON
-    carries, or bytes. Before each task `random` is seeded with the task's seed (and so is
-    NumPy's global generator where it is imported), so that a task that runs again gives
-    the same result. `self.task` says which task runs.
+    carries, or bytes. `self.task` says which task runs.
+
+    Before each task `random` is seeded with the task's seed, and so is NumPy's global generator
+    where it is imported. A task that runs again therefore gives the same result.
     """
 
-    # Nothing but `start` and `task` is taken of the names that a subclass can use, and a
-    # subclass that has a `task` of its own keeps it.
+    # This class takes only the names `start` and `task` away from its subclasses. A subclass
+    # with a `task` of its own keeps it.
     task: Task
 
     def start(self) -> None:
@@ -107,7 +108,7 @@ class TaskSprintNode:
             raise SystemExit(130) from None
         except (BrokenPipeError, ConnectionResetError):
             channels.leave_attached()
-            raise SystemExit(0) from None  # The client is gone, and nobody reads what is left.
+            raise SystemExit(0) from None  # The client is gone, and nobody reads the rest.
         channels.leave_attached()
 
 
@@ -153,7 +154,7 @@ class _Runner:
             # Nothing of this task stays until the next one comes: it may be a gigabyte.
             line = task = args = None
             if channel.printed:
-                # The log says whose lines these are by what was answered before them.
+                # The log tells whose lines these are by the answers before them.
                 channel.printed = False
                 channel.flush_prints()
                 channel.flush()
@@ -163,7 +164,7 @@ class _Runner:
     def _refuse_line(self, line: bytes, error: Exception) -> bool:
         """Fail a task whose arguments this Python can't hold; False at the end of input.
 
-        The client's lines are valid JSON in a known form. What may be wrong is an integer
+        The client's lines are valid JSON in a known form. Two things can be wrong: an integer
         with more digits than Python converts, or nesting deeper than its stack.
         """
         number = int(line[len(b'{"id":') : line.index(b",")])
@@ -226,8 +227,8 @@ class _Runner:
 def _argument_counts(method: Any) -> tuple[int, float]:
     """Return with how few and with how many arguments a method can be called.
 
-    What can't be told beforehand (a decorator's `*args`, something that isn't written in
-    Python) is left to the call: nothing is refused that would have worked.
+    Sometimes this can't be told beforehand: a decorator has `*args`, or the method isn't written
+    in Python. Then the call decides, so no call is refused that would have worked.
     """
     code, bound = _code_of(method)
     if code is None:
@@ -314,7 +315,7 @@ def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
             text = encode(values, first_key=1)
         places = [f"[{quote(key)},{len(raw)}]" for key, raw in buffers.items()]
         if len(text) > _LINE_CHARACTERS_MAX:
-            # JSON that is large goes like bytes: whoever has to find its end takes long.
+            # JSON that is large goes like bytes: finding its end takes long.
             text = ""
             for key, value in list(values.items()):
                 part = encode(value)
@@ -334,7 +335,7 @@ def _encode_result(number: int, result: Any, name: str) -> tuple[Any, ...]:
 
 
 def _as_buffer(value: Any) -> Any:
-    """Return bytes-like data whose length is its size, and that no later task changes."""
+    """Return bytes-like data; its length is its size in bytes, and no later task changes it."""
     if isinstance(value, bytes):
         return value
     view = memoryview(value)
