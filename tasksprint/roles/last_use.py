@@ -1,7 +1,7 @@
-"""What was used when, so that what nobody uses can be deleted after a while.
+"""When things were last used: unused ones can be deleted after a while.
 
-Knows names and times. A name that is seen for the first time counts as used then: how
-long it lay there before a restart isn't known.
+Knows names and times. A name that is seen for the first time counts as used then: nobody knows
+how long it lay there before a restart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LastUse:
         self._used_ms[name] = now_ms
 
     def expired(self, names: Iterable[str], in_use: Container[str], now_ms: int) -> list[str]:
-        """Return those that nobody has used for long; names that aren't there are forgotten."""
+        """Return names that nobody has used for long; forget names that aren't there."""
         known: dict[str, int] = {}
         found: list[str] = []
         for name in names:
@@ -53,9 +53,9 @@ def folders_in(root: Path) -> list[str]:
 
 
 def leftovers_in(root: Path) -> list[Path]:
-    """Return what a process left that was killed while it unpacked or deleted a program.
+    """Return leftovers of a process that was killed while it unpacked or deleted a program.
 
-    For who has the data directory to itself, and before it unpacks anything.
+    The caller has the data directory to itself, and hasn't unpacked anything yet.
     """
     if not root.is_dir():
         return []
@@ -69,9 +69,9 @@ def delete_folders(folders: Iterable[Path]) -> None:
 
 
 def take_away(root: Path, name: str) -> Path:
-    """Take an unpacked program away from its name, and return what is to be deleted.
+    """Take an unpacked program away from its name, and return the folder to delete.
 
-    One step: nobody finds half of a program, and who unpacks it anew isn't disturbed.
+    One step: nobody finds half of a program, and unpacking it anew isn't disturbed.
 
     Raises:
         OSError: It stays.

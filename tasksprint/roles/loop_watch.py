@@ -1,10 +1,10 @@
-"""How long the loop is held by one turn, and by what.
+"""Measures how long one turn holds the loop, and finds the code that holds it.
 
 While a turn runs nothing else does: no heartbeat, no poll, no answer. So the longest hold is
-measured, and one of more than 100 ms is told at DEBUG with the place where it was: a thread
-looks at the loop's stack a few times a second, but only if somebody reads lines of DEBUG.
+measured. A hold of more than 100 ms is told at DEBUG, with its place in the code. For this a
+thread looks at the loop's stack a few times a second, but only if lines of DEBUG are logged.
 
-Measured is from the moment when the loop's selector returns until it is asked again: two
+A hold lasts from the return of the loop's selector until it is asked again. This takes two
 readings of the clock in a turn. A loop without a selector (the simulator's) isn't watched.
 """
 

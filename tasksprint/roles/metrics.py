@@ -1,10 +1,9 @@
-"""What `/metrics` and `/readyz` say of one process.
+"""The answers of `/metrics` and `/readyz` about one process.
 
 The text format of Prometheus (version 0.0.4): for each family a line of help, one with its type,
-then its samples. Names begin with `tasksprint_`, units are base units (seconds, bytes),
-counters end in `_total` and count since the process started, but for log time, which is the
-cluster's. Everything here is read from what the process knows already: a scrape writes nothing,
-asks nobody and counts no tasks.
+then its samples. Names begin with `tasksprint_`; units are base units (seconds, bytes). Counters
+end in `_total` and count since the process started. Only log time is the cluster's. The process
+knows all these figures already: a scrape writes nothing, asks nobody and counts no tasks.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def run_role(options: argparse.Namespace) -> NoReturn:
     try:
         _attach(program, options)
     except NodeFailed as error:
-        # No task's failure: whoever named the program must name another one.
+        # No task's failure: the user must name another program.
         raise UsageError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ ResultT = TypeVar("ResultT")
 
 
 class OwnTasks:
-    """What runs beside the turns of a role's loop.
+    """The asyncio tasks that run beside the turns of a role's loop.
 
     Args:
         fail: Stops the role.
@@ -32,7 +32,7 @@ class OwnTasks:
         return task
 
     def spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
-        """Run something whose outcome is for whoever asked for it."""
+        """Run something; its outcome is for the asker."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

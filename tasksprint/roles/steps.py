@@ -1,7 +1,7 @@
 """Steps of a core that are taken for a connection: a bug in one stops the whole role.
 
-A bug in what a connection does with its bytes ends that connection (`net/bugs.py`). Once it
-is a core that failed in the middle of a change, its state can't be explained any more.
+If a connection's own code has a bug, only that connection ends (`net/bugs.py`). If a core fails
+in the middle of a change, its state can't be explained any more.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Step:
         self._fail = fail
 
     def __call__(self, method: Callable[..., ResultT], *arguments: object) -> ResultT:
-        """Return what the method returns; errors that say what a peer did wrong come through.
+        """Call the method and return its result; errors about a peer's mistakes come through.
 
         Raises:
-            PeerUnreachable: It failed by a bug, so this process stops.
+            PeerUnreachable: The method failed by a bug, so this process stops.
         """
         try:
             return method(*arguments)

@@ -1,6 +1,6 @@
-"""Who waits until something changes: a client's view, a job, what is on the disk.
+"""Waiting until something changes: a client's view, a job, the state on the disk.
 
-Knows keys and how long somebody waits; what changed, who is woken finds out.
+Knows keys and how long somebody waits. A woken waiter finds out by itself what changed.
 """
 
 from __future__ import annotations

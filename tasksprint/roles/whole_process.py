@@ -1,4 +1,4 @@
-"""What a role does with its process as a whole: log, interpreter, directory, end."""
+"""A role's process as a whole: its log, its interpreter, its directory, its end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 # The writer's thread wants the interpreter for microseconds after each commit; with
 # Python's default of 5 ms it waits for as long while the loop is busy.
 _SWITCH_INTERVAL_S = 0.0005
-# Python's collector looks for cycles each 700 objects, and through all of them now and
-# then: a fifth of the time of a state of many small objects that make none.
+# Python's collector looks for cycles each 700 objects, and now and then through all objects.
+# For a state of many small objects without cycles this takes a fifth of the time.
 _GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 

@@ -1,7 +1,7 @@
-"""One client: its parts, put together, and what they do for each order of the workbench.
+"""One client: its parts, put together, and their work for each order of the workbench.
 
-The workbench (execution/) decides; its effects are carried out here, part by part, and what
-happens is told to it by the part that learns of it.
+The workbench (execution/) decides. Its effects are carried out here, each by its part. When a
+part learns of an event, it tells the workbench.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Client:
 
     @property
     def complaint(self) -> str | None:
-        """What a coordinator answered that none should, as `status` says it."""
+        """A coordinator's latest bad answer, in the words of `status`."""
         return self.leader.complaint
 
     async def start(self) -> None:

@@ -1,7 +1,7 @@
-"""What a client does when the disk with its data directory fills.
+"""A client's behaviour when the disk with its data directory fills.
 
-It starts no more tasks, which the workbench decides; then it stops, while the files can still
-be closed and opened again. How much is how little is known to process/free_space.py.
+First it starts no more tasks; the workbench decides that. Then it stops, while the files can
+still be closed and opened again. process/free_space.py knows the limits.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _Name = tuple[JobId, TaskId, int]
 
 
 class Durable:
-    """What one client keeps, and what of it isn't durable yet."""
+    """The results that one client keeps, and those that aren't durable yet."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Durable:
         self.unstored_bytes += _bytes_in_memory(result)
 
     def keep_log(self, text: LogText) -> None:
-        """Keep what a node printed."""
+        """Keep a node's output."""
         self._logs.append(text)
         self.write()
 
@@ -128,8 +128,8 @@ class Durable:
     async def _load(
         self, job: JobId, tid: TaskId, digest: str, key: str
     ) -> CachedValue | None:
-        # A value that came from a file was never in memory, and its result may still wait
-        # for the transaction under way: then the one after that has it.
+        # A value from a file was never in memory. Its result may still wait for the
+        # transaction under way: then the one after that has it.
         while any(name[:2] == (job, tid) for _, name in self._results):
             await self._waiters.wait(None)
         return await self._held.load(job, tid, digest, key)

@@ -6,11 +6,11 @@ JSON, an array with an entry for each result asked for, in order:
     [manifest, [key, …]]     the manifest of the result, and the keys whose values follow
     null                     this client doesn't have a result with that digest
 
-and then the values' bytes, one after the other. A value that would make the answer
-too long is left out, and is fetched by a request of its own, as a stream into a file.
+and then the values' bytes, one after the other. If a value would make the answer too long, it
+is left out. A request of its own fetches it, as a stream into a file.
 
-A holder whose bytes aren't those of their digest is told to look at them
-(`POST /v1/values/check`, `[job, tid, digest]`); if it finds the same, it reports them as lost.
+If a holder's bytes don't have their digest, it is told to look at them
+(`POST /v1/values/check`, `[job, tid, digest]`). If it finds the same, it reports them as lost.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Fetcher:
         self._all = asyncio.Semaphore(http.settings.fetches_max)
 
     def fetch(self, effect: FetchInputs) -> None:
-        """Carry out an order of the workbench; what is here already is told at once."""
+        """Carry out an order of the workbench; inputs that are here already are told at once."""
         missing: list[FetchRequest] = []
         for request in effect.requests:
             manifest = self._values.find_copy(
@@ -80,8 +80,8 @@ class Fetcher:
             self._turns.background(self._fetch(effect.cid, missing))
 
     async def _fetch(self, cid: ClientId, requests: Sequence[FetchRequest]) -> None:
-        # Those that were not answered yet: an answered one may be under way again, by
-        # another fetch, when this one fails.
+        # Requests without an answer so far. When this fetch fails, an answered one may be under
+        # way again by another fetch.
         left = list(requests)
         async with self._all:
             try:
@@ -91,7 +91,7 @@ class Fetcher:
         self._turns.turn()
 
     async def _ask(self, cid: ClientId, left: list[FetchRequest]) -> None:
-        """Ask a client for all that is in `left`, and take from it what was answered."""
+        """Ask a client for everything in `left`; remove from it what the client answered."""
         address = self._address_of(cid)
         if address is None:
             raise PeerUnreachable(f"client {cid} has no address")

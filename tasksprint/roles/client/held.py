@@ -1,9 +1,9 @@
 """The results that a client holds, as its store has them: reading, checking, losing.
 
-A result of which a value is gone, or isn't what its digest says, is dropped here and
-reported as lost, whoever finds it: a task that takes it, a peer that fetches it, a peer that
-received something else and says so. Only what this client finds itself counts: what a peer
-says is a reason to look. So the cluster computes it again, and the other results stay.
+If a value of a result is gone, or doesn't have its digest, the result is dropped here and
+reported as lost. Then the cluster computes it again, and the other results stay. Damage shows
+in three ways: a task takes the value, a peer fetches it, or a peer says that it received other
+bytes. Only this client's own finding counts: a peer's word is a reason to look.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["HeldValues", "Seen"]
 _log = logging.getLogger("tasksprint.client")
 
 ResultT = TypeVar("ResultT")
-# What a task's inputs were when they were read, by pretask; None: not made here.
+# The results that a task's inputs were read from, by pretask; None: not made here.
 Seen = dict[TaskId, "KeptResult | None"]
 
-# Looks that may wait: who has more to tell finds out by itself, or tells later.
+# Looks that may wait. A peer with more complaints finds out by itself, or tells later.
 _LOOKS_MAX = 100
 _UNAVAILABLE = 503
 
 
 class HeldValues:
-    """What one client's store holds."""
+    """The contents of one client's store."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class HeldValues:
             return None
 
     def discard(self, value: FileValue) -> None:
-        """Give back the disk that a value takes which no result of this client has."""
+        """Give back the disk space of a value that no result of this client has."""
         if not self._is_closed:
             self._writer.run(lambda store: store.discard(value))
 
@@ -137,25 +137,25 @@ class HeldValues:
     # --- lost and spoiled values ---
 
     def seen(self, job: JobId, tid: TaskId) -> KeptResult | None:
-        """Return the stored result of a task, to be named if what is read now turns out bad.
+        """Return the stored result of a task, to be named if the value read now turns out bad.
 
-        1. A value is asked for whose result isn't there, or is spoiled. 2. The task ends here,
-        again perhaps, with the same digest, and its result is stored. 3. The answer of the
+        1. Somebody asks for a value; its result isn't there, or is spoiled. 2. The task ends
+        here, again perhaps, with the same digest, and its result is stored. 3. The answer of the
         store, or the end of the file, comes: it says nothing of the result that is there now.
         """
         return self._workbench.stored_result(job, tid)
 
     def seen_inputs(self, run: RunTask) -> Seen:
-        """Return what `seen` says of each input of a task."""
+        """Return the answer of `seen` for each input of a task."""
         return {tid: self.seen(run.assignment.job, tid) for tid, _, _ in run.inputs}
 
     def spoiled(
         self, job: JobId, tid: TaskId, digest: str, why: str, *, seen: KeptResult | None
     ) -> None:
-        """Drop a result of which a value is gone or spoiled, and report it as lost.
+        """Drop a result with a missing or spoiled value, and report it as lost.
 
         Args:
-            seen: What `seen` returned before it was read; another one isn't dropped.
+            seen: The answer of `seen` before the reading; another result isn't dropped.
         """
         if seen is None or self.seen(job, tid) is not seen:
             return

@@ -1,10 +1,10 @@
 """The incarnations of one client: each time that it joins it is a new one.
 
-It joins anew when it was declared dead, as it was silent for too long. But if a later one
-than its own has taken its place, another process has the same identity: a copied data
-directory, or the successor of this very process, which was stopped in its tracks and goes on
-now. Were both to join again and again, neither would finish anything; so the newest start
-stays, and the older one ends.
+A client is declared dead when it was silent for too long. Then it joins anew. But a later
+incarnation than its own may have taken its place. Then another process has the same identity:
+somebody copied the data directory, or this very process was stopped in its tracks, got a
+successor, and goes on now. If both joined again and again, neither would finish anything. So
+the newest start stays, and the older one ends.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Incarnations"]
 _SHORT_MS = 10_000
 _PAUSE_MIN_MS = 200
 _PAUSE_MAX_MS = 5_000
-# What is remembered of this process's own ones: a join may be counted late.
+# So many of this process's own ones are remembered: a join may be counted late.
 _OWN_MAX = 100
 
 
 class Incarnations:
-    """What one client process knows of its incarnations."""
+    """A client process's knowledge of its incarnations."""
 
     def __init__(self, data_dir: Path, random: Random) -> None:
         self._data_dir = data_dir

@@ -29,8 +29,8 @@ _log = logging.getLogger("tasksprint.client")
 
 _CONFLICT = 409
 _LEAVE_MS = 500
-_STALLS_MS = 500  # between two looks at what doesn't go on
-# What a result that is offered when joining takes in the command, at most.
+_STALLS_MS = 500  # between two looks for stalled jobs
+# Bytes of one offered result in the joining command, at most.
 _HELD_BYTES_MAX = 112
 
 
@@ -51,15 +51,15 @@ def leader_of(
         )
 
     leader = LeaderFinder(options.coordinators, http, random, now_ms, refuse=refuse)
-    # Once a cluster took this client with this key, whoever says that the key is wrong is
-    # no coordinator of it.
+    # A cluster may have taken this client with this key. Then a process that calls the key
+    # wrong is no coordinator of it.
     leader.ends_by_wrong_key = store.get_fact("key") != options.key.fingerprint
     leader.cluster = store.get_fact("cluster")
     return leader
 
 
 class StallNews:
-    """What polls say of jobs that don't go on here, and of tasks that run for long."""
+    """Notes that polls carry about stalled jobs here, and about tasks that run for long."""
 
     def __init__(self, workbench: Workbench) -> None:
         self._workbench = workbench
@@ -75,7 +75,7 @@ class StallNews:
             return {}
         self._due_ms = now_ms + _STALLS_MS
         found = {"stalls": self._workbench.stalls(), "runs": self._workbench.long_runs(now_ms)}
-        # What was said the last time and isn't so any more is taken back: `[]`.
+        # Said the last time and not true any more: it is taken back by `[]`.
         told, self._told = self._told, {name for name in found if found[name]}
         return {
             name: encode_json(found[name]).decode()
@@ -166,7 +166,7 @@ class Joining:
             _log.warning("cid=%d left without a word: %s", cid, error)
 
     async def _join(self, address: str | None) -> None:
-        """Join, or join anew: under a new incarnation, with what the store holds."""
+        """Join, or join anew: under a new incarnation, with the results in the store."""
         incarnation = self._incarnations.begin(Incarnation(self._new_incarnation()))
         held = self._workbench.held_results()
         most = self._settings.command_bytes_max // _HELD_BYTES_MAX
@@ -194,7 +194,7 @@ class Joining:
         self._turns.turn()
 
     async def _note_cluster(self, cluster: str) -> None:
-        """Note which cluster took this client, and with which key, if that is news."""
+        """Note the cluster that took this client, and the key, if that is news."""
         leader = self._leader
         former, facts = leader.cluster, {"cluster": cluster}
         if cluster != former and former is not None:
@@ -225,7 +225,7 @@ def _read_joined(response: HttpResponse) -> tuple[str, ClientId]:
 
 
 def _read_view(response: HttpResponse) -> tuple[View | dict[str, Any], list[str]]:
-    """Return a view, and where the coordinators are; or what is said to who isn't alive."""
+    """Return a view and the coordinators' addresses, or the answer to a dead client."""
     if response.status == _CONFLICT:
         return response.json_object(), []
     members = response.headers.get(MEMBERS_HEADER, "")

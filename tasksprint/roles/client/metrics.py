@@ -1,4 +1,4 @@
-"""What `/metrics` and `/readyz` say of one client."""
+"""The answers of `/metrics` and `/readyz` about one client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["client_metrics", "client_readiness"]
 
 
 def client_metrics(client: Shown) -> Response:
-    """Return what a client measures."""
+    """Return a client's measurements."""
     summary = client.workbench.summary()
     out = Exposition()
     add_process(out, client.uptime_ms, client.bugs)

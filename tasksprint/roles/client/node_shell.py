@@ -1,11 +1,11 @@
 """One node of a client as a process: its pipes, its replies, its output.
 
-Writes tasks to it, and tells the workbench what it says. The values of a reply wait here until
+Writes tasks to it, and hands its words to the workbench. The values of a reply wait here until
 the workbench has said whether they count.
 
-What a node prints is kept for the attempt that printed it. A node answers after it
-has printed, so what is in the pipe of its stderr when an answer arrives belongs to
-that answer; the SDK holds no answer back behind a task that printed.
+A node's output is kept for the attempt that printed it. A node answers after it has printed. So
+the bytes in the pipe of its stderr at the moment of an answer belong to that answer. (After a
+task that printed, the SDK holds no answer back.)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _WRITE_AT_ONCE_MAX = 1024 * 1024
 
 
 class NodeShell:
-    """One node: a process that this client started, or one that attached itself."""
+    """One node: a process started by this client, or one that attached itself."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class NodeShell:
         )
         self._frames = False
         self._takes: tuple[str, ...] = ()
-        self._told_job: JobId | None = None  # whose owner knows what it runs on
+        self._told_job: JobId | None = None  # this job's owner knows the node's runtime
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
-        self._garbage = ""  # what it said that no node may say
+        self._garbage = ""  # its words that no node may say
         self._output = bytearray()
-        self._tail = b""  # the end of what the running task printed, of what is kept already
+        self._tail = b""  # the running task's latest output, as far as it is kept already
         self._early = bytearray()
         # Messages behind one whose values are still being read from a file, or written to one.
         self._held_back: list[NodeMessage] | None = None
@@ -104,7 +104,7 @@ class NodeShell:
         self._exit: ExitReason | None = None  # it ended, and files of its are being read
 
     def begin(self, program: ChildProcess | AttachedProcess) -> None:
-        """Take the process, and what it has said already."""
+        """Take the process, and the lines that came from it already."""
         self.program = program
         if self._early:
             early, self._early = bytes(self._early), bytearray()
@@ -192,7 +192,7 @@ class NodeShell:
                 self.program.resume_reading()
 
     def _tell_runtime(self, job: JobId) -> None:
-        """Have the cluster know what a job's tasks run on here, once for each kind of it."""
+        """Tell the cluster the runtime of a job's tasks here, once for each kind of it."""
         self._told_job = job
         if (ready := self._reader.ready) is not None and ready.runtime is not None:
             self._owner.tell_runtime(job, ready.runtime)
@@ -207,7 +207,7 @@ class NodeShell:
     def on_data(self, data: bytes) -> None:
         if self._garbage:
             return
-        if self.program is None:  # It spoke before whoever started it got to know it.
+        if self.program is None:  # It spoke before its starter got to know it.
             self._early += data
             return
         try:
@@ -376,7 +376,7 @@ class NodeShell:
                     )
                     values.append((key, kind, await self._held.into_memory(staged)))
                 except NodeFailed as cause:
-                    # What can't be read now may be there at the next attempt.
+                    # A value that can't be read now may be there at the next attempt.
                     may_pass = isinstance(cause.__cause__, OSError)
                     error = TaskError(f"{cause}; it was named under key {key!r}", None, may_pass)
                 except ValueSpoiled as cause:
@@ -421,7 +421,7 @@ class NodeShell:
         return next(iter(self._pipe.values()), None)
 
     def keep_output(self) -> None:
-        """Keep what it has printed by now with the task that it runs."""
+        """Keep its output so far with the task that it runs."""
         self._keep_output(self._head())
 
     def _keep_output(self, effect: RunTask | None) -> None:

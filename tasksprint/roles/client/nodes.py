@@ -1,7 +1,7 @@
-"""The nodes of a client: those that it starts, and those that people attach.
+"""The nodes of a client; it starts some, and people attach others.
 
-Carries out `PrepareProgram`, `StartNode`, `RunTask`, `StopNode` and `KillNode`; what one node
-does stands in node_shell.py.
+Carries out `PrepareProgram`, `StartNode`, `RunTask`, `StopNode` and `KillNode`. One node by
+itself stands in node_shell.py.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Nodes:
 
     async def close(self) -> None:
         """End the attached nodes, too."""
-        # Somebody started these by hand: they are asked first, and may end what they do.
+        # Somebody started these by hand: they are asked first, and may end their work.
         programs = [node.program for node in self.shells.values()]
         await asyncio.gather(
             *[
@@ -194,17 +194,17 @@ class Nodes:
                 shell.hold("unstored", is_held=is_full)
 
     def keep_log(self, text: LogText) -> None:
-        """Keep what a node printed."""
+        """Keep a node's output."""
         self.recent_output.add(text)
         self._durable.keep_log(text)
 
     def keep_output(self) -> None:
-        """Keep what all nodes have printed by now with the tasks that they run."""
+        """Keep all nodes' output so far with the tasks that they run."""
         for shell in list(self.shells.values()):
             shell.keep_output()
 
     def ended(self, node: NodeId) -> None:
-        """Forget a node whose process has ended."""
+        """Forget a node; its process has ended."""
         self.shells.pop(node, None)
         self._lines.pop(node, None)
 
@@ -216,8 +216,8 @@ class Nodes:
     # --- attached nodes ---
 
     def take_hello(self, hello: Hello) -> Callbacks | str:
-        """Return what a node that attaches itself is to be connected to, or why it can't."""
-        # Also those that aren't ready yet: of many that come at once none serves so far.
+        """Return the object that an attaching node is connected to, or the reason to refuse."""
+        # Nodes that aren't ready count, too: if many come at once, none serves so far.
         shells = (*self.shells.values(), *self.attaching.values())
         names = {shell.attached for shell in shells if shell.attached is not None}
         if hello.name not in names and len(names) >= RULES.attached_names_max:

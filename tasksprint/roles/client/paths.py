@@ -120,7 +120,7 @@ class ClientPaths:
         return values
 
     def _look(self, request: Request) -> Response:
-        """Look at a result of which a peer says that other bytes came: see fetching.py."""
+        """Look at a result: a peer says that it got other bytes (see fetching.py)."""
         job, tid, digest, _ = _wanted([*_list(decode_json(request.body))[:3], []])
         self._held.look(job, tid, digest)
         return json_response({})

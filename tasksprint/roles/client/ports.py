@@ -1,7 +1,7 @@
-"""What the parts of a client ask of what stands above them, and no more than they need.
+"""Narrow Protocols for a client's parts: each asks the parts above it for no more than it needs.
 
-A part knows the parts below it by their classes. What it needs of the loop that runs it, or of
-what owns it, stands here. So none of them knows the whole client. Imports no part.
+A part knows the parts below it by their classes. Its requests to the loop that runs it, or to
+its owner, stand here. So no part knows the whole client. Imports no part.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Turns(Protocol):
         """Return elapsed milliseconds, by the same clock."""
 
     def turn(self) -> None:
-        """Carry out what the workbench wants, now that it was told something."""
+        """Carry out the workbench's orders, now that it was told something."""
 
     def background(self, work: Coroutine[Any, Any, object], /) -> object:
         """Run something for which nobody waits; its failure is the client's."""
@@ -45,26 +45,26 @@ class Turns(Protocol):
 
 
 class NodeOwner(Protocol):
-    """Who owns the nodes (`nodes.py`), as one of them sees it."""
+    """The nodes' owner (`nodes.py`), as one of them sees it."""
 
     def write_soon(self, node: NodeId, data: bytes, /) -> None:
         """Write to a node at the end of this turn, everything at once."""
 
     def keep_log(self, text: LogText, /) -> None:
-        """Keep what a node printed."""
+        """Keep a node's output."""
 
     def tell_runtime(self, job: JobId, runtime: str, /) -> None:
-        """Have the cluster know what a job's tasks run on here."""
+        """Tell the cluster the runtime of a job's tasks here."""
 
     def attached_changed(self) -> None:
         """Note that a node was attached, or is gone."""
 
     def ended(self, node: NodeId, /) -> None:
-        """Forget a node whose process has ended."""
+        """Forget a node; its process has ended."""
 
 
 class Shown(Protocol):
-    """What people are shown of a client (`metrics.py`, `paths.py`)."""
+    """The facts about a client that people are shown (`metrics.py`, `paths.py`)."""
 
     bugs: Bugs
     workbench: Workbench
@@ -88,4 +88,4 @@ class Shown(Protocol):
 
     @property
     def complaint(self) -> str | None:
-        """What it disregarded that came from a coordinator's address; None: nothing."""
+        """The disregarded answer from a coordinator's address; None: there was none."""

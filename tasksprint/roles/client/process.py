@@ -113,7 +113,7 @@ async def _serve(
         client.address = advertised[0] if advertised else address
         _log.info("listens on %s, data in %s", address, data_dir)
         await client.start()
-        # Once it listens: who looks would take it for one that was killed.
+        # Only once it listens: before, others would take it for a killed one.
         registered = register_client(state, data_dir, socket_path(data_dir))
         await wait_for_end(client.stopped)
     finally:

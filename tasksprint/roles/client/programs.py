@@ -1,7 +1,7 @@
 """Jobs' programs on one client: fetched from the cluster, unpacked, set up.
 
-A folder is named after the digest of its archive and is used as it is once it is
-there; so a client that starts again fetches nothing twice.
+A folder is named after the digest of its archive. Once it is there, it is used as it is. So a
+client that starts again fetches nothing twice.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ClientPrograms:
 
         Raises:
             Refused: The cluster doesn't have it.
-            NodeFailed: The setup failed; with what it wrote to stderr.
+            NodeFailed: The setup failed; with its stderr.
         """
         if not digest:
             return

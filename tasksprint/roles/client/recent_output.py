@@ -1,6 +1,6 @@
-"""What nodes wrote to stderr lately, for who watches a job while it runs.
+"""The nodes' latest lines on stderr, for people who watch a job while it runs.
 
-Pieces are numbered over all jobs of this client's life; the oldest go when there are too many
+Pieces are numbered over all jobs of this client's life. The oldest go when there are too many
 bytes. Everything is kept with its attempt on disk as well, but for the middle of long output.
 """
 

@@ -1,4 +1,4 @@
-"""What a client tells its cluster of its work: reports, attached nodes, what nodes run on."""
+"""A client's news for its cluster: reports of its work, attached nodes, their runtimes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _log = logging.getLogger("tasksprint.client")
 
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
-# Jobs of which it is known which runtimes were told; of older ones it is told again.
+# For so many jobs it is known which runtimes were told. For older ones they are told again.
 _RUNTIMES_MAX = 1_000
 _RUNTIME_MS = 5_000
 
 
 class Reporting:
-    """What one client has to tell."""
+    """The news that one client has to tell."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Reporting:
                 found = self._values.inline(one)
                 if found is None:
                     found = await self._values.load_inline(one)
-                if found is None:  # The store lost it since: what can't be shown can't count.
+                if found is None:  # The store lost it since: unshown, it can't count.
                     failures.append(
                         Failure(one.job, one.tid, one.attempt, LOST_UNREPORTED, False, {})
                     )
@@ -132,7 +132,7 @@ class Reporting:
     # --- attached nodes ---
 
     def attached_changed(self) -> None:
-        """Note that nodes were attached, that some are gone, or that somebody else must know."""
+        """Note that nodes came or went, or that another coordinator must know them."""
         self._attached_changed.set()
 
     async def tell_attached(self) -> None:
@@ -144,7 +144,7 @@ class Reporting:
             await self._attached_changed.wait()
             self._attached_changed.clear()
             await self._incarnations.is_joined.wait()
-            # What ran on a node that is gone has failed: that counts only if it is told first.
+            # Tasks on a node that is gone have failed: this counts only if it is told first.
             for _ in range(_REPORTS_PAUSES_MAX):
                 if not workbench.has_unreported:
                     break
@@ -166,9 +166,9 @@ class Reporting:
     # --- what nodes run on ---
 
     def tell_runtime(self, job: JobId, runtime: str) -> None:
-        """Tell the cluster what nodes run a job on, once: equal bytes need equal versions.
+        """Tell the cluster the nodes' runtimes for a job, once: equal bytes need equal versions.
 
-        What can't be told now is told with the next node.
+        If it can't be told now, it is told with the next node.
         """
         if (job, runtime) in self._runtimes_told:
             return

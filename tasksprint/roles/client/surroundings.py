@@ -1,7 +1,7 @@
-"""What a client takes from outside: clocks, chance, network, disk, nodes' processes.
+"""The outside of a client: clocks, chance, network, disk, nodes' processes.
 
-`REAL_CLIENT` is what every process runs with. The simulator gives others, and then the same
-client runs on virtual time, on a loop that has no sockets, files or threads.
+Every process runs with `REAL_CLIENT`. The simulator gives others. Then the same client runs on
+virtual time, on a loop without sockets, files or threads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["REAL_CLIENT", "ClientOptions", "ClientSurroundings"]
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """What the command line says, and what was found out about the machine."""
+    """The facts of the command line, and those found out about the machine."""
 
     coordinators: list[str]
     data_dir: Path

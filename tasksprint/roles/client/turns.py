@@ -1,8 +1,7 @@
 """The turns of a client's loop, and the timer that begins one when something is due.
 
-Whatever arrives is told to the workbench at once. The turn that follows carries out what the
-workbench wants, until it wants nothing more. What waits on the outside world runs beside the
-turns, in tasks of its own.
+Every event is told to the workbench at once. The next turn carries out the workbench's orders,
+until it has none. Waiting on the outside world is done beside the turns, in tasks of its own.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ class TurnLoop:
             self.stopped.set_exception(error)
 
     async def close(self) -> None:
-        """End the turns, and what runs beside them."""
+        """End the turns, and all that runs beside them."""
         self._in_turn = True  # No more turns: nodes that end now must not be started anew.
         await self._tasks.close()
         if self._timer is not None:
             self._timer.cancel()
 
     def turn(self) -> None:
-        """Carry out what the workbench wants, until it wants nothing more."""
+        """Carry out the workbench's orders, until it has none."""
         if self._in_turn:
             return
         self._in_turn = True

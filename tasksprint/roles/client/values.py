@@ -1,16 +1,16 @@
 """The values that a client has in memory, beside the copies on its disk.
 
-Knows bytes by (job, tid, result digest, key): values that nodes made, copies that
-were fetched from other clients, and values read back from the store. Two kinds can't
-be evicted: what isn't stored yet, and copies that the workbench still needs (it
-limits those). All else goes when it is old and room is needed.
+Knows bytes by (job, tid, result digest, key): values made by nodes, copies fetched from other
+clients, and values read back from the store. Two kinds can't be evicted: values that aren't
+stored yet, and copies that the workbench still needs (it limits those). All others go when they
+are old and room is needed.
 
-Large values stand in files of the store (`FileValue`), never in memory. Files of fetched
-copies belong to the cache, which says when one isn't needed any more; files of this client's
-own results belong to the store, and aren't cached at all.
+Large values stand in files of the store (`FileValue`), never in memory. Files of fetched copies
+belong to the cache; it says when one isn't needed any more. Files of this client's own results
+belong to the store, and aren't cached at all.
 
-Doesn't know the store: whoever makes a cache says how a value is read from it. Here,
-too, is how a task's line and a report's inline values are put together from bytes.
+Doesn't know the store: the maker of a cache gives it a function that reads a value. This module
+also puts together a task's line and a report's inline values from bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NodeValues = tuple[tuple[str, str, "bytes | FileValue"], ...]
 # None: the store doesn't have it.
 LoadValue = Callable[[JobId, TaskId, str, str], Awaitable["CachedValue | None"]]
 
-# What a value costs beside its bytes; else a million empty ones would count as nothing.
+# The cost of a value beside its bytes; else a million empty ones would count as nothing.
 _OVERHEAD_BYTES = 400
 
 _ValueKey = tuple[JobId, TaskId, str, str]
@@ -77,7 +77,7 @@ class ValueCache:
         self._load = load
         self._discard = discard
         self._results: dict[JobId, dict[TaskId, dict[str, _Result]]] = {}
-        # What may be evicted, the longest unused first, with its cost.
+        # Values that may be evicted, with their costs; the longest unused first.
         self._evictable: OrderedDict[_ValueKey, int] = OrderedDict()
         self._bytes = 0  # of everything, with overhead; files of copies count like memory
 
@@ -95,7 +95,7 @@ class ValueCache:
 
     @property
     def total_bytes(self) -> int:
-        """What the values cost in memory, roughly."""
+        """The memory of the values, roughly."""
         return self._bytes
 
     # --- values made here ------------------------------------------------------------
@@ -217,7 +217,7 @@ class ValueCache:
         return values
 
     async def load_inputs(self, run: RunTask) -> tuple[list[CachedValue], tuple[TaskId, ...]]:
-        """Return the values of a task's inputs, and the pretasks of which one is missing.
+        """Return the values of a task's inputs, and the pretasks with a missing value.
 
         For `Workbench.run_refused`, the caller asks its store for the manifests of
         those.
@@ -371,13 +371,13 @@ def _cost(content: bytes | FileValue) -> int:
 def task_buffers(
     run: RunTask, inputs: Sequence[CachedValue], *, frames: bool, takes: tuple[str, ...] = ()
 ) -> list[bytes | Carried]:
-    """Return what to write into the node's pipe for a task, buffer by buffer.
+    """Return the buffers for a node's pipe that hand it a task.
 
     Args:
         inputs: From `ValueCache.inputs` or `load_inputs`, one for each of `run.inputs`.
-            Of those that stand in files, the content of `Carried` is the index here.
+            If one stands in a file, the content of its `Carried` is the index here.
         frames: The node speaks frames.
-        takes: What it reads in the line beyond what all nodes do.
+        takes: Members of the line that this node reads and not all nodes do.
     """
     assert len(inputs) == len(run.inputs)
     assignment = run.assignment
@@ -401,7 +401,8 @@ def task_buffers(
 async def base64_pieces(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield one base64 text of all pieces together, whatever their sizes are.
 
-    Only the end of the text may be padded: what three bytes don't fill goes to the next piece.
+    Only the end of the text may be padded. So bytes that don't fill a group of three go to the
+    next piece.
     """
     rest = b""
     async for piece in pieces:

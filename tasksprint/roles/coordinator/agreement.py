@@ -1,13 +1,15 @@
-"""Finding the replica whose state isn't that of the others, and stopping it.
+"""Finds the replica with a state unlike the others', and stops it.
 
-The same log must give the same state everywhere. If it doesn't (a bug, or memory that
-flipped a bit), a replica notices when it applies a tick that claims another digest than it
-had itself, or when another one asks it for a digest and names its own. Then it asks all
-voters. Who has another state than a majority of them stops, also if that is the leader: the
-one who noticed isn't always the one who is wrong, and by being asked the leader learns of it.
-If no digest gets a majority in time, nobody can say who is right, and who noticed stops.
+The same log must give the same state everywhere. A bug, or memory that flipped a bit, may break
+this. A replica notices it in two ways. It applies a tick with another digest than its own. Or
+another replica asks for its digest, and names a different one. Then it asks all voters.
 
-Asks and stops; what is compared with what is decided in hosting/claims.py.
+A replica stops if its state differs from that of a majority of the voters, even if it leads. The
+replica that noticed isn't always the wrong one; a wrong leader notices when it is asked. If no
+digest gets a majority in time, nobody can say which state is right. Then the replica that
+noticed stops.
+
+This module asks and stops; hosting/claims.py decides which digests are compared.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _SHOWN = 12  # characters of a digest that people are shown
 
 
 class Agreement:
-    """What one coordinator does about it."""
+    """One coordinator's part in finding such a replica."""
 
     def __init__(self, turns: Turns, roster: Roster, http: HttpClient) -> None:
         self._turns = turns
@@ -55,23 +57,23 @@ class Agreement:
 
     @property
     def claim(self) -> Claim | None:
-        """What the next tick says of this replica."""
+        """The next tick's claim about this replica."""
         return self._claims.newest
 
     def applied(self, slot: Slot, digest: str, applied: Applied) -> None:
-        """Compare what the tick in an entry says, if it has one, with what is so here."""
+        """Compare the claim of an entry's tick, if it has one, with this replica's state."""
         if applied.tick is not None:
             self._differs(self._claims.ticked(slot, digest, applied.tick.claim))
 
     def forget(self) -> None:
-        """Take that a copy of another replica's state is ours from here on."""
+        """Take note: from here on a copy of another replica's state is ours."""
         self._claims.forget()
         self._disputed = None
 
     def _digest(self, request: Request) -> Response:
-        """Tell another replica our digest after a slot; it says its own, too.
+        """Tell another replica our digest after a slot; it names its own, too.
 
-        One of another cluster may ask, at an address that it knows from before; its state
+        A replica of another cluster may ask, at an address that it knows from before. Its state
         says nothing about ours.
         """
         mine = None
@@ -115,7 +117,7 @@ class Agreement:
                     found[answer[0]] = answer[1]
                     majority = majority_digest(found, voters)
                 if majority not in (None, mine.digest):
-                    break  # Who is wrong stops at once.
+                    break  # A wrong one stops at once.
             if majority == mine.digest:
                 others = [who for who, digest in found.items() if digest != mine.digest]
                 _log.error(

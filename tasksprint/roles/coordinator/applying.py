@@ -1,7 +1,7 @@
 """The state machine of one replica, and the chosen entries that wait for it.
 
-Applies entries in order, for a bounded time in each turn. Knows nothing of what follows from
-one: that is told to whoever made it.
+Applies entries in order, for a bounded time in each turn. Doesn't know the consequences of an
+entry: its maker is told of each.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _APPLY_MS_MAX = 20
 
 
 class Applying:
-    """The state machine, and what it has to apply yet.
+    """The state machine, and the entries that it has to apply yet.
 
     Args:
         schedule: None: this replica isn't founded.
-        on_applied: Takes an entry, what came of it, and the time.
+        on_applied: Takes an entry, its outcome, and the time.
     """
 
     def __init__(

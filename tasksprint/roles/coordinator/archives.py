@@ -1,7 +1,7 @@
 """Jobs' archives on one replica: kept in its store, copied to a quorum, unpacked for schedulers.
 
-An archive is durable on a quorum before the command that names its digest is
-proposed; so whoever applies that command finds it at some living member.
+An archive is durable on a quorum before the command that names its digest is proposed. So a
+replica that applies the command finds the archive at some living member.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class Archives:
     async def spread(self, members: Sequence[Member]) -> None:
         """Let enough of these members to be a quorum have the archives of running jobs.
 
-        What is on its way stays so, whoever waits for it: a repeated call goes on from there.
+        Copies on their way go on even if the caller gives up: a repeated call builds on them.
 
         Raises:
             PeerUnreachable: Too few answered in time, or nobody who answers has one.
@@ -271,7 +271,7 @@ class Archives:
 
     async def _bring(self, address: str, digests: list[str]) -> TaskSprintError | None:
         """Let another member have these archives; return why it hasn't."""
-        # One after the other: who comes later finds there what was brought before.
+        # One after the other: a later call finds the archives that earlier ones brought.
         bringing = self._bringing.setdefault(address, asyncio.Lock())
         async with bringing:
             try:
@@ -284,7 +284,8 @@ class Archives:
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
                 return error
             finally:
-                # Whoever waits has it; who comes after that asks beside the last of them.
+                # Waiting calls hold this lock. A call after this makes a new one, and may
+                # ask at the same time as the last of them.
                 if self._bringing.get(address) is bringing:
                     del self._bringing[address]
         return None
@@ -337,7 +338,8 @@ class Archives:
 
         Returns:
             Or None: a quorum doesn't have it, and no running job needs it. It was never kept
-            on a quorum, or the members have changed since: who wants it there brings it.
+            on a quorum, or the members have changed since. If somebody wants it there, they
+            bring it.
 
         Raises:
             PeerUnreachable: Nobody who answered has it, but too few did to deny it.
@@ -376,9 +378,9 @@ class Archives:
         """Return the folder with an archive's files, set up if the scheduler needs that.
 
         Args:
-            manifest: Of the job.
-            on_obtained: Called once the archive is here: what follows is work on this machine.
-            on_step: Called with what comes next, in words: its setup, or to wait for that.
+            manifest: The job's manifest.
+            on_obtained: Called once the archive is here: the rest is work on this machine.
+            on_step: Called with the next step, in words: its setup, or the wait for that.
 
         Raises:
             RemoteProtocolError: The archive can't be unpacked.

@@ -1,4 +1,4 @@
-"""What clients ask: commands for the log, their views, jobs' archives.
+"""Requests of clients: commands for the log, their views, jobs' archives.
 
 Other coordinators ask for archives by the same paths.
 """
@@ -113,16 +113,16 @@ class ClientPaths:
         is_confirmed = False
         while True:
             schedule = self._log.require_schedule()
-            # A state that lacks what a former leader decided would send living clients
-            # to join again, or take back what they know.
+            # The state must hold all decisions of former leaders. Else it would send living
+            # clients to join again, or take back facts that they know.
             if not self._log.is_current:
                 raise self._log.not_leader()
             view = None
             is_ahead = since > schedule.applied_slot
             if is_ahead and is_confirmed:
                 # No state has that version: it was made up, or all disks went back in
-                # time. What the client runs is of a future that never came, and the
-                # numbers of jobs, tasks and attempts are given a second time: it begins
+                # time. Then the client's tasks are of a future that never came, and the
+                # numbers of jobs, tasks and attempts are given a second time. So it begins
                 # anew, or its results would count for other tasks of the same numbers.
                 return _not_alive(schedule.replacement(cid, incarnation))
             if not is_ahead:
@@ -188,7 +188,7 @@ def _check_join(command: JoinClient) -> None:
 
 
 def _not_alive(replacement: Client | None) -> Response:
-    """Send a client away whose incarnation doesn't live, and tell which one does instead."""
+    """Send a client away if its incarnation doesn't live; name the living one instead."""
     told: dict[str, Any] = {"error": "unknown or dead"}
     if replacement is not None:
         told = {

@@ -1,10 +1,10 @@
-"""One coordinator: its parts, and what happens in a turn of its loop.
+"""One coordinator: its parts, and the turns of its loop.
 
-Everything happens in turns of one asyncio loop. What arrives (frames of peers,
-requests, answers of schedulers, finished writes) is handed to the cores at once and
-marks the loop; the turn that follows carries out what all of it together asks for:
-messages, one write, entries to apply. So commands that arrive together share an
-entry, a write and a round of messages, and nothing waits for a timer.
+Everything happens in turns of one asyncio loop. Events arrive: frames of peers, requests,
+answers of schedulers, finished writes. Each is handed to the cores at once and marks the loop.
+The next turn carries out the orders that follow from all of them: messages, one write, entries
+to apply. So commands that arrive together share an entry, a write and a round of messages, and
+nothing waits for a timer.
 
 This module makes all parts, and is the only one that knows all of them.
 """
@@ -253,7 +253,7 @@ class Coordinator:
     # --- turns ---
 
     def _work(self, now_ms: int) -> int:
-        """Do what is to be done now; return when there is more, unless something happens."""
+        """Do the work of now; return when there is more, unless something happens before."""
         replica, durable = self.replica, self.durable
         if now_ms >= replica.deadline_ms:
             replica.tick(now_ms)
@@ -311,10 +311,10 @@ class Coordinator:
         """Put the copy of the mirror that the store has gathered in the place of ours.
 
         Args:
-            memberships: Who votes, as the replica that gave the copy knew it.
+            memberships: The voters, as known to the replica that gave the copy.
 
-        Nothing is applied meanwhile, and what was applied since our mirror was written is
-        dropped: the copy has it. Promises and acceptances go on, as always.
+        Nothing is applied meanwhile. Entries applied since our mirror was written are dropped:
+        the copy has them. Promises and acceptances go on, as always.
         """
         turns, replica, state = self.turns, self.replica, self.state
         assert not state.is_installing

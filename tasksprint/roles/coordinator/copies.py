@@ -1,21 +1,21 @@
 """Copies of the mirror: for a replica that was away for too long, and for backups.
 
-A replica lacks entries that nobody it can reach keeps any more. It opens a session at one
-that can give: a snapshot of that one's mirror, which the giver holds for a bounded time
-while it goes on serving. It then asks for the pieces one by one, by number; a piece that
-got lost is asked for again, the last one given can be. Each has its SHA-256, and that of
-all pieces up to it, so that nothing is missing and nothing came twice. When all are
-there, and the copy names the slot and digest that the session began with, it replaces
-the receiver's mirror in one transaction.
+Sometimes a replica lacks entries, and no replica within its reach keeps them any more. It then
+opens a session at a replica that can give a copy. The giver makes a snapshot of its mirror, and
+holds it for a bounded time while it goes on serving. The receiver asks for the pieces one by
+one, by number. If the last given piece got lost, it can be asked for again. Each piece has its
+own SHA-256, and that of all pieces up to it: so nothing is missing and nothing came twice. When
+all pieces are there, the copy must name the slot and digest that the session began with. Then
+it replaces the receiver's mirror in one transaction.
 
     POST /v1/mirror?replica=ID          {"session", "cluster", "slot", "digest", "memberships",
                                          "origins", "rules"}
     GET  /v1/mirror/{session}/{number}  a header line (JSON), then rows (JSON)
     POST /v1/mirror/{session}/close
 
-Who names no replica takes a copy for a backup: the log isn't kept for it.
+A receiver that names no replica takes a copy for a backup: the log isn't kept for it.
 
-Knows sessions, pieces and their checks; what is in a piece only the stores know.
+Knows sessions, pieces and their checks. Only the stores know the contents of a piece.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ class MirrorPaths:
         self._random = random
         self._sessions: dict[str, _Session] = {}
         self._opening = 0  # sessions that are about to be there
-        # Replicas that took a copy: up to which slot, and how long they are waited for.
+        # Replicas that took a copy: its slot, and how long they are waited for.
         self._following: dict[ReplicaId, tuple[Slot, int]] = {}
         # Snapshots are read beside the loop and beside the writer.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mirror")
         self._sweep: asyncio.TimerHandle | None = None
 
     def add_to(self, add: Callable[[str, str, Handler], None]) -> None:
-        """Add the paths; only members and `backup`, who have the key, may ask."""
+        """Add the paths; only members and `backup` may ask, for they have the key."""
         add("POST", "/v1/mirror", self._open)
         add("GET", "/v1/mirror/{session:text}/{number}", self._piece)
         add("POST", "/v1/mirror/{session:text}/close", self._close)
@@ -152,12 +152,12 @@ class MirrorPaths:
         )
 
     def keep_from(self, now_ms: int) -> Slot | None:
-        """Return from which slot on the log must stay for those who take copies.
+        """Return the first slot from which the log must stay for receivers of copies.
 
-        The log goes on behind a copy while it travels. Were it truncated by its usual tail,
-        a large copy of a busy cluster would always come too late, and another one, too.
-        So it stays from the oldest copy on, and for who has taken one until it is level, all
-        within a bounded time.
+        While a copy travels, the log grows behind it. If only its usual tail were kept, a large
+        copy of a busy cluster would always come too late, and so would the next one. So the log
+        stays from the oldest copy on. For a replica that has taken one, it stays until that
+        replica is level. All this is bounded in time.
         """
         if not self._sessions and not self._following:
             return None
@@ -189,8 +189,8 @@ class MirrorPaths:
             expected = session.next_number if session.reading is None else session.reading_number
             raise Refused(f"piece {number} can't be given, expected {expected}", status=409)
         try:
-            # Who asks again, as an answer was late, waits for the same reading; and one who has
-            # gone doesn't end it.
+            # If an answer was late and the receiver asks again, it waits for the same reading.
+            # If it has gone, the reading goes on.
             body = await asyncio.shield(reading)
         except StoreDamaged as error:
             raise Refused("the state of this replica is damaged", status=_BUSY) from error
@@ -241,7 +241,7 @@ class MirrorPaths:
             loop.run_in_executor(self._executor, session.snapshot.close)
 
     def _close_old(self) -> None:
-        """Close what is too old, and come back for the others."""
+        """Close sessions that are too old, and come back for the others."""
         now_ms = self._turns.now_ms()
         settings = self._settings
         for name, session in list(self._sessions.items()):
@@ -338,7 +338,7 @@ class MirrorFetcher:
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """What `status` shows of it; None: no copy is under way."""
+        """The progress of a copy, for `status`; None: no copy is under way."""
         progress = self._progress
         if progress is None:
             return None

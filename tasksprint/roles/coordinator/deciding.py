@@ -1,4 +1,4 @@
-"""What is decided by one coordinator's log: proposals, reads, and who waits for them."""
+"""The decisions of one coordinator's log: proposals, reads, and those who wait for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Deciding:
         self._state = state
         self._durable = durable
         self._decisions = decisions
-        # What must be applied before this leader knows all that former ones decided.
+        # The end of the slots that former leaders decided: this leader must apply them first.
         self._current_end: Slot | None = None
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._confirmed: list[tuple[int, Slot]] = []
@@ -74,7 +74,7 @@ class Deciding:
         return schedule
 
     def not_leader(self) -> NotLeader:
-        """Return the error that says who leads, or why nobody is known to."""
+        """Return the error with the leader's address, or with the reason why none is known."""
         leader, schedule = self._replica.leader, self._state.schedule
         if schedule is None or leader is None:
             silent_ms = 2 * self._settings.election_timeout_max_ms
@@ -137,7 +137,7 @@ class Deciding:
         self._decisions.wait(command, then, decoded)
         is_busy = turns.is_under_way or turns.is_due or self._durable.is_writing
         if is_busy or len(self._decisions) > 1:
-            turns.wake()  # More may gather behind what is under way.
+            turns.wake()  # More may gather behind the ones under way.
         else:
             turns.take()
 
@@ -161,12 +161,12 @@ class Deciding:
         return self.require_schedule()
 
     def reads_confirmed(self, read_ids: Iterable[int]) -> None:
-        """Take that nothing was decided elsewhere: reads wait for what is chosen here."""
+        """Take note that nothing was decided elsewhere: reads wait for the chosen entries here."""
         end_slot = self._state.known_end
         self._confirmed += [(read_id, end_slot) for read_id in read_ids]
 
     def reads_failed(self, read_ids: Iterable[int]) -> None:
-        """Take that this replica can't confirm them."""
+        """Take note that this replica can't confirm them."""
         for read_id in list(read_ids):
             self._end_read(read_id, self.not_leader())
 
@@ -187,14 +187,14 @@ class Deciding:
             self._current_end = self._replica.chosen_end
 
     def answer(self) -> None:
-        """Tell those who wait what was applied by now."""
+        """Tell the waiting handlers about newly applied entries."""
         end_slot = self._state.end_slot
         while self._confirmed and self._confirmed[0][1] <= end_slot:
             self._end_read(self._confirmed.pop(0)[0], None)
         self._decisions.tell()
 
     def leadership_changed(self) -> None:
-        """Take that this replica leads from now on, or doesn't any more."""
+        """Take note that this replica leads from now on, or doesn't any more."""
         self._current_end = None
         if not self._replica.is_leader:
             self._decisions.give_up()

@@ -1,8 +1,8 @@
-"""Who waits for which command of the log, and what became of it.
+"""Waiting for commands of the log, until their replies are known.
 
-Between a coordinator's handlers, which want replies, and its state machine, which gives
-them entry by entry. Knows no consensus: it is told what was applied, and when nobody
-decides any more.
+It stands between a coordinator's handlers and its state machine: handlers want replies, and the
+state machine gives them entry by entry. Knows no consensus: it is told of applied entries, and
+when this replica doesn't decide any more.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Decisions:
     def decode(self, command: bytes, rules: int) -> Command:
         """Do as `decode_command`, once for each command that came in here.
 
-        Those that came in were read by the rules of then: newer ones read them alike.
+        Commands that came in were read by the rules of that time; newer rules read them alike.
         """
         return self._decoded.pop(command, None) or decode_command(command, rules)
 
@@ -58,13 +58,13 @@ class Decisions:
                 self._told.append((then, b"{}" if reply is None else reply))
 
     def tell(self) -> None:
-        """Call everybody whose command was applied."""
+        """Call everybody with an applied command."""
         while self._told:
             then, reply = self._told.popleft()
             then(reply)
 
     def give_up(self) -> None:
-        """Tell everybody who waits that this replica doesn't decide (any more)."""
+        """Tell all waiters that this replica doesn't decide (any more)."""
         waiting, self._waiting = self._waiting, {}
         self._decoded.clear()
         for takers in waiting.values():

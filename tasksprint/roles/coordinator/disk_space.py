@@ -1,10 +1,10 @@
-"""What a coordinator does when the disk with its data directory fills.
+"""A coordinator's behaviour when the disk with its data directory fills.
 
-It says so; then it takes no new jobs; then it stops, while the files can still be closed and
-opened again. A leader that is short of space hands over first, if another member isn't.
-Running jobs go on meanwhile: ending them gives space back.
+First it says so. Then it takes no new jobs. At last it stops, while the files can still be closed
+and opened again. A leader that is short of space hands over first, if another member has enough.
+Running jobs go on meanwhile: their end gives space back.
 
-Knows what to do; how much is how little is known to process/free_space.py.
+process/free_space.py knows the limits; this module only acts on them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class DiskSpace:
             await asyncio.sleep(CHECK_S)
 
     async def check(self) -> None:
-        """Look once, and do what follows."""
+        """Check once, and act on it."""
         free, me = self.free, self._roster.me
         before = free.level
         has_changed = free.found(*await measure(free.directory))
@@ -97,7 +97,7 @@ class DiskSpace:
             self._checks = 0
         if self.is_short and self._replica.is_leader:
             if self._checks % _ASK_EACH == 0 and self._asking is None:
-                # Beside the looks: others that hang mustn't hide that the disk is spent.
+                # Done beside the checks: if others hang, a spent disk must be noticed still.
                 self._asking = self._turns.background(self._hand_over())
             self._checks += 1
 

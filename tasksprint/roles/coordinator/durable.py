@@ -1,7 +1,7 @@
-"""What waits for the disk of one coordinator: the log's entries, and rows of the mirror.
+"""Entries of the log and rows of the mirror that wait for one coordinator's disk.
 
-One write is under way at a time. What gathers behind it shares the next transaction, in the
-order in which it came; then what had to wait for the disk goes out.
+One write is under way at a time. Commits that gather behind it share the next transaction, in
+the order in which they came. Then the messages that had to wait for the disk go out.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _Persists = list[tuple[int, Persist, tuple[Envelope, ...]]]
 
 
 class Durable:
-    """What one replica writes.
+    """The writes of one replica.
 
     Args:
-        keep_from: Says from which slot on somebody needs the log.
+        keep_from: Returns the first slot of the log that somebody needs.
     """
 
     def __init__(
@@ -151,14 +151,14 @@ class Durable:
         return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 
     async def handed_over(self) -> None:
-        """Wait until the writer has all rows of what is applied now: then it reads them."""
+        """Wait until the writer has all rows of the entries applied by now: then it reads them."""
         if self._rows:
             self._rows_since_ms = -_MIRROR_IDLE_MS  # Due, however young the clock is.
             self._turns.wake()
             await self._row_waiters.wait(None)
 
     def drop_rows(self) -> None:
-        """Forget the rows that wait: a copy of the mirror has what they say."""
+        """Forget the waiting rows: a copy of the mirror has their contents."""
         self._rows.clear()
         self._row_waiters.wake_all()
 

@@ -1,7 +1,7 @@
-"""What a job's scheduler logged and which attempts failed, from the mirror of this replica.
+"""A job's scheduler lines and failed attempts, from the mirror of this replica.
 
-Both are numbered in their job, and written once: who has seen some asks for those after
-them.
+Both are numbered in their job, and written once. A reader that has seen some asks for those
+after them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tasksprint.store.replica_store import ReplicaStore
 
 __all__ = ["JobNotes", "cause_of_end", "task_of_failure"]
 
-# Of one answer; who wants more asks again, from the next number on.
+# Of one answer; to get more, ask again from the next number on.
 _ROWS_MAX = 10_000
 _BYTES_MAX = 8 * 1024 * 1024
 _NAMED_TASK = re.compile(r"\btask ([0-9]{1,15})\b")
 
 
 class JobNotes:
-    """What the mirror of one replica has of them."""
+    """The lines and failures in one replica's mirror."""
 
     def __init__(self, mirror: Mirror, writer: Writer) -> None:
         self._mirror = mirror
@@ -47,10 +47,10 @@ class JobNotes:
     async def _rows(self, table: str, job: JobId, first: int) -> list[tuple[Any, ...]]:
         """Return the values of a job's numbered rows, the unwritten ones too, in order.
 
-        Who counts what it got asks for the next ones: so none is given behind the end of a page
-        that was cut, as long as others stand between.
+        A reader counts its rows and asks for the next ones. So if a page was cut, no row beyond
+        its end is given while others stand between.
         """
-        # First these: what is written meanwhile is found twice rather than not at all.
+        # First these: a row written meanwhile is found twice rather than not at all.
         unwritten = self._mirror.unwritten_rows(table, (job,))
         page, is_cut = await self._writer.run(_read, table, job, first)
         found: dict[int, tuple[Any, ...] | None] = {cells[1]: tuple(cells[2:]) for cells in page}
@@ -65,8 +65,8 @@ class JobNotes:
 def cause_of_end(error: str, failures: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the failure that belongs beneath the sentence with which a job failed.
 
-    That is the one of the task which the sentence names first, if it is kept; of a sentence
-    that names none, the last one by which a task was given up.
+    If the sentence names tasks, this is the failure of the first one, if it is kept. If it names
+    none, this is the last failure by which a task was given up.
     """
     final = [failure for failure in failures if failure["final"]]
     if (named := _NAMED_TASK.search(error.partition("\n")[0])) is not None:

@@ -1,4 +1,4 @@
-"""What people ask: submitting jobs, and how jobs, their tasks and the clients stand."""
+"""Requests of people: submitting jobs, and how jobs, their tasks and the clients stand."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ class JobPaths:
     async def _job(self, request: Request) -> Response:
         """Describe a job.
 
-        With `wait_ms` and `seen`, as soon as it differs from what was seen; or with `heard`,
-        as soon as there are news: that it ended, a line of its scheduler, a failure.
+        With `wait_ms` and `seen`, answer as soon as it differs from the seen one. With `heard`
+        instead, answer as soon as there are news: its end, a line of its scheduler, a failure.
         """
         job = JobId(request.integer("job"))
         wait_ms = min(request.query_integer("wait_ms", 0), self._settings.view_poll_max_ms)
@@ -186,7 +186,7 @@ class JobPaths:
         return json_response({**info, "failure": failures[-1] if failures else None})
 
     async def _job_log(self, request: Request) -> Response:
-        """Return what the scheduler logged, which attempts failed, and what it wrote here.
+        """Return the scheduler's log lines, the failed attempts, and its output here.
 
         With `first_line` and `first_failure` only those from these numbers on, with `tid` only
         failures of that task.
@@ -226,7 +226,7 @@ class JobPaths:
         return response
 
     async def _decide(self, command: bytes, *, refused: int) -> Response:
-        """Answer with what the log says; with the status `refused` if that is no."""
+        """Answer with the log's reply; if that is a no, with the status `refused`."""
         return _reply(await self._log.decide(command), refused=refused)
 
 
@@ -250,7 +250,7 @@ def _no_task(schedule: Schedule, job: JobId, tid: TaskId) -> str:
 
 
 def _version(summary: dict[str, Any]) -> str:
-    """Return a short text that differs whenever what people see of a job differs."""
+    """Return a short text that changes when people see the job change."""
     counts = summary["tasks"]
     state = summary["state"] + (" waits" if summary["obstacle"] else "")
     return f"{state}:" + ",".join(str(counts[state]) for state in sorted(counts))

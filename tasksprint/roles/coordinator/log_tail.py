@@ -1,8 +1,8 @@
 """How much of the log is kept behind the mirror, for replicas that lag a little.
 
-Knows slots and sizes of what was applied, and decides below which slot the next commit
-truncates: that commit holds the mirror up to its last applied slot, so nothing is
-forgotten that isn't in it. Slots go in pieces, so that few commits pay for it.
+Knows slots and sizes of applied entries. Decides below which slot the next commit truncates.
+That commit holds the mirror up to its last applied slot: so all forgotten entries are in the
+mirror. Slots go in pieces, so that few commits pay for it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LogTail:
         pieces = self._pieces
         while pieces:
             end, size = pieces[0]
-            # What would be left must be a whole tail, by count or by size.
+            # The rest must be a whole tail, by count or by size.
             if self._end - end < self._slots_max and self._bytes - size < self._bytes_max:
                 break
             if keep_from is not None and end > keep_from:

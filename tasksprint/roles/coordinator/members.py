@@ -1,8 +1,8 @@
-"""Changing the members of a running cluster, as one coordinator takes part in it.
+"""One coordinator's part in changing the members of a running cluster.
 
-What is asked for is checked here against the world (does the new one answer, is it who it
-is said to be); whether the cluster can bear it, and what follows by itself (a learner that
-has caught up votes, who was replaced goes), is decided by the replica core.
+Here a request is checked against the world: does the new member answer, and is it the right
+one? The replica core decides whether the cluster can bear the change. It also makes the changes
+that follow by themselves: a learner that has caught up votes, and a replaced member goes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LOOK_MAX_S = 10.0
 
 
 def reason_to_stop(ready: Ready) -> TaskSprintError | None:
-    """Return with what a coordinator ends whose replica must stop; None: it goes on."""
+    """Return the error with which a coordinator ends; None: its replica may go on."""
     if ready.fatal is None:
         return None
     return SettingsError(ready.fatal) if ready.is_removed else StoreError(ready.fatal)
@@ -61,7 +61,7 @@ def reason_to_stop(ready: Ready) -> TaskSprintError | None:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Who answered at an address, as it says itself."""
+    """The process at an address, in its own words."""
 
     replica: ReplicaId
     incarnation: Incarnation
@@ -105,7 +105,7 @@ def _identity_in(answer: dict[str, Any]) -> _Identity:
 
 
 class MemberChanges:
-    """What one coordinator knows and does about members."""
+    """One coordinator's knowledge of the members, and its changes to them."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class MemberChanges:
     # --- asking ---
 
     def identity(self) -> dict[str, Any]:
-        """Return who this coordinator is, and whom it knows, by now or from before."""
+        """Return this coordinator's identity, and the members that it knows now or knew before."""
         founding, membership = self._replica.founding, self._replica.membership
         members = () if membership is None else (*membership.voters, *membership.learners)
         return {
@@ -209,7 +209,7 @@ class MemberChanges:
             self._preparing = self._turns.background(self._prepare(membership))
 
     async def _prepare(self, membership: Membership) -> None:
-        """Let the next step follow once those who then vote hold the running jobs' archives."""
+        """Let the next step follow once its voters hold the running jobs' archives."""
         leaving = {old for _, old in membership.replaces}
         members = (*membership.voters, *membership.learners)
         try:
@@ -240,7 +240,7 @@ class MemberChanges:
         parse_address(address)
         membership = self._replica.membership
         assert membership is not None
-        # Before it is asked who it is: one that was removed doesn't answer any more.
+        # Before it is asked for its identity: a removed member doesn't answer any more.
         reason = used_before(membership, replica)
         if reason is not None:
             raise Refused(reason, status=_CONFLICT)
@@ -261,7 +261,7 @@ class MemberChanges:
             try:
                 await within(_SPREAD_S, self._archives.spread(left), discard=lambda _: None)
             except asyncio.TimeoutError:
-                # It goes on. Who asks would give up soon, and not know why.
+                # The spreading goes on. But the asker would give up soon, and not know why.
                 text = "those who stay get the archives of running jobs: that is under way"
                 raise Refused(text, status=_CONFLICT, hint="ask again") from None
             except (PeerUnreachable, Refused, RemoteProtocolError) as error:
@@ -299,7 +299,7 @@ class MemberChanges:
         await future
 
     async def while_leading(self, work: Awaitable[ResultT]) -> ResultT:
-        """Return what comes of some work that waits for this replica's own disk.
+        """Return the result of some work that waits for this replica's own disk.
 
         Raises:
             NotLeader: It stopped leading, perhaps as its disk is slow or full: ask another one.
@@ -324,7 +324,7 @@ class MemberChanges:
             raise self._log.not_leader() from error
 
     def changed(self) -> None:
-        """Take that the members changed, or the leadership."""
+        """Take note that the members changed, or the leadership."""
         waiters, self._waiters = self._waiters, []
         for future in waiters:
             if not future.done():
@@ -380,8 +380,8 @@ class MemberChanges:
     async def look_for_cluster(self) -> None:
         """Tell the operator whether the cluster to join answers, and what to do next.
 
-        Stops this coordinator if the cluster knows its id from another life: those that
-        were members then may never connect to it again to tell it so.
+        Stops this coordinator if the cluster knows its id from another life. The members of
+        that time may never connect to it again to tell it so.
         """
         options = self._options
         pause_s = _LOOK_S

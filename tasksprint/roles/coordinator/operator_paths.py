@@ -1,4 +1,4 @@
-"""What operators and their tools ask: the members, and how this process stands."""
+"""Requests of operators and their tools: the members, and how this process stands."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class OperatorPaths:
         return json_response(members.listing())
 
     async def _upgrade(self, request: Request) -> Response:
-        """List what each member can; and have the rules raised, if that is asked for."""
+        """List each member's abilities; if the request says so, have the rules raised."""
         await self._log.confirm_read()
         if request.method == "POST":
             self._raising.raise_now()

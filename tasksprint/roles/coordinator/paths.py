@@ -1,8 +1,8 @@
-"""The coordinator's paths: what its families of routes have in common.
+"""The coordinator's paths: the common part of its families of routes.
 
-A handler turns a request into a command or a question, and the answer back. Only the
-leader decides and answers what must be current; any other raises `NotLeader`, which says 421
-and who leads, if it knows. docs/protocol.md describes every path.
+A handler turns a request into a command or a question, and the answer back. Only the leader
+decides, and only it gives answers that must be current. Any other replica raises `NotLeader`:
+this answers 421, and names the leader if it is known. docs/protocol.md describes every path.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Paths:
         self.router.add(method, pattern, answer, **options)
 
     def _require(self, cluster: str, *, is_exact: bool) -> None:
-        """Refuse who belongs to another cluster than this one, or those that it went on from.
+        """Refuse askers of other clusters, except those that this cluster went on from.
 
-        A cluster that lost its majority may be recovered by one member; should the others
-        come back, they answer as before, at addresses that the clients know. Clients come along
-        from a former cluster; people who name it mean that one, which may run still.
+        A cluster that lost its majority may be recovered by one member. The others may come
+        back: they answer as before, at addresses that the clients know. Clients of the former
+        cluster come along. People who name the former cluster mean that one: it may still run.
         """
         founding = self._replica.founding
         if founding is None or cluster == founding.cluster:

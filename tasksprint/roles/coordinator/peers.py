@@ -1,8 +1,8 @@
-"""The other members of one coordinator: their frames, and who may be heard as one of them.
+"""The other members of one coordinator: their frames, and which processes are heard as members.
 
-The core decides who is heard (consensus/lives.py). Here it is told of connections, and what it
-refuses is said to both sides; who is refused as a second process for longer than the connection
-of a dead first one could look alive ends.
+The core decides which process is heard (consensus/lives.py). This module tells it of
+connections, and tells a refusal to both sides. A process that is refused as a second one waits
+as long as the connection of a dead first one could look alive. Then it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Peers"]
 
 
 class Peers:
-    """What one coordinator hears from the others, and says to them."""
+    """The messages between one coordinator and the others."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Peers:
             speaks=surroundings.release.speaks,
         )
         self._has_heard = False  # frames that make a turn due
-        # The first and the last of the refusals that came one upon the other.
+        # The first and the last refusal of an unbroken series.
         self._refused_ms: dict[ReplicaId, tuple[int, int]] = {}
-        # A machine that lost power leaves a connection behind that is found dead in this time.
+        # A machine that lost power leaves a connection behind. It is found dead in this time.
         self._patience_ms = 2 * settings.unacknowledged_timeout_ms
-        # One that refuses is asked again after a pause, of at most half as much more. Was it
+        # A refusing peer is asked again after a pause, of at most half as much more. If it was
         # cut off for longer, nobody knows whom it would have heard meanwhile.
         self._gap_ms = settings.connect_timeout_ms + 2 * settings.reconnect_pause_max_ms
 
@@ -94,13 +94,13 @@ class Peers:
     # --- connections ---
 
     def connected(self, peer: ReplicaId) -> None:
-        """Take that a peer takes frames now."""
+        """Take note that a peer takes frames now."""
         self._refused_ms.pop(peer, None)
         self._turns.step(self._replica.connected, peer, self._turns.now_ms())
         self._turns.wake()
 
     def disconnected(self, peer: ReplicaId) -> None:
-        """Take that a connection with a peer broke."""
+        """Take note that a connection with a peer broke."""
         self._turns.step(self._replica.disconnected, peer, self._turns.now_ms())
         self._turns.wake()
 
@@ -110,7 +110,7 @@ class Peers:
         """Say why a process that wants to be heard as `source` isn't; None: it is.
 
         Args:
-            connected: The life on whose connection that replica is heard now.
+            connected: The life of the process that is heard as this replica now.
             address: Where the process says that it listens.
         """
         lives = self._replica.lives
@@ -128,7 +128,7 @@ class Peers:
         return text
 
     def refused(self, peer: ReplicaId, text: str) -> None:
-        """Take that a peer hears another process in the place of this one."""
+        """Take note that a peer hears another process in the place of this one."""
         now_ms = self._turns.now_ms()
         since_ms, last_ms = self._refused_ms.get(peer, (now_ms, now_ms))
         if now_ms - last_ms > self._gap_ms:

@@ -1,7 +1,7 @@
-"""What the parts of a coordinator ask of each other, and no more of each than they need.
+"""Narrow Protocols for a coordinator's parts: each asks of the others no more than it needs.
 
-A part is made with the ports that it uses, so that a test can give it others, and nobody but
-the class that makes them all (coordinator.py) knows all of them. Imports no part.
+A part is made with the ports that it uses. So a test can give it others. Only the class that
+makes all parts (coordinator.py) knows all of them. Imports no part.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Turns(Protocol):
         """Run something for which nobody waits; its failure stops this replica."""
 
     def spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
-        """Run something whose outcome is for whoever asked for it."""
+        """Run something; its outcome is for the asker."""
 
     def fail(self, error: BaseException) -> None:
         """Stop this replica."""
 
 
 class Log(Protocol):
-    """The log and the state machine behind it: what is decided, and what is to be."""
+    """The log and the state machine behind it: decisions that were made, and new proposals."""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -72,7 +72,7 @@ class Log(Protocol):
         """Return the state machine, or raise `NotLeader` while it can't be relied on."""
 
     def not_leader(self) -> NotLeader:
-        """Return the error that says who leads, or why nobody is known to."""
+        """Return the error with the leader's address, or with the reason why none is known."""
 
     def propose(self, command: bytes) -> None:
         """Offer a command of our own, here or to the leader; it may get lost."""
@@ -91,7 +91,7 @@ class Mirror(Protocol):
     """Rows of the mirror that wait for company on their way to the disk."""
 
     def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
-        """Return those that no write has been asked for yet, oldest first."""
+        """Return the rows that aren't in any write so far, oldest first."""
 
     async def handed_over(self) -> None:
-        """Wait until the writer has all rows of what is applied now: then it reads them."""
+        """Wait until the writer has all rows of the entries applied by now: then it reads them."""

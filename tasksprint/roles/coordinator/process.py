@@ -106,7 +106,7 @@ async def _serve(
             options.data_dir, options.me, now_ms=wall_ms(), settings=settings
         ),
     )
-    # What was restored mostly stays: the collector needn't look through it again and again.
+    # Restored objects mostly stay: the collector needn't look through them again and again.
     gc.freeze()
     gate = Gate(options.key, addresses=[options.advertise, *advertised])
     bugs = coordinator.standing.bugs
@@ -141,15 +141,15 @@ def open_coordinator(
     open_store: Callable[[], ReplicaStore],
     surroundings: Surroundings = REAL,
 ) -> Coordinator:
-    """Make a coordinator from what its store holds; a damage that this meets is mended first.
+    """Make a coordinator from its store's contents; damage that is met here is mended first.
 
     Raises:
-        StoreError: What is left of the store doesn't do.
+        StoreError: The rest of the store isn't enough.
     """
     try:
         return _make_coordinator(options, settings, open_store(), surroundings)
     except StoreDamaged as error:
-        # It is noted: opening the store once more looks for what is left.
+        # It is noted: opening the store once more looks for whole parts.
         _log.warning("replica=%d %s", options.me, error.args[0])
     return _make_coordinator(options, settings, open_store(), surroundings)
 
@@ -181,7 +181,7 @@ def _make_coordinator(
 
 
 def _check_members(coordinator: Coordinator) -> None:
-    """Refuse a data directory whose cluster has other members than the command line says.
+    """Refuse a data directory if its cluster's members aren't those of the command line.
 
     Such a replica would wait for ever for processes that belong to another cluster.
     """

@@ -1,8 +1,8 @@
-"""Raising the rules of the log, as the coordinator that leads does it.
+"""Raising the rules of the log; the leading coordinator does it.
 
-Knows who the members are and what each connected one says that it can; whether it is time is
-decided by hosting/raising.py. Looks with each tick, so an idle cluster is raised as well, and
-proposes again what got lost with a leader.
+Knows the members, and the abilities that each connected one announced. hosting/raising.py decides
+whether it is time. Looks with each tick: so an idle cluster is raised as well, and a proposal
+that was lost with a leader is made again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CONFLICT = 409
 
 
 class RulesRaising:
-    """What one coordinator does about it."""
+    """One coordinator's part in raising the rules."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RulesRaising:
         self.begin()
 
     def begin(self) -> None:
-        """Begin to lead: what was seen in an earlier leadership says nothing of this one."""
+        """Begin to lead: observations of an earlier leadership say nothing about this one."""
         self._raising = Raising(self._settle_ms)
 
     def ticked(self) -> None:
@@ -104,7 +104,7 @@ class RulesRaising:
         }
 
     def listing(self) -> dict[str, Any]:
-        """Return the members with what each can, and what is missing; as the leader sees it."""
+        """Return the members' abilities and the obstacles; in the leader's view."""
         membership, said = self._membership(), self._said()
         newest = max(self._release.rules)
         return {

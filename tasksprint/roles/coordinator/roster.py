@@ -1,7 +1,7 @@
-"""Who belongs to the cluster, as far as one coordinator knows.
+"""The members of the cluster, as far as one coordinator knows.
 
-Knows the log's membership, and before there is one what the command line says. Who votes is
-said here; what a quorum of them is, only `consensus/voters.py` knows.
+Knows the log's membership; before there is one, it knows the members from the command line. It
+names the voters. Only `consensus/voters.py` knows which of them make a quorum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Roster:
 
     @property
     def voters(self) -> tuple[Member, ...]:
-        """Who votes by the newest membership of the log; nobody: unfounded."""
+        """The voters by the newest membership of the log; none: unfounded."""
         membership = self._replica.membership
         return () if membership is None else membership.voters
 

@@ -1,8 +1,8 @@
-"""The schedulers of all running jobs on this replica, and which of them has something to do.
+"""The schedulers of all running jobs on this replica; finds those with something to do.
 
-A coordinator may run a thousand jobs that wait for something. A turn of its loop looks only
-at those that were stirred (by the log, their process, or what was read for them) and at those
-whose deadline has come; the others cost nothing.
+A coordinator may run a thousand jobs that wait for something. A turn of its loop looks only at
+two kinds: at stirred ones (by the log, their process, or a reading for them), and at those with
+a deadline that has come. The others cost nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasksprint.roles.coordinator.scheduler_runner import RunnerPorts, Scheduler
 
 __all__ = ["Runners"]
 
-# Jobs that have ended whose schedulers' output is kept in memory.
+# For so many ended jobs the schedulers' output is kept in memory.
 _OUTPUTS_MAX = 100
 # Deadlines that don't hold any more and wait in the heap, beside two for each runner.
 _STALE_MAX = 64
@@ -30,9 +30,9 @@ class Runners:
         self._ports = ports
         self._runners: dict[JobId, SchedulerRunner] = {}
         self._stirred: dict[JobId, None] = {}
-        # A heap of (ms, job), and the entry of each job that counts. Invariant: a runner that
-        # isn't stirred and has a deadline has an entry for it, or an earlier one: most
-        # deadlines are put off again and again, and a look too early costs less.
+        # A heap of (ms, job), and each job's valid entry. Invariant: if a runner isn't stirred
+        # and has a deadline, it has an entry for that, or an earlier one. Most deadlines are
+        # put off again and again, and a look too early costs less.
         self._deadlines: list[tuple[int, JobId]] = []
         self._queued_ms: dict[JobId, int] = {}
         self._outputs: dict[JobId, str] = {}
@@ -135,7 +135,7 @@ class Runners:
         return self._deadlines[0][0] if self._deadlines else None
 
     def output(self, job: JobId) -> str:
-        """Return what the scheduler of a job wrote to stderr on this replica."""
+        """Return the stderr of a job's scheduler on this replica."""
         if (runner := self._runners.get(job)) is not None:
             return runner.output
         return self._outputs.get(job, "")

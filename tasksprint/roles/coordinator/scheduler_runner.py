@@ -1,11 +1,11 @@
-"""One job's scheduler process on this replica: carries out what the scheduler host decides.
+"""One job's scheduler process on this replica: carries out the scheduler host's decisions.
 
-The host (hosting/host.py) decides what the process is sent, what its answers are
-worth and when it is restarted; here are only the process, its pipe and its output.
+The host (hosting/host.py) decides which lines the process gets, judges its answers, and says
+when it is restarted. Here are only the process, its pipe and its output.
 
 If the job is to be checked for determinism, a second copy of its scheduler runs beside it, with
-another hash seed. It is fed and compared in the same way, and proposes nothing: what it says
-differently becomes a warning of the job, and ends it.
+another hash seed. It is fed and compared in the same way, and proposes nothing. If it answers
+differently, this becomes a warning of the job, and the copy ends.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _log = logging.getLogger("tasksprint.scheduler")
 # Bytes of events that are read from the mirror at once, and "all" answers to them.
 _PAGE_BYTES_MAX = 8 * 1024 * 1024
 _ANSWERS_MAX = 2**40
-# After which a command that may have got lost is said again, at first.
+# A command that may have got lost is said again after this pause, at first.
 _SAY_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerPorts:
-    """What the runners of one coordinator ask of its other parts."""
+    """The parts of a coordinator that its runners use."""
 
     settings: Settings
     turns: Turns
@@ -135,7 +135,7 @@ class SchedulerRunner:
         is_gone = is_gone and not self._saying
         return is_gone and (self._copy is None or self._copy.is_done)
 
-    # --- what the log says ---
+    # --- from the log ---
 
     def event_chosen(self, event: Event) -> None:
         self._events.append(event.line)
@@ -148,7 +148,7 @@ class SchedulerRunner:
             self._copy.answer_chosen(answer)
 
     def _hand_over(self, now_ms: int) -> None:
-        """Tell the host what was chosen since the last turn."""
+        """Tell the host the entries chosen since the last turn."""
         if self._events:
             events, self._events = self._events, []
             self._host.events_chosen(events, now_ms)
@@ -224,7 +224,7 @@ class SchedulerRunner:
                 self._turns.background(self._read_history(*effects.read))
 
     def _turn_copy(self, effects: HostEffects) -> None:
-        """Carry out what is left of the effects of a copy: it proposes nothing."""
+        """Carry out the rest of a copy's effects: it proposes nothing."""
         if effects.out is not None:
             self._host.out_chosen()
             if effects.out.kind == "crashed":
@@ -233,7 +233,7 @@ class SchedulerRunner:
             self._turns.background(self._read_history(*effects.read))
         if effects.differed and not self._ended:
             self._ended = True
-            self._host.job_ended(self._turns.now_ms())  # It has done what it is there for.
+            self._host.job_ended(self._turns.now_ms())  # Its work is done.
 
     def _observe_difference(self, difference: str) -> None:
         self._observe(
@@ -251,7 +251,7 @@ class SchedulerRunner:
         )
 
     def _tell_runtime(self, runtime: str | None) -> None:
-        """Let the log say what the scheduler runs on here, if others run it elsewhere."""
+        """Put the scheduler's runtime here into the log, if others run it elsewhere."""
         if runtime is None or self._is_copy or not self._ports.roster.others():
             return
         source = f"replica {self._ports.roster.me}"
@@ -342,7 +342,7 @@ class SchedulerRunner:
         self._host.preparing(what, self._turns.now_ms())
 
     def _set_up_begins(self) -> None:
-        # What has to be unpacked and set up now may take long, and has a limit of its own.
+        # Unpacking and setup come now. They may take long, and have a limit of their own.
         self._prepares("unpacks the program")
         limit_ms = self._ports.settings.setup_timeout_ms
         self._host.setting_up(self._turns.now_ms() + limit_ms)
@@ -379,7 +379,7 @@ class SchedulerRunner:
 
     @property
     def output(self) -> str:
-        """What the scheduler wrote to stderr here, over all its runs; bounded."""
+        """The scheduler's stderr here, over all its runs; bounded."""
         return self._output.render().decode(errors="replace")
 
     def _on_exit(self, reason: ExitReason) -> None:
@@ -391,7 +391,7 @@ class SchedulerRunner:
         self._stir()
 
     def silence(self, now_ms: int) -> str | None:
-        """Return in words what the scheduler hasn't done here for long, if so."""
+        """Describe the scheduler's silence here, if it is long."""
         return self._host.silence(now_ms)
 
     @property

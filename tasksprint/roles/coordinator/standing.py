@@ -1,4 +1,4 @@
-"""How one coordinator stands: what `status`, `/metrics` and `/readyz` say of it."""
+"""How one coordinator stands: the answers of `status`, `/metrics` and `/readyz` about it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ELECTIONS_KEPT = 10
 
 
 class Standing:
-    """What one coordinator knows of itself, and has counted."""
+    """One coordinator's knowledge of itself, and its counts."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Standing:
         return json_response(told)
 
     def metrics(self) -> Response:
-        """Return what a coordinator measures."""
+        """Return a coordinator's measurements."""
         status = self._replica.status()
         schedule = self._log.schedule
         applied_slot = 0 if schedule is None else schedule.applied_slot

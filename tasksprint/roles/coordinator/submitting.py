@@ -1,8 +1,8 @@
-"""What a job must be before it may stand in the log: the request that submits it, read exactly.
+"""Checks a job before it may stand in the log: reads the request that submits it, exactly.
 
-What every replica and every client takes for granted of a job is checked here, once, and
-whoever sent it hears what is wrong. Numbers are read as they were written: the JSON of
-the rest of this program would make a float of an integer that is too large.
+Every replica and every client takes some things for granted of a job. They are checked here,
+once, and the sender hears what is wrong. Numbers are read as they were written: elsewhere in
+this program the JSON reader would make a float of an integer that is too large.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_submit(body: bytes) -> SubmitJob:
     """Return the command that submits a job.
 
     Raises:
-        Refused: It can't be one (status 400); the sentence says what is wrong.
+        Refused: It can't be one (status 400); the sentence names the fault.
     """
     fields = _object(body, "the body")
     for name in fields:
@@ -62,7 +62,7 @@ def _wrong(text: str) -> Refused:
 def _object(text: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object that a text is, with integers as they stand there."""
     try:
-        decode_json(text)  # Also finds what is no UTF-8 and no Unicode.
+        decode_json(text)  # Also finds bytes that are no UTF-8 and no Unicode.
         value: Any = json.loads(text, object_pairs_hook=_unique)
     except RemoteProtocolError as error:
         if "infinity" in str(error):
@@ -111,8 +111,8 @@ def _integer(fields: dict[str, Any], name: str, end: int) -> int:
 def _for_clients(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest as it stands in the log.
 
-    Its "node" is the one string that views carry: "attached:NAME", or the JSON of what it takes
-    to start a node. Its "params" stay out: those that count are the job's.
+    Its "node" is the one string that views carry: "attached:NAME", or JSON with all that is
+    needed to start a node. Its "params" stay out: the job has parameters of its own.
     """
     for name in manifest:
         if name not in MANIFEST_MEMBERS:

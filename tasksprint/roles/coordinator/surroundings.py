@@ -1,7 +1,7 @@
-"""What a coordinator takes from outside: clocks, chance, network, disk, schedulers' processes.
+"""The outside of a coordinator: clocks, chance, network, disk, schedulers' processes.
 
-`REAL` is what every process runs with. The simulator gives others, and then the same
-coordinator runs on virtual time, on a loop that has no sockets, files or threads.
+Every process runs with `REAL`. The simulator gives others. Then the same coordinator runs on
+virtual time, on a loop without sockets, files or threads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["REAL", "CoordinatorOptions", "SchedulerProgram", "Surroundings"]
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorOptions:
-    """What the command line says."""
+    """The facts of the command line."""
 
     me: ReplicaId
     advertise: str
@@ -71,8 +71,8 @@ async def start_scheduler(
     """Start the scheduler that a job's manifest names, in the folder of its program.
 
     Args:
-        rules: The version of the rules of its job: by it the SDK answers, whatever release it
-            is of, so that schedulers of two releases answer alike.
+        rules: The version of the rules of its job. The SDK of any release answers by it: so
+            schedulers of two releases answer alike.
 
     Raises:
         SchedulerFailed: It can't be started.
@@ -104,7 +104,7 @@ async def start_scheduler(
 
 
 def _environment(manifest: dict[str, Any], rules: int) -> dict[str, str]:
-    """Return what the manifest adds; replicas' schedulers keep what they have in common."""
+    """Return the manifest's variables, but not those that must be equal on all replicas."""
     extra: dict[str, str] = dict(manifest.get("environment", {}))
     extra.pop("PYTHONHASHSEED", None)
     extra["TASKSPRINT_RULES"] = str(rules)

@@ -25,10 +25,10 @@ class Ticks:
     """The ticks that one coordinator proposes.
 
     Args:
-        ticked: Told of each.
-        distrusts_clients: What clients run may be of a future that was lost with a part of the
-            only disk, and numbers of jobs and attempts are given anew: the first tick sends
-            all to join again.
+        ticked: Called for each.
+        distrusts_clients: A part of the only disk was lost. The clients may run tasks of that
+            lost time, and numbers of jobs and attempts are given a second time. So the first
+            tick sends all clients to join again.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Ticks:
             self._last_heard[incarnation] = self.log_time_ms
 
     def begin(self) -> None:
-        """Take that this replica leads from now on.
+        """Take note that this replica leads from now on.
 
-        Every client gets a full span: the former leader's knowledge of who spoke when is gone.
+        Every client gets a full span: the former leader alone knew when each one spoke.
         """
         self._last_heard.clear()
         self._last_ms = self._turns.now_ms()

@@ -1,8 +1,8 @@
-"""What a coordinator's process knows of running jobs beyond the replicated state.
+"""A coordinator process's knowledge of running jobs, beyond the replicated state.
 
-Clients say with each poll which jobs they can't go on with, and why, and which tasks have
-been running for long; schedulers on this replica may be silent. All of it is asked for when
-somebody wants to know how a job stands.
+With its polls a client tells of jobs that it can't go on with, and why. It also tells of tasks
+that have been running for long. Schedulers on this replica may be silent. All this is looked up
+when somebody wants to know how a job stands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasksprint.roles.coordinator.runners import Runners
 
 __all__ = ["ToldHere"]
 
-# A client that lives polls sooner; what it said before is no longer so.
+# A living client polls sooner. After this its words don't hold any more.
 _STALL_VALID_MS = 3_000
 _COMPLAINT_VALID_MS = 20_000  # for some polls: it is shown for minutes
 _COMPLAINT_CHARS = 200
@@ -29,7 +29,7 @@ _NOTHING = "[]"
 
 
 class _Said(NamedTuple):
-    """What a client says."""
+    """The words of a client."""
 
     text: str  # as it came: read when somebody asks, which hardly anybody does
     first_ms: int  # when it said so first
@@ -47,13 +47,13 @@ class ToldHere:
         self._complaints: dict[ClientId, _Said] = {}
 
     def heard(self, cid: ClientId, query: Mapping[str, str]) -> None:
-        """Take what a client says with its poll.
+        """Note the words that came with a client's poll.
 
         Args:
-            query: Of the request. `stalls`: of jobs that don't go on; `runs`: of tasks that
-                run for long. What isn't there is as it was; `[]`: it is no longer so.
-                `complaint`: of an answer that no coordinator should have given it; if it
-                isn't there, there is none.
+            query: The query of the request. `stalls`: jobs that don't go on; `runs`: tasks that
+                run for long. If one of these is missing, it is as before; `[]`: there are none
+                any more. `complaint`: an answer that no coordinator should have given; if it
+                is missing, there is none.
         """
         if (complaint := query.get("complaint")) is not None:
             self._keep(self._complaints, cid, complaint[:_COMPLAINT_CHARS], _COMPLAINT_VALID_MS)
@@ -65,7 +65,7 @@ class ToldHere:
             self._keep(self._runs, cid, text, _STALL_VALID_MS)
 
     def _keep(self, table: dict[ClientId, _Said], cid: ClientId, text: str, valid_ms: int) -> None:
-        """Note what a client says, behind what others said before it."""
+        """Note the words of a client, behind earlier words of others."""
         now_ms = self._now_ms()
         before = table.pop(cid, None)
         if text != _NOTHING:
@@ -78,7 +78,7 @@ class ToldHere:
             del table[next(iter(table))]
 
     def complaint_of(self, cid: ClientId) -> str | None:
-        """Return what a client complained of with its last poll, if that was lately."""
+        """Return the complaint of a client's last poll, if that was lately."""
         if (found := self._complaints.get(cid)) is None:
             return None
         if self._now_ms() - found.last_ms <= _COMPLAINT_VALID_MS:
@@ -87,7 +87,7 @@ class ToldHere:
         return None
 
     def of(self, *jobs: JobId) -> Told:
-        """Return what is told of these jobs, or of all."""
+        """Return the words about these jobs, or about all."""
         now_ms, runners = self._now_ms(), self._runners
         found = runners.items()
         if jobs:
@@ -112,13 +112,13 @@ class ToldHere:
 def _read(
     table: dict[ClientId, _Said], jobs: tuple[JobId, ...], now_ms: int
 ) -> Iterator[tuple[ClientId, int, Any]]:
-    """Read what clients said that lately spoke of these jobs, or of any.
+    """Read the clients' words about these jobs, or about any, if they are recent.
 
     Returns:
         The client, the milliseconds since it said so first, and the JSON of it.
     """
-    # Each entry begins with its job. Of a thousand clients few run tasks of one job; reading
-    # what all of them say would take milliseconds, each second that somebody looks.
+    # Each entry begins with its job. Of a thousand clients few run tasks of one job. Reading
+    # the words of all would take milliseconds, in each second in which somebody looks.
     speaks_of = re.compile(rf"\[(?:{'|'.join(map(str, jobs))})," if jobs else "").search
     for cid, said in list(table.items()):
         if now_ms - said.last_ms > _STALL_VALID_MS:

@@ -1,7 +1,7 @@
 """The turns of one coordinator's loop, and the timer of the next one.
 
-What arrives marks the loop, and the turn that follows carries out what all of it together
-asks for. Knows when a turn is due and what ends all of them; what one does is given.
+Each event marks the loop. The next turn carries out the orders that follow from all of them.
+Knows when a turn is due and what ends all turns. The work of a turn is given to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class LoopTurns:
     """The turns of the running loop.
 
     Args:
-        work: Does what is to be done at a time; returns when it has more to do, unless
+        work: Does the work that is due at a time. Returns when it has more to do, unless
             something happens before.
-        note_damage: Told of a damage of the store that ends this replica.
+        note_damage: Called with the damage of the store that ends this replica.
     """
 
     def __init__(

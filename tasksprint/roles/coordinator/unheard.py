@@ -1,4 +1,4 @@
-"""Why nobody leads, as far as one coordinator knows: which members it hears, and which not."""
+"""Tells why nobody leads, as far as one coordinator knows: which members it hears, which not."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LAG_MAX = 1_000
 def why_leaderless(
     roster: Roster, replica: Replica, schedule: Schedule | None, *, silent_ms: int
 ) -> str:
-    """Return why a coordinator knows of no leader, with who isn't heard and what is needed.
+    """Return why a coordinator knows no leader, with the silent members and the quorum needed.
 
     Args:
         schedule: Its state machine, if it has one.
-        silent_ms: Who was heard longer ago than this isn't heard any more.
+        silent_ms: A member heard longer ago than this isn't heard any more.
     """
     ages_ms = {peer: known.heard_ms for peer, known in replica.status().peers.items()}
     unheard = describe_unheard(roster.others(), ages_ms, silent_ms=silent_ms)
@@ -65,7 +65,7 @@ def lag(replica: Replica, schedule: Schedule) -> int:
 
 
 def _why_not_begun(roster: Roster) -> str:
-    """Return what a coordinator waits for that has no state machine yet."""
+    """Return the thing that a coordinator without a state machine waits for."""
     me = roster.me
     if roster.waits_to_be_added:
         what = f"tasksprint member add {me}=HOST:PORT"
@@ -84,9 +84,9 @@ def describe_unheard(
     """Return in words which of the other members aren't heard; "": all are.
 
     Args:
-        addresses: Of the others.
+        addresses: The others' addresses.
         ages_ms: How long ago each was heard; None or missing: never.
-        silent_ms: Who was heard longer ago than this isn't heard any more.
+        silent_ms: A member heard longer ago than this isn't heard any more.
     """
     heard: list[str] = []
     unheard: list[str] = []
