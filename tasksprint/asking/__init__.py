@@ -1,6 +1,6 @@
 """Finding the coordinator that leads, and asking it.
 
-rota.py       whom to ask next, and what an answer says of that
+rota.py       the order of asking, and how an answer changes it
 leader.py     for clients, on their loop
 cluster.py    for commands and users' programs, blocking; and the calls that they make
 """

@@ -1,4 +1,4 @@
-"""A cluster as the commands see it: blocking calls to whoever leads.
+"""A cluster as the commands see it: blocking calls to its leader.
 
 The command line imports this and no asyncio: `status` should answer in a blink.
 """
@@ -33,7 +33,7 @@ _UNAVAILABLE = 503
 # How long an ended job's schedulers may be compared, and how often that is looked at.
 _COMPARED_MS = 1_500
 _COMPARED_PAUSE_S = 0.02
-# Coordinators of which a sentence says what they answered, or why they didn't.
+# A sentence names so many coordinators at most, each with its answer or its failure.
 _CAUSES_MAX = 5
 
 
@@ -84,7 +84,7 @@ class Cluster:
     """Calls to one cluster.
 
     Args:
-        name: Coordinators of other clusters don't answer; None: whoever does is right.
+        name: Coordinators of other clusters don't answer; None: any cluster is right.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Cluster:
         Raises:
             PeerUnreachable: No coordinator led within `give_up_ms` (default: a setting).
             Refused: The leader refused; with its words.
-            RemoteProtocolError: What answers at all addresses is none of ours, or has
+            RemoteProtocolError: At every address a stranger answered, or one with
                 another key.
         """
         limit_ms = self._settings.find_leader_timeout_ms if give_up_ms is None else give_up_ms
         started_ms = monotonic_ms()
-        answers: dict[str, str] = {}  # what each address said last that answered …
+        answers: dict[str, str] = {}  # the last words from each address that answered …
         failures: dict[str, str] = {}  # … and why the others didn't
         strange: set[str] = set()  # where something answers that can't be believed
         while True:
@@ -159,12 +159,12 @@ class Cluster:
             time.sleep(pause_s)
 
     def _nobody(self, answers: dict[str, str], failures: dict[str, str]) -> PeerUnreachable:
-        """Return the error that says who was asked for the leader, and what each one said."""
+        """Return an error with everybody who was asked for the leader, and their answers."""
         what, hint = "answers", f"start one with '{program_command('coordinator')}'"
         if answers:
             what = "leads"
             hint = f"a majority of them must be up: see '{program_command('status')}'"
-        # One that answers and doesn't lead says more than one that is gone.
+        # A coordinator that answers and doesn't lead tells more than one that is gone.
         causes = [self._cause(*said) for said in (*answers.items(), *failures.items())]
         if len(causes) > _CAUSES_MAX:
             causes[_CAUSES_MAX:] = [f"{len(causes) - _CAUSES_MAX} more"]
@@ -174,7 +174,7 @@ class Cluster:
         )
 
     def _cause(self, address: str, text: str) -> str:
-        """Return what was said at an address, with the address unless it is plain who said it."""
+        """Return the words from an address; they begin with it, unless it is plain already."""
         is_named = address in text or text.startswith("replica ") or len(self._addresses) == 1
         return text if is_named else f"{address}: {text}"
 
@@ -195,7 +195,7 @@ class Cluster:
         checks_rest: bool = False,
         repeatable: bool = True,
     ) -> HttpResponse:
-        """Ask one process, whoever leads.
+        """Ask one process, whether it leads or not.
 
         Args:
             checks_rest, repeatable: As for `request_blocking`.
@@ -290,7 +290,7 @@ class Cluster:
     def job_log(
         self, job: JobId, *, first_line: int = 0, first_failure: int = 0
     ) -> dict[str, Any]:
-        """Return what a coordinator says of a job's log, with all its lines from a number on."""
+        """Return a coordinator's answer about a job's log, with all lines from a number on."""
         lines: list[str] = []
         while True:
             query = {"first_line": first_line + len(lines), "first_failure": first_failure}
@@ -314,8 +314,8 @@ class Cluster:
     def with_warnings(self, outcome: JobOutcome) -> JobOutcome:
         """Return how an ended job stands once its schedulers have been compared everywhere.
 
-        That takes a moment longer than the job where one of them is behind, and no longer
-        than a coordinator compares; who can't be reached isn't waited for.
+        This takes a moment longer than the job if one scheduler is behind. It never takes longer
+        than a coordinator compares, and doesn't wait for coordinators that can't be reached.
         """
         limit_ms = monotonic_ms() + _COMPARED_MS
         addresses = list(self._addresses)
@@ -333,7 +333,7 @@ class Cluster:
             return False
 
     def task_values(self, job: JobId, tid: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return what is known of a task, and (key, kind) of each of its values."""
+        """Return the facts about a task, and (key, kind) of each of its values."""
         info = self.request("GET", f"/v1/jobs/{job}/tasks/{tid}").json()
         if not info.get("holders"):
             return info, []
@@ -355,7 +355,7 @@ class Cluster:
 
 
 def status_of_coordinator(cluster: Cluster, address: str) -> dict[str, Any]:
-    """Return what a coordinator says of itself.
+    """Return a coordinator's words about itself.
 
     Raises:
         RemoteProtocolError: Something else answers: a client, or what isn't ours.
@@ -386,7 +386,7 @@ def _outcome(summary: dict[str, Any]) -> JobOutcome:
     )
 
 
-# --- what the command line says of a job ---
+# --- a job on the command line ---
 
 
 def read_job_option(text: str, *, check_determinism: bool = False) -> tuple[Path, Manifest]:
@@ -405,11 +405,11 @@ def read_job_option(text: str, *, check_determinism: bool = False) -> tuple[Path
 def parse_params(manifest: Manifest, options: list[str]) -> str:
     """Return the job's parameters: the manifest's, and NAME=VALUE of the command line over them.
 
-    A value that is JSON stays the text that it is; any other is a string. Where the manifest
-    has parameters, it has all of them: another name is a slip.
+    A value that is valid JSON keeps its text; any other becomes a string. If the manifest has
+    parameters at all, it has all of them: another name is a slip.
 
     Raises:
-        UsageError: An option is malformed, or names what there isn't, or what was named before.
+        UsageError: An option is malformed, or its name is unknown or was given before.
     """
     if not options:
         return manifest.params

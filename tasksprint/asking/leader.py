@@ -26,7 +26,7 @@ AnswerT = TypeVar("AnswerT")
 
 _WRONG_KEY = 401
 _UNAVAILABLE = 503
-# With each view: the members' addresses, so that a client finds those that were added since.
+# Each view carries the members' addresses: so a client finds members that were added since.
 MEMBERS_HEADER = "members"
 
 _log = logging.getLogger("tasksprint.client")
@@ -45,15 +45,15 @@ def _refusal(cluster: str) -> Exception:
 class LeaderFinder:
     """Asks whoever leads, through elections and restarts.
 
-    What nobody should have answered (no proof, a bug, nonsense) ends nothing: the next
-    one is asked, it is warned of once, and `complaint` tells it for a while.
+    A bad answer (no proof, a bug, nonsense) ends nothing. The next coordinator is asked, one
+    warning is logged, and `complaint` tells of it for a while.
 
     Args:
         now_ms: The clock.
-        refuse: Makes the error with which to end once all coordinators that are known
-            belong to another cluster; it gets the name of one of those.
-        ends_by_wrong_key: Whether to end once all that answer say that the key is wrong.
-            Anybody could say so: only for who was never taken with this key.
+        refuse: Makes the error with which asking ends once all known coordinators belong to
+            another cluster. It gets the name of one such cluster.
+        ends_by_wrong_key: Whether to end once all that answer call the key wrong. Anybody
+            could say so: set it only if no coordinator has ever taken this key.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LeaderFinder:
         wait_ms: int = 0,
         give_up_ms: int | None = None,
     ) -> HttpResponse:
-        """As `ask`, for who takes every answer as it is."""
+        """As `ask`, for callers that take every answer as it is."""
         return await self.ask(
             method,
             path,
@@ -118,8 +118,8 @@ class LeaderFinder:
         """Return what `read` makes of the leader's answer.
 
         Args:
-            read: Gets the answer of one that doesn't say "not me", whatever its status; if it
-                raises `Refused` or `RemoteProtocolError`, nobody should have answered that.
+            read: Gets the first answer that isn't "not me", whatever its status. If `read`
+                raises `Refused` or `RemoteProtocolError`, this was a bad answer.
             wait_ms: How long the answer itself may take on purpose (a long poll).
             give_up_ms: Stop looking after this; None: look for ever.
             digest: SHA-256 that the body of a 2xx answer must have.
@@ -127,7 +127,7 @@ class LeaderFinder:
         Raises:
             PeerUnreachable: Nobody led within `give_up_ms`.
             UnprovenAnswer: All that answer have another key.
-            Exception: What `refuse` makes.
+            Exception: The one made by `refuse`.
         """
         settings = self._http.settings
         if self.cluster is not None:
@@ -189,13 +189,13 @@ class LeaderFinder:
 
     @property
     def complaint(self) -> str | None:
-        """What a coordinator answered a while ago at the most that none should answer."""
+        """The latest bad answer of a coordinator, if it isn't older than a while."""
         if self._wrong is None or self._now_ms() - self._wrong[0] > _SHOWN_MS:
             return None
         return self._wrong[1]
 
     def _take_wrong(self, address: str, error: Refused | RemoteProtocolError) -> None:
-        """Take that something was answered that can't be, or can't be believed."""
+        """Take note of an answer that is impossible, or can't be believed."""
         text = str(error.args[0])
         if address not in text:
             text = f"{address} answers: {text}"

@@ -1,7 +1,7 @@
-"""Whom to ask next for the coordinator that leads, and what its answers and addresses say.
+"""Whom to ask next in search of the leading coordinator; reads its answers and addresses.
 
-Shared by clients, which ask on a loop, and by the commands, which block and load no asyncio. A
-coordinator that doesn't lead answers 421 and names the one that does, if it knows.
+Clients and commands share it: clients ask on a loop, commands block and load no asyncio. A
+coordinator that doesn't lead answers 421, and names the leader if it knows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _DIGITS_MAX = 1_000  # far more than any id has; Python converts no more than 4,300
-# Pause between two rounds of asking while nobody leads: an election takes tens of
+# Pause between two rounds of asking while nobody leads. An election takes tens of
 # milliseconds, so a long pause would be most of a fail-over.
 _PAUSE_MIN_S = 0.01
 _PAUSE_MAX_S = 0.25
@@ -123,12 +123,12 @@ def leader_hint(response: HttpResponse) -> str | None:
 
 
 def error_words(response: HttpResponse) -> str:
-    """Return what an answer says is wrong, or ""."""
+    """Return the error text of an answer, or ""."""
     return str(_told(response).get("error", ""))
 
 
 def other_cluster(response: HttpResponse) -> str | None:
-    """Return the cluster of who answers 421 because it isn't of the one asked for, or None."""
+    """Return the answerer's cluster, if the answer is a 421 because of it; else None."""
     cluster = _told(response).get("cluster")
     return cluster if isinstance(cluster, str) else None
 

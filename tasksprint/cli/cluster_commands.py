@@ -42,7 +42,7 @@ def status(cluster: Cluster, options: argparse.Namespace) -> int:
     if options.job_id is not None:
         return print_job_status(cluster, JobId(options.job_id), as_json=as_json)
     members = _members(cluster, parse_addresses(options.coordinators))
-    if not as_json:  # First of all: what follows needs a majority of them.
+    if not as_json:  # First of all: the rest needs a majority of them.
         print_answer(members, _lines_of_members(members), as_json=False)
         sys.stdout.flush()
     clients = cluster.request("GET", "/v1/clients", give_up_ms=_GIVE_UP_MS).json()
@@ -100,7 +100,7 @@ def _lines_of_members(members: dict[str, dict[str, Any]]) -> Iterator[str]:
         (election["wall_ms"], election)
         for member in here
         for election in member["elections"]
-        if election["cause"] is not None  # Who was elected says why.
+        if election["cause"] is not None  # The elected one says why.
     ]
     for wall_ms, election in sorted(elections, key=lambda pair: pair[0])[-_ELECTIONS_SHOWN:]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_ms / 1000))
@@ -187,7 +187,7 @@ def _living_clients(cluster: Cluster) -> list[str] | None:
     try:
         clients = cluster.request("GET", "/v1/clients", give_up_ms=_GIVE_UP_MS).json()
     except PeerUnreachable:
-        return None  # No quorum: what can be reached is stopped all the same.
+        return None  # No quorum: all reachable ones are stopped all the same.
     return [one["address"] for one in clients if one["state"] == "alive" and one["address"]]
 
 
@@ -235,7 +235,7 @@ def _lines_of_clients(clients: list[Any]) -> Iterator[str]:
 
 def token(options: argparse.Namespace) -> int:
     """Carry out `token`."""
-    settings_from_environment()  # Whoever gets it wrong hears of it from each command.
+    settings_from_environment()  # A wrong setting fails here, as in each command.
     key = key_of(options)
     if options.minutes < 1:
         raise UsageError(f"--minutes {options.minutes} is not at least 1")

@@ -1,7 +1,7 @@
 """A failed attempt at a task, for people: in one line, and with all that is known of it.
 
 The facts are those of a row of the table "failures" (`coordination/failures.py`). Text of
-users' programs comes out as it is; who prints it makes it harmless (`process/terminal.py`).
+users' programs comes out as it is; `process/terminal.py` makes it harmless when it is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LINE_CHARACTERS_MAX = 300
 
 
 def failure_line(failure: dict[str, Any]) -> str:
-    """Return which task failed, where and with what, on one line, and what becomes of it."""
+    """Return one line about a failed task: which, where, with which error, and what follows."""
     error = on_one_line(failure["error"], _LINE_CHARACTERS_MAX)
     detail = failure["detail"]
     places = _PLACE.findall(detail.get("traceback") or "")
@@ -35,9 +35,9 @@ def failure_line(failure: dict[str, Any]) -> str:
 
 
 def failure_block(failure: dict[str, Any]) -> str:
-    """Return what is known of a failed attempt, on lines that are indented.
+    """Return all that is known of a failed attempt, on indented lines.
 
-    For beneath a sentence that says which task failed and with which error.
+    They stand beneath a sentence with the task and its error.
     """
     detail = failure["detail"]
     facts = [f"task {failure['tid']} {failure['name']!r}, {_attempt(failure)}"]

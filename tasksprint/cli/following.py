@@ -1,8 +1,8 @@
 """Follows a job to its end, for `run`, `submit --wait` and `result --wait`.
 
-A thread asks the leader, which answers at once when there are news and after a second if
-there are none; the caller's thread shows them, and says each second how the job stands,
-also while nobody answers.
+A thread asks the leader. It answers at once when there are news, and after a second if there
+are none. The caller's thread shows the news. It also says each second how the job stands, even
+while nobody answers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tasksprint.ids import JobId
 __all__ = ["follow_to_end"]
 
 _ASK_MS = 1_000
-# How long a task that was given up may be what ends its job: then it is told with the end.
+# A task that was given up may end its job within so long: then it is told with the end.
 _CAUSE_MS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """What one answer brought."""
+    """The news from one answer."""
 
     outcome: JobOutcome
     lines: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ def follow_to_end(
         is_known: A coordinator has taken the job. If not, and none ever answers, that is
             given up.
         with_logs: Show what nodes write to stderr, too.
-        with_hints: Say what can be done about what the job waits for.
+        with_hints: If the job waits for something, say what can be done about it.
         check: Called every second or so; it may raise.
     """
     progress = Progress(
@@ -119,7 +119,7 @@ class _Unanswered(Exception):
 
 
 class _Follower:
-    """Asks how a job stands, again and again, and hands over what it learns."""
+    """Asks how a job stands, again and again, and hands over the news."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Follower:
         try:
             while not self.is_over and self._step():
                 pass
-        except BaseException as error:  # for who waits in the other thread
+        except BaseException as error:  # for the other thread, which waits
             self._put(error)
 
     def _step(self) -> bool:

@@ -1,7 +1,7 @@
 """The commands of jobs: submit, jobs, result, logs, cancel, job forget.
 
-Each prints to stdout what it was asked for, as text or (`--json`) as one JSON value;
-progress goes to stderr.
+Each prints its result to stdout, as text or (`--json`) as one JSON value. Progress goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def submit(cluster: Cluster, options: argparse.Namespace) -> int:
             print_json({"job": job, "state": "running"})
         else:
             print_plain(f"submitted {manifest.name!r} as job {job}")
-            sys.stdout.flush()  # Else what follows stands before it in a terminal's log.
+            sys.stdout.flush()  # Else later lines stand before it in a terminal's log.
             print_plain(how_to_go_on(options, job), file=sys.stderr)
         return EXIT_OK
     if options.json:
@@ -90,7 +90,7 @@ def print_submitted(job: JobId, name: str, seed: int) -> None:
 def _wait_for_end(
     cluster: Cluster, options: argparse.Namespace, job: JobId, *, is_known: bool = False
 ) -> int:
-    """Wait for a job's end; whoever is interrupted is told that it goes on."""
+    """Wait for a job's end; a person who interrupts is told that it goes on."""
     try:
         with interrupted_by_signals():
             return end_of_job(
@@ -126,7 +126,7 @@ def end_of_job(
 
     Args:
         with_logs: Show what nodes write to stderr, too.
-        with_hints: Say what can be done about what the job waits for.
+        with_hints: If the job waits for something, say what can be done about it.
         is_known: A coordinator has taken it, so it isn't given up while none answers.
         check: Called every second or so; it may raise.
     """
@@ -174,7 +174,7 @@ def print_outcome(outcome: JobOutcome, *, as_json: bool) -> int:
 
 
 def _beneath(failure: dict[str, Any] | None) -> str:
-    """Return what stands beneath the sentence that tells a failure."""
+    """Return the lines beneath the sentence about a failure."""
     return "" if failure is None else "\n" + failure_block(failure)
 
 
@@ -316,7 +316,7 @@ def logs(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def _require_task(cluster: Cluster, job: JobId, tid: int) -> None:
-    """Refuse a task that never was; of one that an ended job has forgotten output may be left."""
+    """Refuse a task that never was. If an ended job forgot a task, output of it may be left."""
     outcome, _ = cluster.job(job)
     started = sum(outcome.tasks.values())
     if not 0 <= tid < started:
@@ -324,7 +324,7 @@ def _require_task(cluster: Cluster, job: JobId, tid: int) -> None:
 
 
 def _add_failures(parts: list[dict[str, Any]], failures: list[dict[str, Any]]) -> None:
-    """Put each failed attempt behind what it printed."""
+    """Put each failed attempt after its output."""
     behind: dict[str, list[dict[str, Any]]] = {}
     for failure in failures:
         source = f"task {failure['tid']} attempt {failure['attempt']} on client {failure['cid']}"

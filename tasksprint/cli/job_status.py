@@ -55,7 +55,7 @@ def _lines_of_job(
 
 
 def _failed_attempts(number: int, shown: int) -> str:
-    """Return what stands above those that are shown."""
+    """Return the line above those that are shown."""
     attempts = counted(number, "attempt")
     if shown < number:
         return f"{attempts} at its tasks failed so far, the last {shown} of them:"

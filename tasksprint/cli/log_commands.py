@@ -1,4 +1,4 @@
-"""`log verify` and `log show`: what is in a coordinator's file or a backup, and is it whole?
+"""`log verify` and `log show`: the contents of a coordinator's file or a backup; is it whole?
 
 Both read only, beside a coordinator that may have the file open. `log skip` stands in log_skip.py.
 """
@@ -89,7 +89,7 @@ def _verify_store(path: Path, settings: Settings) -> tuple[dict[str, Any], list[
     try:
         inventory = take_inventory(path, settings)
     except StoreError as error:
-        # Not even counted; what is wrong with it was found before, if anything was.
+        # Not even counted; its faults were found before, if there are any.
         return {"what": "store"}, problems or [str(error)]
     return {"what": "store", **asdict(inventory), "bytes": path.stat().st_size}, problems
 

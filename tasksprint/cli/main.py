@@ -1,4 +1,4 @@
-"""The command line from its beginning to its end, and what a mistake looks like.
+"""The command line from its beginning to its end, and the look of mistakes.
 
 Nothing heavy is imported before the command is known: `--version` and `--help`
 answer at once, and a node that is attached starts in milliseconds.
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         what = f"cannot use {os.fsdecode(error.filename)!r}"
         if error.filename == STDOUT_NAME:
             what = "cannot write to stdout"
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # What is still to be written.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # For the output still to come.
         print(f"tasksprint: {what}: {error.strerror}", file=sys.stderr)
         return StoreError.exit_code
 
@@ -59,7 +59,7 @@ def _end_of(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except TaskSprintError as error:
-        # It may quote what a user's program wrote.
+        # It may quote a user's program.
         text = str(error) if isinstance(error, JobFailed) else as_started(str(error))
         print(f"tasksprint: {plain_lines(text)}", file=sys.stderr)
         return error.exit_code

@@ -99,7 +99,7 @@ def _role(listing: dict[str, Any], replica: int) -> str | None:
 def _listing(cluster: Cluster) -> dict[str, Any]:
     listing = cluster.request("GET", "/v1/members").json()
     assert isinstance(listing, dict)
-    # Whoever was asked first may be leaving.
+    # The coordinator that was asked first may be leaving.
     cluster.also_ask([member["address"] for member in listing["members"]])
     return listing
 

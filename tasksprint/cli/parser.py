@@ -46,7 +46,7 @@ def help_of_all() -> str:
 
 
 def load(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    """Return what runs the command that was parsed, and load all that it needs."""
+    """Return the function for a parsed command, and load all that it needs."""
     command: Command = options.entry
     module, _, name = command.run.partition(":")
     run = getattr(importlib.import_module(f"tasksprint.{module}"), name)
@@ -58,7 +58,7 @@ def load(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """Return the parser of a command line, with the options of what it names."""
+    """Return the parser of a command line, with the options of its command."""
     parser = _Parser(
         prog=program_command(),
         description="Fault-tolerant distributed computation: a scheduler, a node, and one file.",

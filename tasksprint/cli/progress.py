@@ -1,8 +1,8 @@
-"""How a job goes, for who waits for its end: a line each second, a bar on a terminal, or JSON.
+"""How a job goes, while one waits for its end: a line each second, a bar on a terminal, or JSON.
 
-`Progress` knows what was seen of the job and when; it is told the time, asks nobody, and writes
-to one stream. What it says is true when it says it: counts that are older than two
-seconds are not shown as if they were of now.
+`Progress` keeps the observations of the job with their times. It is told the time, asks nobody,
+and writes to one stream. All that it says is true at that moment: it doesn't show counts older
+than two seconds as if they were of now.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasksprint.process.terminal import event_line
 
 __all__ = ["Progress", "counted", "counts_in_words", "with_hint"]
 
-# What was seen longer ago isn't shown as if it were so still.
+# Older observations aren't shown as if they were still true.
 _FRESH_S = 2.0
 # Something that stands in the way for a shorter time is mostly gone when it is read.
 _OBSTACLE_S = 0.9
@@ -48,7 +48,7 @@ def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = Non
     """Return e.g. "3 of 8 tasks done, 2 running, 3 waiting".
 
     Args:
-        obstacle: What the job waits for: tasks that clients have and can't run aren't running.
+        obstacle: Why the job waits. Tasks that clients have but can't run don't count as running.
     """
     is_stalled = obstacle is not None and obstacle["kind"] in _STALLS
     total = sum(tasks.values())
@@ -65,7 +65,7 @@ def counts_in_words(tasks: dict[str, int], obstacle: dict[str, str] | None = Non
 
 
 def with_hint(told: dict[str, Any]) -> str:
-    """Return what is told of a job, and what can be done about it, for people."""
+    """Return a line about a job for people, and a hint at what can be done."""
     hint = f"; {as_started(told['hint'])}" if told["hint"] else ""
     return str(told["text"]) + hint
 
@@ -90,7 +90,7 @@ class Progress:
         self._changed_s = now_s  # when its counts were seen to change
         self._obstacle: tuple[str, float] | None = None  # its kind, and since when
         self._told: tuple[str, float] | None = None  # the last obstacle told in full, and when
-        # The last task that ran for long and was told in full, with what hint, and when.
+        # The last long-running task that was told in full, with its hint, and when.
         self._run_told: tuple[tuple[int, str], float] | None = None
         self._done: deque[tuple[float, int]] = deque()  # (when, tasks done)
         self._lost: tuple[float, str] | None = None  # since when nobody answers, and why
@@ -145,7 +145,7 @@ class Progress:
         )
 
     def printed(self, cid: int, tid: int, attempt: int, text: str) -> None:
-        """Show what a node wrote to stderr."""
+        """Show a node's lines on stderr."""
         shown = "\n".join(
             f"task {tid} on client {cid}: {line}" for line in plain_lines(text).splitlines()
         )

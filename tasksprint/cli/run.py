@@ -1,8 +1,8 @@
 """`run JOB`: a private cluster on this machine, for one job.
 
-Each coordinator and client is a process of its own, as in any cluster; they share a
-key that nobody else has, and listen on loopback, on ports that this process took for
-them. When the job has ended they are stopped and their files deleted.
+Each coordinator and client is a process of its own, as in any cluster. They share a key that
+nobody else has. They listen on loopback, on ports that this process took for them. When the
+job has ended they are stopped and their files deleted.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class PrivateCluster:
         Args:
             nodes: Of each client.
             keep: A new directory for its files, which stay; None: a temporary one.
-            command: What starts this program; None: as this process was started.
+            command: Starts this program; None: as this process was started.
         """
         self._coordinators = coordinators
         self._clients = clients
@@ -161,7 +161,7 @@ class PrivateCluster:
         """Return a connection to this cluster, once it answers.
 
         Raises:
-            PeerUnreachable: It doesn't come up; with what its processes said.
+            PeerUnreachable: It doesn't come up; with its processes' words.
         """
         cluster = Cluster(self.addresses, create_key(self.directory / "key"), settings)
         started_s = time.monotonic()

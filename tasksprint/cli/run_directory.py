@@ -1,9 +1,9 @@
-"""The private directory of one `run`, and those that were left behind by a `run` that was killed.
+"""The private directory of one `run`, and the directories that a killed `run` left behind.
 
-A lock in the directory lives as long as its `run`: the kernel lets go of it however that
-ends. Who finds one that nobody holds ends whatever still names the directory (its working
-directory, its command line or its environment is below it), and deletes it. What has a
-terminal is a person's, and stays: none of ours has one.
+A lock in the directory lives as long as its `run`: the kernel lets go of it however the `run`
+ends. A later `run` may find a directory with a free lock. It ends all processes that still
+name this directory (by a working directory, a command line or an environment below it), and
+deletes it. A process with a terminal is a person's, and stays: none of ours has one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RunDirectory:
 
 
 def sweep_run_directories() -> list[tuple[Path, int]]:
-    """Delete what was left behind; return which directories, and how many processes of each."""
+    """Delete directories left behind; return each with the number of its processes."""
     swept: list[tuple[Path, int]] = []
     folder = Path(os.path.realpath(tempfile.gettempdir()))
     for path in sorted(folder.glob(f"{_PREFIX}*/{_LOCK}")):

@@ -1,7 +1,7 @@
 """The command line as a table: each command with its options, its help and what runs it.
 
-Loaded once a command has to be parsed. What runs a command is named only, and loaded when it is
-known: a node that is attached must not wait for what a coordinator needs.
+Loaded once a command has to be parsed. The table only names the function of each command; it
+is loaded when the command is known. An attached node must not wait for a coordinator's modules.
 """
 
 from __future__ import annotations

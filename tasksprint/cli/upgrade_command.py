@@ -53,8 +53,8 @@ def _raise(cluster: Cluster, found: dict[str, Any], deadline_s: float) -> dict[s
 
 def _ask(cluster: Cluster, method: str) -> dict[str, Any]:
     try:
-        # (A follower of a release before 0.3.0 doesn't know that path, but this one: it says who
-        # leads.)
+        # (A follower of a release before 0.3.0 doesn't know that path. It knows this one, and
+        # answers who leads.)
         cluster.request("GET", "/v1/members")
         found = cluster.request(method, "/v1/upgrade").json_object()
     except Refused as error:
@@ -64,7 +64,7 @@ def _ask(cluster: Cluster, method: str) -> dict[str, Any]:
             "the coordinator that leads runs a release before 0.3.0, which can't raise rules",
             hint="'tasksprint status' shows which one it is: replace its process first",
         ) from error
-    # Whoever was asked first may be stopped next.
+    # The coordinator that was asked first may be stopped next.
     cluster.also_ask([member["address"] for member in found["members"]])
     return found
 

@@ -1,4 +1,4 @@
-"""What people do with the files of a coordinator when something went wrong, or before it does.
+"""Commands on the files of a coordinator, for when something went wrong, or before it does.
 
 backup.py     `backup`: the state of a running cluster, in one file
 restore.py    `restore`: a new cluster of one out of a backup

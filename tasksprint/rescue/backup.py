@@ -1,9 +1,9 @@
 """`backup`: the state of a running cluster, taken from one replica, in one file.
 
-Any coordinator that is up will do, of those that are named or else of the other members: it
-gives a copy of its mirror as it would to another replica (store/copy_pieces.py), piece by piece,
-while it serves. The archives of the jobs in it follow. The file is written beside its
-place, synced, read back and checked, and only then gets its name.
+Any coordinator that is up will do. The named ones are asked first, then the other members. It
+gives a copy of its mirror piece by piece, as it would to another replica
+(store/copy_pieces.py), and serves meanwhile. The archives of the jobs in the copy follow. The
+file is written beside its place, synced, read back and checked. Only then it gets its name.
 
 Blocking, as all commands: nothing here needs a loop.
 """
@@ -103,7 +103,7 @@ def _make_from_any(
     *,
     may_replace: bool,
 ) -> dict[str, Any]:
-    """Make the backup from the first that gives one, and return what is said of it."""
+    """Make the backup from the first coordinator that gives one; return the report of it."""
     failures: list[str] = []
     for source in sources:
         try:
@@ -116,7 +116,7 @@ def _make_from_any(
 
 
 def _sources(cluster: Cluster, named: list[str]) -> Iterator[_Source]:
-    """Yield whom to ask, one after the other: those that are named, then other members."""
+    """Yield the coordinators to ask, one by one: first the named ones, then other members."""
     found, failures = _asked(cluster, named)
     if not found:
         raise PeerUnreachable(
@@ -138,7 +138,7 @@ def _sources(cluster: Cluster, named: list[str]) -> Iterator[_Source]:
 
 
 def _asked(cluster: Cluster, addresses: list[str]) -> tuple[list[_Source], list[str]]:
-    """Return who answers and has a state, and what is wrong with the others."""
+    """Return the coordinators that answer with a state, and the faults of the others."""
     found: list[_Source] = []
     failures: list[str] = []
     for address in addresses:
@@ -185,7 +185,7 @@ class _Backup:
         self._told_s = time.monotonic()
 
     def make(self, *, may_replace: bool) -> dict[str, Any]:
-        """Make it, and return what is said of it."""
+        """Make it, and return the report of it."""
         partial = self._path.with_name(f"{self._path.name}.partial-{secrets.token_hex(4)}")
         try:
             with _errors_about(partial):
@@ -205,7 +205,7 @@ class _Backup:
                 partial.unlink()
 
     def _write(self, partial: Path) -> dict[str, Any]:
-        # First, so that nobody keeps a copy for who can't write it.
+        # First: no coordinator shall keep a copy for somebody who can't write the file.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             return self._fill(file)
@@ -336,7 +336,7 @@ def _give_name(partial: Path, path: Path, *, may_replace: bool) -> None:
 
 @contextlib.contextmanager
 def _not_given() -> Iterator[None]:
-    """Tell what another coordinator may do better from what would be the same there."""
+    """Tell faults of one coordinator, where another may help, from faults of all."""
     try:
         yield
     except PeerUnreachable as error:

@@ -1,12 +1,12 @@
 """`log skip`: leave out a command of the log that no replica can apply.
 
-Applying an entry must never fail; where it does, that is a bug of ours, equal on all
-replicas, which stop there with a sentence that names the command. Offline, on the data
-directory of each member, it is marked here; who applies the log leaves it out
-(coordination/schedule.py), and members with other marks don't hear each other.
+Applying an entry must never fail. If it does, this is a bug of ours, and equal on all replicas.
+They stop there with a sentence that names the command. This module marks the command, offline,
+in the data directory of each member. Replicas then leave it out when they apply the log
+(coordination/schedule.py). Members with different marks don't hear each other.
 
-Finds out, too, which command of an entry it is, where that isn't plain: by applying
-less and less of the entry to the state before it.
+If it isn't plain which command of an entry failed, this module finds out. It applies less and
+less of the entry to the state before it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_skip(options: argparse.Namespace) -> int:
 
 
 def mark(store: ReplicaStore, skip: Skip, *, is_undone: bool = False) -> str:
-    """Mark a command in a store as left out, or take that back; return what to say.
+    """Mark a command in a store as left out, or take the mark back; return a report.
 
     Raises:
         UsageError: The log has no such command.
@@ -121,10 +121,10 @@ def _require(entry: LogEntry, skip: Skip) -> None:
 
 
 def explain(error: CommandFailed, data_dir: Path, settings: Settings) -> TaskSprintError:
-    """Return what to say of a command that couldn't be applied, once the store is closed.
+    """Return a report of a command that couldn't be applied, once the store is closed.
 
-    It is tried again, on the state that the store has: what fails here only once is no bug that
-    all replicas have.
+    The command is tried again, on the state in the store. If it fails only sometimes, it isn't
+    a bug that all replicas share.
     """
     if error.is_local:
         return error

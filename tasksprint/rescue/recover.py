@@ -1,12 +1,12 @@
-"""`recover`: a cluster of one out of what one survivor holds, when the majority is lost for good.
+"""`recover`: a cluster of one from a survivor's files, when the majority is lost for good.
 
-Offline, on the data directory of one member. What it accepted behind the chosen prefix
-counts as chosen, for it may have been: with it a former leader may have had its majority.
-The new cluster has another name, and the member a new incarnation, so that nothing the
-former members say counts here, nor the other way round, should all of them come back.
+It works offline, on the data directory of one member. Entries behind the chosen prefix that
+this member accepted count as chosen. They may have been: a former leader may have had its
+majority with this member. The new cluster has another name, and the member a new incarnation.
+So even if all former members come back, nothing they say counts here, nor the other way round.
 
-Everything is one transaction of the store. Knows what is in the log and in the state; who
-may vote is decided by consensus/, as ever, from the founding entry that is written here.
+Everything is one transaction of the store. This module knows the log and the state. It writes
+a founding entry; from that, consensus/ decides who may vote, as ever.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def new_incarnation() -> Incarnation:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a survivor holds, as `recover --json` prints it."""
+    """The contents of a survivor's store, as `recover --json` prints them."""
 
     replica: int
     role: str  # "voter" or "learner"
@@ -80,7 +80,7 @@ class Findings:
     applied_slot: int  # up to which the stored state goes
     chosen_slot: int  # up to which this replica knows the log to be chosen
     last_slot: int  # up to which it will count as chosen
-    last_ballot: list[int] | None  # under which that one was accepted: [round, replica]
+    last_ballot: list[int] | None  # the ballot that it was accepted under: [round, replica]
     given_up: list[int]  # accepted slots that can't count, for one before them isn't here
     log_ms: int  # time of the log at its end, in milliseconds
     wall_ms: int  # wall time of the last tick; 0: there was none
@@ -170,7 +170,7 @@ class Survivor:
         ]
 
     def _apply(self, accepted: Iterable[LogEntry]) -> tuple[LogEntry | None, list[int]]:
-        """Apply what follows without a gap; return the last of it, and the slots behind a gap."""
+        """Apply entries up to the first gap; return the last one, and the slots behind the gap."""
         schedule = self.schedule
         last: LogEntry | None = None
         given_up: list[int] = []
@@ -215,7 +215,7 @@ def _newest_membership(recovered: Recovered) -> Membership:
 
 # --- the command ---
 
-# Not what a replica says of damage: "start it again" drops the state, for a copy of another's.
+# Not a replica's usual advice on damage: "start it again" drops the state, for another's copy.
 _REMEDY = "nothing was changed; recover another member's data directory, or restore a backup"
 
 
@@ -262,9 +262,10 @@ def _damage_of_log() -> Iterator[None]:
 
 
 def _look(store: ReplicaStore) -> Survivor:
-    """Find out what a store holds; one whose state is damaged doesn't do.
+    """Find out the contents of a store; a store with a damaged state is refused.
 
-    All of the state is looked through: once this replica is alone, nobody has what it lacks.
+    All of the state is looked through. Once this replica is alone, nobody can replace what is
+    missing here.
     """
     try:
         store.check_state()

@@ -1,9 +1,9 @@
 """`restore`: the data directory of a new cluster of one, made from a backup.
 
 The state is that of the backup; the cluster has a name of its own and its member a new
-incarnation, as after `recover`. Everything is made in a folder of the data directory, and
-only the finished store gets the name by which a coordinator looks for it: a crash leaves
-nothing that would be served, and the next try begins anew.
+incarnation, as after `recover`. Everything is made in a folder of the data directory. Only the
+finished store gets the name by which a coordinator looks for it. So a crash leaves nothing
+that would be served, and the next try begins anew.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run_restore(options: argparse.Namespace) -> int:
                 path, data_dir / _WORKSHOP, ReplicaId(options.id), address, settings
             )
         except DiskFull as error:
-            # What was made by then takes space that something else may need.
+            # The unfinished files take space that something else may need.
             shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
             hint = "free some space and restore the backup again"
             raise DiskFull(error.args[0], hint=hint) from error
@@ -161,8 +161,8 @@ def _make_store(
             mirror=store if store.applied.slot else None,
         )
         cluster = new_cluster()
-        # Nobody is retired: nothing that the former members said counts in this cluster, and no
-        # ballot of theirs is in its store, so their ids are as good as others.
+        # Nobody is retired. Nothing that the former members said counts in this cluster, and no
+        # ballot of theirs is in its store. So their ids are as good as others.
         founding = Founding(
             cluster,
             (Member(me, new_incarnation(), address),),
