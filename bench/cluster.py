@@ -1,6 +1,6 @@
-"""Jobs on a private cluster, timed from outside: from the submit to the end that a poll sees.
+"""Jobs on a private cluster, timed from outside: from the submit until a poll sees the end.
 
-And what others need that start processes: ports, and a place for compiled bytecode.
+Also gives ports and a place for compiled bytecode to other modules that start processes.
 """
 
 from __future__ import annotations

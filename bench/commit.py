@@ -32,7 +32,7 @@ __all__ = ["COMMAND_BYTES", "measure"]
 COMMAND_BYTES = 256
 _WARM_UP_S = 1.0
 _PATH = "/v1/commands"
-# Requests signed ahead for each second; what is missing is signed under way.
+# Requests signed ahead for each second; the rest is signed under way.
 _SIGNED_PER_S = 12_000
 _JOB = JobId(999_999_999)  # there is none
 

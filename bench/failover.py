@@ -1,18 +1,18 @@
 """From the loss of the leader, or of all, to the next acknowledged command; three members.
 
 A command is sent each 20 ms, first to the leader, then to the next member on an error
-or after 250 ms without an answer. What counts is the acknowledgement of the first
-command that was first sent after the loss. The leader is lost in two ways: its process is
-killed (SIGKILL), or it falls silent (SIGSTOP; it is continued after the measurement). It
-is back and level before the next round.
+or after 250 ms without an answer. Commands first sent after the loss count: the time ends with
+the first acknowledgement of one. The leader is lost in two ways: its process is killed
+(SIGKILL), or it falls silent (SIGSTOP; it is continued after the measurement). It is back and
+level before the next round.
 
-At last all three are killed and started again: from the start of their processes to the first
-acknowledged command, while each member is asked every 20 ms. They run from compiled
-bytecode, as a program does that was started before.
+At last all three are killed and started again. The time goes from the start of their processes
+to the first acknowledged command, while each member is asked every 20 ms. They run from
+compiled bytecode, like any program that was started before.
 
-Our command is the cancellation of a job that doesn't exist: it is chosen, durable on a
-majority and applied like any other, and answered with what the state machine says.
-etcd's, in the same run if it is installed, is a put of 256 bytes.
+Our command is the cancellation of a job that doesn't exist. It is chosen, durable on a majority
+and applied like any other, and gets the state machine's answer. etcd's, in the same run if it
+is installed, is a put of 256 bytes.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class _TaskSprint:
         if response.status == MISDIRECTED:
             hint = leader_hint(response)
             return addresses.index(hint) if hint in addresses else False
-        # What isn't there can't be cancelled: 404, once the log says so.
+        # There is no such job to cancel: 404, once the log says so.
         return response.status in (200, 404)
 
     def lose(self, member: int, way: str) -> None:

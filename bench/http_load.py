@@ -1,8 +1,8 @@
 """A closed loop of HTTP/1.1 requests: n submitters, each with one request under way.
 
-One thread over epoll, without asyncio: the loader shares the machine with what it loads, so
-what it costs is taken from that. Knows what a request and a submitter is, not
-whom it loads; the same loop loads every system that speaks HTTP.
+One thread over epoll, without asyncio: the loader shares the machine with the system that it
+loads, and takes its own time from it. Knows requests and submitters, but not the system; the
+same loop loads every system that speaks HTTP.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READ_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """What a closed loop saw in its counted seconds."""
+    """The figures of a closed loop's counted seconds."""
 
     seconds: float
     latencies_ns: Sequence[int]

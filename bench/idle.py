@@ -1,10 +1,11 @@
-"""What idle jobs and idle clients cost the tasks of others, in processor time.
+"""The cost of idle jobs and idle clients for the tasks of others, in processor time.
 
-The processor time of a task is a slope: what the coordinators and the clients that run nodes
-(not the nodes, nor the schedulers) use for a job of many tasks, less what they use for one of
-a tenth of these, for each task more. What they use all the time, tasks or not, is no
-cost of a task: it is measured while nothing runs, taken off, and printed for itself, as is what a
-job costs whatever the number of its tasks (its scheduler is told of each client).
+The processor time of a task is a slope. Two jobs run, a long one and one with a tenth of its
+tasks; the difference in processor time is divided by the difference in tasks. This counts the
+coordinators and the clients that run nodes, but not the nodes, nor the schedulers. Some time is
+used always, tasks or not, and is no cost of a task: it is measured while nothing runs, taken
+off, and printed for itself. The cost of a job whatever the number of its tasks is printed for
+itself, too (its scheduler is told of each client).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def measure(
 
 
 class _Measured:
-    """One cluster, and what its coordinators and clients used."""
+    """One cluster, and the processor time of its coordinators and clients."""
 
     def __init__(self, private: PrivateCluster, shape: dict[str, int]) -> None:
         self.cluster = private.connect(Settings())
@@ -101,7 +102,7 @@ class _Measured:
         self._wall_s.setdefault(tasks, []).append(wall_s)
 
     def figures(self) -> dict[str, float]:
-        """Return the medians: the slope, the constant, and what is used without any task."""
+        """Return the medians: the slope, the constant, and the use without any task."""
         few, many = sorted(self._used)
         used = {count: statistics.median(each) for count, each in self._used.items()}
         slope = (used[many] - used[few]) / (many - few)

@@ -1,8 +1,8 @@
 """Clients that have joined and have nothing to do: `python -m bench.idle_clients ADDRESSES KEY N`.
 
-All in one process, each with a connection of its own and a poll of its view under way, as a real
-client has; they offer no slots, and a node attached by a name that no job asks for. Prints a
-line once all have joined, and goes on until it is stopped.
+All are in one process. Each has a connection of its own and a poll of its view under way, like
+a real client. Each offers no slots, and one attached node with a name that no job asks for.
+Prints a line once all have joined, and goes on until it is stopped.
 """
 
 from __future__ import annotations

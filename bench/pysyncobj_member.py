@@ -1,10 +1,10 @@
-"""One PySyncObj member: run by a Python that has it, told what to do by lines on stdin.
+"""One PySyncObj member: run by a Python that has it, commanded by lines on stdin.
 
     pysyncobj_member.py INDEX DIRECTORY batched|direct PORT,PORT,PORT
 
 batched: journal and dump file, all else its defaults (entries leave each 100 ms).
-direct: entries leave at once (appendEntriesUseBatch=False). It has no network front, so the
-submitters live in the leader's process: that spares it all that HTTP costs.
+direct: entries leave at once (appendEntriesUseBatch=False). It has no network front. So the
+submitters live in the leader's process: it is spared the cost of HTTP.
 """
 
 from __future__ import annotations

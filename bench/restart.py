@@ -1,19 +1,19 @@
 """A coordinator with a long past: restart, memory, and the catch-up of an empty replica.
 
-The past is made by applying commands to the state machine and writing its rows, as a
-coordinator does, in this process and without a network: half of the finished tasks
-were released by a job that still runs (so its history of events, which a scheduler replays,
-is long), half are in jobs that have ended. The live tasks are ready and wait for a client.
-Then real coordinators are started on the files:
+The past is made in this process and without a network: commands are applied to the state
+machine and its rows are written, as in a coordinator. Half of the finished tasks were released
+by a job that still runs. So its history of events is long, and a scheduler replays it. The
+other half are in jobs that have ended. The live tasks are ready and wait for a client. Then
+real coordinators are started on the files:
 
-- restart: from the start of the process to the first acknowledged command (the
-  cancellation of a job that doesn't exist: chosen, durable and applied like any other), while
-  the job's scheduler replays behind it; its memory at that moment, and the most that it was
-  until the replay was over.
-- catch_up: two of three members have that past, the third has an empty disk; from the
+- restart: the time from the start of the process to the first acknowledged command (the
+  cancellation of a job that doesn't exist: chosen, durable and applied like any other). The
+  job's scheduler replays meanwhile. Also the memory at that moment, and the most memory until
+  the end of the replay.
+- catch_up: two of three members have that past, the third has an empty disk. The time from the
   start of the third to the same digest as the others.
 
-They run from compiled bytecode, as a program does that was started before.
+They run from compiled bytecode, like any program that was started before.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _founding(addresses: list[str]) -> bytes:
 
 
 def _own(directory: Path, replica: int, founding: bytes) -> None:
-    """Make a copied file that of another member: what differs is in its header."""
+    """Make a copied file another member's: they differ only in the header."""
     database = Database(directory / DATABASE_FILE, REPLICA_KIND, Settings())
     header = read_header(database)
     incarnation = f"inc{replica}"

@@ -1,4 +1,4 @@
-"""Starts a chain: each task adds one to what the one before it returned."""
+"""Starts a chain: each task adds one to the result of the one before it."""
 
 from TaskSprintCoordinator import *
 
