@@ -1,8 +1,8 @@
 """TaskSprint: fault-tolerant distributed computation from one file.
 
-Importing this package loads nothing but the version; the names that users need
-in their schedulers and nodes are fetched from `tasksprint.sdk` on first use, so
-that a user's program starts in milliseconds.
+Importing this package loads nothing but the version, so a user's program starts in
+milliseconds. Schedulers and nodes need a few names of `tasksprint.sdk`. Each is fetched
+on its first use.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 A record is a dataclass or a named tuple. Its array has its fields in the order of their
 declaration; a record inside it is an array inside. In a union each record begins with a tag.
 
-**Arrays grow at their end only.** A field that a later version has is declared by `added`, behind
-all others, with its default and that version. The writer leaves out what stands at the end
-and has its default, so a record that doesn't use the field has the bytes of before. The reader
-takes the default for what is missing. What stands behind the fields that it knows it ignores; or,
-if it is `exact`, it refuses the record.
+**Arrays grow at their end only.** A later version declares its field by `added`, behind all
+others, with its default and that version. The writer leaves out defaults at the end. So a record
+that doesn't use the field has the bytes of before. The reader takes the default for what is
+missing. It ignores members behind the fields that it knows; an `exact` reader refuses such a
+record.
 
-The functions are made out of the declarations, as text, when they are needed first, as
-`dataclasses` does: they run for each task, and must take no longer than those that people write.
+Each function is made when it is needed first: as text, out of the declarations, as `dataclasses`
+does. These functions run for each task. They must take no longer than those that people write.
 
 Knows types, and not what a record means.
 """
@@ -28,7 +28,7 @@ __all__ = ["INTEGER_MAX", "Arrays", "Field", "Through", "added", "fields_of", "s
 
 INTEGER_MAX = 2**63 - 1  # SQLite's and JSON parsers' limit
 
-# What a value must be: as a condition, and in words.
+# For each type what its values must be: as a condition, and in words.
 _SCALARS = {
     int: (f"type({{0}}) is int and 0 <= {{0}} <= {INTEGER_MAX}", "a number from 0 to 2**63 - 1"),
     str: ("type({0}) is str", "text"),
@@ -37,14 +37,14 @@ _SCALARS = {
 
 
 def added(default: Any, *, since: int) -> Any:
-    """Declare a field that a record has since a version; where it is missing it is `default`."""
+    """Declare a field that a version added; where it is missing its value is `default`."""
     return dataclasses.field(default=default, metadata={"since": since})
 
 
 class Through(NamedTuple):
-    """What a value goes through, in `Annotated[type, Through(…)]`."""
+    """The functions that a value goes through, in `Annotated[type, Through(…)]`."""
 
-    read: Callable[[Any], Any]  # raises ValueError for what it doesn't take
+    read: Callable[[Any], Any]  # raises ValueError for a value that it doesn't take
     write: Callable[[Any], Any] | None = None  # None: it stands in the array as it is
 
 
@@ -59,7 +59,7 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields_of(record: Any) -> tuple[Field, ...]:
-    """Return the fields of a record, in order, or the members of a tuple's type."""
+    """Return the fields of a record in order; of a tuple's type its members."""
     if dataclasses.is_dataclass(record):
         hints = typing.get_type_hints(record, include_extras=True)
         return tuple(
@@ -75,7 +75,7 @@ def fields_of(record: Any) -> tuple[Field, ...]:
 
 
 def split_type(declared: Any) -> tuple[Any, Through | None]:
-    """Return a type without the names that were given to it, and what its values go through."""
+    """Return the plain type behind a declared one, and what its values go through (or None)."""
     through = None
     while True:
         if hasattr(declared, "__supertype__"):  # A NewType.
@@ -93,28 +93,28 @@ class _Form(NamedTuple):
     """How one value is written and read, as text."""
 
     written: list[str]  # members of an array
-    parameters: list[str]  # what they are where they are read
+    parameters: list[str]  # their names in the function that reads
     tests: list[tuple[str, str, str]]  # (parameter, what must hold, … in words)
-    result: str  # what is made of them
+    result: str  # the value that is made of the parameters
     parts: tuple[str, ...] = ()  # bytes
 
 
 class Arrays:
     """Writes and reads records.
 
-    `writer(record)` is the function that makes an array of a record, and `parts(record)` the one
-    that gives its bytes. `reader(record)` makes a record of the members of an array; it raises
-    TypeError, ValueError or LookupError if they don't make one. Each is made once.
+    `writer(type)` is a function that makes an array of a record of that type. `parts(type)` is one
+    that gives the record's bytes. `reader(type)` is one that makes a record of an array's members;
+    it raises TypeError, ValueError or LookupError if they don't make one. Each is made once.
 
     Args:
-        tags: Of each record that stands in a union; one without a tag isn't known there.
+        tags: The tag of each record type of a union. There a type without a tag isn't known.
         version: Fields that were added later aren't known.
-        exact: An array with more than is known is refused.
+        exact: Refuse an array with more members than are known.
         flat: Named tuples whose fields stand in the array of the record around them.
-        beside: Bytes don't stand in the array but in a list beside it, in order: `parts` gives
-            them, and readers take them first, and out of that list.
-        sent: Where what stands in the array of a record is found, if not in its fields in order.
-        made_by: What makes a record of its fields, if not the record's own type.
+        beside: Bytes stand in a list beside the array, in order, and not in it. `parts` gives
+            this list. Readers get it as their first argument, and take the bytes out of it.
+        sent: The paths at which a record's members are found, if not its fields in order.
+        made_by: A function that makes a record of its fields, if not the record's own type.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Arrays:
         self.parts: _Maker = functools.cache(self._make_parts)
 
     def tagged(self, union: Any) -> dict[str, Any]:
-        """Return the records of a union that are known, by their tags."""
+        """Return the known records of a union, by their tags."""
         known = [record for record in typing.get_args(union) if record in self._tags]
         return {self._tags[record]: record for record in known}
 
@@ -195,7 +195,7 @@ class Arrays:
         return name
 
     def _forms(self, record: Any, at: str, prefix: str = "") -> list[tuple[Field, _Form]]:
-        """Return the fields of a record that is found there."""
+        """Return the fields of a record, with their forms; `at` is where the record is found."""
         forms: list[tuple[Field, _Form]] = []
         for path in self._sent.get(record) or [field.name for field in fields_of(record)]:
             of = record
@@ -206,7 +206,7 @@ class Arrays:
         return forms
 
     def _form(self, declared: Any, at: str, name: str) -> _Form:
-        """Return the form of a value that is found there, and is called so where it is read."""
+        """Return the form of a value: writers find it `at` a place, readers know it by a name."""
         declared, through = split_type(declared)
         origin, inner = typing.get_origin(declared), typing.get_args(declared)
         if declared is bytes:

@@ -1,18 +1,18 @@
 """Texts of users' programs, cut to a number of bytes: they stand in the log and in events.
 
-Pure functions; what is left out is said by an ellipsis.
+Pure functions; an ellipsis stands for what is left out.
 """
 
 from __future__ import annotations
 
 __all__ = ["STDERR_FOLLOWS", "cut_middle", "keep_end", "on_one_line"]
 
-# Ends the first line of an error beneath which the end of a program's stderr stands.
+# The first line of an error ends so if the end of a program's stderr stands beneath it.
 STDERR_FOLLOWS = "its stderr ended with:"
 
 
 def cut_middle(text: str, bytes_max: int) -> str:
-    """Return a text without its middle if it has more bytes of UTF-8 than that."""
+    """Return a text; without its middle if it has more bytes of UTF-8 than `bytes_max`."""
     data = text.encode(errors="replace")
     if len(data) <= bytes_max:
         return text
@@ -22,7 +22,7 @@ def cut_middle(text: str, bytes_max: int) -> str:
 
 
 def keep_end(text: str, bytes_max: int) -> str:
-    """Return the end of a text, from the beginning of a line if one is near enough."""
+    """Return the end of a text; it begins with a whole line if one begins near enough."""
     data = text.encode(errors="replace")
     if len(data) <= bytes_max:
         return text
@@ -32,7 +32,10 @@ def keep_end(text: str, bytes_max: int) -> str:
 
 
 def on_one_line(error: str, characters_max: int) -> str:
-    """Return an error's first line; where stderr follows, that has the cause: its last line."""
+    """Return an error's first line, and the last line of the stderr beneath it, if any.
+
+    The last line of stderr mostly names the cause.
+    """
     first, _, rest = error.partition("\n")
     first = first.rstrip()
     if not first.endswith(STDERR_FOLLOWS):

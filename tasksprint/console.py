@@ -1,4 +1,4 @@
-"""What the installed command `tasksprint` calls; the same as `python -m tasksprint`."""
+"""The entry of the installed command `tasksprint`; the same as `python -m tasksprint`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every part that creates or renames files must do so that a crash can't undo it."""
+"""Makes new and renamed files outlive a crash: a file's own fsync isn't enough for that."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["sync_directory"]
 
 
 def sync_directory(directory: Path) -> None:
-    """Make durable which files a directory has: a file's own fsync doesn't.
+    """Make a directory's list of files durable.
 
     Source: fsync(2), "calling fsync() does not necessarily ensure that the entry in the
     directory containing the file has also reached disk".
 
     Raises:
-        OSError: It can't be had.
+        OSError: The directory can't be synced.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,9 +1,9 @@
 """JSON as our own processes write and read it, and digests.
 
 JSON that a user's program made (an argument, a value) never passes through here
-as an object: orjson would turn 2**70 into a float. Between our processes such
-a text travels as a JSON *string* that holds it; only the edges (the node's and
-the scheduler's lines) splice it in and cut it out as the bytes that it is.
+as an object: orjson would turn 2**70 into a float. Between our processes such a
+text travels inside a JSON *string*. Only the edges (the node's and the scheduler's
+lines) splice it in, and cut it out, as the bytes that it is.
 """
 
 from __future__ import annotations

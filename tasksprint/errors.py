@@ -19,9 +19,9 @@
         ├── StoreLost             … and it is a part without which a replica can't go on
         └── DiskFull              … must free space on it, and can start the process again
 
-Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`,
-with which a command that ends by it leaves. The codes follow BSD's sysexits.h
-where one fits, so that scripts can tell "the job failed" from "nobody answered".
+Each carries `hint`, one more sentence for the reader (or ""), and `exit_code`. A command
+that ends by the exception leaves with that code. The codes follow BSD's sysexits.h where
+one fits, so scripts can tell "the job failed" from "nobody answered".
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ EXIT_OK = 0
 class TaskSprintError(Exception):
     """The root of the tree; never raised itself."""
 
-    exit_code = 70  # EX_SOFTWARE: what is not caught by a better class is our bug.
+    exit_code = 70  # EX_SOFTWARE: an error without a better class is our bug.
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class LocalProtocolError(TaskSprintError):
 class CommandFailed(LocalProtocolError):
     """A chosen command can't be applied: our bug, the same on every replica.
 
-    Or, of little memory or a broken machine, the fault of this one only (`is_local`).
+    With too little memory, or on a broken machine, it is this replica's fault alone (`is_local`).
     """
 
     def __init__(
@@ -81,11 +81,12 @@ class CommandFailed(LocalProtocolError):
         """Say which command it is.
 
         Args:
-            command: Its index in the entry; or that of the last one, if it isn't known
-                which of all of them it is (`is_exact`).
+            slot: The entry's place in the log.
+            command: Its index in the entry; equal to `of` if nobody knows which one it is
+                (then `is_exact` is false, and the message names the last one).
             digest: SHA-256 of its bytes, hex.
-            cause: What was raised, or that in words.
-            of: How many there are in the entry.
+            cause: The exception, or its words.
+            of: The number of commands in the entry.
         """
         self.slot, self.command, self.digest, self.of = slot, command, digest, of
         self.is_exact = command < of
@@ -117,7 +118,7 @@ class RemoteProtocolError(TaskSprintError):
 
 
 class UnprovenAnswer(RemoteProtocolError):
-    """An answer without a good proof; anybody may have given it, so nothing follows from it."""
+    """An answer without a good proof: anybody may have given it, so it means nothing."""
 
     exit_code = 77  # EX_NOPERM: mostly the key is another one.
 
@@ -193,18 +194,18 @@ class StoreError(TaskSprintError):
 
 
 class StoreDamaged(StoreError):
-    """Part of a database file isn't as it was written; what is lost may be elsewhere."""
+    """Part of a database file isn't as it was written; others may still have what is lost."""
 
 
 class ValueSpoiled(StoreError):
-    """A value that a client keeps is gone, or isn't what its digest says: it counts as lost."""
+    """A value in a client's store is gone, or doesn't match its digest: it counts as lost."""
 
 
 class StoreLost(StoreError):
-    """What a replica said may not be in its file any more: it can't take part again."""
+    """A replica's file may have forgotten promises that it gave: it can't take part again."""
 
 
 class DiskFull(StoreError):
-    """There is too little space to go on; with more, the process can be started again."""
+    """There is too little space to go on; once there is more, the process can start again."""
 
     exit_code = 75  # EX_TEMPFAIL

@@ -1,7 +1,7 @@
 """Identifiers, and how seeds are derived from them.
 
-All of them are plain integers at run time (strings where said); the names exist
-so that a signature says which integer it wants.
+At run time each is a plain integer (or a string, where said). The names exist for
+signatures: they say which integer is wanted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where this very program lies: what starts it again, and what users' programs import.
+"""Where this very program lies: how to start it again, and where users' programs find the SDK.
 
-TaskSprint runs from the one file (`tasksprint.pyz`, whose bootstrap unpacks it into
-a cache), from a checkout, or from an installed package. Roles ask here how to start
-one more process of the same program, and which folder users' programs get on
-PYTHONPATH; nothing else needs to know which of the three it is.
+TaskSprint runs from one of three places: the one file (`tasksprint.pyz`; its bootstrap
+unpacks it into a cache), a checkout, or an installed package. Roles ask here how to start
+one more process of the same program, and for the folder that users' programs get on
+PYTHONPATH. Nothing else needs to know the place.
 
 This module doesn't unpack anything itself: that is the bootstrap's (zipapp/).
 """
@@ -21,8 +21,8 @@ from tasksprint.errors import SettingsError
 
 __all__ = ["archive_path", "description", "own_command", "sdk_directory"]
 
-# What a folder on users' PYTHONPATH holds, and nothing else: PYTHONPATH comes before
-# site-packages, so one name more would hide the user's own package of that name.
+# The folder on users' PYTHONPATH holds these names and no others. PYTHONPATH comes before
+# site-packages: one more name would hide the user's own package of that name.
 _SDK_NAMES = ("TaskSprintNode.py", "TaskSprintCoordinator.py", "tasksprint")
 
 # The absolute path at import: a role may change its working directory later.
@@ -38,9 +38,9 @@ def archive_path() -> str | None:
 def sdk_directory() -> str:
     """Return the folder that users' programs get on PYTHONPATH.
 
-    From the .pyz it is the cache's `sdk/`, which is put in order again first if a
-    cleaner emptied the cache meanwhile; so call this for each program that is started,
-    and don't keep the answer. In a checkout it is the checkout's root.
+    From the .pyz it is the cache's `sdk/`. A cleaner may have emptied the cache meanwhile;
+    then this puts it in order again. So call this for each program that is started, and
+    don't keep the answer. In a checkout it is the checkout's root.
 
     Raises:
         SettingsError: The cache is gone and can't be made anew.
@@ -90,8 +90,8 @@ def description() -> str:
 def _bootstrap() -> types.ModuleType | None:
     """Return the bootstrap's module if it started this process from the .pyz.
 
-    A module and not an environment variable: children that are *not* started from the
-    .pyz inherit the environment, and would take themselves for it.
+    It is a module and not an environment variable. Children inherit the environment: one that
+    was *not* started from the .pyz would believe that it was.
     """
     boot = sys.modules.get("_tasksprint_boot")
     return boot if boot is not None and hasattr(boot, "archive") else None
@@ -107,8 +107,8 @@ def _is_checkout() -> bool:
 def _linked_directory() -> str:
     """Return a folder of links to the three names, for a package among site-packages.
 
-    site-packages itself can't go on PYTHONPATH: all that is installed there would
-    come before what the user's interpreter has of its own.
+    site-packages itself can't go on PYTHONPATH: its packages would come before those of
+    the user's own interpreter.
     """
     import hashlib
     import stat

@@ -1,4 +1,4 @@
-"""What a person who has handed in a job can do next, in commands that can be typed as they are."""
+"""Sentences with commands that a person can type next, word for word, for a job or a cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "program_words",
 ]
 
-# Options that say which cluster is meant, and the variables that say the same.
+# Options that name the cluster, the variables that mean the same, and their defaults.
 _REACHING = (
     ("coordinators", "TASKSPRINT_COORDINATORS", "127.0.0.1:7070"),
     ("key_file", "TASKSPRINT_KEY_FILE", None),
@@ -34,7 +34,7 @@ COMMANDS = (
     *("member", "node", "recover", "restore", "result", "run", "status", "stop", "submit"),
     *("token", "upgrade"),
 )
-# A command in a sentence, as opposed to a path or another word that ends so.
+# A command in a sentence, and not a path or another word with the same end.
 _COMMAND = re.compile(rf"(?<![\w./-])tasksprint(?= (?:--help|(?:{'|'.join(COMMANDS)})\b))")
 
 
@@ -42,7 +42,7 @@ def program_words(started_as: str | None = None) -> list[str]:
     """Return the words by which a person starts this program, as they did it now.
 
     Args:
-        started_as: What stands in `sys.argv[0]` (the default).
+        started_as: The path of the program; `sys.argv[0]` by default.
     """
     path = sys.argv[0] if started_as is None else started_as
     folder, name = os.path.split(path)
@@ -59,9 +59,9 @@ def program_command(*words: str) -> str:
 
 
 def as_started(text: str) -> str:
-    """Return a sentence of another process with its commands as this program was started.
+    """Return another process's sentence, with its commands in the words of this person.
 
-    Coordinators don't know by which words a person starts it, and say "tasksprint".
+    Coordinators don't know how a person starts this program, and say "tasksprint".
     """
     return _COMMAND.sub(lambda _: program_command(), text)
 
@@ -78,7 +78,7 @@ def how_to_go_on(options: argparse.Namespace, job: JobId) -> str:
 
 
 def how_to_come_back(options: argparse.Namespace, job: JobId) -> str:
-    """Return what becomes of a job that nobody waits for any more, and what can be done."""
+    """Return a sentence for a person who stops waiting: the job goes on, and how to get back."""
     return (
         f"job {job} goes on without this command; "
         f"come back with: {_command(options, 'result', job, '--wait')}; "

@@ -1,10 +1,10 @@
-r"""Shows text that users' programs made, so that it can't give orders to a terminal.
+r"""Shows the text of users' programs without letting it give orders to a terminal.
 
-A terminal obeys control characters: `ESC ] 0 ; …` names its window, `ESC [ 2 J` wipes it,
-a line separator or an override of the writing direction makes a log say what it doesn't. Here
-each stands as its escape (`\x1b`, `\u202e`), which is what a reader needs to see.
+A terminal obeys control characters. `ESC ] 0 ; …` names its window, and `ESC [ 2 J` wipes it.
+A line separator, or an override of the writing direction, can change the meaning of a log.
+Here each of them becomes its escape (`\x1b`, `\u202e`), so a reader sees it.
 
-What carries data on (JSON in a file, bytes in a pipe) is no business of this module.
+Data that only passes on (JSON into a file, bytes into a pipe) is no business of this module.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 
 __all__ = ["plain_json", "plain_line", "plain_lines"]
 
-# C0 and DEL and C1, marks and overrides of direction, separators of lines and paragraphs, and
-# halves of surrogate pairs, which no stream can encode.
+# C0, DEL and C1; marks and overrides of direction; separators of lines and paragraphs; halves
+# of surrogate pairs (no stream can encode those).
 _HARMFUL = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"
     "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"

@@ -1,8 +1,8 @@
-"""What a release can do: which versions of the rules it applies, and what it says of itself.
+"""The abilities of a release: the versions of the rules that it applies, and how it names them.
 
-Members of two releases form one cluster while it is upgraded. Each says what it can, and
-nothing is asked of it beyond that: so the log is raised to newer rules only once every
-member has them (docs/architecture.md, "Rules with versions").
+Members of two releases form one cluster while it is upgraded. Each says what it can do, and is
+asked for nothing more. So the log is raised to newer rules only once every member has them
+(docs/architecture.md, "Rules with versions").
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NAME_LENGTH_MAX = 40
 
 @dataclass(frozen=True, slots=True)
 class Speaks:
-    """What a member says of its release; ranges are (oldest version, newest)."""
+    """A member's word on its release; ranges are (oldest version, newest)."""
 
     release: str
     rules: _Range
-    # A frame names the oldest version whose readers understand it: what is newer in it stands
-    # where they don't look.
+    # A frame names the oldest version whose readers understand it. Newer parts of it stand
+    # where those readers don't look.
     frames: _Range
     commands: _Range  # of the log, by the rules that brought them
 
@@ -46,20 +46,20 @@ class Speaks:
         return self.rules[0] <= version <= self.rules[1]
 
 
-# Who says nothing is of a release that doesn't speak of itself.
+# A member that says nothing is of a release that doesn't speak of itself.
 SILENT = Speaks("0.2.0 or older", (1, 1), (2, 2), (1, 1))
 
 
 def encode_speaks(speaks: Speaks) -> str:
-    """Return it as text: JSON, whose readers pass over members that they don't know."""
+    """Return it as JSON text; readers pass over members of the object that they don't know."""
     return encode_json(asdict(speaks)).decode()
 
 
 def decode_speaks(text: str | None) -> Speaks:
-    """Return what a member says; `SILENT` for None.
+    """Return the word of a member from its text; `SILENT` for None.
 
     Raises:
-        RemoteProtocolError: It isn't one.
+        RemoteProtocolError: The text says something else.
     """
     if text is None:
         return SILENT
@@ -69,7 +69,7 @@ def decode_speaks(text: str | None) -> Speaks:
 
 
 def read_speaks(told: Any) -> Speaks:
-    """Do as `decode_speaks`, for JSON that was read already."""
+    """Do as `decode_speaks`, but take JSON that was read already."""
     if told is None:
         return SILENT
     try:
@@ -95,20 +95,22 @@ def _range(told: Any) -> _Range:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What one release can apply; tests and the simulator make others."""
+    """The name and the rules of one release; tests and the simulator make others."""
 
     name: str
     rules: Mapping[int, Rules]  # by version; Invariant: versions without a gap, rising
 
     @property
     def speaks(self) -> Speaks:
-        """What its members say of it."""
+        """The word of its members on it."""
         known = min(self.rules), max(self.rules)
         return Speaks(self.name, known, _FRAMES, known)
 
     def rules_of_beginning(self, version: int) -> Rules:
-        """Return the rules by which a log begins; if this release lacks them, nothing of it
-        can be applied, but a copy of a later state may take its place.
+        """Return the rules by which a log begins.
+
+        If this release lacks them, it can't apply that log. A copy of a later state may still
+        take the log's place, so nothing is raised.
         """
         return self.rules.get(version) or Rules(version)
 
@@ -116,7 +118,7 @@ class Release:
         """Return a version of the rules.
 
         Args:
-            what: Is at this version, for the sentence.
+            what: The thing that is at this version; it begins the error's sentence.
 
         Raises:
             UnknownRules: This release doesn't have it.

@@ -1,4 +1,4 @@
-"""What a user's scheduler may ask for, as plain types; a `TaskSpec` starts a task.
+"""The commands of a user's scheduler, as plain types; a `TaskSpec` starts a task.
 
 The scheduler protocol parses lines into these, and the coordinator's state
 machine applies them. JSON made by users is carried as the text it came in.
@@ -31,10 +31,10 @@ EVENT_KINDS = (*CLIENT_EVENTS, "task_done", "task_failed", "timer")
 
 @dataclass(frozen=True, slots=True)
 class HandleEvents:
-    """Say what the scheduler does something about; the first command of all, or none.
+    """Name the events that the scheduler handles; the first command of all, or none.
 
-    A job whose scheduler says it isn't told of clients if it handles no event about them, and
-    fails if nothing can come any more that it handles.
+    With it, a job is told of clients only if it handles events about them. And the job fails
+    once no event that it handles can come any more.
     """
 
     kinds: tuple[str, ...]  # of EVENT_KINDS

@@ -1,8 +1,8 @@
 """Every tunable, with its reason and what goes wrong when it is too small or too large.
 
-`Settings` is local to a process. `Rules` is part of the replicated state
-machine: every replica must apply the same log by the same rules, so a value in it
-changes only with the version of the rules.
+`Settings` is local to a process. `Rules` is part of the replicated state machine: every
+replica must apply the same log by the same rules. So a value in it changes only with the
+version of the rules.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ class Settings:
     # leader for nothing. Too large: a silent leader is missed for longer.
     election_timeout_min_ms: int = 700
     election_timeout_max_ms: int = 1_300
-    # A leader tells what is chosen with its next entry; if none follows, after this (0: at
-    # once). Smaller: one more message, and turn of each follower, for an entry that is alone.
+    # A leader says with its next entry what is chosen. If no entry follows, it says so after
+    # this (0: at once). Smaller: one more message, and turn of each follower, for a lone entry.
     # Larger: followers apply, and their schedulers run, later by as much.
     chosen_notice_delay_ms: int = 5
-    # Followers that a quorum doesn't need get entries so much later, all of that time at once
-    # (0: like the others). Smaller: more messages, writes and turns for them. Larger: when one
-    # that is needed fails or hesitates, commands wait for longer.
+    # A quorum doesn't need every follower. The others get the entries of this span together, at
+    # its end (0: at once, like the rest). Smaller: more messages, writes and turns for them.
+    # Larger: when a follower that is needed fails or hesitates, commands wait for longer.
     spare_delay_ms: int = 5
     # Slots that a leader may have under way. Larger hides a slow follower's latency;
     # smaller makes bigger batches. Batches form behind the running write anyway.
     pipeline_slots_max: int = 8
     # Bytes of commands in one entry. Bounds the time of one apply step and one write.
     entry_bytes_max: int = 1 * MIB
-    # One command, which may be larger than an entry otherwise gets: a report with many
-    # values, a client that joins with many results. Must leave room in a frame beside
-    # log_window_bytes_max: a promise carries all that is open.
+    # One command. It may be larger than entry_bytes_max: a report with many values, a client
+    # that joins with many results. Must leave room in a frame beside log_window_bytes_max: a
+    # promise carries all that is open.
     command_bytes_max: int = 24 * MIB
     # Commands that may wait for a slot; more are refused ("busy"), never lost silently.
     waiting_commands_max: int = 100_000
     # Chosen entries kept in memory for followers that lag a little; older ones are
     # read back from the store.
     log_window_slots: int = 1_024
-    # And so many bytes of them: slots of full entries alone would be a gigabyte. Bounds
-    # what a lagging replica holds open and hands over in one promise, too.
+    # And so many bytes of them: full entries in all these slots would be a gigabyte. It also
+    # bounds the entries that a lagging replica holds open and hands over in one promise.
     log_window_bytes_max: int = 64 * MIB
     # Applied entries that stay in the log, for replicas that lag a little: about 20 s of a
-    # busy log, or hours of an idle one. Smaller: a replica that was restarted needs a copy
-    # of the whole state. Larger: a larger file.
+    # busy log, or hours of an idle one. Smaller: a restarted replica needs a copy of the
+    # whole state. Larger: a larger file.
     log_tail_slots: int = 20_000
     # And at most so many bytes of them: by then a copy of the state is mostly cheaper.
     log_tail_bytes_max: int = 64 * MIB
@@ -67,8 +67,9 @@ class Settings:
     # behind its write.
     mirror_piece_rows: int = 5_000
     mirror_piece_bytes_max: int = 2 * MIB
-    # A copy that nobody has asked for so long is closed, and the oldest one after this: until
-    # then the write-ahead log of the replica that gives it can't be begun anew.
+    # A copy of the state is closed when nobody has asked for more of it for the first span, or
+    # when it is as old as the second. Until then the replica that gives it can't begin its
+    # write-ahead log anew. Too small: a slow receiver must begin again. Too large: that log grows.
     mirror_session_idle_ms: int = 10_000
     mirror_session_max_ms: int = 300_000
     # Bytes of entries in one catch-up message.
@@ -80,15 +81,15 @@ class Settings:
     # without a break. Too small: there is no way back for a new release that is found bad.
     # Too large: what a new release brings is late, unless somebody asks for it (`upgrade`).
     rules_settle_ms: int = 60_000
-    # A leader that was so long, in all, far slower than a quorum of the others with its own
-    # writes (each a quarter of this and more) hands over. Too small: a checkpoint or a busy
-    # machine changes the leader for nothing. Too large: commands wait for a slow disk for
-    # longer, should another member fail.
+    # A leader hands over once its own writes were so long, in all, far slower than those of a
+    # quorum of the others. Only writes of a quarter of this and more count. Too small: a
+    # checkpoint or a busy machine changes the leader for nothing. Too large: should another
+    # member fail, commands wait longer for a slow disk.
     slow_write_ms: int = 1_000
-    # Who handed over leaves elections to the others for so long after its last slow write,
-    # twice as long each time, up to the second: unless nobody leads for three election
-    # timeouts. Smaller: leadership comes back to a disk that is slow now and then. Larger:
-    # a good machine is passed over for longer.
+    # A replica that handed over leaves elections to the others for so long after its last slow
+    # write. The time doubles with each hand-over, up to the second value. It stands again at
+    # once if nobody leads for three election timeouts. Smaller: leadership comes back to a disk
+    # that is slow now and then. Larger: a good machine is passed over for longer.
     hold_back_min_ms: int = 5_000
     hold_back_max_ms: int = 60_000
     # How long a request for catch-up or a retransmission waits for its answer.
@@ -102,13 +103,13 @@ class Settings:
     # A poll of the view is answered after this at the latest, empty if need be; at most
     # a third of the liveness span (Rules.liveness_span_ms).
     view_poll_max_ms: int = 1_500
-    # A scheduler on another replica may propose its answer after this, should the
-    # leader's be stuck.
+    # A scheduler on another replica may propose its answer after this: the leader's own may
+    # be stuck.
     answer_grace_ms: int = 2_000
     # A scheduler that has not answered an event for so long is considered stuck.
     scheduler_answer_timeout_ms: int = 30_000
-    # A scheduler that hasn't answered for so long is named as what its job waits for. Smaller:
-    # a handler that takes a moment is shown as an obstacle. Larger: people wonder for longer.
+    # After so long without an answer, a scheduler is named as its job's obstacle. Smaller: a
+    # handler that takes a moment is shown as one, too. Larger: people wonder for longer.
     silence_shown_ms: int = 2_000
     # Events that a scheduler may have unanswered in its pipe.
     scheduler_window_events: int = 2_000
@@ -127,15 +128,15 @@ class Settings:
     # A short task that is no longer wanted may end by itself within this; then its node
     # is killed. Smaller: a cancelled job of no-op tasks costs a node's restart.
     node_stop_grace_ms: int = 200
-    # A node that dies again and again is restarted after a pause that doubles.
+    # The pause before a node is started again. It doubles if the node dies again and again.
     node_restart_pause_min_ms: int = 100
     node_restart_pause_max_ms: int = 5_000
     # Nodes of a program that end before they are ready, in a row, before its tasks fail.
     node_start_tries_max: int = 3
-    # A program whose tasks have waited for so long without any node takes a slot from
-    # another. Smaller: two jobs on one slot restart nodes all the time.
+    # A program takes a slot from another once its tasks have waited for so long without any
+    # node. Smaller: two jobs on one slot restart nodes all the time.
     node_switch_wait_ms: int = 500
-    # A node whose program has had no task for so long is stopped.
+    # A node is stopped once its program has had no task for so long.
     node_idle_max_ms: int = 60_000
     # A program's setup command may compile; one that hangs must not hang its tasks for ever.
     setup_timeout_ms: int = 600_000
@@ -146,11 +147,11 @@ class Settings:
     fetches_max: int = 16
     # Results asked for in one request. Larger: a lost connection repeats more.
     fetch_batch_max: int = 256
-    # A fetch that failed at every holder is repeated after a pause that doubles.
+    # The pause before a fetch is repeated that failed at every holder. It doubles.
     fetch_pause_min_ms: int = 100
     fetch_pause_max_ms: int = 5_000
-    # Completions and failures in one report, and bytes of values that stand in it; a
-    # report is one command, and should fit into one entry (entry_bytes_max) of the log.
+    # Completions and failures in one report, and bytes of values in it. A report is one
+    # command, and should fit into one entry of the log (entry_bytes_max).
     report_tasks_max: int = 1_000
     report_inline_bytes_max: int = 1 * MIB
     # The traceback and the end of stderr that go with the report of a failed attempt. Smaller:
@@ -160,7 +161,7 @@ class Settings:
     # Output of one attempt that is kept: the first half and the last half of it.
     log_bytes_per_attempt_max: int = 64 * KIB
 
-    # The last output of nodes that is kept in memory for who watches a job (`--logs`). Smaller:
+    # The last output of nodes, kept in memory for people who watch a job (`--logs`). Smaller:
     # a talkative job shows gaps there. Larger: memory.
     recent_output_bytes_max: int = 1 * MIB
 
@@ -182,10 +183,10 @@ class Settings:
     # Too small: a look at the file can stop a replica. Too large: it stands still as long.
     store_busy_timeout_ms: int = 5_000
 
-    # An archive that no job refers to, and an unpacked program that no running job uses, are
-    # deleted so long after their last use. Too small: the archive of a job that is just
-    # being submitted is gone, and programs are unpacked and set up again and again. Too
-    # large: disks fill with old programs.
+    # Two things are deleted so long after their last use: an archive without a job that refers
+    # to it, and an unpacked program without a running job. Too small: the archive of a job is
+    # gone while the job is being submitted, and programs are unpacked and set up again and
+    # again. Too large: disks fill with old programs.
     program_unused_max_ms: int = 3_600_000
 
     # --- disks ---
@@ -219,31 +220,31 @@ class Settings:
     connect_timeout_ms: int = 2_000
     # An answer must begin within this, beyond what the request itself asked to wait.
     answer_timeout_ms: int = 10_000
-    # And the answer of a coordinator to a client within this at first: one that was
-    # stopped in its tracks keeps its connections. Too small: busy coordinators are asked
-    # twice. Too large: a client waits there so long that the next leader takes it for dead.
+    # And a coordinator's answer to a client within this at first: a coordinator that hangs
+    # keeps its connections open. Too small: busy coordinators are asked twice. Too large: a
+    # client waits there so long that the next leader takes it for dead.
     leader_answer_timeout_ms: int = 1_500
     # How long a command looks for a coordinator that answers before it gives up.
     find_leader_timeout_ms: int = 15_000
     # One head (first line and headers) of a request or an answer. Ours need 400 bytes;
     # browsers send some KiB.
     head_bytes_max: int = 16 * KIB
-    # The body of a request that proves neither key nor token: what strangers may ask for
-    # needs none.
+    # The body of a request that proves neither key nor token. No request that strangers may
+    # make needs a body.
     unproven_body_bytes_max: int = 8 * KIB
     # Connections that a server keeps at once; fewer if the limit of open files is low.
     connections_max: int = 4_000
-    # And of those on which nothing has proved the key: when another one comes, the oldest goes.
+    # And of those on which nothing has proved the key. When another one comes, the oldest goes.
     # Too small: a crowd of strangers drops a client between its connection and its first
     # request. Too large: strangers take memory (some 20 KiB each, 40 at most) and descriptors.
     unproven_connections_max: int = 1_000
     # From connecting (or the last answer) to a whole request of such a peer. Too small:
     # slow networks are cut off. Too large: strangers keep their places for longer.
     unproven_deadline_ms: int = 10_000
-    # A server closes a connection on which nothing moved for so long (a running handler
-    # counts as moving, a reader that doesn't read does not).
+    # A server closes a connection when nothing has moved on it for so long. A running handler
+    # counts as moving. A peer that doesn't read its answer doesn't count.
     connection_idle_ms: int = 75_000
-    # A client forgets an unused connection sooner than any server would close it: else
+    # A client forgets an unused connection before any server would close it. Otherwise
     # requests meet connections that are just being closed.
     pooled_connection_idle_ms: int = 30_000
     # Unused connections that are kept for one address.
@@ -251,13 +252,13 @@ class Settings:
     # Bytes that wait for a slow reader before its producer is paused.
     write_buffer_bytes_max: int = 256 * KIB
     # The kernel gives a connection up when sent bytes stay unacknowledged for so long (a
-    # cut cable). Too small: a lossy network breaks streams. Too large: a cut is missed.
+    # cut cable). Too small: a lossy network breaks streams. Too large: a cut is seen late.
     unacknowledged_timeout_ms: int = 4_000
     # The pause before a broken stream between replicas is opened again: the first, and
     # the longest after doubling. Both get up to half of random time on top.
     reconnect_pause_min_ms: int = 20
     reconnect_pause_max_ms: int = 1_000
-    # Bytes that may wait for a replica that doesn't read; newer frames are then dropped
+    # Bytes that may wait for a replica that doesn't read. Beyond them newer frames are dropped,
     # and consensus sends them again. Must hold some entries and a piece of catch-up.
     stream_buffer_bytes_max: int = 32 * MIB
 
@@ -266,19 +267,19 @@ class Settings:
 class Rules:
     """One version of the replicated rules; equal on every replica of a cluster.
 
-    What differs between versions is a field, or is asked of `version` where it is decided.
+    A difference between versions is a field here; or the code that decides asks for `version`.
     """
 
     version: int = 1
     # A client silent for this much log time is dead. Too small: a stalled machine
     # loses its work. Too large: its work waits for longer.
     liveness_span_ms: int = 5_000
-    # A tick counts at most this much, whatever the leader's clock says: a leader that
-    # was stopped for a minute must not kill every client with its first tick.
+    # A tick counts at most this much, whatever the leader's clock says. The first tick of a
+    # leader that was stopped for a minute must not kill every client.
     tick_elapsed_max_ms: int = 1_000
     # Work handed out ahead to a client, for each of its nodes, in measured run time.
     ahead_us: int = 50_000
-    # What one task counts at least: hand-over itself costs about this.
+    # The least run time that a task counts for: hand-over itself costs about this.
     task_us_min: int = 100
     # Assigned tasks of one client at most, whatever their run time.
     assigned_max: int = 2_000
@@ -289,63 +290,62 @@ class Rules:
     inline_task_bytes_max: int = 1 * MIB
     # Arguments of one task.
     base_bytes_max: int = 1 * MIB
-    # The name of a job or a task, and each key that a task names: all of them are in the
-    # memory of every replica.
+    # The name of a job or a task, and each key of a task: every replica has them in memory.
     name_bytes_max: int = 1 * KIB
     # Commands in one part of an answer; the SDK cuts at 1,000.
     commands_per_part_max: int = 10_000
     # The record of an applied request is kept for this much log time, so that a
     # repetition is recognised.
     request_record_ms: int = 3_600_000
-    # And the records of those who asked last, if there are more senders than this.
+    # If there are more senders than this, the records of those who asked last are kept.
     request_records_max: int = 100_000
-    # Replies in one record that the sender hasn't acknowledged: the highest numbers. Too small:
-    # a sender with many requests at once can't repeat the oldest. Too large: each request
-    # writes that many replies again.
+    # Replies in one record that the sender hasn't acknowledged; those with the highest numbers
+    # stay. Too small: a sender with many requests at once can't repeat the oldest. Too large:
+    # each request writes that many replies again.
     replies_per_sender_max: int = 256
-    # A job that ended so long ago (in log time) is forgotten, with all that is known of it
-    # and the results that it kept. Too small: results vanish before they are fetched. Too
-    # large: files grow.
+    # A job is forgotten so long after its end (in log time), with its tasks and the results
+    # that it kept. Too small: results vanish before they are fetched. Too large: files grow.
     ended_job_ms: int = 7 * 24 * 3_600_000
-    # And the oldest are, if there are more: the summary of each is in memory.
+    # If more jobs have ended, the oldest are forgotten: the summary of each is in memory.
     ended_jobs_max: int = 10_000
-    # A client that has been dead for so long (in log time) is forgotten: should it come back,
-    # it joins under another number. Too small: `clients` doesn't show what was lost over
+    # A client is forgotten so long after its death (in log time). Should it come back, it joins
+    # under another number. Too small: `clients` doesn't show in the morning which were lost over
     # night. Too large: containers that come and go fill the state.
     dead_client_ms: int = 24 * 3_600_000
-    # And the ones that died first are, if there are more.
+    # If more are dead, those that died first are forgotten.
     dead_clients_max: int = 1_000
-    # Jobs, and dead clients, that one tick forgets at most, so that no entry takes long. Too
-    # small: more of them end than are forgotten.
+    # One tick forgets at most so many jobs, and so many dead clients: no entry may take long.
+    # Too small: more of them end than are forgotten.
     forgotten_per_tick_max: int = 100
-    # What a client says of itself stands in the memory of every replica: nodes that it offers
-    # (and attached ones of one name), characters of its identity, incarnation and address (a
-    # host's name has 253 at most), characters that are kept of its hostname …
+    # Every replica keeps in memory what a client says of itself. So it has limits: on the nodes
+    # that it offers (and on attached ones of one name); on characters of its identity, its
+    # incarnation and its address (a host's name has at most 253); on kept characters of its
+    # hostname …
     client_slots_max: int = 100_000
     client_text_length_max: int = 300
     hostname_length_max: int = 255
-    # … and names of the nodes that are attached to it, with the bytes of each.
+    # … and on the names of attached nodes, and the bytes of each.
     attached_names_max: int = 100
     attached_name_bytes_max: int = 200
     # Lines that `log` keeps for a job, and bytes of each.
     job_log_lines_max: int = 10_000
     job_log_line_bytes_max: int = 4 * KIB
-    # And lines about what it lost by deaths of clients, beside those: a client that starts
-    # again and again must not keep the scheduler from saying something.
+    # Beside those, lines about work that the job lost with dead clients. A client that starts
+    # again and again must not take the place of the scheduler's own lines.
     job_loss_lines_max: int = 200
-    # Failed attempts of a job that are kept with their causes: the last ones. Too small:
-    # the first cause is gone before anybody looks. Too large: bytes in each mirror.
+    # The last failed attempts of a job are kept, with their causes. Too small: the first
+    # cause is gone before anybody looks. Too large: bytes in each mirror.
     failures_kept_max: int = 100
     # Each text of a failure's detail (traceback, tail of stderr): it stands in the log, in
     # an event and in the mirror. Our clients cut to less (failure_…_bytes_max).
     failure_text_bytes_max: int = 8 * KIB
-    # A job whose scheduler says what it handles fails once nothing of that can come for so
-    # long (in log time). Too small: nobody sees what the job waits for before it ends. Too
-    # large: it seems to run, though nothing happens any more.
+    # A scheduler may name the events that it handles. Its job fails once none of them could
+    # come for so long (in log time). Too small: the job ends before anybody sees its obstacle.
+    # Too large: it seems to run, though nothing happens any more.
     idle_job_ms: int = 60_000
 
 
-# What this release can apply: its own rules, and those of the release before.
+# The rules that this release can apply: its own, and those of the release before.
 RULES_BY_VERSION: Mapping[int, Rules] = {1: Rules(1), 2: Rules(2)}
-# The newest: what new clusters have, and what clients keep to.
+# The newest: new clusters begin with them, and clients keep to them.
 RULES = RULES_BY_VERSION[2]

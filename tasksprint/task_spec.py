@@ -1,14 +1,14 @@
-"""What a task is, from the scheduler's line to the node's line.
+"""The definition of a task, from the scheduler's line to the node's line.
 
-A scheduler says it once, and from there on it is carried whole: in the command of the log,
-in the coordinator's task and its row, in the views of clients, in their executions, up to
-the line that a node gets. Who passes it on doesn't look into it; who decides by an
-attribute asks it here.
+A scheduler says once what a task is. From there on a `TaskSpec` is carried whole: in the log's
+command, in the coordinator's task and its row, in clients' views and executions, up to the line
+that a node gets. Code that passes it on doesn't look into it. Code that decides by an attribute
+reads it here.
 
-Encodings are positional, and each has its own beginning, which stays as it is: the log's
-(`commands.py`), the row's (`task_rows.py`) and the view's (`view.py`). An attribute that
-later rules bring is declared once, by `added`, with what it goes through. The scheduler's line
-has a member of its name; log and row have it behind all others, unless it is the default.
+Encodings are positional. Those of the log (`commands.py`), the row (`task_rows.py`) and the view
+(`view.py`) begin each in their own way, and these beginnings stay as they are. An attribute of
+later rules is declared once, by `added`, with the functions that it goes through. The scheduler's
+line has a member of that name. Log and row have it behind all others, unless it is the default.
 In a job of older rules it is read and means nothing. Clients are told what view.py names.
 """
 
@@ -25,7 +25,7 @@ from tasksprint.ids import TaskId
 
 __all__ = ["LATER", "TaskSpec", "compact_spec", "later_of"]
 
-# Tuples of keys that tasks share, and what may be shared: most tasks name the same few.
+# Most tasks name the same few keys. So tasks share tuples of keys, within these limits.
 _SHARED_MAX = 1_000
 _SHARED_KEYS_MAX = 16
 _KEY_CHARACTERS_MAX = 64
@@ -66,7 +66,7 @@ def compact_spec(
     timeout_ms: int | None,
     *later: Any,
 ) -> TaskSpec:
-    """Return a task of which the texts that most tasks have in common are in memory once."""
+    """Return a task; texts that most tasks have in common are in memory once."""
     return TaskSpec(
         intern(name),
         intern(base) if len(base) < _SHARED_BASE_END else base,
@@ -99,5 +99,5 @@ _write = Arrays().writer(TaskSpec)
 
 
 def later_of(spec: TaskSpec) -> Sequence[Any]:
-    """Return what stands behind all that the first rules know: nothing, if all is default."""
+    """Return the members behind those of the first rules: none, if all have their defaults."""
     return () if _get(spec) == _DEFAULTS else _write(spec)[_FIRST_COUNT:]
