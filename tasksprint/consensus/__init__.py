@@ -1,15 +1,15 @@
 """The replicated log: multi-Paxos for one replica, without I/O.
 
 - `ballot`, `batch`, `messages`, `effects`: words
-- `acceptor`: what was promised and accepted
+- `acceptor`: this replica's promises and acceptances
 - `proposer`, `leadership`: phase 1 of a candidate, phase 2 of a leader
 - `learner`: the chosen prefix, and catching up
 - `election`: when to ask for a new leader
-- `founding`, `admission`: who belongs to the cluster, in which life
-- `membership`, `voters`: who votes in which slot
-- `changes`, `reconfiguration`: how that changes
-- `marks`: whose disk went back in time
-- `outbox`: what must be durable before what is said
+- `founding`, `admission`: the members of the cluster, each in one life
+- `membership`, `voters`: the voters of each slot
+- `changes`, `reconfiguration`: how members come and go
+- `marks`: disks that went back in time
+- `outbox`: messages, and the writes that must be durable before them
 - `pace`: whether a leader's disk keeps up with the others
 - `replica`: the facade over all of it
 
@@ -18,32 +18,32 @@ Made Live" (2007); van Renesse and Altinbuken, "Paxos Made Moderately Complex" (
 
 Departures from them, each explained where it is made:
 
-- A replica asks before it raises its ballot (`Canvass`), so that one which merely lost
-  its own connection doesn't dethrone a working leader. The papers leave the choice of a
+- A replica asks before it raises its ballot (`Canvass`). Otherwise a replica that merely
+  lost its own connection would dethrone a working leader. The papers leave the choice of a
   leader open; nothing of safety rests on it.
-- A promise reports only the slots that its sender doesn't know to be chosen, and says
-  from which slot on it speaks; a candidate fetches what is below before it proposes
-  anything. "Paxos Made Simple" has all accepted values reported, which grows without
-  bound and can't work once the log is truncated.
-- A heartbeat alone makes a follower, without a promise: the promise is raised by
-  `Prepare` and `Accept` only, so heartbeats cost no writes.
-- A leader sends `Accept` while its own acceptance is still being written, and counts
-  itself only after that; its ballot was durable before, and is never used after a
-  restart.
-- Entries go first to those who made a quorum lately, and to the others a few milliseconds
+- A promise reports only the slots that its sender doesn't know to be chosen. It names the
+  first of them, and a candidate fetches all slots below before it proposes anything.
+  In "Paxos Made Simple" a promise reports all accepted values. That grows without bound,
+  and can't work once the log is truncated.
+- A heartbeat alone makes a follower, without a promise. Only `Prepare` and `Accept` raise
+  the promise, so heartbeats cost no writes.
+- A leader sends `Accept` while its own acceptance is still being written, and counts its
+  own vote only after that. Its ballot was durable before, and is never used after a restart.
+- Entries go first to the peers of a recent quorum, and to the others a few milliseconds
   later, as "thrifty" in Moraru et al., "There Is More Consensus in Egalitarian Parliaments".
-- A leader whose ballot a minority refuses goes on, and raises it later if the refusal
-  lasts, where "Paxos Made Moderately Complex" preempts it at once.
+- A leader goes on if only a minority refuses its ballot, and raises it later if the refusal
+  lasts. "Paxos Made Moderately Complex" preempts such a leader at once.
 - A value is a batch of commands; an empty batch is the no-op.
-- Chosen entries are learned from the leader's word (`chosen_end`) for values accepted
-  under its own ballot, instead of from every acceptor's `Accepted`.
-- A leader whose writes are far slower than those of a quorum of the others resigns, and then
-  leaves elections to them for a while; the papers know no slow disks.
+- A follower learns chosen entries from the leader's word (`chosen_end`), for values that it
+  accepted under that leader's ballot. It doesn't count every acceptor's `Accepted`.
+- A leader resigns if its writes are far slower than those of a quorum of the others. Then it
+  leaves elections to them for a while. The papers know no slow disks.
 - Reads are confirmed by a round of heartbeats instead of by the leases of "Paxos Made
   Live": no clock is trusted.
-- A disk that lost its content is noticed by its incarnation, one that went back in time (a
-  restored copy, writes that were reported and lost) by its durable number, as soon as it
-  speaks with somebody who heard of a later one. The papers take it that neither happens.
+- Lost disks are noticed; the papers take it that no disk loses anything. An empty disk is
+  noticed by its incarnation. A disk that went back in time (a restored copy, or writes that
+  were reported and lost) is noticed by its durable number, as soon as it speaks with somebody
+  who heard of a later one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The acceptor: what this replica has promised and what it has accepted.
+"""The acceptor: the promise of this replica, and the entries that it has accepted.
 
 Holds the open slots, those not known to be chosen; a slot that is chosen moves to the
-learner. The state here runs ahead of the disk: `take_writes` gives what must be
-durable before anything is said that rests on it.
+learner. The state here runs ahead of the disk. `take_writes` returns the changes. They must
+be durable before any message that rests on them goes out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Acceptor:
 
     Args:
         promised: As recovered; NO_BALLOT for a new one.
-        entries: Accepted entries of the slots that aren't known to be chosen.
-        slots_max, bytes_max: Open entries beyond this are not taken (but later, when the
-            leader repeats them): a replica that lags must not fill its memory.
+        entries: Accepted entries of slots not known to be chosen.
+        slots_max, bytes_max: Limits of the open entries: a replica that lags must not fill its
+            memory. An entry beyond them isn't taken now. The leader repeats it later.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class Acceptor:
     def has_room(self, slot: Slot, chosen_end: Slot) -> bool:
         """Whether an entry for this slot may be taken; see `slots_max`.
 
-        Always for the first slot that isn't chosen: were a replica full of later ones,
-        and needed for a quorum, that one would never be chosen and nothing closed.
+        The first slot that isn't chosen always has room. Otherwise a replica could be full of
+        later slots and needed for a quorum: then that slot would never be chosen, and no slot
+        would ever close.
         """
         if slot == chosen_end or slot in self.open:
             return True
@@ -104,7 +105,7 @@ class Acceptor:
         self._writes[slot] = entry
 
     def close(self, slot: Slot) -> LogEntry:
-        """Take an entry that turned out to be chosen out of the open ones."""
+        """Take an entry out of the open ones: it is chosen."""
         entry = self.open.pop(slot)
         self.open_bytes -= len(entry.value)
         return entry
@@ -112,13 +113,13 @@ class Acceptor:
     def close_with(self, chosen: LogEntry) -> LogEntry:
         """Close a slot with the entry of a replica that knows it to be chosen.
 
-        Returns:
-            What is kept: the accepted entry if its ballot is higher, else `chosen`.
+        Its ballot may never have been promised here, or may be below the promise. It is written
+        all the same, for two reasons. The value is chosen, so every higher ballot that any
+        quorum reports carries the same value. And the slot is below our chosen prefix, so no
+        promise speaks for it.
 
-        Why it may be written though its ballot was perhaps never promised here, or is
-        below the promise: the value is chosen, so every higher ballot that any quorum
-        reports carries it too, and the slot is below our chosen prefix, for which a
-        promise doesn't speak.
+        Returns:
+            The entry that is kept: the accepted one if its ballot is not lower, else `chosen`.
         """
         held = self.open.pop(chosen.slot, None)
         if held is not None:
@@ -130,7 +131,7 @@ class Acceptor:
         return chosen
 
     def forget_below(self, end_slot: Slot) -> None:
-        """Forget what was accepted in slots that turned out to be chosen, and applied.
+        """Forget the entries of slots that are chosen and applied.
 
         No promise speaks for them any more: it begins at the chosen prefix's end.
         """
@@ -145,7 +146,7 @@ class Acceptor:
         return self._is_promise_new or bool(self._writes)
 
     def take_writes(self) -> tuple[Ballot | None, tuple[LogEntry, ...]]:
-        """Return what changed since the last call: the promise, and the entries accepted."""
+        """Return the changes since the last call: the promise (None: unchanged), and entries."""
         promised = self.promised if self._is_promise_new else None
         self._is_promise_new = False
         if not self._writes:

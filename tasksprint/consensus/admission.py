@@ -1,18 +1,18 @@
-"""The door: founds or joins a cluster, and keeps those out who aren't who they say.
+"""The door: founds or joins a cluster, and hears only its members.
 
-Knows the founding entry and incarnations; a message that gets past it comes from a
-member in the life that the cluster knows.
+Knows the founding entry and incarnations. Each message behind the door comes from a member,
+in the life that the cluster knows.
 
-Who knows an older membership than the one it speaks with must not judge: a replica that
-was away while all others were replaced would send the new ones home. So a refusal
-(`Stranger`) says on which membership it rests; who knows a newer one answers with that
+A replica with an older membership than its peer's must not judge. A replica that was away
+while all others were replaced would send the new ones home. So a refusal (`Stranger`) names
+the membership that it rests on. A refused replica that knows a newer one answers with it
 (`Found`), and is heard from then on.
 
-A replica that was removed stops once a majority of the membership without it has said
-so, which they say when they know, durably, that this one governs:
+A removed replica stops once a majority of the membership without it has said so. A member
+says so when it knows, durably, that this membership governs. Why one word isn't enough:
 
 1. Members 1, 2, 3, 4; an entry removes 1. Only 2 knows that it governs.
-2. Were 1 to stop at the word of 2, and 2 to die then, 3 and 4 would wait for a majority
+2. Suppose that 1 stops at the word of 2, and then 2 dies. 3 and 4 would wait for a majority
    of the four for ever.
 """
 
@@ -41,7 +41,7 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """Who belongs to the cluster, as far as this replica knows.
+    """The members of the cluster, as far as this replica knows.
 
     Args:
         is_joining: This replica founds nothing: it waits until a cluster adds it.
@@ -63,18 +63,18 @@ class Admission:
         self._incarnation = incarnation
         self._foundation = foundation
         foundation.skips = skips
-        self._refused: set[ReplicaId] = set()  # members that don't apply what this one does
+        self._refused: set[ReplicaId] = set()  # members that skip other commands than this one
         self._memberships = memberships
         self._learner = learner
         self._outbox = outbox
         self._is_joining = is_joining
         self.founding: Founding | None = None
-        # Whose messages count: everybody who has or will have a part, in this very life.
+        # Messages of these count: all that have or will have a part, each in this very life.
         self.incarnations: Mapping[ReplicaId, Incarnation] = {}
         self._known: Mapping[ReplicaId, Incarnation] = {}  # the same, and `_refused`
         self.addresses: dict[ReplicaId, str] = {}  # of the same, without this one
-        self._older: dict[ReplicaId, Stale] = {}  # what members were told last of their disks
-        self._sent_home_by: set[ReplicaId] = set()  # who said that this replica was removed
+        self._older: dict[ReplicaId, Stale] = {}  # the last refusals of members' older disks
+        self._sent_home_by: set[ReplicaId] = set()  # they said that this replica was removed
         outbox.peers = foundation.peers
         if outbox.numbers.is_lost:
             seen, found = outbox.numbers.seen(incarnation), outbox.numbers.last.start
@@ -95,14 +95,15 @@ class Admission:
         return self._foundation.skips
 
     def connected(self, peer: ReplicaId) -> None:
-        """Say what isn't applied here, before anything that rests on it; and what is heard of it.
+        """Tell a peer which commands aren't applied here, and what is known of the peer's disk.
 
-        A replica whose disk went back in time must not vote on for want of being told:
+        The commands come first: other messages rest on them. The peer must hear of its disk
+        from each member. A replica whose disk went back in time would otherwise vote on:
 
         1. Replica 2 returns with an older disk, and asks replica 3 whether it may stand.
-        2. Replica 3 refuses it (`Stale`), but isn't connected with it yet: that is lost.
-        3. Replica 1, which has heard nothing of what 2 wrote, becomes the leader. From now on
-           2 speaks with 1 alone, and would be believed.
+        2. Replica 3 refuses it (`Stale`), but isn't connected with it yet. The refusal is lost.
+        3. Replica 1 has heard nothing of the writes that 2 forgot. It becomes the leader. From
+           now on 2 speaks with 1 alone, and would be believed.
         """
         if self.founding is None or self._outbox.fatal is not None:
             return
@@ -136,7 +137,7 @@ class Admission:
             self._outbox.send(peer, self._foundation.hello(peer, cluster))
 
     def try_found(self) -> None:
-        """Found the cluster if that is ours to do, and everything for it was heard."""
+        """Found the cluster if this replica is to do it, and has heard all that it needs."""
         founding = None if self._is_joining else self._foundation.try_found()
         if founding is None:
             return
@@ -153,7 +154,7 @@ class Admission:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over who belongs to the cluster now."""
+        """Take over the present members of the cluster."""
         roster = self._memberships.roster(self._learner.chosen_end)
         self._known = {replica: member.incarnation for replica, member in roster.items()}
         self.incarnations = {
@@ -172,7 +173,7 @@ class Admission:
     # --- disks that went back in time ---
 
     def refuse_older(self, envelope: Envelope) -> None:
-        """Tell a member that it counts as lost; or a former life of it, which hears nothing."""
+        """Tell a member that it counts as lost; if a former life spoke, nobody hears it."""
         founding, source, mark = self.founding, envelope.source, envelope.mark
         assert founding is not None, "nobody is known before"
         seen = self._outbox.numbers.seen(envelope.source_incarnation)
@@ -207,8 +208,8 @@ class Admission:
             case Stranger():
                 self._hear_stranger(source, message)
             case Stale():
-                # From whoever belongs to the cluster, which an older disk may not know; but
-                # not from what it was recovered from.
+                # An older disk may not know the members of now. So anybody of this cluster is
+                # believed, but nobody of the cluster that it was recovered from.
                 if self.founding is None or self.founding.cluster == message.cluster:
                     self._hear_older(source, message.life, message.seen)
             case Marks() if self.incarnations.get(source) == envelope.source_incarnation:
@@ -218,8 +219,8 @@ class Admission:
             case _ if self.founding is not None:
                 self._refuse(source, envelope.source_incarnation, self.founding)
             case _:
-                # It thinks that we know it: it has added this replica, or knows it from a
-                # life before its disk was lost. Of the founding members, all may have left.
+                # The sender thinks that we know it: it has added this replica, or knows us from
+                # a life before our disk was lost. All founding members may have left meanwhile.
                 self._foundation.note(source, envelope.source_incarnation)
                 self._outbox.send(source, self._foundation.hello(source, None))
 
@@ -248,7 +249,7 @@ class Admission:
             self._compare_skips(source, hello)
 
     def _compare_skips(self, source: ReplicaId, hello: Hello) -> None:
-        """Hear a member only if it leaves out the same commands: else states would differ."""
+        """Hear a member only if it leaves out the same commands; otherwise states would differ."""
         is_refused = hello.skips != self.skips
         if is_refused:
             self._outbox.note_once(
@@ -312,7 +313,8 @@ class Admission:
             )
             return
         if message.expected is not None:
-            # Ids are never used for another incarnation: however old what it knows.
+            # An id is never used for another incarnation. So this holds, however old the
+            # sender's knowledge is.
             self._outbox.fatal = lost_disk(self._me, self._incarnation, message.expected)
             return
         membership = decode_membership(message.membership)
@@ -328,7 +330,7 @@ class Admission:
             else:
                 self._outbox.fatal = lost_disk(self._me, self._incarnation, None, message.cluster)
         elif membership.number < self._memberships.number:
-            # It can't know better yet.
+            # The sender can't know better yet.
             self._outbox.send_after_persist(source, self._introduction(founding))
         elif is_removed:
             self._introduce(membership)

@@ -1,7 +1,7 @@
-"""Ballots: who asks, and which attempt it is.
+"""Ballots: each names one replica's attempt at leadership.
 
-A ballot is a total order in which no two replicas ever share a place. It knows
-nothing of what is decided under it.
+Ballots are totally ordered, and no two replicas ever share one. A ballot knows nothing of
+the values that are decided under it.
 """
 
 from __future__ import annotations

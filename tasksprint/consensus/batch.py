@@ -1,12 +1,13 @@
 """The value of a slot: a batch of commands, each behind a 4-byte big-endian length.
 
 A command is opaque bytes. The empty batch is `NOOP`: it fills a slot that must be
-decided and for which nobody has anything to say. A value that begins with
-`MEMBERSHIP_MARK` carries a membership (membership.py) instead of commands.
+decided though no command waits. A value that begins with `MEMBERSHIP_MARK` carries a
+membership (membership.py) instead of commands.
 
-A command may stand alone, in a value of a form that releases before 0.3.0 take for a membership
-of an unknown version. They must not pass over it as over other commands that they don't
-know: they stop there with a sentence, in place of going on with another state.
+A command may also stand alone, in a form of its own. Releases before 0.3.0 take such a value
+for a membership of an unknown version, and stop there with a sentence. That is the purpose:
+those releases pass over commands that they don't know. Passing over this one, they would go
+on with another state.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def encode_batch(commands: Iterable[bytes]) -> bytes:
 
 
 def encode_alone(command: bytes) -> bytes:
-    """Return the value of an entry in which a command, UTF-8 text, stands alone."""
+    """Return the value of an entry that holds this command alone; it must be UTF-8 text."""
     return ALONE_MARK + encode_json(command.decode()) + b"}"
 
 

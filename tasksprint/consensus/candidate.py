@@ -1,4 +1,4 @@
-"""A candidate: from a leader that is missed to a quorum of promises.
+"""A candidate: from a missing leader to a quorum of promises.
 
 Asks whether a new leader is welcome, raises the ballot, and gathers promises
 (proposer.py). Knows nothing of leading: the replica takes office for it.
@@ -25,7 +25,7 @@ __all__ = ["Candidate"]
 
 
 class Candidate:
-    """What one replica does to be elected, and answers to others who want to be."""
+    """One replica's way to be elected, and its answers to others on that way."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Candidate:
         self._settings = settings
         self._random = random
         self.campaign: Campaign | None = None
-        # Who could be reached since the start; None: a quorum was.
+        # The replicas that could be reached since the start; None: they made a quorum.
         self._reached: set[ReplicaId] | None = {outbox.me}
 
     @property
@@ -64,7 +64,7 @@ class Candidate:
         """Ask for an election, ask again, or give up, if one of them is due."""
         campaign = self.campaign
         if not self._learner.is_whole:
-            # What it knows to be chosen isn't all here: it would propose something else.
+            # Entries that it knows to be chosen are missing here. It would propose others.
             if now_ms >= self._election.deadline_ms:
                 self._election.wait(now_ms)
                 self._catch_up.seek(now_ms)
@@ -72,7 +72,7 @@ class Candidate:
             if now_ms < self._election.deadline_ms:
                 return
             if self._outbox.owes_founding:
-                # A cluster that this disk may yet forget isn't one to stand in.
+                # The disk may yet forget this cluster, so this replica doesn't stand in it.
                 self._election.wait(now_ms)
             elif self._pace.holds_back(now_ms, heard_ms=self._election.heard_ms):
                 self._election.wait_briefly(now_ms)
@@ -91,9 +91,9 @@ class Candidate:
     def reach(self, peer: ReplicaId, now_ms: int) -> None:
         """Take note that a peer can be reached; ask at once if nobody seems to lead.
 
-        When all were started again nobody leads, and no timeout has to tell: a replica that
-        has heard no leader since it started asks as soon as it can ask a quorum. Where
-        somebody does lead, it is told so, and nothing else happens.
+        After a restart of all replicas nobody leads, and nobody needs a timeout to see it. A
+        replica that has heard no leader since its start asks as soon as it can reach a quorum.
+        If somebody does lead, the replica is told so, and nothing else happens.
         """
         if self._reached is None:
             return
@@ -104,7 +104,7 @@ class Candidate:
                 self._election.hurry(now_ms)
 
     def canvass(self, cause: str, now_ms: int) -> None:
-        """Ask the others whether a new leader is welcome; who is alone need not ask."""
+        """Ask the others whether a new leader is welcome; a lone voter stands at once."""
         if self._is_quorum({self._outbox.me}):
             self.stand(cause, now_ms)
             return
@@ -121,7 +121,10 @@ class Candidate:
     def hear_canvass(
         self, source: ReplicaId, message: Canvass, now_ms: int, *, is_leader: bool
     ) -> None:
-        """Answer whether a new leader is welcome: not to who leads, stands or hears a leader."""
+        """Answer whether a new leader is welcome here.
+
+        It isn't welcome to a replica that leads, stands for election or hears a leader.
+        """
         election = self._election
         is_welcome = not is_leader and self.campaign is None and not election.hears_leader(now_ms)
         if is_welcome and election.canvass is None:
@@ -132,7 +135,7 @@ class Candidate:
         )
 
     def hear_canvass_reply(self, source: ReplicaId, message: CanvassReply, now_ms: int) -> None:
-        """Count who would welcome us; stand if a quorum would."""
+        """Count a voice that would welcome us; stand if those of a quorum would."""
         election = self._election
         election.see_round(message.round)
         if message.number != election.canvass:
@@ -150,8 +153,8 @@ class Candidate:
     def stand(self, cause: str, now_ms: int) -> None:
         """Raise the ballot, and ask for promises once that is durable.
 
-        The own promise goes to the disk with it. A ballot that was asked for and then
-        forgotten could be used again after a restart, with other values.
+        This replica's own promise goes to the disk with it. If a ballot were forgotten after it
+        was used, it could be used again after a restart, with other values.
         """
         election = self._election
         election.stand(cause)
@@ -183,7 +186,7 @@ class Candidate:
             self.campaign.add_promise(source, message)
 
     def hear_nack(self, source: ReplicaId, message: Nack, now_ms: int) -> bool:
-        """Give up if the refused ballot is the one we stand under; else return False."""
+        """Give up and return True if this refuses the ballot that we stand under; else False."""
         campaign = self.campaign
         if campaign is None or message.ballot != campaign.ballot:
             return False
@@ -204,8 +207,9 @@ class Candidate:
         """End the campaign as won.
 
         Returns:
-            None: no quorum has promised yet, or one who promised knows slots to be
-            chosen that aren't here; those are fetched first, and nothing is proposed.
+            The campaign; or None, and nothing may be proposed yet. Then either no quorum has
+            promised, or a voter that promised knows chosen slots that this replica lacks.
+            Those are fetched first.
         """
         campaign = self.campaign
         if campaign is None or not campaign.has_quorum(self._learner.chosen_end):

@@ -1,7 +1,7 @@
-"""Catching up: fetching chosen entries from who knows them, and serving those who lag.
+"""Catching up: fetching chosen entries from peers that know them, and serving peers that lag.
 
 Knows how far each peer said that its log is chosen, whom to ask and when to ask again.
-What is fetched goes to the learner; old entries are read back through the shell.
+Fetched entries go to the learner. Old entries are read back through the shell.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ class CatchUp:
         self._settings = settings
         self._random = random
         self._ends: dict[ReplicaId, Slot] = {}  # chosen_end, as each peer said last
-        self._reading: dict[ReplicaId, ReadLog] = {}  # for whom the shell reads
-        self._target: ReplicaId | None = None  # who was asked; None: nobody
-        self._first_slot = Slot(1)  # what was asked for
+        self._reading: dict[ReplicaId, ReadLog] = {}  # the shell reads these for peers
+        self._target: ReplicaId | None = None  # the peer that was asked; None: nobody
+        self._first_slot = Slot(1)  # the slot that was asked for
         self.deadline_ms: int | None = None  # when to ask again
-        # Who doesn't have the next slot any more, and who didn't answer, since the chosen
-        # prefix last grew.
+        # Since the chosen prefix last grew: peers that don't have the next slot any more, and
+        # peers that didn't answer.
         self._truncated: set[ReplicaId] = set()
         self._silent: set[ReplicaId] = set()
 
     # --- fetching ---
 
     def hear_end(self, source: ReplicaId, chosen_end: Slot) -> None:
-        """Take note of how far a peer knows the log to be chosen."""
+        """Take note of the end of a peer's chosen prefix."""
         self._ends[source] = chosen_end
 
     def known_end(self, peer: ReplicaId) -> Slot:
-        """Return how far a peer said last that its log is chosen."""
+        """Return the end of a peer's chosen prefix, as it said last."""
         return self._ends.get(peer, Slot(1))
 
     def want(self, source: ReplicaId, chosen_end: Slot, now_ms: int) -> None:
-        """Ask `source` for what it knows below `chosen_end` and we don't."""
+        """Ask `source` for the entries below `chosen_end` that are missing here."""
         if chosen_end > self._learner.chosen_end and self._target is None:
             self._ask(source, now_ms)
 
@@ -68,7 +68,7 @@ class CatchUp:
             self._ask(self._random.choice(self._outbox.peers), now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """Ask again, anyone who is known to be ahead: who was asked may be gone."""
+        """Ask again when it is time, any peer known to be ahead: the last one may be gone."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return
         if self._target is not None and self._target not in self._truncated:
@@ -89,9 +89,9 @@ class CatchUp:
 
     @property
     def state_givers(self) -> tuple[ReplicaId, ...]:
-        """Who can give a copy of the state, where nobody can be reached who has the log.
+        """Peers that can give a copy of the state; none while a peer may still have the log.
 
-        The asking goes on meanwhile: somebody who has it may come back.
+        The asking goes on meanwhile: a peer that has the log may come back.
         """
         if not self._truncated:
             return ()
@@ -101,7 +101,7 @@ class CatchUp:
         return tuple([peer for peer in ahead if peer in self._truncated])
 
     def progressed(self) -> None:
-        """Learn that the chosen prefix grew: who lacked a slot may have the next."""
+        """Learn that the chosen prefix grew: a peer that lacked one slot may have the next."""
         self._truncated.clear()
         self._silent.clear()
 
@@ -117,7 +117,7 @@ class CatchUp:
         self._outbox.send(target, CatchUpRequest(self._first_slot))
 
     def hear_reply(self, source: ReplicaId, reply: CatchUpReply, now_ms: int) -> bool:
-        """Learn what a reply brings, and ask for what follows.
+        """Learn the entries of a reply, and ask for those that follow.
 
         Returns:
             Whether the chosen prefix grew.
@@ -141,8 +141,8 @@ class CatchUp:
         has_grown = learner.chosen_end > before
         if has_grown:
             self.progressed()
-        # A repeated reply must not start a second chain of requests, and one that our
-        # slow disk left no room for is asked for again by the timer.
+        # A repeated reply must not start a second chain of requests. And if our slow disk left
+        # no room for a reply, the timer asks for it again.
         is_answer = source == self._target and reply.first_slot == self._first_slot
         if is_answer and (has_grown or reply.chosen_end <= learner.chosen_end):
             self.stop()

@@ -1,8 +1,9 @@
-"""Changes of the members: what may be asked for, what follows by itself, what is refused.
+"""Changes of the members: those that people may ask for, and those that follow by themselves.
 
-Pure decisions over a membership and what its leader hears; knows nothing of the log.
-A change is refused if it would leave, or go through, a majority that doesn't answer now:
-adding a second member that isn't up would stop a cluster of one for good.
+Pure decisions over a membership, and over which voters answer its leader. Knows nothing of
+the log. A change needs a majority that answers now, of the membership before it and of the one
+after it; otherwise it is refused. If a second member that isn't up were added, a cluster of
+one would stop for good.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["addition", "next_step", "refusal", "removal", "used_before"]
 
 
 def used_before(membership: Membership, replica: ReplicaId) -> str | None:
-    """Return why an id can't be used for a new member; None: nobody had it who has left."""
+    """Return why an id can't be used for a new member; None: no former member had it."""
     if replica not in membership.retired:
         return None
     return (
@@ -37,7 +38,7 @@ def addition(
         replaces: The voter that goes once the new one votes.
 
     Returns:
-        Or the reason of a refusal, or None: it is so already.
+        The new membership, or the reason of a refusal, or None: it is so already.
     """
     replica = member.replica
     used = used_before(membership, replica)
@@ -73,7 +74,7 @@ def removal(membership: Membership, replica: ReplicaId) -> Membership | str | No
     """Return the membership that a voter or learner has left.
 
     Returns:
-        Or the reason of a refusal, or None: it has gone already.
+        The new membership, or the reason of a refusal, or None: it has gone already.
     """
     if replica in membership.retired:
         return None
@@ -88,7 +89,7 @@ def refusal(old: Membership, new: Membership, heard: AbstractSet[ReplicaId]) -> 
     """Return why a change would lose the majority; None: it would not.
 
     Args:
-        heard: Who answers the leader at present, with itself.
+        heard: The replicas that answer the leader at present, and itself.
     """
     for membership, what in ((old, "the cluster has"), (new, "the change would leave")):
         members = Voters(membership.voters)
@@ -113,7 +114,10 @@ def next_step(
     heard: AbstractSet[ReplicaId],
     has_caught_up: Callable[[ReplicaId], bool],
 ) -> Membership | None:
-    """Return the change that follows by itself: a learner votes, or who is replaced goes."""
+    """Return the change that follows by itself, or None.
+
+    A learner becomes a voter, or a replaced voter goes.
+    """
     for new, old in membership.replaces:
         if membership.is_voter(new) and membership.is_voter(old):
             candidate = without(membership, old)

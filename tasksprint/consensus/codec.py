@@ -1,8 +1,8 @@
 """Consensus messages as frames between replicas, and back.
 
 A frame is a header (JSON) and raw parts (protocol/replica_frames.py): values of slots
-and forwarded commands travel as the bytes that they are. It doesn't say whose it is and
-for whom: the stream knows. So one frame serves all to whom the same is said.
+and forwarded commands travel as the bytes that they are. The frame names no sender and no
+receiver: the stream knows both. So one frame serves all peers that are told the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tasksprint.protocol.replica_frames import decode_body, encode_body
 
 __all__ = ["TAGS", "decode", "encode"]
 
-# Whoever reads frames of this version understands ours (release.py, `Speaks.frames`).
+# A reader of this version understands our frames (release.py, `Speaks.frames`).
 FORMAT_VERSION = 2
 
 TAGS: dict[type, str] = {
@@ -70,7 +70,7 @@ _read_head = _ARRAYS.reader(tuple[Incarnation, int, int, int])
 
 
 def encode(envelope: Envelope) -> bytes:
-    """Return the body of the frame that carries this envelope, to whomever."""
+    """Return the body of the frame that carries this envelope, to any receiver."""
     message = envelope.message
     kind = type(message)
     header = [FORMAT_VERSION, envelope.source_incarnation, *envelope.mark]
@@ -79,10 +79,14 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def decode(frame: bytes, *, source: ReplicaId, target: ReplicaId) -> Envelope:
-    """Return what a frame's body says, with who says it to whom.
+    """Return the envelope of a frame's body.
+
+    Args:
+        source: The replica at the other end of the stream.
+        target: This replica.
 
     Raises:
-        RemoteProtocolError: It says nothing that this release knows.
+        RemoteProtocolError: This release doesn't understand it.
     """
     who = f"replica {source}"
     header, parts = decode_body(frame, decode_json=decode_json, who=who)

@@ -1,7 +1,7 @@
-"""What the replica core asks of its shell, and what it is given back at a restart.
+"""The orders of the replica core to its shell, and the state that a restart gives back to it.
 
-Plain data. The order that `Ready` prescribes is the heart of the matter: a replica
-says nothing that its disk could forget. What is made for each entry is a named tuple: a
+Plain data. The order that `Ready` prescribes is the heart of the matter: a replica says
+nothing that its disk could forget. Types that are made for each entry are named tuples: a
 frozen dataclass takes three times as long to make.
 """
 
@@ -39,22 +39,22 @@ class Chosen(NamedTuple):
 
 
 class Persist(NamedTuple):
-    """What becomes durable in one transaction; None and () mean: unchanged.
+    """The contents of one transaction; None and () mean: unchanged.
 
-    An entry replaces what the same slot held. All None and (): nothing to write, but
-    what was given before must be durable all the same.
+    An entry replaces the former one of its slot. If all are None or (), there is nothing to
+    write, but all earlier `Persist`s must be durable all the same.
     """
 
     promised: Ballot | None = None
     accepted: tuple[LogEntry, ...] = ()
     chosen_end: Slot | None = None  # the values of all slots below are chosen
     founding: bytes | None = None
-    # Who votes from which slot on, as far as it matters for open slots: what the entries
-    # of the log said that may be truncated from now on.
+    # The voters from each slot on, as far as they matter for open slots. The entries of the
+    # log that said so may be truncated from now on.
     memberships: bytes | None = None
     skips: bytes | None = None  # commands that aren't applied (skips.py)
-    # This write's durable number, for which the replica is held to account (marks.py), and
-    # what it knows of the others' numbers.
+    # This write's durable number: the replica is held to account for it (marks.py). And what
+    # it knows of the others' numbers.
     durable: int | None = None
     marks: bytes | None = None
 
@@ -63,7 +63,7 @@ class Persist(NamedTuple):
 class ReadLog:
     """Read chosen entries that have left memory; answered by `Replica.log_read`."""
 
-    target: ReplicaId  # who asked for them
+    target: ReplicaId  # the peer that asked for them
     first_slot: Slot
     end_slot: Slot
     bytes_max: int  # stop before this much, but bring one entry at least
@@ -76,7 +76,7 @@ class Ready(NamedTuple):
     2. `persist` must be durable, and so must those of all earlier `Ready`s, before
        `send_after_persist` goes out and before `Replica.persisted(sequence)`. Without
        `persist` there is nothing to wait for, and `send_after_persist` is empty.
-    3. `chosen` may be applied at once; what comes from applying it must not become
+    3. `chosen` may be applied at once. The changes that this makes must not become
        durable before `persist` is.
     4. `confirmed_reads` may be answered once everything in `chosen`, of this and all
        earlier `Ready`s, is applied.
@@ -97,13 +97,15 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a replica's disk remembers.
+    """The memory of a replica's disk.
 
     `accepted` holds at least every entry from the smaller of `applied_end` and
-    `chosen_end` on, in any order; older ones save reading them back for others.
+    `chosen_end` on, in any order. Older ones may stand in it too: then they needn't be read
+    back for others.
 
-    A chosen entry that the disk has spoiled ends the chosen prefix: `chosen_end` is its slot,
-    and `known_end` the end of the prefix before that. What is between is fetched again.
+    If the disk has spoiled a chosen entry, the chosen prefix ends there: `chosen_end` is the
+    slot of that entry. `known_end` is where the prefix ended before the damage. The entries
+    between the two are fetched again.
     """
 
     incarnation: Incarnation
@@ -122,9 +124,9 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """What a replica knows of another."""
+    """One peer, as this replica knows it."""
 
-    chosen_end: Slot  # as it said last
+    chosen_end: Slot  # as the peer said last
     heard_ms: int | None  # how long ago its last message came; None: never
 
 
@@ -142,8 +144,9 @@ class Status:
     waiting_commands: int
     open_slots: int
     log_start: Slot = FIRST_SLOT  # first slot of the log that is kept
-    state_givers: tuple[ReplicaId, ...] = ()  # nobody has the log that is lacked here
+    # Peers to take a copy of the state from; none unless nobody has the log that is missing.
+    state_givers: tuple[ReplicaId, ...] = ()
     durable: int = 0  # its durable number (marks.py)
     handovers: int = 0  # times that it resigned since it started, as others would do better
-    write_ms: int = 0  # how long the oldest unfinished write is under way; 0: none is
+    write_ms: int = 0  # the age of the oldest unfinished write; 0: there is none
     peers: dict[ReplicaId, PeerStatus] = field(default_factory=dict)

@@ -1,10 +1,10 @@
-"""When to ask for a new leader, and what to answer to who asks.
+"""When to ask for a new leader, and what to answer a replica that asks.
 
-Knows who was heard when, and the timers; knows nothing of the log. Raising the ballot
-is the proposer's business: here it is only decided that it is time to.
+Knows when the leader was heard last, and the timers; knows nothing of the log. Raising the
+ballot is the proposer's business. This module only decides that it is time to.
 
 Why a replica asks first (`Canvass`): raising a ballot dethrones the leader. A replica
-that merely lost its own connection would do so again and again; those who still hear
+that merely lost its own connection would do so again and again. Replicas that still hear
 the leader answer that no new one is welcome.
 """
 
@@ -23,7 +23,7 @@ _SPREAD_MS = 20
 
 
 class Election:
-    """One replica's sight of who leads, and its timer."""
+    """The leader as one replica sees it, and the timer of that replica."""
 
     def __init__(self, settings: Settings, random: Random, now_ms: int) -> None:
         self._settings = settings
@@ -38,8 +38,8 @@ class Election:
         self.cause = ""
         self._lost_cause = "knows no leader"
         self._span_ms = self._draw_span()
-        # A cluster that starts as a whole shouldn't wait out the long timeout; a replica
-        # that joins a working one hears its leader before this.
+        # A cluster that starts as a whole shouldn't wait out the long timeout. A replica
+        # that joins a working cluster hears its leader before this.
         shortest = 2 * settings.heartbeat_interval_ms
         self.deadline_ms = now_ms + random.randint(
             shortest, shortest + settings.election_timeout_min_ms
@@ -54,7 +54,7 @@ class Election:
         self.canvass = None
 
     def hears_leader(self, now_ms: int) -> bool:
-        """Whether a leader was heard so recently that a new one isn't welcome."""
+        """Whether a leader was heard recently; then a new one isn't welcome."""
         return (
             self.leader is not None
             and now_ms - self.heard_ms < self._settings.election_timeout_min_ms

@@ -1,20 +1,20 @@
-"""How a cluster comes to exist, and who belongs to it in which life.
+"""How a cluster comes to exist, and with which members, each in one life.
 
-A data directory has a random incarnation. The founding entry, written once, binds
-each member's id to one incarnation, so a replica that lost its disk (and with it its
-promises) can't vote under its old name. Knows nothing of ballots and slots.
+A data directory has a random incarnation. The founding entry is written once. It binds each
+member's id to one incarnation. So a replica that lost its disk, and its promises with it,
+can't vote under its old name. Knows nothing of ballots and slots.
 
 The race that `Hello.heard` prevents:
 
 1. Replicas 1 and 2 found cluster A; `Found` for 3 is still on its way. A chooses
    commands with the quorum {1, 2}.
-2. Replica 1 loses its disk, starts anew as 1', and hears a late `Hello` in which 2
-   says that it is unfounded.
-3. Without the echo of its incarnation, 1' would found cluster B with itself, 2 and 3,
-   and {1', 3} would be a quorum of B that knows nothing of A's commands.
+2. Replica 1 loses its disk, and starts anew as 1'. It hears a late `Hello` of 2, which says:
+   2 is unfounded.
+3. Without the echo of its incarnation, 1' would now found cluster B with itself, 2 and 3.
+   {1', 3} would be a quorum of B, and know nothing of A's commands.
 
-A `Hello` that repeats the incarnation of 1' was said after 1' began, so 2 says there
-that it is founded.
+The echo prevents it. If a `Hello` repeats the incarnation of 1', it was said after 1' began.
+In such a `Hello` 2 says that it is founded.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ __all__ = [
     "was_removed",
 ]
 
-# An entry whose cluster begins with rules that the releases before 0.3.0 lack isn't for them.
+# Releases before 0.3.0 lack rules above 1, so they must not read the entry of a cluster that
+# begins with later ones. Such an entry has the second version: they refuse it.
 _FORMAT_VERSION, _VERSION_WITH_RULES = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member, in the one life in which the cluster knows it."""
+    """One member, in the one life that the cluster knows."""
 
     replica: ReplicaId
     incarnation: Incarnation
@@ -58,20 +59,20 @@ class Founding:
     """The founding entry: the cluster's name, and its members in the order of ids.
 
     A cluster that was recovered, or restored from a backup, has a name of its own and one
-    member in a new life. So nothing that the members of the former cluster say counts here,
-    nor the other way round, should all of them come back.
+    member in a new life. The former cluster's members may come back: their words don't count
+    here, and those of this cluster don't count there.
     """
 
     cluster: str
     members: tuple[Member, ...]
-    # The clusters whose state it went on with, the last one last; none: it began empty.
+    # The clusters before it, whose state it took over, in their order; none: it began empty.
     origins: tuple[str, ...] = ()
     retired: tuple[ReplicaId, ...] = ()  # ids of the former cluster, never used again; sorted
     rules: int = 1  # the version by which the log is applied from its beginning
 
 
 def encode_founding(founding: Founding) -> bytes:
-    """Return the bytes that are stored and sent."""
+    """Return the bytes of a founding entry, for the store and for messages."""
     members = [[m.replica, m.incarnation, m.address] for m in founding.members]
     fields = {
         "version": _FORMAT_VERSION,
@@ -89,7 +90,7 @@ def decode_founding(data: bytes) -> Founding:
     """Return the founding entry that `data` encodes.
 
     Raises:
-        RemoteProtocolError: It isn't one, or of another version.
+        RemoteProtocolError: It is no founding entry, or one of another version.
     """
     fields = decode_json(data)
     try:
@@ -117,7 +118,7 @@ def decode_founding(data: bytes) -> Founding:
 def lost_disk(
     me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cluster: str = ""
 ) -> str:
-    """Return the sentence with which a replica stops that isn't who the cluster knows."""
+    """Return the last sentence of a replica that isn't the one that the cluster knows."""
     if expected is None:
         return (
             f"replica {me} is not a member of cluster {cluster!r}; "
@@ -131,7 +132,7 @@ def lost_disk(
 
 
 def older_disk(me: ReplicaId, found: int, who: str, seen: int) -> str:
-    """Return the sentence with which a replica stops whose disk went back in time."""
+    """Return the last sentence of a replica whose disk went back in time."""
     return (
         f"replica {me} returned with an older disk (durable number {found}, {who} has "
         f"seen {seen}): it counts as lost; start a new one with a new --id and --join, then "
@@ -140,7 +141,7 @@ def older_disk(me: ReplicaId, found: int, who: str, seen: int) -> str:
 
 
 def was_removed(replica: ReplicaId, cluster: str) -> str:
-    """Return the sentence with which a replica stops that the cluster doesn't want any more."""
+    """Return the last sentence of a replica that was removed from its cluster."""
     return (
         f"replica {replica} was removed from cluster {cluster!r}; its data directory can go, "
         "and its id is never used again"
@@ -148,7 +149,7 @@ def was_removed(replica: ReplicaId, cluster: str) -> str:
 
 
 class Foundation:
-    """What an unfounded replica has heard, until it can found a cluster or join one."""
+    """The greetings that an unfounded replica has heard, until it founds or joins a cluster."""
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class Foundation:
         self._speaks = speaks
 
     def hello(self, target: ReplicaId, cluster: str | None) -> Hello:
-        """Return what to say to `target`."""
+        """Return the greeting for `target`."""
         heard = self._heard.get(target)
         return Hello(self._address, heard, cluster, self.members, self.skips, self._speaks)
 
@@ -197,14 +198,14 @@ class Foundation:
         return None
 
     def note(self, source: ReplicaId, incarnation: Incarnation) -> None:
-        """Remember in which life somebody spoke, for the next `hello`."""
+        """Remember the life in which a replica spoke, for the next `hello`."""
         self._heard[source] = incarnation
 
     def try_found(self) -> Founding | None:
-        """Return a new founding entry; None: it isn't for this replica to write, or not yet.
+        """Return a new founding entry; None: another replica writes it, or it is too early.
 
-        Only the lowest id may, once every other member has told it, in this life, that
-        it is unfounded.
+        Only the replica with the lowest id writes it. First every other member must have told
+        it, in this life, that it is unfounded.
         """
         if self._me != self.members[0] or len(self._unfounded) < len(self.peers):
             return None

@@ -1,13 +1,13 @@
 """A leader: phase 2 under one ballot, from taking office to stepping down.
 
 Opens slots, counts acceptances, moves the chosen prefix, sends heartbeats, and confirms
-reads. Counts votes by identity (voters.py says what a quorum is); its own vote comes
-from the replica when the write is durable. Whether to step down is the replica's
-decision; here it is only said that the quorum is gone.
+reads. Counts votes by identity (voters.py knows the quorums). Its own vote comes from the
+replica when the write is durable. The replica decides whether to step down; this module
+only says that the quorum is gone.
 
 A change of the members is an entry of its own. Nothing is proposed ALPHA slots or more
-beyond the chosen prefix, so that who votes in a slot is known when it is opened; and
-nothing in slots of a membership of which no quorum has promised this ballot.
+beyond the chosen prefix. So the voters of a slot are known when it is opened. And nothing is
+proposed in the slots of a membership before a quorum of it has promised this ballot.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from tasksprint.settings import Settings
 
 __all__ = ["Leadership"]
 
-# Writes under way beyond which a leader opens no more slots: behind a stuck disk they
+# With so many writes under way a leader opens no more slots: behind a stuck disk they
 # would fill the memory.
 _UNWRITTEN_MAX = 256
-# A resent entry waits twice as long each time, up to this many resend intervals: a
-# peer that is merely slow must not drown in copies.
+# A resent entry waits twice as long each time, up to this many resend intervals: a slow
+# peer must not drown in copies.
 _RESEND_GROWTH_MAX = 16
 _NEVER = Slot(1 << 62)
 
@@ -84,10 +84,10 @@ class _Proposal:
 
 
 class Leadership:
-    """What a leader knows and does.
+    """The knowledge and the work of a leader.
 
-    Invariant: every slot `chosen_end <= slot < next_slot` has a proposal, and nothing
-    was ever proposed in a slot that anybody who promised knew to be chosen.
+    Invariants: every slot `chosen_end <= slot < next_slot` has a proposal. If a replica that
+    promised knew a slot to be chosen, nothing was ever proposed in that slot.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Leadership:
         settings: Settings,
         now_ms: int,
     ) -> None:
-        """Take office: propose what must be adopted, or a no-op if there is nothing.
+        """Take office: propose the values that must be adopted, or a no-op if there are none.
 
         Args:
             campaign: The one that was won, with this replica's own entries.
@@ -118,27 +118,27 @@ class Leadership:
         self._open: dict[Slot, _Proposal] = {}
         self.waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._announced_end = Slot(0)  # chosen prefix that all peers were told of
-        self._notice_ms: int | None = None  # when they are told of more, at the latest
+        self._announced_end = Slot(0)  # end of the chosen prefix, as all peers were told
+        self._notice_ms: int | None = None  # when they are told of a later one, at the latest
         self._since_ms = now_ms
-        # Peers that made a quorum: they get entries at once, the others (spares) a little
-        # later, several at a time. Nobody: all of them do.
+        # Peers that made a quorum get entries at once. The others (spares) get them a little
+        # later, several at a time. If this is empty, all get them at once.
         self._quick: frozenset[ReplicaId] = frozenset()
-        self._held: list[Accept] = []  # what the spares haven't got
+        self._held: list[Accept] = []  # entries that the spares haven't got
         self._held_until_ms = now_ms
         self.heartbeat_ms = now_ms  # when the next one is due
         self._beat = 0
         self._beats: dict[ReplicaId, int] = {}  # highest beat that each peer answered
         self._heard_ms: dict[ReplicaId, int] = {}  # last answer to this ballot
-        self._refused_by: set[ReplicaId] = set()  # who promised a higher ballot
+        self._refused_by: set[ReplicaId] = set()  # peers that promised a higher ballot
         self._renew_ms = 0  # when to raise the ballot if somebody still refuses
         self._reads: deque[tuple[int, list[int]]] = deque()  # (beat, reads), oldest first
         self._new_reads: list[int] = []
         self._change: bytes | None = None  # the value of an entry that waits for its slot
         self._ask_ms = now_ms  # when to ask for missing promises (again)
         self._pipeline_slots = min(settings.pipeline_slots_max, ALPHA)
-        # Proposals of the slots below are made even if nobody wants anything: what must be
-        # adopted, an entry of this ballot, and those after which a membership governs.
+        # Slots below are filled even if no command waits. They hold the values that must be
+        # adopted, an entry of this ballot, and the slots up to where a membership governs.
         self._fill_end = max(campaign.adopted_end, Slot(self.next_slot + 1))
         self._established_end = self._fill_end
         self._phase1_end = Slot(0)  # no quorum has promised for the slots from here on
@@ -147,12 +147,12 @@ class Leadership:
 
     @property
     def is_established(self) -> bool:
-        """Whether all that was adopted, and an entry of this ballot, is chosen."""
+        """Whether all adopted values, and an entry of this ballot, are chosen."""
         return self._learner.chosen_end >= self._established_end
 
     @property
     def deadline_ms(self) -> int:
-        """When something is due: the next heartbeat, or what was put off until now."""
+        """When something is due: a heartbeat, a notice of what is chosen, or held entries."""
         due_ms = self.heartbeat_ms
         if self._notice_ms is not None:
             due_ms = min(due_ms, self._notice_ms)
@@ -188,7 +188,7 @@ class Leadership:
         if self._phase1_end < _NEVER and now_ms >= self._ask_ms:
             self._ask_for_promises(now_ms)
         if self._reads and not self._outbox.peers:
-            self._confirm_reads()  # Who was asked, and hasn't answered, is no member any more.
+            self._confirm_reads()  # The peers that haven't answered are members no more.
         if self._new_reads and not self._reads:
             # Reads that arrive during a round share the next one.
             self._start_beat()
@@ -197,7 +197,7 @@ class Leadership:
         self._tell_chosen_soon(now_ms)
 
     def _tell_chosen_soon(self, now_ms: int) -> None:
-        """Tell the peers what is chosen, unless the next entry does so soon enough."""
+        """Tell the peers what is chosen, unless the next entry can still do so in time."""
         if self._announced_end >= self._learner.chosen_end:
             self._notice_ms = None
             return
@@ -214,7 +214,7 @@ class Leadership:
         self._outbox.send_all(ChosenNotice(self.ballot, self._announced_end))
 
     def _open_slots(self, now_ms: int) -> None:
-        """Propose in all slots that may be opened, as long as there is something to say."""
+        """Propose in all slots that may be opened, as long as there is something to propose."""
         limit = min(self._learner.chosen_end + self._pipeline_slots, self._phase1_end)
         while self.next_slot < limit and self._outbox.unwritten_count < _UNWRITTEN_MAX:
             slot = self.next_slot
@@ -234,7 +234,7 @@ class Leadership:
                 break
 
     def _take_waiting(self) -> tuple[bytes, ...]:
-        """Take the commands of one entry: all that wait, as far as they fit, at least one."""
+        """Take the waiting commands of one entry: as many as fit, and at least one."""
         waiting = self.waiting
         room = self._settings.entry_bytes_max
         if self._waiting_bytes <= room:
@@ -271,15 +271,17 @@ class Leadership:
     # --- spares ---
 
     def _send_accept(self, accept: Accept, now_ms: int) -> bool:
-        """Ask for votes: first those who were needed for a quorum since the last heartbeat.
+        """Ask for votes: first the peers that made a quorum since the last heartbeat.
 
-        The others are asked soon after, whether they are needed or not: what they write
-        at once is then not half of an entry's costs. Who is asked when is a question of
-        pace only. Source: Moraru et al., "There Is More Consensus in Egalitarian
-        Parliaments" (SOSP 2013), "thrifty".
+        The others are asked soon after, whether they are needed or not. They write several
+        entries at once. Otherwise their writes would be half of an entry's costs. The order
+        matters for the pace only.
 
         Returns:
-            Whether somebody is asked later.
+            Whether some peers are asked later.
+
+        Source: Moraru et al., "There Is More Consensus in Egalitarian Parliaments"
+        (SOSP 2013), "thrifty".
         """
         outbox, quick = self._outbox, self._quick
         if not quick or not self._settings.spare_delay_ms:
@@ -294,14 +296,14 @@ class Leadership:
         return True
 
     def _choose_quick(self, proposal: _Proposal, last: ReplicaId) -> None:
-        """Note who made a quorum: they are asked first from now on.
+        """Note the peers of a quorum: they are asked first from now on.
 
-        Where all were asked at once, the own vote may merely have been late by a little, as
-        all of them write at the same time: one peer less will do. Where the spares had to be
-        asked, the own disk is slow, and all peers of this quorum are needed.
+        If all were asked at once, they all wrote at the same time, and this replica's own vote
+        may have been late by only a little. Then one peer less will do. If the spares had to be
+        asked, this replica's disk is slow, and all peers of this quorum are needed.
 
         Args:
-            last: Whose vote completed it.
+            last: The voter that completed the quorum.
         """
         peers = proposal.votes - {self._me}
         if not proposal.has_spares and self._me not in proposal.votes:
@@ -314,7 +316,7 @@ class Leadership:
             self._quick = frozenset(quick)
 
     def _send_held(self) -> None:
-        """Let the spares have what they haven't got, before they hear that it is chosen."""
+        """Send the spares the entries that they lack, before they hear that these are chosen."""
         for peer in self._outbox.peers:
             if peer not in self._quick:
                 for accept in self._held:
@@ -324,7 +326,7 @@ class Leadership:
     # --- members ---
 
     def members_changed(self) -> None:
-        """Take over which memberships the log knows by now."""
+        """Take over the memberships that the log knows by now."""
         newest_slot = self._memberships.newest_slot
         newest = self._memberships.newest
         assert newest is not None
@@ -333,7 +335,7 @@ class Leadership:
         self._fill_end = max(self._fill_end, newest_slot)
         self._phase1_end = self._find_phase1_end()
         if not newest.is_voter(self._me):
-            # Others propose where this replica has no part.
+            # This replica has no part there: others propose.
             self._phase1_end = min(self._phase1_end, newest_slot)
 
     def _find_phase1_end(self) -> Slot:
@@ -347,7 +349,7 @@ class Leadership:
         return slot
 
     def _ask_for_promises(self, now_ms: int) -> None:
-        """Ask those who vote in later slots, and haven't promised this ballot yet."""
+        """Ask the voters of later slots that haven't promised this ballot yet."""
         self._ask_ms = now_ms + self._settings.resend_interval_ms
         promised_by = self._campaign.promised_by
         asked: dict[ReplicaId, None] = {}
@@ -363,8 +365,8 @@ class Leadership:
         """Count a promise that comes after the election.
 
         Returns:
-            False: the source knows slots to be chosen in which nothing was proposed here;
-            whoever wants to propose must catch up first.
+            False: the source knows slots to be chosen in which nothing was proposed here.
+            This replica must catch up before it proposes more.
         """
         if source in self._campaign.promised_by:
             return True
@@ -379,9 +381,9 @@ class Leadership:
 
     @property
     def change_is_under_way(self) -> bool:
-        """Whether a membership was proposed, or chosen, that doesn't govern yet.
+        """Whether a membership was proposed, or chosen, and doesn't govern yet.
 
-        Or a command that stands alone was, and isn't chosen.
+        The same holds for a command that stands alone, until it is chosen.
         """
         return (
             self._change is not None
@@ -396,7 +398,7 @@ class Leadership:
         self._change = value
 
     def heard_since(self, oldest_ms: int) -> set[ReplicaId]:
-        """Return who was heard in this leadership since then, with this replica."""
+        """Return the replicas that were heard in this leadership since then, and this one."""
         heard = {peer for peer, heard_ms in self._heard_ms.items() if heard_ms >= oldest_ms}
         heard.add(self._me)
         return heard
@@ -420,7 +422,7 @@ class Leadership:
         self._advance()
 
     def _advance(self) -> None:
-        """Move the chosen prefix over what a quorum has accepted."""
+        """Move the chosen prefix over the slots that a quorum has accepted."""
         learner = self._learner
         was_established = self.is_established
         while True:
@@ -437,9 +439,9 @@ class Leadership:
         """Take note that a peer has promised a higher ballot.
 
         Returns:
-            Whether the others could still make a quorum. If so, the leader goes on, and
-            raises its ballot later if the peer still refuses by then: its candidacy may
-            be under way, and raising at once would make the two chase each other.
+            Whether the others could still make a quorum. If so, the leader goes on. It raises
+            its ballot later, if the peer still refuses by then. It doesn't do so at once: a
+            candidacy may be under way, and the two would chase each other.
         """
         if not self._refused_by:
             self._renew_ms = now_ms + self._settings.election_timeout_max_ms
@@ -463,17 +465,17 @@ class Leadership:
         return self._memberships.is_quorum(self.heard_since(oldest_ms), self._learner.chosen_end)
 
     def must_renew(self, now_ms: int) -> bool:
-        """Whether a peer has refused this ballot for so long that a higher one is due."""
+        """Whether a higher ballot is due: a peer has refused this one for too long."""
         return bool(self._refused_by) and now_ms >= self._renew_ms
 
     def beat(self, now_ms: int) -> None:
-        """Send a heartbeat, and again what wasn't answered."""
+        """Send a heartbeat, and send unanswered entries again."""
         self.heartbeat_ms = now_ms + self._settings.heartbeat_interval_ms
         interval_ms = self._settings.resend_interval_ms
         first_slot = self._learner.chosen_end
         for slot, proposal in self._open.items():
-            # The first open slot is what everything waits for, perhaps at a peer that had
-            # no room for it before: it doesn't wait longer each time.
+            # Everything waits for the first open slot. Perhaps a peer had no room for it
+            # before. So its wait doesn't grow.
             wait_ms = interval_ms if slot == first_slot else proposal.resend_wait_ms
             if now_ms - proposal.sent_ms < wait_ms:
                 continue
@@ -486,12 +488,12 @@ class Leadership:
         if known := self._outbox.numbers.take_untold():
             self._outbox.send_all(Marks(known))
         self._start_beat()
-        self._set_quick(frozenset())  # Who is quick now, the next entry shows.
+        self._set_quick(frozenset())  # The next entry shows which peers are quick now.
 
     # --- reads ---
 
     def add_read(self, read_id: int) -> None:
-        """Let a read wait for a round of heartbeats that starts after it."""
+        """Let a read wait for a round of heartbeats; the round starts after the read."""
         self._new_reads.append(read_id)
 
     def _start_beat(self) -> None:
@@ -516,9 +518,9 @@ class Leadership:
     def _confirm_reads(self) -> None:
         """Confirm the reads whose round a quorum has answered, once established.
 
-        A quorum had promised nothing higher after the read began, so no other leader
-        had anything chosen before it; and being established, this leader's log holds
-        all that former leaders had.
+        After the read began, a quorum still had promised nothing higher. So no later leader
+        had anything chosen before the read. An established leader's log holds all entries
+        that former leaders had chosen.
         """
         if not self.is_established:
             return
@@ -532,7 +534,7 @@ class Leadership:
             self._outbox.confirmed_reads += reads
 
     def step_down(self) -> None:
-        """Fail the reads; what waits is dropped, and its senders repeat it."""
+        """Fail the reads, and drop the waiting commands: their senders repeat them."""
         for _, reads in self._reads:
             self._outbox.failed_reads += reads
         self._outbox.failed_reads += self._new_reads

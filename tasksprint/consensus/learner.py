@@ -1,9 +1,9 @@
 """The learner: the chosen prefix of the log.
 
-Knows which slots are chosen, never why: the proposer counts votes, the leader's
-messages vouch for what was accepted under its ballot, and everything else is fetched
-as whole entries from a replica that knows them. Keeps the last chosen entries in memory
-for others; older ones are read back through the shell.
+Knows which slots are chosen, and never why. It learns it in three ways. The leader counts
+votes. Its messages vouch for entries that were accepted here under its ballot. All other
+entries are fetched whole, from a replica that knows them. Keeps the last chosen entries in
+memory for others; older ones are read back through the shell.
 """
 
 from __future__ import annotations
@@ -67,26 +67,26 @@ class Learner:
 
     @property
     def known_end(self) -> Slot:
-        """First slot that isn't known to be chosen, though the values before it may be lost.
+        """First slot that isn't known to be chosen; values of slots below it may be lost here.
 
-        No promise may speak for a slot below: what was accepted there isn't known any more.
+        No promise may speak for a slot below it: the value accepted there may be lost.
 
-        1. Slot 5 is chosen with our acceptance and the leader's; then our disk spoils it.
-        2. The leader dies. Somebody else stands, who has nothing in slot 5, nor have we.
-        3. A promise that speaks for slot 5 would let another value be chosen there.
+        1. Slot 5 is chosen with our acceptance and the leader's. Then our disk spoils it.
+        2. The leader dies. Another replica stands. It has nothing in slot 5, nor have we.
+        3. If our promise spoke for slot 5, another value could be chosen there.
         """
         return max(self.chosen_end, self._known_end)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the values of all slots that are known to be chosen are here, or applied."""
+        """Whether all slots known to be chosen have their value here, or are applied."""
         return self.chosen_end >= self._known_end
 
     def choose(self, entry: LogEntry, commands: tuple[bytes, ...] | None) -> None:
         """Append the next slot of the prefix.
 
         Args:
-            commands: Those that `entry` carries, where somebody has them at hand.
+            commands: The commands of `entry`; None: they are to be decoded.
         """
         slot = entry.slot
         assert slot == self.chosen_end
@@ -108,12 +108,12 @@ class Learner:
     def mark(self, ballot: Ballot, end_slot: Slot, acceptor: Acceptor) -> None:
         """Learn from the leader of `ballot` that its log is chosen below `end_slot`.
 
-        Only what was accepted here under that very ballot is known to be the leader's
-        value; the walk stops at the first slot that wasn't.
+        A value is known to be the leader's only if it was accepted here under that very
+        ballot. The walk stops at the first slot without such a value. Otherwise:
 
         1. Leader A (ballot 1) has a value accepted in slot 5 here and nowhere else.
         2. Leader B (ballot 2) hears a quorum without us, and has another value chosen.
-        3. B's heartbeat says "chosen below 6". Marking slot 5 would choose A's value.
+        3. B's heartbeat says "chosen below 6". If slot 5 were marked, A's value would be chosen.
         """
         while self.chosen_end < end_slot:
             entry = acceptor.open.get(self.chosen_end)
@@ -128,16 +128,16 @@ class Learner:
                 self.choose(acceptor.close_with(entry), None)
             elif entry.slot > self.chosen_end:
                 break
-        # Behind a gap that the disk made, what is here was known to be chosen before it.
+        # Behind a gap that the disk made, the entries here were known to be chosen before.
         while self.chosen_end < self._known_end and self.chosen_end in acceptor.open:
             self.choose(acceptor.close(self.chosen_end), None)
 
     def agrees(self, slot: Slot, ballot: Ballot, value: bytes) -> bool:
         """Whether a value proposed for a slot of the prefix is the chosen one.
 
-        A leader that was replaced, and doesn't know so yet, may propose another one: we can
-        have learned what its successor had chosen without having promised that one anything.
-        From the ballot of the chosen entry on there is no other value.
+        A leader that was replaced without knowing it may propose another value. It isn't
+        refused by a promise: we can learn its successor's chosen entries, and have promised
+        that successor nothing. From the ballot of the chosen entry on there is no other value.
         """
         held = self.window.get(slot)
         if held is None or held.value == value:
@@ -160,7 +160,7 @@ class Learner:
         return tuple(entries)
 
     def take_chosen(self) -> tuple[Chosen, ...]:
-        """Return what was chosen since the last call, in the order of slots."""
+        """Return the slots that were chosen since the last call, in order."""
         chosen = tuple(self._chosen)
         self._chosen.clear()
         return chosen
@@ -181,7 +181,7 @@ class Learner:
             self.window_start = Slot(self.window_start + 1)
 
     def truncate(self, log_start: Slot) -> None:
-        """Learn that the store can't read back what is below a slot, all of it applied."""
+        """Learn that the store can't read back slots below this one; all are applied."""
         assert log_start <= self.chosen_end, "only what is chosen is truncated"
         if log_start <= self.log_start:
             return
@@ -194,14 +194,14 @@ class Learner:
     def skip_to(self, end_slot: Slot, acceptor: Acceptor) -> None:
         """Count all slots below `end_slot` as chosen and applied: the state was copied there.
 
-        Their entries are nowhere here; whoever asks for them needs a copy, too.
+        Their entries are nowhere here. A peer that asks for them needs a copy, too.
         """
         if end_slot > self.chosen_end:
             self.window.clear()
             self._window_bytes = 0
             self.window_start = self.chosen_end = end_slot
             acceptor.forget_below(end_slot)
-        # What was chosen and not taken up is in the copy, as far as it is below.
+        # Entries below that were chosen, and not taken yet, are in the copy.
         self._chosen = [chosen for chosen in self._chosen if chosen.slot >= end_slot]
         self.truncate(end_slot)
 

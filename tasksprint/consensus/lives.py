@@ -1,18 +1,18 @@
 """Which process speaks for a replica: the first one, for as long as it lives.
 
-A copied data directory that is started beside its original gives two processes with one
-identity, and each would vote. Marks (marks.py) show that once both have written, which may
-be after both have voted; here the second is kept out before it is heard at all:
+If somebody copies a data directory and starts it beside its original, two processes have one
+identity, and each would vote. Marks (marks.py) show that only once both have written, and
+then both may have voted. This module keeps the second out before it is heard at all:
 
 1. Replica 2 runs, and its connection to replica 3 lives. A copy of its directory is started.
-2. The copy asks replica 3 to listen to it. It names another life than the one that is heard:
-   replica 3 refuses, and counts nothing that it might say.
+2. The copy asks replica 3 to listen to it. It names another life than the one that is heard.
+   Replica 3 refuses, and nothing that the copy says counts.
 
-A process that ends closes its connections, so one that is started at once in its place is heard
-at once. If it couldn't (its machine lost power), its connection is found dead in seconds.
+A process that ends closes its connections, so the next one in its place is heard at once. If
+it couldn't close them (its machine lost power), its connection is found dead in seconds.
 
-If only one of two lives was heard by each member, marks tell when the members compare
-them, and both lives count as lost.
+One member may have heard only the one life, and another member only the other. Then marks
+show it once the members compare them, and both lives count as lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Lives"]
 
 
 class Lives:
-    """In which life each replica was heard last, and when.
+    """The life of each replica that was heard last, and when it was heard.
 
     Args:
         own: This replica's own life.
@@ -32,7 +32,7 @@ class Lives:
 
     def __init__(self, settings: Settings, *, own: int) -> None:
         self.own = own
-        # A life that was heard so lately lives, unless its connection broke.
+        # A life lives if it was heard within this span, unless its connection broke.
         self._span_ms = settings.election_timeout_max_ms
         self._life: dict[ReplicaId, int] = {}
         self._heard_ms: dict[ReplicaId, int] = {}
@@ -40,13 +40,13 @@ class Lives:
     def greet(
         self, source: ReplicaId, life: int, now_ms: int, *, connected: int | None
     ) -> str | None:
-        """Take that somebody wants to be heard as this replica, in this life.
+        """Decide whether a process may speak for this replica, in this life.
 
         Args:
-            connected: The life on whose connection this replica is heard now.
+            connected: The life that the replica is connected in now; None: it isn't.
 
         Returns:
-            Why it isn't to be heard; None: from now on this life counts, and no other.
+            The reason to refuse it; None: from now on this life counts, and no other.
         """
         if connected is not None and connected != life:
             return "is connected"
@@ -72,6 +72,6 @@ class Lives:
         self._life.pop(source, None)
 
     def age_ms(self, source: ReplicaId, now_ms: int) -> int | None:
-        """Return how long ago a replica was heard; None: never."""
+        """Return the time since a replica was heard; None: never."""
         heard_ms = self._heard_ms.get(source)
         return None if heard_ms is None else now_ms - heard_ms

@@ -11,7 +11,7 @@ __all__ = ["LogEntry"]
 
 
 class LogEntry(NamedTuple):
-    """A value accepted in a slot, and the ballot under which it was."""
+    """A value that was accepted in a slot, and the ballot of that acceptance."""
 
     slot: Slot
     ballot: Ballot

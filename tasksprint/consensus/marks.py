@@ -1,27 +1,27 @@
-"""Durable numbers: by which the others notice that a replica's disk went back in time.
+"""Durable numbers: they show the others that a replica's disk went back in time.
 
-A disk that is put back from an older copy, or that lost what it had reported as written, has
-forgotten promises and acceptances that others rely on, and looks as good as any. So each
-write has a number, one higher than the last, and every message carries what is behind it:
-its `Mark`. A mark names the life of the process, drawn at random at its start, the number that
-its disk had then, and the number of the last write that is durable now.
+A disk may be put back from an older copy, or lose writes that it had reported. It has then
+forgotten promises and acceptances that others rely on, and it looks as good as any. So each
+write has a number, one higher than the last. And every message carries a `Mark`. A mark has
+three members: the life of the process, drawn at random at its start; the number that its disk
+had then; and the number of the last write that is durable now.
 
 Of two lives of one replica, one begins where the other ended, or later. If neither does,
-its disk went back in between, and it counts as lost:
+the disk went back in between, and the replica counts as lost:
 
-1. Replica 2, in its life A, began at 5 and said something that rested on write 45.
-2. It comes back in life B with what it had after write 17. B's 17 is less than A's 45, and A's
-   5 is less than what B has come to: both lives wrote 18.
+1. Replica 2, in its life A, began at 5. It said something that rested on write 45.
+2. It comes back in life B, with its disk as it was after write 17. B's start, 17, is less than
+   A's 45. And A's start, 5, is less than B's present number: both lives wrote 18.
 
-A late message of A, said when its number was 12, proves nothing: it is less than B's 17.
+A late message of A with number 12 proves nothing: 12 is less than B's 17.
 
-Nobody can vouch for a number that nobody heard. So that not only the leader hears, it tells
-the others what it knows (`Marks`), and everybody writes it down with its next write; and
-whom a replica connects with hears what is known of itself.
+Nobody can vouch for a number that nobody heard. So the leader tells the others the marks that
+it knows (`Marks`), and each writes them down with its next write. And a replica tells each peer,
+when the two connect, what it knows of the peer.
 
-A replica that hears of its older disk writes that down before it stops. Else it could return
-with what it wrote after 17 (in B, that is, until it was told): a life that begins at 45 looks
-like one that goes on with A.
+A replica that hears of its older disk writes that down before it stops. Otherwise it could
+write on in B, from 17 up to 45, and return. A life that begins at 45 looks like one that goes
+on with A.
 
 Knows numbers, and nothing of what is written.
 """
@@ -38,12 +38,13 @@ from tasksprint.ids import Incarnation
 
 __all__ = ["NO_MARK", "DurableNumbers", "KnownMark", "Mark"]
 
-# In place of a life: a disk that went back in time; its mark's start is what was seen of it.
+# In place of a life: the disk went back in time. The mark's start is then the highest number
+# that was seen of it.
 _LOST_LIFE = -1
 
 
 class Mark(NamedTuple):
-    """What stands behind a message."""
+    """The life and the durable numbers behind a message."""
 
     life: int  # of the process; random
     start: int  # the durable number of its disk when it began
@@ -53,18 +54,18 @@ class Mark(NamedTuple):
 NO_MARK = Mark(0, 0, 0)
 
 
-# A replica's incarnation, and its mark as it was heard last: what travels, and is stored.
+# A replica's incarnation, and the last mark that was heard of it, as it is sent and stored.
 # A life may be -1.
 KnownMark = tuple[Incarnation, Annotated[int, Through(int)], int, int]
 
 
 class DurableNumbers:
-    """This replica's own numbers, and what it knows of the others'.
+    """This replica's own numbers, and the last known marks of the others.
 
     Args:
         life: Drawn at random for this start of the process.
         number: As the disk remembers.
-        known: What `encode` gave before; None: nothing.
+        known: Bytes of an earlier `take_unwritten`; None: nothing is known.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class DurableNumbers:
     ) -> None:
         self._incarnation = incarnation
         self._last = Mark(life, number, number)  # handed to the disk
-        self.now = self._last  # for what is said at once: durable
+        self.now = self._last  # durable: for messages that go out at once
         self._known: dict[Incarnation, Mark] = {} if known is None else _decode(known)
         self._is_written = True
         self._is_told = not self._known
@@ -81,7 +82,7 @@ class DurableNumbers:
 
     @property
     def last(self) -> Mark:
-        """For what is said once all that was handed to the disk is durable."""
+        """The mark of messages that wait until all writes handed to the disk are durable."""
         return self._last
 
     def advance(self) -> int:
@@ -98,7 +99,7 @@ class DurableNumbers:
     # --- the others' ---
 
     def hear(self, source: Incarnation, mark: Mark) -> bool:
-        """Take the mark of a message; False: it isn't to be listened to."""
+        """Take the mark of a message; False: the message doesn't count."""
         known = self._known.get(source)
         if known is not None and known.life == mark.life:
             if mark.number > known.number:
@@ -108,7 +109,7 @@ class DurableNumbers:
         return self._known[source].life == mark.life
 
     def _meet(self, source: Incarnation, mark: Mark) -> None:
-        """Take the mark of a life that needn't be the one that is known."""
+        """Take the mark of a life; it may be another one than the known life."""
         known = self._known.get(source)
         if known is None:
             self._note(source, mark)
@@ -124,11 +125,11 @@ class DurableNumbers:
             self._note(source, Mark(_LOST_LIFE, max(known.number, mark.number), 0))
 
     def take(self, marks: Iterable[KnownMark]) -> int | None:
-        """Take what the leader knows.
+        """Take the marks that another member knows.
 
         Returns:
-            The number that it has heard of this very replica, in another life and beyond
-            what the disk had at this start; None: nothing of the sort.
+            A number of this very replica, from another life, if it is beyond the number that
+            the disk had at this start: then the disk is an older one. Else None.
         """
         for source, life, start, number in marks:
             if source == self._incarnation:
@@ -142,7 +143,7 @@ class DurableNumbers:
         return None
 
     def lose(self, seen: int) -> None:
-        """Remember that this very replica's disk is older than what was heard of it."""
+        """Remember that this very replica's disk is an older one: others have seen this number."""
         self._note(self._incarnation, Mark(_LOST_LIFE, seen, 0))
 
     @property
@@ -156,7 +157,7 @@ class DurableNumbers:
         return known.start if known.life == _LOST_LIFE else known.number
 
     def of(self, source: Incarnation | None) -> KnownMark | None:
-        """Return what is known of a replica; None: nothing."""
+        """Return the known mark of a replica, or None."""
         known = None if source is None else self._known.get(source)
         return None if source is None or known is None else (source, *known)
 
@@ -165,21 +166,21 @@ class DurableNumbers:
         self._is_written = self._is_told = False
 
     def keep(self, sources: Iterable[Incarnation]) -> None:
-        """Forget everybody else: they aren't members any more. Tell the rest again."""
+        """Forget all others: they aren't members any more. The rest is to be told again."""
         wanted = {self._incarnation, *sources}
         for source in [source for source in self._known if source not in wanted]:
             del self._known[source]
         self._is_told = not self._known
 
     def take_untold(self) -> tuple[KnownMark, ...]:
-        """Return what is known, if there is news in it since the last call; else ()."""
+        """Return all known marks if some are new since the last call; else ()."""
         if self._is_told:
             return ()
         self._is_told = True
         return self._all()
 
     def take_unwritten(self) -> bytes | None:
-        """Return what is known as it is to be written, if there is news; else None."""
+        """Return all known marks, encoded to be written, if some are new; else None."""
         if self._is_written:
             return None
         self._is_written = True

@@ -1,9 +1,9 @@
-"""What a membership is, how one follows from another, and how it stands in the log.
+"""Memberships: how one follows from another, and how they stand in the log.
 
-A membership says who votes (voters), who only follows (learners, which become voters
-once they have caught up), and who left for good. An entry of the log that carries one,
-chosen in slot s, governs from slot s + ALPHA on. Knows nothing of messages and quorums
-(voters.py counts).
+A membership names three groups: voters; learners, which only follow, and become voters once
+they have caught up; and those that left for good. An entry of the log may carry a
+membership. If it is chosen in slot s, it governs from slot s + ALPHA on. Knows nothing of
+messages and quorums (voters.py counts).
 
 Ids of replicas that left are never used again: a ballot is (round, replica), and a new
 replica under an old id could use a ballot for the second time, with other values.
@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 # A constant of the log's format: replicas with another number would count votes
-# otherwise. At least as many slots as any leader has under way (pipeline_slots_max).
+# differently. At least as many slots as any leader has under way (pipeline_slots_max).
 ALPHA = 16
 _FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Who takes part, from some slot on."""
+    """The replicas that take part, from some slot on."""
 
     number: int  # 0: the founding; each change counts one up
     voters: tuple[Member, ...]  # in the order of ids
     learners: tuple[Member, ...] = ()  # in the order of ids
-    # (new, old): once the new one, a learner still or a voter already, votes, the old goes.
+    # (new, old): the old one goes once the new one votes. The new one may vote already.
     replaces: tuple[tuple[ReplicaId, ReplicaId], ...] = ()
     retired: tuple[ReplicaId, ...] = ()  # sorted
 
@@ -107,7 +107,7 @@ def with_promoted(membership: Membership, replica: ReplicaId) -> Membership:
 
 
 def without(membership: Membership, replica: ReplicaId) -> Membership:
-    """Return the membership that a voter or a learner has left, for good."""
+    """Return the membership without a voter or a learner; its id is retired for good."""
     return replace(
         membership,
         number=membership.number + 1,
@@ -125,8 +125,8 @@ def _sorted(members: tuple[Member, ...]) -> tuple[Member, ...]:
 def is_next_step(old: Membership, new: Membership) -> bool:
     """Whether `new` may follow `old`: at most one voter more or less.
 
-    Then any majority of one has a member in common with any majority of the other,
-    which is what lets a leader see in its promises all that the next ones chose.
+    Then any majority of one has a member in common with any majority of the other. So a
+    leader sees in its promises all that the other membership chose.
     """
     difference = set(old.voters) ^ set(new.voters)
     return (
@@ -141,12 +141,12 @@ def is_next_step(old: Membership, new: Membership) -> bool:
 
 
 def encode_membership(membership: Membership) -> bytes:
-    """Return the bytes that are stored and sent."""
+    """Return the bytes of a membership, for the store and for messages."""
     return encode_json(to_fields(membership))
 
 
 def to_fields(membership: Membership) -> dict[str, Any]:
-    """Return it as JSON has it."""
+    """Return a membership as an object for JSON."""
     return {
         "version": _FORMAT_VERSION,
         "number": membership.number,
@@ -161,16 +161,16 @@ def decode_membership(data: bytes) -> Membership:
     """Return the membership that `data` encodes.
 
     Raises:
-        RemoteProtocolError: It isn't one, or of another version.
+        RemoteProtocolError: It is no membership, or one of another version.
     """
     return from_fields(decode_json(data))
 
 
 def from_fields(fields: Any) -> Membership:
-    """Return the membership that JSON has so.
+    """Return the membership of an object from JSON; see `to_fields`.
 
     Raises:
-        RemoteProtocolError: It isn't one, or of another version.
+        RemoteProtocolError: It is no membership, or one of another version.
     """
     try:
         version = fields["version"]

@@ -1,8 +1,8 @@
-"""What replicas say to each other.
+"""The messages of replicas to each other.
 
-Every message is a plain fact or question of numbers, bytes and tuples of them, so
-that any codec can carry it; values are bytes and travel as they are. Who may act on
-a message is decided by the envelope (founding.py), what it means by the roles.
+Every message is a plain fact or question. It is made of numbers, bytes and tuples of them, so
+any codec can carry it; values are bytes and travel as they are. The envelope decides whether
+a message counts (admission.py). The parts of a replica decide what it means.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ class Hello:
     """A replica says who it is; asked for or not."""
 
     address: str
-    # The incarnation of the target that the source knows, None if it never heard from
-    # it: shows that this was said to the target's present life and is no echo of a former.
+    # The target's incarnation as the source knows it; None: it never heard from the target.
+    # It shows that this was said to the target's present life, and not to a former one.
     heard: Incarnation | None
     cluster: str | None  # None: unfounded
     members: tuple[ReplicaId, ...]  # founding members as its operator named them, sorted
     skips: Skips = b""  # commands that it doesn't apply
-    speaks: _Speaks = added(SILENT, since=3)  # what its release can
+    speaks: _Speaks = added(SILENT, since=3)  # the abilities of its release
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """The founding entry, and the membership that governs as far as the source knows.
 
-    For a member that they name and that doesn't know them yet.
+    For a member that doesn't know them yet. Both name it.
     """
 
     founding: bytes
@@ -78,30 +78,30 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """The target isn't who the cluster knows under this id; durable when said."""
+    """The cluster knows another incarnation under the target's id, or none; durable when said."""
 
     cluster: str
     expected: Incarnation | None  # None: the cluster has no such member
     found: Incarnation
-    membership: bytes  # that governs, as far as the source knows: the target may know better
+    membership: bytes  # it governs, as far as the source knows; the target may know a newer one
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The target's disk is older than what was heard of it: it counts as lost (marks.py).
+    """The target's disk is older than its numbers that others heard: it counts as lost (marks.py).
 
-    Said to whom the source knows; the target needn't know the source (yet).
+    The source knows the target. The target needn't know the source (yet).
     """
 
     cluster: str
-    life: int  # of the target, in which it said what isn't believed
+    life: int  # of the target: this one isn't believed
     seen: int  # the durable number that the source has heard of
     found: int  # the one that the target's disk had at the start of that life
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a leader knows of everybody's durable numbers; a follower, of the target's."""
+    """Known durable numbers: a leader tells those of all; others tell the target its own."""
 
     known: tuple[KnownMark, ...]
 
@@ -111,7 +111,7 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Canvass:
-    """May I stand? Asked before a ballot is raised, so that nobody disturbs a leader."""
+    """May I stand? A replica asks so before it raises its ballot, to disturb no leader."""
 
     number: int  # random; the answer repeats it
     chosen_end: Slot
@@ -132,15 +132,15 @@ class Prepare:
     """Phase 1(a), for all slots from `first_slot` on."""
 
     ballot: Ballot
-    first_slot: Slot  # the candidate knows what is chosen below
+    first_slot: Slot  # the candidate knows all chosen values below
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
     """Phase 1(b): nothing below `ballot` will be accepted any more.
 
-    Speaks for all slots from `first_slot` on. What lies below is chosen and known to
-    the source, and is fetched by catch-up rather than adopted.
+    Speaks for all slots from `first_slot` on. The source knows all slots below to be chosen.
+    The candidate fetches those by catch-up, and doesn't adopt them.
     """
 
     ballot: Ballot
@@ -224,8 +224,8 @@ class CatchUpReply:
 
     first_slot: Slot
     entries: tuple[LogEntry, ...]
-    chosen_end: Slot  # how far the source knows
-    log_start: Slot  # what is below was truncated at the source
+    chosen_end: Slot  # as far as the source knows
+    log_start: Slot  # the source has truncated the slots below
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +258,12 @@ Message = (
 )
 
 
-# Of who belongs to the cluster, and in which life: what admission.py hears.
+# Messages about members and their lives: admission.py hears them.
 Greeting = Hello | Found | Stranger | Stale | Marks
 
 
 class Envelope(NamedTuple):
-    """A message with who sent it, in which life, and to whom."""
+    """A message with its source, the life of the source, and its target."""
 
     source: ReplicaId
     source_incarnation: Incarnation

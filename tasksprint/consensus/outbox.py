@@ -1,7 +1,7 @@
-"""What a replica has to say, gathered until the shell asks, and what its disk owes.
+"""The messages of a replica, gathered until the shell asks, and its unfinished writes.
 
 The one place that decides whether a message may leave at once or waits for a write.
-Knows nothing of why anything is said.
+Knows nothing of the reasons for a message.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tasksprint.ids import ReplicaId, Slot
 
 __all__ = ["NOTED_MAX", "Outbox", "Write"]
 
-# Texts that `note_once` remembers: an election names its ballot, and there is always another.
+# Texts that `note_once` remembers. Texts of elections name a ballot: there is always a new one.
 NOTED_MAX = 100
 
 
 class Write(NamedTuple):
-    """What one `Ready` handed to the disk, to be counted when it is durable."""
+    """The write of one `Ready`; its votes count once it is durable."""
 
     sequence: int
     promised: Ballot | None
@@ -88,25 +88,25 @@ class Outbox:
     # --- filling ---
 
     def send(self, target: ReplicaId, message: Message) -> None:
-        """Say something that no write stands behind."""
+        """Send a message that rests on no write under way."""
         self._send_now.append(
             Envelope(self.me, self._incarnation, target, message, self.numbers.now)
         )
 
     def send_all(self, message: Message) -> None:
-        """Say it to every peer."""
+        """Do as `send`, for every peer."""
         me, incarnation, mark = self.me, self._incarnation, self.numbers.now
         for peer in self.peers:
             self._send_now.append(Envelope(me, incarnation, peer, message, mark))
 
     def send_after_persist(self, target: ReplicaId, message: Message) -> None:
-        """Say something once all that changed up to now is durable."""
+        """Send a message once all changes up to now are durable."""
         if self._ack_slots:
             self._flush_acks()
         self._send_after.append((target, message))
 
     def send_all_after_persist(self, message: Message) -> None:
-        """Say it to every peer."""
+        """Do as `send_after_persist`, for every peer."""
         for peer in self.peers:
             self.send_after_persist(peer, message)
 
@@ -140,11 +140,11 @@ class Outbox:
         self._founding = founding
 
     def write_skips(self, skips: bytes) -> None:
-        """Make it durable which commands aren't applied; with the founding entry."""
+        """Make the list of commands that aren't applied durable, with the founding entry."""
         self._skips = skips
 
     def write_memberships(self, memberships: bytes) -> None:
-        """Make durable who votes, before the entries that say so can be truncated."""
+        """Make the memberships durable, before the entries that carry them can be truncated."""
         self._memberships = memberships
 
     def stop_as_lost(self, text: str, seen: int) -> None:
@@ -163,7 +163,7 @@ class Outbox:
         self._notes.append(f"replica={self.me} {text}")
 
     def note_once(self, text: str) -> None:
-        """Tell the operator, unless the same was said before, as far as that is remembered."""
+        """Tell the operator, unless the same text is among the last `NOTED_MAX`."""
         if text not in self._noted:
             self._noted[text] = None
             if len(self._noted) > NOTED_MAX:
@@ -199,7 +199,7 @@ class Outbox:
             self._flush_acks()
         persist = self._take_persist(now_ms)
         if persist is None:
-            # Whatever it rests on is durable already: nothing is left to wait for.
+            # These messages rest on durable writes only: nothing is left to wait for.
             self._sequence += 1
             self._send_now += self._take_send_after()
         ready = Ready(
@@ -224,7 +224,7 @@ class Outbox:
         return ready
 
     def _take_send_after(self) -> tuple[Envelope, ...]:
-        """Return what leaves when all that was handed to the disk is durable."""
+        """Return the messages that wait until all writes handed to the disk are durable."""
         me, incarnation, mark = self.me, self._incarnation, self.numbers.last
         said = self._send_after
         taken = [Envelope(me, incarnation, target, message, mark) for target, message in said]
@@ -238,12 +238,12 @@ class Outbox:
             promised is None and not entries and founding is None and memberships is None
         ) and not self._is_loss_new
         if is_unchanged and not (self._send_after and self._writes):
-            # Nothing new, and nothing said that rests on a write under way. The mark of
-            # the chosen prefix alone isn't worth a write: it travels with the next one.
+            # There is nothing new, and no message rests on a write under way. The end of the
+            # chosen prefix alone isn't worth a write: it travels with the next one.
             return None
         chosen_end = self._learner.chosen_end
         chosen_end_write: Slot | None = None
-        # (Where the disk spoiled entries, the mark is above what is here, and stays so.)
+        # (Where the disk spoiled entries, the written end is above the end here, and stays.)
         if chosen_end > self._written_end:
             chosen_end_write = self._written_end = chosen_end
         self._founding = None
@@ -283,7 +283,7 @@ class Outbox:
         return len(self._writes)
 
     def oldest_age_ms(self, now_ms: int) -> int:
-        """Return how long the oldest of them has been under way; 0: there is none."""
+        """Return the age of the oldest of them; 0: there is none."""
         return now_ms - self._writes[0].handed_ms if self._writes else 0
 
     def own_writes(self) -> Iterator[Write]:

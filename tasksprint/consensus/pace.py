@@ -1,13 +1,13 @@
-"""Whether this replica's disk keeps up, and what follows for who leads.
+"""Whether this replica's disk keeps up, and whether the replica should lead.
 
-A leader whose disk is slow does no harm while the others make a quorum without it, and does
-when one of them fails: then each command waits for that disk. So it hands over while it
-can. Slow is only what is far slower than a quorum of the others, for the same entries: if
+A leader with a slow disk does no harm while the others make a quorum without it. When one of
+them fails, each command waits for that disk. So the leader hands over while it can. A disk
+counts as slow only if it is far slower than a quorum of the others, for the same entries. If
 all disks are slow, another leader wouldn't be better.
 
-Who handed over gives others the precedence in elections for a while, which grows each
-time. It stands all the same if nobody leads for long: a slow leader is better than none.
-Whoever is elected like that stays for as long.
+A replica that handed over gives others the precedence in elections for a while. This while
+grows each time. If nobody leads for long, the replica stands all the same: a slow leader is
+better than none. If it is elected like that, it doesn't hand over for the same while.
 
 Knows writes and times, nothing of ballots.
 """
@@ -20,11 +20,11 @@ from tasksprint.settings import Settings
 
 __all__ = ["Pace"]
 
-# A write counts as slow from this share of `slow_write_ms` on,
+# A write counts as slow on two conditions: it takes this share of `slow_write_ms` at least,
 _SLOW_SHARE = 4
-# and if a quorum of the others needed less than this share of its time.
+# and a quorum of the others needed less than this share of its time.
 _QUORUM_SHARE = 3
-# Election timeouts without a leader after which one with a slow disk will do.
+# After so many election timeouts without a leader, one with a slow disk will do.
 _LEADERLESS_TIMEOUTS = 3
 
 
@@ -40,10 +40,10 @@ class Pace:
         self._slow_ms = max(settings.slow_write_ms // _SLOW_SHARE, 1)
         self._looked_ms = now_ms
         self._behind_ms = 0  # time that a quorum was ahead of us, less the time that it wasn't
-        # What a quorum of the others needed for writes that we haven't done, by sequence.
+        # By sequence: the time of a quorum of the others for a write that we haven't done.
         self._quorum_ms: dict[int, int] = {}
         self.handovers = 0  # since the start
-        self._pause_ms = 0  # how long this replica holds back after a slow write, or a handover
+        self._pause_ms = 0  # time to hold back after a slow write, or a handover
         self._holds_back_until_ms = now_ms
         self._left_ms = now_ms  # when it last led
         self._stays_until_ms = now_ms
@@ -51,7 +51,7 @@ class Pace:
     # --- leading ---
 
     def take_office(self, now_ms: int) -> None:
-        """Begin to lead: with a slow disk only if nobody else would, so for some time."""
+        """Begin to lead. With a slow disk, nobody else would: then stay for some time."""
         self._looked_ms = now_ms
         self._behind_ms = 0
         if now_ms < self._holds_back_until_ms:
@@ -79,9 +79,9 @@ class Pace:
         )
 
     def _compare(self, now_ms: int) -> tuple[int, int]:
-        """Return for how long our oldest write is under way, and what a quorum needed for it.
+        """Return the age of our oldest write, and the time that a quorum needed for it, in ms.
 
-        (0, 0): there is none that the others have done without us.
+        Only writes count that the others have done without us. (0, 0): there is none.
         """
         before, self._quorum_ms = self._quorum_ms, {}
         first: tuple[int, int] | None = None
@@ -94,11 +94,11 @@ class Pace:
         return first or (0, 0)
 
     def may_hand_over(self, now_ms: int) -> bool:
-        """Whether it isn't settled, for now, that nobody else would lead."""
+        """Whether somebody else might lead; False for a while after nobody else would."""
         return now_ms >= self._stays_until_ms
 
     def hand_over(self, now_ms: int) -> None:
-        """Take that this leader resigns: hold back, for longer than the last time."""
+        """Hold back, for longer than the last time: this leader resigns."""
         settings = self._settings
         self.handovers += 1
         if now_ms - self._holds_back_until_ms >= settings.hold_back_max_ms:
@@ -118,7 +118,7 @@ class Pace:
         self._holds_back_until_ms = max(self._holds_back_until_ms, now_ms + pause_ms)
 
     def wrote(self, time_ms: int, now_ms: int) -> None:
-        """Take note of how long a write took."""
+        """Take note of the time that a write took."""
         if time_ms >= self._slow_ms and now_ms < self._holds_back_until_ms:
             self.hold_back(now_ms)  # Still slow.
 

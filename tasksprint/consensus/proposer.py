@@ -1,11 +1,10 @@
-"""The proposer in phase 1: a candidate gathers promises and learns what it must adopt.
+"""The proposer in phase 1: a candidate gathers promises, and values that it must adopt.
 
-Phase 1 goes on while the candidate leads: for slots that a later membership governs,
-promises of a quorum of that one are needed before anything is proposed there.
+Phase 1 goes on while the candidate leads. Before anything is proposed in slots of a later
+membership, a quorum of that membership must have promised.
 
-Counts votes by identity (voters.py says what a quorum is) and knows nothing of
-disks: the replica reports its own promise once it is durable. Phase 2 is in
-leadership.py.
+Counts votes by identity (voters.py knows the quorums). Knows nothing of disks: the replica
+reports its own promise once it is durable. Phase 2 is in leadership.py.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class Campaign:
         self.deadline_ms = 0  # given up then
         self.resend_ms = 0
         self.promised_by: set[ReplicaId] = set()
-        # Nothing may be proposed below: somebody who promised knows it to be chosen.
+        # Nothing may be proposed below: a replica that promised knows these slots to be chosen.
         self.first_slot = Slot(1)
-        self.helper: ReplicaId | None = None  # who does
+        self.helper: ReplicaId | None = None  # that replica
         self._highest: dict[Slot, LogEntry] = {}
         self._first_slots: dict[ReplicaId, Slot] = {}  # from which each promise speaks
 
@@ -61,7 +60,11 @@ class Campaign:
         return self._memberships.is_quorum(self.promised_by, chosen_end)
 
     def do_without(self, chosen_end: Slot) -> bool:
-        """Go on with those alone whose promises speak for all open slots, if they will do."""
+        """Drop promises that don't speak for all open slots, if the others make a quorum.
+
+        Returns:
+            Whether they do. If not, nothing changes.
+        """
         speaking = {
             who for who in self.promised_by if self._first_slots.get(who, chosen_end) <= chosen_end
         }
@@ -71,16 +74,16 @@ class Campaign:
         return True
 
     def may_propose(self, slot: Slot) -> bool:
-        """Whether a quorum of those who vote in this slot has promised."""
+        """Whether a quorum of this slot's voters has promised."""
         return self._memberships.at(slot).is_quorum(self.promised_by)
 
     def take_own(self, own: Mapping[Slot, LogEntry]) -> None:
-        """Take this replica's own open entries; it is one of those who promised."""
+        """Take this replica's own open entries: it has promised, too."""
         self._take(own.values())
 
     @property
     def adopted_end(self) -> Slot:
-        """The end of the slots for which something must be adopted, as far as is known."""
+        """The end of the slots with a value to adopt, as far as is known."""
         return max((Slot(slot + 1) for slot in self._highest), default=Slot(0))
 
     def adopt(self, slot: Slot) -> bytes | None:

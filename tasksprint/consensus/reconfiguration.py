@@ -1,7 +1,7 @@
 """A leader's changes of the members: takes them up, one at a time, and brings them to an end.
 
-Knows what the leader hears and how far each replica is; what may be changed is decided
-in changes.py, and when a membership governs in voters.py.
+Knows which replicas answer the leader, and how far each of them is. changes.py decides whether a
+change is allowed; voters.py knows when a membership governs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Reconfiguration"]
 
 
 class Reconfiguration:
-    """What one replica does about changes while it leads."""
+    """The changes of the members that one replica makes while it leads."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Reconfiguration:
     def is_done(self, leadership: Leadership) -> bool:
         """Whether the newest membership governs, and a quorum of it knows so.
 
-        Then an election finds out who votes, even if those that left are gone for good.
+        Then an election finds the voters, even if the replicas that left are gone for good.
         """
         if leadership.change_is_under_way:
             return False
@@ -98,7 +98,7 @@ class Reconfiguration:
         return self._memberships.at(newest_slot).is_quorum(knowing)
 
     def go_on(self, leadership: Leadership, now_ms: int) -> None:
-        """Let a learner vote that has caught up, or remove who was replaced."""
+        """Make a learner that has caught up a voter, or remove a voter that was replaced."""
         newest = self._newest()
         if not (newest.learners or newest.replaces) or not self.is_done(leadership):
             return

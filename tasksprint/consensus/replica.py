@@ -1,13 +1,13 @@
 """One replica of the log: the facade over acceptor, proposer, learner and election.
 
-A deterministic object: events go in with the time, and `ready` gives what the shell
+A deterministic object: events go in with the time, and `ready` returns what the shell
 must send, write and apply (effects.py says in which order). It opens nothing, waits for
 nothing, and doesn't know what a command means.
 
-The three rules on which everything rests:
+Everything rests on three rules:
 
-- What is said about this replica's own state (a promise, an acceptance, a candidacy)
-  leaves after the write that remembers it, and its own vote counts from then on.
+- A message about this replica's own state (a promise, an acceptance, a candidacy) leaves
+  after the write that remembers it. The replica's own vote counts from then on.
 - A replica proposes only under ballots that it raised in this life; a restart begins
   as a follower. So no (ballot, slot) ever carries two values.
 - Only messages of the incarnations in the founding entry, or in a membership, count.
@@ -87,7 +87,7 @@ class Replica:
         is_joining: bool = False,
         speaks: Speaks = SILENT,
     ) -> None:
-        """Build a replica from what its disk remembers.
+        """Build a replica from the memory of its disk.
 
         Args:
             peers: The founding members by the command line, until founded; none: one alone.
@@ -172,7 +172,7 @@ class Replica:
             settings=settings,
         )
         self._hello_ms = now_ms + settings.resend_interval_ms
-        # Also when founded: so that a lost disk is noticed before it is asked for votes.
+        # Also when founded: a lost disk must be noticed before it is asked for votes.
         self._admission.greet_all()
         if not self._memberships.has_news:
             self._memberships.advance(chosen_end)
@@ -190,12 +190,12 @@ class Replica:
 
     @property
     def is_established(self) -> bool:
-        """Whether it leads, and an entry of its own ballot and all before it are chosen."""
+        """Whether it leads, and an entry of its own ballot is chosen, with all before it."""
         return self._leadership is not None and self._leadership.is_established
 
     @property
     def leader(self) -> ReplicaId | None:
-        """Who leads, as far as this replica knows."""
+        """The replica that leads, as far as this one knows."""
         return self.me if self._leadership is not None else self._election.leader
 
     @property
@@ -210,15 +210,15 @@ class Replica:
 
     @property
     def state_givers(self) -> tuple[ReplicaId, ...]:
-        """Whom to ask for a copy of the state, and then `state_copied`; nobody: the log will do.
+        """Peers to ask for a copy of the state, and then `state_copied`; none: the log will do.
 
-        Set while this replica lacks slots that all others that it can reach have truncated.
+        Set while this replica lacks slots, and all peers in its reach have truncated them.
         """
         return () if self._leadership is not None else self._catch_up.state_givers
 
     @property
     def founding(self) -> Founding | None:
-        """Who belongs to the cluster; None: unfounded."""
+        """The founding entry: the cluster's name and its first members; None: unfounded."""
         return self._admission.founding
 
     @property
@@ -228,7 +228,7 @@ class Replica:
 
     @property
     def membership(self) -> Membership | None:
-        """The newest membership that the log here knows chosen; None: unfounded."""
+        """The newest membership that is chosen in the log here; None: unfounded."""
         return self._memberships.newest
 
     @property
@@ -239,7 +239,7 @@ class Replica:
 
     @property
     def addresses(self) -> dict[ReplicaId, str]:
-        """Whom this replica wants to speak with, without itself; none while unfounded."""
+        """The replicas that this one wants to speak with, without itself; none while unfounded."""
         return self._admission.addresses
 
     @property
@@ -258,7 +258,7 @@ class Replica:
         return deadline_ms if catch_up_ms is None else min(deadline_ms, catch_up_ms)
 
     def status(self) -> Status:
-        """Return what an operator wants to know."""
+        """Return this replica at a glance."""
         known_end = self._catch_up.known_end
         return Status(
             role=self._role(),
@@ -297,7 +297,7 @@ class Replica:
     def add_member(
         self, member: Member, now_ms: int, *, replaces: ReplicaId | None = None
     ) -> str | None:
-        """Let a leader take up a learner, which votes by itself once it has caught up.
+        """Let a leader add a learner; it becomes a voter by itself once it has caught up.
 
         Args:
             replaces: The voter that is removed after that.
@@ -316,11 +316,11 @@ class Replica:
         return self._reconfiguration.remove(self._leadership, replica, now_ms)
 
     def members_prepared(self, number: int) -> None:
-        """Let learners vote, and who is replaced go, from this membership on only."""
+        """Let the next change follow by itself (`next_step`) only on this membership."""
         self._reconfiguration.prepared_number = number
 
     def _refresh_standing(self) -> None:
-        """Find out what part this replica has."""
+        """Find out whether this replica may stand, and whether it is to leave."""
         self._is_leaving = self._admission.is_leaving
         self._may_stand = (
             self._outbox.fatal is None
@@ -339,7 +339,7 @@ class Replica:
                 f"governs from slot {memberships.newest_slot} on"
             )
         memberships.advance(chosen_end)
-        # Before anybody is told that it is no member any more: also that it is so.
+        # Durable before any replica is told that it is no member any more.
         self._outbox.write_memberships(memberships.encode())
         self._refresh_standing()
         if self._leadership is not None and self._is_leaving:
@@ -355,12 +355,12 @@ class Replica:
         """Let a command wait for the next entry.
 
         Args:
-            is_alone: It gets an entry of its own, which old releases refuse (batch.py).
+            is_alone: It gets an entry of its own. Old releases refuse such an entry (batch.py).
 
         Returns:
             False: this replica doesn't lead, too many wait, or it is larger than
             command_bytes_max; nothing was taken. True is no promise: a leader that steps
-            down drops what waits, silently, so senders repeat their commands.
+            down silently drops waiting commands, so senders repeat them.
         """
         self._now_ms = now_ms
         leadership = self._leadership
@@ -376,7 +376,7 @@ class Replica:
         return True
 
     def forward(self, command: bytes) -> bool:
-        """Propose a command, or send it to the leader, who does; it may be lost on the way.
+        """Propose a command, or send it to the leader; it may be lost on the way.
 
         False: no leader is known, or too many wait.
         """
@@ -392,8 +392,8 @@ class Replica:
     def read(self, read_id: int, now_ms: int) -> bool:
         """Ask whether this replica still leads at some moment after now.
 
-        The id comes back in `confirmed_reads` (this replica's log holds every command
-        that anyone saw chosen before this call) or in `failed_reads`. False: it doesn't lead.
+        The id comes back in `confirmed_reads` or in `failed_reads`. Confirmed means: this log
+        holds every command that anyone saw chosen before this call. False: it doesn't lead.
         """
         self._now_ms = now_ms
         if self._leadership is None:
@@ -402,7 +402,7 @@ class Replica:
         return True
 
     def connected(self, peer: ReplicaId, now_ms: int) -> None:
-        """Learn that what is sent to a peer reaches it from now on."""
+        """Learn that messages to a peer reach it from now on."""
         self._admission.connected(peer)
         self._candidate.reach(peer, now_ms)
 
@@ -422,7 +422,7 @@ class Replica:
     def hand_over(self, cause: str, now_ms: int) -> bool:
         """Let a leader resign because somebody else would do better, and then hold back.
 
-        False: it stays. Nobody else can be elected without it, or stood when it held back.
+        False: it stays. Nobody else can be elected, or nobody else stood when it held back.
         """
         self._now_ms = now_ms
         if self._leadership is None or not self._pace.may_hand_over(now_ms):
@@ -434,22 +434,22 @@ class Replica:
         return True
 
     def log_read(self, request: ReadLog, entries: tuple[LogEntry, ...], now_ms: int) -> None:
-        """Pass entries on that were read back for a peer."""
+        """Pass on entries that were read back for a peer."""
         self._now_ms = now_ms
         self._catch_up.log_read(request, entries)
 
     def truncated(self, log_start: Slot) -> None:
-        """Learn that the store forgets entries below a slot; call it before it does.
+        """Learn that the store is going to forget entries below a slot.
 
-        Reads of the log that were asked for before must be answered from before, too.
+        Earlier reads of the log (`ReadLog`) must be answered with the entries of before.
         """
         self._learner.truncate(log_start)
 
     def members_copied(self, memberships: bytes | None) -> bytes | None:
-        """Take over who votes, from the replica that gives a copy of the state.
+        """Take over the memberships of the replica that gives a copy of the state.
 
         Returns:
-            What must become durable together with the copy.
+            The memberships to be made durable together with the copy.
         """
         self._memberships.take_copy(memberships)
         return self._memberships.encode()
@@ -457,12 +457,12 @@ class Replica:
     def state_copied(self, applied_end: Slot, now_ms: int) -> None:
         """Learn that a copy of the state, up to this slot, is durable in place of our own.
 
-        Who votes was taken over before (`members_copied`). The store has forgotten the log
-        below the slot. Promises and acceptances from there on stay as they are; entries
-        below that the shell has not applied are not to be.
+        The memberships were taken over before (`members_copied`). The store has forgotten the
+        log below the slot. Promises and acceptances from there on stay as they are. The shell
+        must not apply entries below any more.
         """
         self._now_ms = now_ms
-        # The log may have come meanwhile, from somebody who was away, and an election.
+        # Meanwhile a peer may have come back with the log, and this replica may lead.
         self._step_down("takes over a copy of the state")
         self._learner.skip_to(applied_end, self._acceptor)
         self._catch_up.progressed()
@@ -505,7 +505,7 @@ class Replica:
         if self._may_stand:
             self._candidate.tick(now_ms)
         elif self._is_leaving and now_ms >= self._hello_ms:
-            # Who knows that we have left says so, and sends us home.
+            # A member that knows that we have left says so, and sends us home.
             self._hello_ms = now_ms + self._settings.resend_interval_ms
             self._admission.greet_all()
         self._catch_up.tick(now_ms)
@@ -637,7 +637,7 @@ class Replica:
                 self._acceptor.raise_promise(ballot)
                 self._outbox.acknowledge(ballot, slot)
         elif (
-            # What is chosen and was lost here is fetched; a former leader may not know it.
+            # Chosen values that were lost here are fetched: a former leader may not know them.
             slot >= self._learner.known_end
             and self._acceptor.has_room(slot, self._learner.chosen_end)
             and self._outbox.unwritten_bytes < self._settings.log_window_bytes_max
@@ -654,21 +654,21 @@ class Replica:
         self._outbox.send(source, reply)
 
     def _hear_chosen(self, source: ReplicaId, ballot: Ballot, chosen_end: Slot) -> None:
-        """Hear from the leader of `ballot` how far its log is chosen."""
+        """Hear from the leader of `ballot` where its chosen prefix ends."""
         self._catch_up.hear_end(source, chosen_end)
         if chosen_end > self._learner.chosen_end:
             self._learner.mark(ballot, chosen_end, self._acceptor)
             self._catch_up.want(source, chosen_end, self._now_ms)
 
     def _hear_elsewhere(self, source: ReplicaId, chosen_end: Slot) -> None:
-        """Hear from somebody who needn't lead how far it knows the log to be chosen."""
+        """Hear from any peer, a leader or not, where its chosen prefix ends."""
         self._catch_up.hear_end(source, chosen_end)
         if self._leadership is None:
             self._catch_up.want(source, chosen_end, self._now_ms)
 
     def _on_catch_up_reply(self, source: ReplicaId, message: CatchUpReply) -> None:
         if self._leadership is not None:
-            return  # It knows all that former ballots chose, and counts its own.
+            return  # A leader has all that former ballots chose, and counts its own votes.
         if self._catch_up.hear_reply(source, message, self._now_ms):
             self._candidate.extend(self._now_ms)
             self._try_take_office()
@@ -725,7 +725,7 @@ class Replica:
             self._step_down(f"replica {source} knows ballot {message.promised}")
 
     def _yield_to(self, ballot: Ballot) -> None:
-        """Give up whatever was attempted under a lower ballot."""
+        """Give up a candidacy or a leadership under a lower ballot."""
         self._candidate.yield_to(ballot)
         if self._leadership is not None and self._leadership.ballot < ballot:
             self._step_down(f"ballot {ballot} is higher")
@@ -766,7 +766,7 @@ class Replica:
         else:
             slow = self._pace.look(self._now_ms)
             if slow is None or not self.hand_over(slow, self._now_ms):
-                # (Who can't hand over goes on leading: it must be heard.)
+                # (A leader that can't hand over goes on: it must be heard.)
                 self._reconfiguration.go_on(leadership, self._now_ms)
                 leadership.beat(self._now_ms)
 

@@ -1,9 +1,9 @@
-"""Commands of the log that all members leave out when they apply it, as operators said.
+"""Commands of the log that operators have left out: no member applies them.
 
-For a command whose application raises: a bug, equal on all replicas, that would stop them at
-this slot for ever. Operators mark it on each stopped member. Members whose marks differ
-would come to different states, so they don't hear each other (admission.py); who is new to
-a cluster takes over the marks of who introduces it.
+A command may raise an error when it is applied. That is a bug, the same on all replicas, and
+would stop them at this slot for ever. So operators mark the command on each stopped member.
+Members with different marks would come to different states, so they don't hear each other
+(admission.py). A new member takes over the marks of the member that introduces it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _checked(data: bytes) -> bytes:
     return data
 
 
-# What `encode_skips` gives, in a message.
+# The bytes of `encode_skips`, in a message.
 Skips = Annotated[bytes, Through(_checked)]
 
 
@@ -37,13 +37,13 @@ class Skip(NamedTuple):
 
 
 def encode_skips(skips: Iterable[Skip]) -> bytes:
-    """Return the one text that stands for these marks; b"": there are none."""
+    """Return the text of these marks; equal marks have equal texts. b"": there are none."""
     lines = [f"{slot} {command} {digest}" for slot, command, digest in sorted(set(skips))]
     return "\n".join(lines).encode()
 
 
 def decode_skips(data: bytes | None) -> tuple[Skip, ...]:
-    """Return what `encode_skips` was given, in order."""
+    """Return the marks that `encode_skips` was given, sorted."""
     result = []
     for line in (data or b"").decode().splitlines():
         slot, command, digest = line.split(" ")
@@ -52,7 +52,7 @@ def decode_skips(data: bytes | None) -> tuple[Skip, ...]:
 
 
 def first_slots(data: bytes | None) -> dict[str, Slot]:
-    """Return the marks as whoever applies the log wants them: digest -> first slot."""
+    """Return the marks as the state machine needs them: digest -> first slot."""
     return {skip.digest: skip.slot for skip in reversed(decode_skips(data))}
 
 

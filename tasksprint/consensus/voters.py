@@ -1,6 +1,7 @@
-"""Who votes in which slot, and what a quorum is: the only place that counts votes.
+"""The voters of each slot, and their quorums: the only place that counts votes.
 
-Knows nothing of what is voted on, nor of how a membership comes about (membership.py).
+Knows nothing of the values that are voted on, nor of how a membership comes about
+(membership.py).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tasksprint.ids import ReplicaId, Slot
 __all__ = ["Memberships", "Voters"]
 
 _NEVER = Slot(1 << 62)
-# Memberships that are kept though they govern no open slot: a copy of the state that was
-# begun before a change ends after it.
+# So many memberships are kept though they govern no open slot any more. A copy of the state may
+# begin before a change of the members, and end after it.
 _PAST_KEPT = 4
 
 
@@ -51,7 +52,7 @@ class Voters:
 
 
 class Span(NamedTuple):
-    """A membership and the first slot that it governs; it does so until the next one."""
+    """A membership and the first slot that it governs; it governs until the next one does."""
 
     first_slot: Slot
     membership: Membership
@@ -62,24 +63,24 @@ _NOBODY = Voters(())
 
 
 class Memberships:
-    """All memberships that matter still: of the log, and what others say of newer ones.
+    """All memberships that still matter: those of the log, and a newer one that others told of.
 
-    A slot is governed by the last membership that was chosen ALPHA slots or more before
-    it. As nothing is proposed ALPHA slots or more beyond the chosen prefix, whoever
-    knows the prefix knows who votes in every open slot.
+    The last membership that was chosen ALPHA slots or more before a slot governs it. Nothing
+    is proposed ALPHA slots or more beyond the chosen prefix. So a replica that knows the prefix
+    knows the voters of every open slot.
     """
 
     def __init__(self) -> None:
         self._spans: list[Span] = []  # in the order of slots; none: unfounded
-        # Newer than the log here says: told by a member. Whom to speak with, and who
-        # speaks; it decides nothing.
+        # A member told of it; it is newer than those in the log here. It says whom to speak
+        # with and whom to hear. It decides no vote.
         self._introduced: Membership | None = None
         self.has_news = False  # something was noted since `advance`
-        self.next_slot = _NEVER  # when the next of the known memberships begins to govern
+        self.next_slot = _NEVER  # where the next of the known memberships begins to govern
 
     @classmethod
     def remembered(cls, founding: bytes | None, memberships: bytes | None) -> Memberships:
-        """Return what a disk remembers: the founding entry, and what `encode` gave since."""
+        """Return the memberships of a disk: of the founding entry, and the bytes of `encode`."""
         result = cls()
         if founding is not None:
             result.found(decode_founding(founding))
@@ -94,7 +95,7 @@ class Memberships:
         self._add(Slot(1), Membership(0, founding.members, retired=founding.retired))
 
     def restore(self, data: bytes) -> None:
-        """Replace everything by what `encode` gave."""
+        """Replace everything by the memberships that `encode` gave."""
         try:
             fields = decode_json(data)
             spans = [(Slot(int(slot)), from_fields(each)) for slot, each in fields["spans"]]
@@ -107,7 +108,7 @@ class Memberships:
         self._introduced = None if introduced is None else from_fields(introduced)
 
     def take_copy(self, data: bytes | None) -> None:
-        """Take what came with a copy of the state, if it is newer than what the log says here."""
+        """Take the memberships of a copy of the state, if they are newer than those here."""
         if data is None:
             return
         copied = Memberships()
@@ -121,7 +122,7 @@ class Memberships:
             self.introduce(max(told, key=lambda membership: membership.number))
 
     def encode(self) -> bytes:
-        """Return the bytes that must outlive the entries of the log that brought them."""
+        """Return the memberships as bytes; these must outlive the entries that carried them."""
         spans = [[span.first_slot, to_fields(span.membership)] for span in self._spans]
         introduced = self._introduced
         return encode_json(
@@ -147,14 +148,14 @@ class Memberships:
         self._spans.append(Span(first_slot, membership, Voters(membership.voters)))
 
     def introduce(self, membership: Membership) -> bool:
-        """Take what a member says of a newer membership; return whether it is news."""
+        """Take a membership that a member told of; return whether it is newer."""
         if membership.number <= self.number:
             return False
         self._introduced = membership
         return True
 
     def advance(self, chosen_end: Slot) -> None:
-        """Take note of how far the log is chosen."""
+        """Take note of the end of the chosen prefix."""
         self.has_news = False
         spans = self._spans
         index = self._index(chosen_end)
@@ -173,7 +174,7 @@ class Memberships:
         return index
 
     def at(self, slot: Slot) -> Voters:
-        """Return who votes in a slot; nobody, if that isn't known."""
+        """Return the voters of a slot; none, if that isn't known."""
         index = self._index(slot)
         return self._spans[index].members if index >= 0 else _NOBODY
 
@@ -210,7 +211,7 @@ class Memberships:
 
     @property
     def number(self) -> int:
-        """The number of the newest membership that is known, in whatever way."""
+        """The number of the newest known membership, from the log or from a member."""
         if self._introduced is not None:
             return self._introduced.number
         return self._spans[-1].membership.number if self._spans else -1
@@ -222,7 +223,7 @@ class Memberships:
         return self._spans[max(self._index(chosen_end), 0)].membership
 
     def roster(self, chosen_end: Slot) -> dict[ReplicaId, Member]:
-        """Return everybody to speak with: members of open slots, and of newer memberships."""
+        """Return all replicas to speak with: members of open slots, and of newer memberships."""
         known: dict[ReplicaId, Member] = {}
         index = max(self._index(chosen_end), 0)
         memberships = [span.membership for span in self._spans[index:]]
