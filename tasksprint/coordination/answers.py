@@ -1,8 +1,8 @@
-"""What a job's scheduler asks for: answers to events, applied exactly once and in order.
+"""Answers of a job's scheduler to its events, applied exactly once and in order.
 
-An answer counts only if it is the job's next unanswered part and counts on the job's
-next tid; so whatever several replicas propose, and whatever comes twice, one history
-results. Anything else is ignored: it is either a duplicate or was overtaken.
+An answer counts only if it is the job's next unanswered part, and begins at the job's
+next tid. All other answers are ignored: they are duplicates, or were overtaken. So one
+history results, though several replicas propose answers and some come twice.
 
 A command that makes no sense fails the job, with a sentence that names the event.
 """
@@ -44,7 +44,7 @@ SUMMARY_COMMANDS = 3
 
 
 class _InvalidCommandError(Exception):
-    """A scheduler asked for what can't be; the text is for its author."""
+    """A scheduler asked for something impossible; the text is for its author."""
 
 
 class Answers:
@@ -92,7 +92,7 @@ class Answers:
                     part_index += 1
                     self._apply_part(job, part)
                     continue
-            # What is left is of later events than the next: something is missing.
+            # The rest is about later events than the next one: something is missing.
             ignored = len(parts) - part_index + len(empty) - empty_index
             break
         if ignored:
@@ -114,7 +114,7 @@ class Answers:
     def _begin(
         self, job: Job, commands: tuple[SchedulerCommand, ...]
     ) -> tuple[SchedulerCommand, ...]:
-        """Take what a job's first answer begins with; return what is left of it."""
+        """Read the beginning of a job's first answer; return the commands behind it."""
         if job.rules == 1:
             return commands
         first = commands[0] if commands else None
@@ -310,7 +310,7 @@ class Answers:
 
 
 def _summarise(commands: tuple[SchedulerCommand, ...]) -> str:
-    """Return the first commands in words, for who reads the mirror."""
+    """Return the first commands in words, for people who read the mirror."""
     words = [_in_words(command) for command in commands[:SUMMARY_COMMANDS]]
     if len(commands) > SUMMARY_COMMANDS:
         words.append(f"… ({len(commands)} commands)")

@@ -1,4 +1,4 @@
-"""What applying one entry of the log yields, as plain types.
+"""The outcome of applying one entry of the log, as plain types.
 
 The coordinator's shell and the scheduler host read these. Nothing here decides.
 """
@@ -51,7 +51,7 @@ class Applied(NamedTuple):
     events: tuple[tuple[JobId, Event], ...]
     answers: tuple[tuple[JobId, ChosenAnswer | EmptyAnswers], ...]
     rows: tuple[Row, ...]  # at most one for each (table, key)
-    clients: tuple[ClientId, ...]  # whose view changed
+    clients: tuple[ClientId, ...]  # with a changed view
     jobs: tuple[JobId, ...]  # started, ended, or with changed counts
     notes: tuple[str, ...]  # for the log of the process
     tick: Tick | None = None  # the last one in it

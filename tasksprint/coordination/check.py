@@ -1,6 +1,7 @@
 """The invariants of the replicated state, asserted one by one; for tests and for doubts.
 
-Everything that is kept incrementally is computed again here the slow, obvious way.
+Counts and queues that the state keeps up to date are computed anew here, in the slow,
+obvious way.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _check_job(state: State, job: Job) -> None:
 
 
 class _Counted:
-    """What other tasks say about one."""
+    """One task's counts, from the other tasks."""
 
     def __init__(self) -> None:
         self.users = 0

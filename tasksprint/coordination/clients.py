@@ -1,12 +1,11 @@
-"""One client as the replicated state knows it, its row, and what changed of its view.
+"""One client as the replicated state knows it, its row, and the changes of its view.
 
-A client is alive or dead; it keeps its `cid` until it has been dead for so long that it is
-forgotten, and each start of it is a new incarnation. What it has assigned, holds and
-counts in its queue follows from the tasks and is kept here only so that nobody must look
-through all tasks.
+A client is alive or dead. Each of its starts is a new incarnation. It keeps its `cid` until it
+has been dead for long, and is forgotten. Its assigned tasks, its results and the length of its
+queue follow from the tasks. They are kept here, too, so that nobody must look through all tasks.
 
-The changes of its view are not rows: a replica that was restored answers with a whole
-view to whoever asks for changes from before (`ViewChanges`).
+The changes of its view are not rows. If a client asks a restored replica for changes from
+before, the answer is a whole view (`ViewChanges`).
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from tasksprint.ids import ClientId, Incarnation, JobId, Slot, TaskId
 
 __all__ = ["FORMER", "Client", "ViewChanges", "client_from_row", "client_row"]
 
-# In place of the incarnation of a client of a former cluster (Schedule.found_anew); those
-# that clients draw are hex digits.
+# A client of a former cluster (Schedule.found_anew) has this in place of its incarnation.
+# Incarnations that clients draw are hex digits.
 FORMER = Incarnation("former")
 
 
 class ViewChanges:
-    """What changed of one client's view, with the slot that did it.
+    """The changes of one client's view, each with the slot that made it.
 
-    `run` is in order of change; stops and drops wait until the client has named a version
-    at or after theirs: in a poll of this replica, or (`Tick.followed`) of the leader. That a
-    job has ended is told to all clients alike (`State.ends`); `drop_jobs` is for who needs to
-    hear it again.
+    `run` is in order of change. A stop or a drop stays until the client has named its version
+    or a later one: in a poll of this replica, or in one of the leader (`Tick.followed`). All
+    clients alike are told that a job has ended (`State.ends`); `drop_jobs` is for a client that
+    must hear it again.
     """
 
     __slots__ = ("drop_jobs", "drops", "first_slot", "run", "stops")
@@ -46,7 +45,7 @@ class ViewChanges:
         self.drop_jobs: deque[tuple[Slot, DropJob]] = deque()
 
     def forget_until(self, since: Slot) -> bool:
-        """Forget the stops and drops that a client which names `since` has seen.
+        """Forget the stops and drops up to `since`: the client named it, and has seen them.
 
         Returns:
             Whether there were any.
@@ -99,7 +98,7 @@ class Client:
         self.hostname = ""
         self.capacity = 0
         self.is_alive = False
-        # Nodes attached by hand, by name, and the last request that told them.
+        # Nodes attached by hand: their count by name, and the last request about them.
         self.attached: dict[str, int] = {}
         self.attached_request = 0
         self.joined_ms = 0  # log time
@@ -143,7 +142,7 @@ def client_row(client: Client) -> Row:
 def client_from_row(
     cid: ClientId, state: str, address: str | None, body: dict[str, Any], applied: Slot
 ) -> Client:
-    """Return a client from its row; what follows from tasks is still zero."""
+    """Return a client from its row; counts that follow from tasks are still zero."""
     client = Client(cid, body["identity"])
     client.incarnation = body["incarnation"]
     client.address = address

@@ -1,8 +1,8 @@
 """The commands that stand in the log, and their encoding.
 
 A command is a JSON array `[kind, …]`; JSON that users wrote stands in it as strings.
-Decoding checks every type and range, so that applying needs no doubts about shapes;
-whether a command makes sense (does this task exist?) only the state machine knows.
+Decoding checks every type and range, so applying needs no doubts about shapes. Only the
+state machine knows whether a command makes sense (does this task exist?).
 The commands of a scheduler, inside `Answer`, are the types of tasksprint.scheduler_commands.
 """
 
@@ -75,8 +75,8 @@ def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
 def _read_detail(detail: Any) -> dict[str, Any]:
     if type(detail) is not dict:
         raise ValueError(f"expected an object, found {detail!r:.50}")
-    # What can be read can't always be written: orjson writes less deeply nested values
-    # than it reads. This one becomes a part of an event, and of rows.
+    # orjson reads more deeply nested values than it can write. This one becomes a part of an
+    # event, and of rows, so it must be writable.
     encode_json([[[[detail]]]])
     return detail
 
@@ -88,7 +88,7 @@ _Detail = Annotated[dict[str, Any], Through(_read_detail)]
 
 @dataclass(frozen=True, slots=True)
 class SilentClient:
-    """A client that the leader hasn't heard since its request `request`."""
+    """A client that has said nothing to the leader since its request `request`."""
 
     cid: ClientId
     incarnation: Incarnation
@@ -97,7 +97,7 @@ class SilentClient:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """After this slot, the state of who says so had this digest."""
+    """After this slot, the state of the claiming replica had this digest."""
 
     slot: Slot
     digest: str
@@ -110,11 +110,11 @@ class Tick:
     elapsed_ms: int  # since the leader's last tick
     wall_ms: int  # for display
     silent: tuple[SilentClient, ...] = ()
-    # Of the leader's own state, for the others to compare theirs with (claims.py). It
+    # A claim of the leader's own state: the others compare theirs with it (claims.py). It
     # changes nothing of the state.
     claim: Claim | None = None
-    # Versions of their views that clients have followed, as they told the leader: all
-    # replicas forget what those clients were told until then. It changes nothing else.
+    # The version of its view that each client has followed, as it told the leader. All
+    # replicas forget the stops and drops up to it. This changes nothing else.
     followed: tuple[tuple[ClientId, Slot], ...] = ()
 
 
@@ -133,7 +133,7 @@ class JoinClient:
 
     identity: str  # hex, of its data directory
     incarnation: Incarnation  # hex, of this start
-    address: str | None  # where other clients reach it; None: they can't
+    address: str | None  # for other clients; None: they can't reach it
     hostname: str
     slots: int  # its nodes
     held: tuple[Held, ...] = ()
@@ -169,7 +169,7 @@ class Completion:
     attempt: int
     result_digest: str  # encoding.result_digest of all values
     size_bytes: int  # of all values
-    inputs_digest: str | None  # of what it consumed (`inputs_digest`); None: no pretasks
+    inputs_digest: str | None  # of the results that it consumed; None: no pretasks
     run_us: int
     inline: _Inline = field(default_factory=dict)  # values under the task's `keys`
 
@@ -196,7 +196,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a client's nodes did since its last report."""
+    """The work of a client's nodes since its last report."""
 
     cid: ClientId
     incarnation: Incarnation
@@ -233,7 +233,7 @@ class AnswerPart:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a job's scheduler says to some events, in order."""
+    """The answers of a job's scheduler to some events, in order."""
 
     job: JobId
     parts: tuple[AnswerPart, ...] = ()
@@ -271,11 +271,11 @@ class SchedulerOut:
 
 @dataclass(frozen=True, slots=True)
 class JobObserved:
-    """Somebody saw something of a job that its owner must hear of (observations.py)."""
+    """The owner of a job must hear something about it (observations.py)."""
 
     job: JobId
     kind: str
-    source: str  # who saw it: "replica 2", "client 3"; counts once for each kind
+    source: str  # the one that saw it: "replica 2", "client 3"; counts once for each kind
     text: str
 
 
@@ -306,12 +306,16 @@ Command = (
 
 
 def inputs_digest(result_digests: Sequence[str]) -> str:
-    """Return the digest of what an attempt consumed: result digests of all pretasks, in order."""
+    """Return the digest of an attempt's inputs.
+
+    Args:
+        result_digests: Of all pretasks, in order.
+    """
     return hashlib.sha256("".join(result_digests).encode()).hexdigest()
 
 
 def answer_digest(first_tid: TaskId, last: bool, commands: Sequence[SchedulerCommand]) -> str:
-    """Return the digest by which replicas compare an answer's part with the chosen one."""
+    """Return the digest of an answer's part; replicas compare it with that of the chosen one."""
     listed = [_write(type(command))(command) for command in commands]
     return hashlib.sha256(encode_json([first_tid, last, listed])).hexdigest()
 
@@ -341,13 +345,13 @@ TAGS: dict[type, str] = {
     TaskSpec: "s",
     WriteLog: "l",
 }
-# Those that rules brought: under older ones nobody can apply them.
+# Kinds that later rules brought, with their version: under older rules nobody can apply them.
 _SINCE: dict[type, int] = {HandleEvents: 2}
 
 
 @functools.cache
 def _arrays(rules: int) -> tuple[Arrays, dict[str, Any]]:
-    """Return what writes commands and reads what these rules know of them, and their kinds."""
+    """Return the writers and readers of commands under these rules, and the known kinds."""
     tags = {kind: tag for kind, tag in TAGS.items() if _SINCE.get(kind, 0) <= rules}
     arrays = Arrays(tags, version=rules, exact=True, made_by={TaskSpec: compact_spec})
     return arrays, arrays.tagged(Command)
@@ -365,11 +369,11 @@ def decode_command(data: bytes | memoryview, rules: int = RULES.version) -> Comm
     """Return the command that `data` encodes.
 
     Args:
-        rules: The version of the rules that the log is at. One with more than that version
-            knows isn't a command yet: the release of that version couldn't apply it.
+        rules: The version of the rules that the log is at. If `data` holds something that this
+            version doesn't know, it is no command yet: that version's release couldn't apply it.
 
     Raises:
-        RemoteProtocolError: It isn't one.
+        RemoteProtocolError: It is no command.
     """
     value: Any = decode_json(data)
     try:

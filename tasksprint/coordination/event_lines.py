@@ -1,7 +1,6 @@
 """The lines of a job's events, made once for all replicas.
 
-They are made by splicing: values and parameters that users wrote are put in as the bytes
-they came in.
+The values and parameters of users are spliced in, as the bytes that they came in.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def line_init(number: int, job: Job) -> bytes:
 
 
 def line_client_joined(number: int, time_ms: int, cid: ClientId, num_nodes: int) -> bytes:
-    """Return the line that says that a client can run tasks."""
+    """Return the line of the event "client_joined": a client can run tasks."""
     return (
         f'{{"event":{number},"kind":"client_joined","time_ms":{time_ms}'
         f',"cid":{cid},"num_nodes":{num_nodes}}}'
@@ -40,14 +39,14 @@ def line_client_joined(number: int, time_ms: int, cid: ClientId, num_nodes: int)
 
 
 def line_client_dead(number: int, time_ms: int, cid: ClientId) -> bytes:
-    """Return the line that says that a client is gone."""
+    """Return the line of the event "client_dead": a client is gone."""
     return (f'{{"event":{number},"kind":"client_dead","time_ms":{time_ms},"cid":{cid}}}').encode()
 
 
 def line_task_done(
     number: int, time_ms: int, tid: TaskId, keys: tuple[str, ...], inline: dict[str, Any]
 ) -> bytes:
-    """Return the line that hands a task's values under `keys` to the scheduler.
+    """Return the line of the event "task_done", with the task's values under `keys`.
 
     Args:
         inline: At least the values under `keys`, each as (kind, text).
@@ -89,7 +88,7 @@ def _quote(text: str) -> str:
 def line_task_failed(
     number: int, time_ms: int, tid: TaskId, error: str, detail: dict[str, Any]
 ) -> bytes:
-    """Return the line that says that a task is given up."""
+    """Return the line of the event "task_failed": a task is given up."""
     return (
         f'{{"event":{number},"kind":"task_failed","time_ms":{time_ms},"tid":{tid}'
         f',"error":{_quote(error)},"detail":{encode_json(detail).decode()}}}'
@@ -97,5 +96,5 @@ def line_task_failed(
 
 
 def line_timer(number: int, time_ms: int, timer: int) -> bytes:
-    """Return the line that says that a timer has run out."""
+    """Return the line of the event "timer": a timer has run out."""
     return (f'{{"event":{number},"kind":"timer","time_ms":{time_ms},"timer":{timer}}}').encode()

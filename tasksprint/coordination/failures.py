@@ -1,12 +1,12 @@
-"""What is kept of attempts that failed, for people: the last ones of each job, with the cause.
+"""The last failed attempts of each job, with their causes, for people.
 
 A failed attempt is a row of the table "failures", numbered in its job. Only the last
 `failures_kept_max` stay, so a job whose tasks fail for ever takes no more room than
-that; the one that ended a job is among them, as nothing fails after it.
+that. The failure that ended a job is among them: nothing fails after it.
 
-A row's body is one JSON object: `number`, `tid`, `name`, `attempt`, `failures` (how many
-attempts at this task have failed), `retries`, `final` (whether the task is given up), `cid`,
-`host`, `time_ms` (in the job's time), `error`, and `detail`: what the client knows of it.
+A row's body is one JSON object: `number`, `tid`, `name`, `attempt`, `failures` (the number of
+failed attempts at this task), `retries`, `final` (whether the task is given up), `cid`, `host`,
+`time_ms` (in the job's time), `error`, and `detail`: the client's own knowledge of it.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def record_failure(
 
 
 def clean_detail(detail: Mapping[str, Any], text_bytes_max: int) -> dict[str, Any]:
-    """Return what of a client's detail is kept: numbers, and texts of a bounded length.
+    """Return the part of a client's detail that is kept: numbers, and texts of bounded length.
 
-    It stands in the log, in an event of the scheduler and in the mirror, whatever a
-    client sends.
+    A client may send anything, and the detail stands in the log, in an event of the scheduler
+    and in the mirror.
     """
     cleaned: dict[str, Any] = {}
     for name, value in detail.items():

@@ -1,7 +1,7 @@
 """The rows of a job, and the job from its rows.
 
-A job's row changes with every entry that concerns it, so what never changes (seed,
-parameters, program, manifest) stands in a fact of its own, and each timer in another.
+A job's row changes with every entry that concerns it. So its constant parts (seed,
+parameters, program, manifest) stand in a fact of their own, and each timer in another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def definition_row(job: Job) -> Row:
-    """Return the row of what never changes."""
+    """Return the row of the job's constant parts."""
     body = [job.seed, job.params, job.program, job.manifest, job.submitted_ms,
             job.submitted_wall_ms]  # fmt: skip
     if job.rules > 1:
@@ -34,7 +34,7 @@ def definition_row(job: Job) -> Row:
 
 
 def program_of(row: Row) -> str | None:
-    """Return the digest of a job's archive, from the row that defines it; None: another row."""
+    """Return the digest of a job's archive, from its `definition_row`; None: another row."""
     name = row.key[0]
     if row.table != "facts" or row.columns is None or not str(name).startswith("job "):
         return None
@@ -80,7 +80,7 @@ def timer_row(job: Job, due_ms: int, number: int, timer: int) -> Row:
 
 
 def timer_name(job: Job, number: int) -> str:
-    """Return the name of the fact that is a job's timer of this number."""
+    """Return the name of the fact of a job's timer."""
     return f"timer {job.job} {number}"
 
 

@@ -1,12 +1,12 @@
 """One job and its tasks as the replicated state knows them.
 
-    running ──finish──> finished      (once every result that finish names can be read)
+    running ──finish──> finished      (once all results that finish names are readable)
        ├─────fail, or an error of its scheduler──> failed
        └─────cancel──> cancelled
 
-This module knows the fields. How they are kept is in job_rows.py and task_rows.py; how
-tasks change their states, in transitions.py. What they mean for others is decided in
-placement/ (where to run), results.py (what counts) and answers.py (what is asked).
+This module knows the fields. job_rows.py and task_rows.py keep them; transitions.py changes
+the states of tasks. Others decide by them: placement/ (where to run), results.py (which result
+counts) and answers.py (the commands of schedulers).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Job:
         self.params = params
         self.program = program
         self.manifest = manifest
-        # The version of the rules that it was submitted under. What its scheduler may say is
-        # the same up to its end: one that is replayed says again what it said before.
+        # The version of the rules that it was submitted under. It fixes the commands of its
+        # scheduler up to the job's end: a scheduler that is replayed must repeat itself.
         self.rules = rules
         self.node, self.retries, self.timeout_ms = _defaults(manifest, default_retries)
         # Name of the nodes that serve it, attached by hand; None: clients start its nodes.
@@ -99,10 +99,10 @@ class Job:
         self.submitted_wall_ms = 0  # wall time of the last tick then: display only
         self.ended_ms: int | None = None
         self.ended_wall_ms: int | None = None
-        self.values: str | None = None  # what finish was given, JSON text
+        self.values: str | None = None  # the values given to finish, JSON text
         self.error: str | None = None
         self.keep: tuple[TaskId, ...] = ()  # tasks whose results outlive the job
-        # finish was said, but some result that it names must be computed again first.
+        # finish was said, but some result named in it must be computed again first.
         self.finishing: tuple[tuple[TaskId, ...], str] | None = None
         self.tasks: dict[TaskId, Task] = {}  # in order of tid; without released ones
         self.next_tid = TaskId(0)
@@ -111,29 +111,30 @@ class Job:
         # The queue of placement/ready.py in which it stands; None: it has no ready task.
         self.queue: tuple[str | None, int] | None = None
         self.estimates_us: dict[str, int] = {}  # by task name
-        # Lines of events and digests of answers stand in the mirror only: schedulers that
-        # replay read them there.
+        # Lines of events and digests of answers stand in the mirror only. Schedulers read them
+        # there for a replay.
         self.event_count = 0
         self.next_event = 0  # the first event without a whole chosen answer …
         self.next_part = 0  # … and the next part of it
         self.timers: list[tuple[int, int, int]] = []  # sorted: (due in log time, number, timer)
         self.due: tuple[int, JobId] | None = None  # its place in `State.due`
         self.next_timer = 0  # number of the next timer: order among equal times
-        self.log_lines = 0  # all, of which about deaths of clients:
-        self.loss_lines = 0
+        self.log_lines = 0  # all lines of the job's log
+        self.loss_lines = 0  # those among them that tell of dead clients
         self.failure_count = 0  # attempts that failed; the next number of one
         self.out: dict[ReplicaId, tuple[str, str]] = {}  # (kind, error) of lost schedulers
-        # What its programs run on, (version, who said so first), and what its owner must know.
+        # Interpreters of its programs, (version, the first that said so), and the warnings to
+        # its owner.
         self.runtimes: dict[str, tuple[str, str]] = {}
         self.warnings: dict[str, str] = {}
-        # Kinds of events that its scheduler does something about; None: all, or unknown. Until
-        # a scheduler of rules from 2 on has begun to answer `init`: none.
+        # Kinds of events that its scheduler handles; None: all, or unknown. Under rules from 2
+        # on it is empty until the scheduler has begun to answer `init`.
         self.handles: tuple[str, ...] | None = None
-        # Log time at which it fails if nothing can come any more that it handles; None: it can.
+        # Nothing that it handles can come any more: it fails at this log time. None: it can.
         self.idle_end_ms: int | None = None
 
     def let_go(self) -> None:
-        """Free the memory of what nobody asks of an ended job; its rows keep it."""
+        """Free the memory of fields that nobody needs of an ended job; its rows keep them."""
         self.params = self.manifest = self.node = ""
         self.ready = []
         self.timers = []
@@ -152,7 +153,7 @@ class Job:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing can come any more that its scheduler handles."""
+        """Whether no event that its scheduler handles can come any more."""
         return (
             self.handles is not None
             and self.is_running
@@ -164,7 +165,7 @@ class Job:
 
     @property
     def due_ms(self) -> int | None:
-        """When log time alone changes something of it; None: it doesn't."""
+        """The log time at which time alone changes the job; None: it never does."""
         return self.timers[0][0] if self.timers else self.idle_end_ms
 
 
@@ -206,34 +207,34 @@ class Task:
     def __init__(self, job: Job, tid: TaskId, spec: TaskSpec) -> None:
         self.job = job
         self.tid = tid
-        self.spec = spec  # with the limits of the job where it says none
+        self.spec = spec  # with the job's limits in place of missing ones
         self.state = WAITING
         self.pending = 0
-        # Tids of the tasks that name this one, once for each time that they do. Tids and
+        # Tids of the tasks that name this one, as often as they name it. They are tids and
         # not tasks: a released dependent must not stay in memory because of us.
         self.dependents: list[TaskId] | None = None
         self.gone = 0  # of those: released, and forgotten, since the list was last cleaned
-        self.users = 0  # places in the pretasks of unfinished tasks where this one stands
+        self.users = 0  # how often this one stands among the pretasks of unfinished tasks
         # The current attempt.
         self.attempt = 0
         self.cid: ClientId | None = None
-        self.load_us = 0  # what it counts in its client's queue
+        self.load_us = 0  # its share of its client's queue
         self.placed = 0  # number of the placement, over all tasks: the order of a queue
         self.ahead = 0  # dependents assigned while this one isn't done
         self.may_extend = False  # waits in its client's `extend` queue
-        # What became of earlier attempts.
+        # The outcome of earlier attempts.
         self.failures = 0
         self.failed_on: ClientId | None = None
         self.error: str | None = None
-        # The result: canonical digest, and who has those bytes.
+        # The result: canonical digest, and the clients that have those bytes.
         self.digest: str | None = None
         self.size_bytes = 0
         self.holders: tuple[ClientId, ...] = ()
         self.event: int | None = None  # number of its task_done event
-        self.told: str | None = None  # digest of the values in it (keys), if there are any
-        self.is_stale = False  # the digest rests on an input's bytes that changed
+        self.told: str | None = None  # digest of the values in that event, if it has any
+        self.is_stale = False  # the digest rests on an input whose bytes changed
         self.is_released = False  # the scheduler let it go; unfinished users keep it
-        self.is_wanted = False  # named by finish, whose results must be readable
+        self.is_wanted = False  # named by finish: its result must be readable
 
     def __repr__(self) -> str:
         return f"<task {self.job.job}/{self.tid} {self.spec.name!r} {STATES[self.state]}>"
@@ -245,7 +246,7 @@ def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None
     Raises:
         ValueError: It isn't an object, or one of them has a wrong type.
     """
-    # RemoteProtocolError can't come: whoever makes a Job has parsed the text before.
+    # RemoteProtocolError can't come: the text was parsed before the Job is made.
     entries: Any = decode_json(manifest.encode())
     if not isinstance(entries, dict):
         raise ValueError(f"the manifest must be an object, found {manifest!r:.50}")

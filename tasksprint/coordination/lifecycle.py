@@ -1,10 +1,9 @@
-"""How jobs start and end, and what makes them end early.
+"""How jobs start and end, and why they may end early.
 
-A job that ends lets go of everything but its summary and the results that `finish`
-named: its tasks leave memory (their rows stay in the mirror, as they were last), clients
-are told to drop its values, and no event is raised for it any more; those that were, and
-their answers, are given free. After a while, or when somebody says so, it is forgotten:
-then nothing is left of it.
+A job that ends keeps only its summary and the results that `finish` named. Its tasks leave
+memory; their rows stay in the mirror, as they were last. Clients are told to drop its values.
+No event is raised for it any more, and the rows of its events and answers may be deleted. After a
+while, or when somebody says so, the job is forgotten: then nothing is left of it.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Lifecycle:
     # --- start ---
 
     def submit(self, command: SubmitJob) -> Job | str:
-        """Start a job; return it, or the sentence that says why not."""
+        """Start a job; return it, or the reason of a refusal."""
         state = self._state
         try:
             params = decode_json(command.params.encode())
@@ -95,10 +94,11 @@ class Lifecycle:
         return job
 
     def begin(self, job: Job, handles: tuple[str, ...] | None) -> None:
-        """Take which events a job's scheduler handles; it has begun to answer the first one.
+        """Note the events that a job's scheduler handles: it has begun to answer the first one.
 
         Args:
-            handles: As it says; None: it doesn't, and is told all.
+            handles: Kinds of events, as the scheduler says; None: it doesn't say, and is told
+                of all.
         """
         if handles is not None:
             handles = tuple([kind for kind in EVENT_KINDS if kind in handles])
@@ -119,7 +119,7 @@ class Lifecycle:
     # --- end ---
 
     def finish(self, job: Job, taskids: tuple[TaskId, ...], values: str) -> None:
-        """End the job with a result, as soon as all results that it names can be read.
+        """End the job as finished, as soon as all results that finish names can be read.
 
         A result whose last holder is gone is computed again first; meanwhile the job
         is still running, but its scheduler has nothing to say any more.
@@ -129,7 +129,7 @@ class Lifecycle:
         self.try_finish(job)
 
     def try_finish(self, job: Job) -> None:
-        """End a job whose scheduler said finish, if all results that it names are there."""
+        """End a job whose scheduler said finish, if all results named in it are there."""
         assert job.finishing is not None
         taskids, values = job.finishing
         for tid in taskids:
@@ -140,7 +140,7 @@ class Lifecycle:
         self._end(job, FINISHED, taskids)
 
     def give_up_finish(self, job: Job) -> None:
-        """End a job as finished though a result that it names can't be computed again."""
+        """End a job as finished though a result named in finish can't be computed again."""
         assert job.finishing is not None
         taskids, values = job.finishing
         job.finishing = None
@@ -156,7 +156,7 @@ class Lifecycle:
             self._end(job, FAILED_JOB, ())
 
     def cancel(self, command: CancelJob) -> str | None:
-        """End the job as cancelled; return the sentence that says why not, if so.
+        """End the job as cancelled; return the reason of a refusal, or None.
 
         Cancelling a job that has ended does nothing and is no error.
         """
@@ -182,7 +182,7 @@ class Lifecycle:
                 still = {tid: task for tid, task in held.items() if tid in kept}
                 if still:
                     client.holds[job.job] = still
-                # Others hear of it when they ask next; nothing of theirs waits for it.
+                # Other clients hear of it when they ask next. Nothing of theirs waits for it.
                 state.changes.views[client.cid] = None
         for task in kept.values():
             task.dependents = None
@@ -204,7 +204,7 @@ class Lifecycle:
     # --- after the end ---
 
     def forget_now(self, command: ForgetJob) -> str | None:
-        """Forget an ended job; return the sentence that says why not, if so."""
+        """Forget an ended job; return the reason of a refusal, or None."""
         job = self._state.jobs.get(command.job)
         if job is None:
             return f"there is no job {command.job}"
@@ -224,7 +224,7 @@ class Lifecycle:
             self._forget(state.jobs[job_id])
 
     def _forget(self, job: Job) -> None:
-        """Leave nothing of an ended job but rows that nobody reads; stores delete them."""
+        """Forget an ended job; only rows that nobody reads are left, and stores delete them."""
         state = self._state
         assert job.ended_ms is not None
         if job.keep:
@@ -270,7 +270,7 @@ class Lifecycle:
                 self._judge_schedulers(job)
 
     def _judge_schedulers(self, job: Job) -> None:
-        """Fail a job of which too few replicas have a scheduler left."""
+        """Fail a job if too few replicas have a scheduler of it left."""
         members = self._state.members
         crashed = [replica for replica in members if job.out.get(replica, ("",))[0] == "crashed"]
         gone = [replica for replica in members if replica in job.out]
@@ -287,14 +287,14 @@ class Lifecycle:
             self.fail(job, first)
             return
         if len({_sentence(job.out[replica][1]) for replica in named}) == 1:
-            # What follows the sentence (the tail of stderr) differs in paths at least.
+            # Behind the sentence stands the tail of stderr. It differs in paths at least.
             self.fail(job, f"on {len(named)} of {len(members)} replicas: {first}")
             return
         told = "; ".join(f"replica {replica}: {job.out[replica][1]}" for replica in named)
         self.fail(job, f"the scheduler {what} on {len(named)} of {len(members)} replicas; {told}")
 
     def settle(self) -> None:
-        """Note, at the end of an entry, when the jobs fail that are idle from now on."""
+        """Note, at the end of an entry, at which time newly idle jobs fail."""
         state = self._state
         for job in state.changes.jobs:
             if job.handles is not None and job.is_idle != (job.idle_end_ms is not None):
@@ -303,7 +303,7 @@ class Lifecycle:
                 state.timers_changed(job)
 
     def run_out_timers(self) -> None:
-        """Raise the events of all timers that are due, and end jobs that are idle for long."""
+        """Raise the events of all timers that are due, and fail jobs that were idle too long."""
         state = self._state
         while state.due and state.due[0][0] <= state.log_ms:
             job = state.running[state.due[0][1]]

@@ -1,8 +1,8 @@
 """Which clients are alive, in log time: joining, leaving, falling silent, coming back.
 
 Time enters only through ticks: each adds the milliseconds since the leader's last one,
-at most Rules.tick_elapsed_max_ms. The leader judges who fell silent; its judgement is
-ignored for a client that has said something since.
+at most Rules.tick_elapsed_max_ms. The leader judges which clients fell silent. Its judgement
+is ignored for a client that has said something since.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DEATHS = {"silent": "fell silent", "started again": "was started again", "left"
 
 
 class Liveness:
-    """Applies what happens to clients as a whole."""
+    """Applies the commands about clients as a whole."""
 
     __slots__ = ("_lifecycle", "_results", "_state", "_transitions")
 
@@ -82,7 +82,7 @@ class Liveness:
         self._die(client, "silent").tell(state)
 
     def join(self, command: JoinClient) -> Client | str:
-        """Take up a client; return it, or the sentence that says why not."""
+        """Take up a client; return it, or the reason of a refusal."""
         state = self._state
         slots_max = state.rules.client_slots_max
         if command.slots > slots_max:
@@ -124,7 +124,7 @@ class Liveness:
         for held in command.held:
             self._take_up(client, held)
         if losses is not None:
-            losses.tell(state)  # Now that it is known with which results it came back.
+            losses.tell(state)  # Only now: the results that it brought back are known.
         state.note(
             f"cid={cid} host={client.hostname} slots={client.capacity} joined,"
             f" holding {len(command.held)} results"
@@ -149,11 +149,11 @@ class Liveness:
                 self._results.restore_held(task, client)
                 return
         if task is not None and task.digest is None and task.state < DONE:
-            return  # Made, but not counted yet: the client may report it.
+            return  # It was made, but not counted yet: the client may report it.
         state.tell_drop(client, held.job, held.tid, held.digest)
 
     def leave(self, command: LeaveClient) -> str | None:
-        """Let a client go at once; return the sentence that says why not, if so."""
+        """Let a client go at once; return the reason of a refusal, or None."""
         client = self.find(command.cid, command.incarnation)
         if client is None:
             return f"client {command.cid} isn't alive in this incarnation"
@@ -161,7 +161,7 @@ class Liveness:
         return None
 
     def attach(self, command: NodesAttached) -> str | None:
-        """Note which nodes are attached to a client; return why not, if so."""
+        """Note the nodes attached to a client; return the reason of a refusal, or None."""
         client = self.find(command.cid, command.incarnation)
         if client is None:
             return f"client {command.cid} isn't alive in this incarnation"
@@ -201,7 +201,7 @@ class Liveness:
         del dead[bisect_left(dead, (client.ended_ms, client.cid))]
 
     def _forget_dead(self) -> None:
-        """Forget the clients that died long ago, and those that did first if there are too many.
+        """Forget the clients that died long ago, and the first dead ones if there are too many.
 
         Nothing names them any more: their tasks and results were taken from them when they died.
         """
@@ -220,7 +220,7 @@ class Liveness:
             state.note(f"cid={cid} host={client.hostname} forgotten: dead for long")
 
     def _die(self, client: Client, why: str) -> _Losses:
-        """Take everything from a client; return what jobs lose by it, to be told."""
+        """Take everything from a client; return the losses of jobs, to be told."""
         state = self._state
         client.is_alive = False
         client.attached = {}
@@ -247,7 +247,7 @@ class Liveness:
         )
         for job_id in sorted(client.holds):
             for tid in sorted(client.holds.get(job_id, ())):
-                # The loss of another one may have ended the job, or let this one go.
+                # The loss of an earlier one may have ended the job, or let this one go.
                 lost = client.holds.get(job_id, {}).get(tid)
                 if lost is not None:
                     self._results.lose_holder(lost, client)
@@ -261,7 +261,7 @@ class Liveness:
 
 
 def _too_many(command: NodesAttached, rules: Rules) -> str | None:
-    """Return why so many nodes, or nodes of such names, can't be attached; None: they can."""
+    """Return why these nodes can't be attached (too many, or too long names); None: they can."""
     nodes = command.nodes
     if len(nodes) > rules.attached_names_max:
         return (
@@ -284,7 +284,7 @@ def _too_many(command: NodesAttached, rules: Rules) -> str | None:
 
 
 def _listed(nodes: dict[str, int]) -> str:
-    """Return the nodes that are attached to a client, in a line that ends."""
+    """Return the nodes that are attached to a client, in a line of bounded length."""
     names = list(nodes.items())
     listed = [f"{count} {name!r}" for name, count in names[:_NAMES_TOLD]]
     if len(names) > _NAMES_TOLD:
@@ -293,12 +293,12 @@ def _listed(nodes: dict[str, int]) -> str:
 
 
 class _Losses:
-    """What jobs lose by the death of a client: told to their owners, in one line each.
+    """The losses of jobs by the death of a client: told to their owners, in one line each.
 
     Args:
-        why: How it died.
-        had: Tasks that the client had.
-        holding: Running jobs of which it has results.
+        why: A key of `_DEATHS`.
+        had: Tasks of the client.
+        holding: Running jobs with results on the client.
     """
 
     def __init__(self, client: Client, why: str, had: list[Task], holding: list[Job]) -> None:

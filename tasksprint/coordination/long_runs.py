@@ -1,8 +1,8 @@
 """The task of a job that runs longest, for people who wonder whether it hangs.
 
-A job whose task runs has no obstacle, however long that takes; but one that hangs holds up
-all that needs it, and nothing says so. Clients say with their polls what has been running
-for more than a moment; here it is compared with the state, and put into words.
+A job whose task runs has no obstacle, however long that takes. But a task that hangs holds up
+all tasks that need it, and nobody is told. Clients name in their polls the tasks that have been
+running for more than a moment. This module compares that with the state, and puts it into words.
 
 Nothing is decided by it, and nothing of it is replicated.
 """
@@ -20,16 +20,16 @@ from tasksprint.ids import ClientId, JobId, TaskId
 
 __all__ = ["LongRun", "decode_runs", "longest"]
 
-# A task that runs for so long, and for so many times as long as others of its name, may hang.
+# A task may hang if it runs for so long, and for so many times as long as others of its name.
 _UNLIKE_MS = 5_000
 _UNLIKE_TIMES = 5
-# Of a name that nobody has measured yet: after this one may wonder.
+# If no task of its name was measured yet, people may wonder after this.
 _WONDER_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class LongRun:
-    """What a client says of the task of a job that its nodes have been running longest."""
+    """The task of a job that has been running longest on one client, as the client says."""
 
     cid: ClientId
     job: JobId
@@ -39,10 +39,10 @@ class LongRun:
 
 
 def longest(state: State, job: Job, runs: Iterable[LongRun]) -> dict[str, object] | None:
-    """Return the task of a job that runs longest, with a sentence; None: none for long.
+    """Return the task of a job that runs longest, with a sentence; None: none runs for long.
 
     Args:
-        runs: What clients said of this job; some of it may be over.
+        runs: The words of clients on this job; some of these tasks may have ended.
     """
     found: tuple[LongRun, Task] | None = None
     for run in runs:
@@ -98,11 +98,11 @@ def _in_seconds(duration_us: int) -> str:
 
 
 def decode_runs(cid: ClientId, listed: Any, age_ms: int) -> tuple[LongRun, ...]:
-    """Return what a client says of tasks that have been running for long.
+    """Return a client's list of tasks that have been running for long.
 
     Args:
-        listed: `[[job, tid, attempt, ms], …]`; what isn't of this form is left out.
-        age_ms: How long ago it said so; they have been running on since.
+        listed: `[[job, tid, attempt, ms], …]`; members of another form are left out.
+        age_ms: The age of the list; the tasks have been running on since.
     """
     runs: list[LongRun] = []
     for one in listed if isinstance(listed, list) else []:

@@ -1,8 +1,8 @@
-"""What somebody saw of a job that its owner must hear of, though the job goes on.
+"""Warnings about a job: its owner must hear them, though the job goes on.
 
-A scheduler that gave different answers than the log has on one replica; programs that run
-on different versions of their interpreter. Neither ends a job; both make its result one that
-another run may not give. So they stay with the job as warnings, also once it has ended.
+There are two. On one replica a scheduler gave other answers than the log has. Or programs run on
+different versions of their interpreter. Neither ends the job, but another run may give another
+result. So the warnings stay with the job, also once it has ended.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def observe(state: State, command: JobObserved) -> None:
 
 
 def is_observed(state: State, command: JobObserved) -> bool:
-    """Whether it is vain to say this (again)."""
+    """Whether saying this (again) would change nothing."""
     job = state.jobs.get(command.job)
     if job is None or len(job.warnings) >= _WARNINGS_MAX:
         return True

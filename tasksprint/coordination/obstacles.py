@@ -1,8 +1,8 @@
-"""What keeps a job from moving, in a sentence that says whom or what it waits for.
+"""The obstacle of a job: a sentence that says why the job doesn't move.
 
-Computed when somebody asks, from the state and from what only this replica's process
-knows: how long the job's scheduler has been silent, and what clients said with their
-last poll of tasks that they can't run yet (`Told`). Nothing of it is replicated.
+Computed when somebody asks, from two sources. One is the state. The other is known to this
+replica's process alone (`Told`): how long the job's scheduler has been silent, and which tasks
+clients can't run yet, by their last polls. Nothing of it is replicated.
 
 A job that moves has no obstacle: a task of it runs, or an event is being answered.
 """
@@ -31,21 +31,21 @@ __all__ = [
     "nothing_left",
 ]
 
-# Tasks that are looked at to say which failed one others wait for.
+# So many tasks are looked at, to name a failed task that others wait for.
 _LOOKED_AT_MAX = 10_000
-# Inputs that are named, of those that are being fetched.
+# So many of the inputs that are being fetched are named.
 _NAMED_MAX = 3
-# Characters of what a client says of a node that doesn't start.
+# Characters of a client's error about a node that doesn't start.
 _ERROR_MAX = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What a job waits for."""
+    """The reason why a job waits."""
 
     kind: str  # one word, for programs: see docs/protocol.md
     text: str  # for people
-    hint: str = ""  # what they can do about it, if anything
+    hint: str = ""  # a remedy for people, if there is one
 
     def summary(self) -> dict[str, str]:
         """Return it as JSON."""
@@ -54,21 +54,21 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """What a client says of a job of which it runs no task, though it has some."""
+    """A client's word on a job: it has tasks of the job, and runs none of them."""
 
     cid: ClientId
     job: JobId
-    kind: str  # a key of `_STALLS`
-    tasks: int  # how many it has
-    inputs: tuple[TaskId, ...] = ()  # the results that it fetches, some of them
+    kind: str  # one of `_STALLS`
+    tasks: int  # the number of tasks that it has
+    inputs: tuple[TaskId, ...] = ()  # some of the results that it fetches
     error: str = ""  # how the job's node ended, if it doesn't start
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What this process knows beyond the state, of now."""
+    """The knowledge of this process beyond the state, at this moment."""
 
-    # Of each scheduler that has been silent for long: what it should have done, in words.
+    # For each scheduler that has been silent for long: its overdue duty, in words.
     silences: Mapping[JobId, str] = field(default_factory=dict)
     stalls: tuple[Stall, ...] = ()
     runs: tuple[LongRun, ...] = ()
@@ -78,7 +78,7 @@ NOTHING_TOLD = Told()
 
 _START_CLIENT = "start one with: tasksprint client"
 
-# What a client may wait for, the most telling first.
+# The reasons for which a client may wait, the most telling first.
 _STALLS = ("fetching", "preparing", "disk", "crashing", "starting", "queued")
 
 
@@ -102,7 +102,7 @@ class Obstacles:
             self._runs.setdefault(run.job, []).append(run)
 
     def of(self, job: Job) -> Obstacle | None:
-        """Return what a job waits for; None: it moves, or has ended."""
+        """Return the obstacle of a job; None: it moves, or has ended."""
         if not job.is_running:
             return None
         is_asked = job.next_event < job.event_count and job.finishing is None
@@ -122,11 +122,11 @@ class Obstacles:
         return self._timer_left(job) if job.timers else self._nothing_left(job)
 
     def long_run(self, job: Job) -> dict[str, object] | None:
-        """Return the task of a job that runs longest, if one does for long."""
+        """Return the task of a job that runs longest, if one has been running for long."""
         return longest(self._state, job, self._runs.get(job.job, ()))
 
     def _without_nodes(self, job: Job) -> Obstacle | None:
-        """Say that there is nobody who could run the job's ready tasks, if so."""
+        """Say so if nobody could run the job's ready tasks."""
         name = job.attached
         if not self._alive:
             also = "" if name is None else f", and no node is attached as {name!r}"
@@ -223,7 +223,7 @@ class Obstacles:
 
 
 def nothing_left(job: Job) -> str:
-    """Return why a job can't go on of which no task is left that could run, and no timer."""
+    """Return why a job can't go on; it has no timer, and no task left that could run."""
     waiting = job.counts[WAITING]
     if waiting:
         needs = _find_lost_cause(job) or "tasks that failed or were killed"
@@ -233,7 +233,7 @@ def nothing_left(job: Job) -> str:
 
 
 def _find_lost_cause(job: Job) -> str | None:
-    """Return, in words, a task that others wait for in vain."""
+    """Return, in words, a task for which others wait in vain."""
     for _, task in zip(range(_LOOKED_AT_MAX), job.tasks.values(), strict=False):
         if task.state != WAITING:
             continue
@@ -271,12 +271,12 @@ def _in_bytes(size: int) -> str:
 
 
 def decode_stalls(cid: ClientId, listed: Any) -> tuple[Stall, ...]:
-    """Return what a client says of the jobs that it can't go on with.
+    """Return a client's list of jobs that it can't go on with.
 
     Args:
-        listed: `[[job, kind, tasks, [tid, …]], …]`, perhaps with an error behind the tids;
-            what isn't of this form is left out: it is for people, and a newer client may know
-            more kinds.
+        listed: `[[job, kind, tasks, [tid, …]], …]`, perhaps with an error behind the tids.
+            Members of another form are left out: the list is for people, and a newer client
+            may know more kinds.
     """
     stalls: list[Stall] = []
     if not isinstance(listed, list):

@@ -1,8 +1,8 @@
-"""Texts of users within sentences that stand in the state: the same on every interpreter.
+"""Users' texts in quotes, for sentences in the state: the same on every interpreter.
 
-`repr` escapes what the tables of its interpreter call unprintable, and those grow with each
-version of Unicode: replicas on two versions of Python would write different rows. So from
-version 2 of the rules on a fixed list says what is escaped. Version 1 had `repr`.
+`repr` escapes characters that its interpreter calls unprintable. The tables of these grow with
+each version of Unicode, so replicas on two versions of Python would write different rows. From
+version 2 of the rules on, a fixed list names the escaped characters. Version 1 had `repr`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tasksprint.settings import Rules
 __all__ = ["quote", "quoted"]
 
 _FIRST_FIXED_RULES = 2
-# Controls, the backslash, halves of pairs, and what hides or turns around other characters.
+# Controls, the backslash, halves of pairs, and characters that hide or turn around others.
 _ESCAPED = re.compile(
     "[\\\\\x00-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f"
     "\u3000\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -28,7 +28,7 @@ def quoted(text: str, rules: Rules) -> str:
 
 
 def quote(text: str) -> str:
-    """Return a text in quotes: as `repr` does, but by a list that no interpreter changes."""
+    """Return a text in quotes: as `repr` does, but by a fixed list of escaped characters."""
     mark = '"' if "'" in text and '"' not in text else "'"
     inside = _ESCAPED.sub(_escape, text)
     if mark == "'":

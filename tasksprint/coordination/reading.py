@@ -1,7 +1,7 @@
-"""What others may know of the replicated state: clients' views, and summaries for people.
+"""Readings of the replicated state: clients' views, and summaries for people.
 
-Nothing here changes replicated state; the only thing that is written is the list of
-stops and drops that a client has acknowledged by naming a later version.
+Nothing here changes replicated state. One thing alone is written: stops and drops are
+forgotten once a client has named their version or a later one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SchedulerHistory:
-    """Where the history stands that a scheduler of a job is fed and compared with.
+    """The history of a job up to now: its schedulers are fed with it and compared with it.
 
     The lines of the events and the digests of the answers are in the mirror.
     """
@@ -55,7 +55,7 @@ class SchedulerHistory:
 
 
 def view(state: State, client: Client, since: Slot) -> View:
-    """Return what changed for a living client since a version; see Schedule.view."""
+    """Return the changes for a living client since a version; see Schedule.view."""
     changes = client.changes
     if changes.forget_until(since):
         state.followed[client.cid] = since
@@ -78,8 +78,8 @@ def view(state: State, client: Client, since: Slot) -> View:
         ends.append(drop_job)
     drop_jobs += reversed(ends)
     if whole:
-        # Those from before a restart of this replica are not in the list. Who has just
-        # joined, and has seen no view, wasn't told of older ones that it said it held.
+        # Ends from before a restart of this replica aren't in the list. A client that has just
+        # joined has seen no view: it wasn't told of ended jobs whose results it still holds.
         told = {drop_job.job for drop_job in drop_jobs}
         drop_jobs += [
             DropJob(job.job, job.keep, job.state)
@@ -147,7 +147,7 @@ def living_clients(state: State) -> tuple[tuple[ClientId, Incarnation, int], ...
 
 
 def scheduler_history(job: Job) -> SchedulerHistory:
-    """Return what a scheduler of a running job must be fed and compared with."""
+    """Return the history with which a scheduler of a running job is fed and compared."""
     return SchedulerHistory(
         job.seed,
         job.program,
@@ -163,10 +163,10 @@ def scheduler_history(job: Job) -> SchedulerHistory:
 
 
 def job_news(job: Job) -> str:
-    """Return a short text that changes with what is told of a job at once.
+    """Return a short text that changes with each piece of news of a job.
 
-    That is its end, a line of its scheduler, and a failure; counts of tasks change all
-    the time, and are shown now and then.
+    News are told at once: the job's end, a line of its scheduler, and a failure. Counts of
+    tasks aren't news: they change all the time, and are shown now and then.
     """
     return f"{job.state} {job.log_lines} {job.failure_count}"
 
@@ -218,7 +218,7 @@ def client_summary(client: Client) -> dict[str, object]:
 
 
 def task_info(state: State, job: Job, tid: TaskId) -> dict[str, object] | None:
-    """Return how a task stands and who has its result; None: it isn't known (any more)."""
+    """Return how a task stands, and the holders of its result; None: unknown (by now)."""
     task = job.tasks.get(tid)
     if task is None:
         return None

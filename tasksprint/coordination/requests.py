@@ -1,8 +1,8 @@
 """Records of applied requests, so that each request counts once.
 
-A log can lose request n and keep n+1, and a sender repeats what it got no answer to; so
-a record keeps each applied number above the low-water mark that the sender
-acknowledges, never only the highest. Records expire by log time, in a tick.
+A log can lose request n and keep n+1, and a sender repeats a request that got no answer. So
+a record keeps each applied number above the low-water mark that the sender acknowledges, and
+not only the highest. Records expire by log time, in a tick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tasksprint.encoding import encode_json
 __all__ = ["TOO_OLD", "Sender", "Senders", "sender_from_row", "sender_row"]
 
 
-# Acknowledged, or with a lower number than so many others: then it is new, perhaps.
+# For a request below the low-water mark. The sender acknowledged it, or it fell behind too many
+# later ones: then it may be new.
 TOO_OLD = (
     '{"error":"it isn\'t known any more whether this request was carried out: its sender made '
     'too many later ones since"}'
@@ -23,7 +24,7 @@ TOO_OLD = (
 
 
 class Sender:
-    """What one sender's applied requests were answered with."""
+    """The replies to one sender's applied requests."""
 
     __slots__ = ("highest", "low", "name", "replies", "used_ms")
 
@@ -39,7 +40,7 @@ class Senders:
     """All records, in the order in which they were last used.
 
     Args:
-        replies_max: Replies that are kept for one sender, of its highest requests.
+        replies_max: The number of replies kept for one sender: those with the highest numbers.
     """
 
     __slots__ = ("_by_name", "replies_max")
@@ -63,9 +64,9 @@ class Senders:
         return self._by_name.get(name)
 
     def find_reply(self, name: str, request: int) -> str | None:
-        """Return what an applied request was answered with; None: it is new.
+        """Return the reply to an applied request; None: it is new.
 
-        A request below the low-water mark was acknowledged, or too many later ones came since.
+        For a request below the low-water mark it is `TOO_OLD`.
         """
         sender = self._by_name.get(name)
         if sender is None:
@@ -102,7 +103,7 @@ class Senders:
         return self._by_name.pop(name, None) is not None
 
     def remove_before(self, used_ms: int, records_max: int) -> list[str]:
-        """Forget all that weren't used since, and the oldest beyond so many.
+        """Forget the records that weren't used since `used_ms`, and the oldest beyond so many.
 
         Returns:
             Their names, sorted.
@@ -110,7 +111,7 @@ class Senders:
         names: list[str] = []
         last_ms = -1
         for sender in self._by_name.values():
-            # All of one time go together: a restored replica knows no order among them.
+            # Records of one time go together: a restored replica knows no order among them.
             is_too_many = len(self._by_name) - len(names) > records_max
             if sender.used_ms >= used_ms and sender.used_ms != last_ms and not is_too_many:
                 break

@@ -1,25 +1,25 @@
-"""What counts as a task's result, what becomes of failures, and how lost results come back.
+"""Results of tasks: which one counts, what a failure does, and how lost results come back.
 
-**Canonical results.** The first completion that counts fixes the digest of a task's
-result. It counts if the task is unfinished, whichever attempt it is of, and if what it
-consumed is what its pretasks' canonical results are now; else the attempt is void and
-the task is placed anew. A later completion with the same digest is one more holder; with
-other bytes it is nothing, and its client is told to drop them.
+**Canonical results.** The first completion that counts fixes the digest of a task's result. It
+counts on two conditions, whichever attempt it is of. The task is unfinished. And the attempt
+consumed the results that are now canonical for its pretasks. Otherwise the attempt is void, and
+the task is placed anew. A later completion with the same digest is one more holder. One with
+other bytes counts for nothing, and its client is told to drop them.
 
-**Lost results.** When the last holder of a done task is gone and somebody needs the
-result, the task is computed again, and its inputs first where they are lost, too. `digest`
-keeps the old result meanwhile:
+**Lost results.** If the last holder of a done task is gone and somebody needs the result, the
+task is computed again. Inputs that are lost, too, are computed before it. `digest` keeps the old
+result meanwhile:
 
-- Its unfinished dependents go back to waiting, wherever they were. This is the simplest
-  rule that is right: a client that has fetched the input already may finish its attempt all
-  the same, and the completion counts, for the digest of what it consumed is canonical still.
-- A holder of the old bytes that comes back restores the result.
-- The same digest again: nobody notices. Another: unfinished dependents use the new one, and
-  done ones are computed again likewise (`is_stale`: their old bytes don't come back). If the
-  scheduler was told values that would differ now, the job fails with the remedy.
+- Its unfinished dependents go back to waiting, wherever they were. This is the simplest rule
+  that is right. A client that has the input already may still finish its attempt. The completion
+  counts: the digest of its inputs is still canonical.
+- A holder of the old bytes may come back. It restores the result.
+- If the new digest is the same, nobody notices. If it is another, unfinished dependents use the
+  new result, and done ones are computed again likewise (`is_stale`: their old bytes don't come
+  back). If the scheduler was told values that would differ now, the job fails with the remedy.
 
-**Failures** count if they are of the current attempt. A task without retries left is failed
-and its scheduler told; a task that was done before and can't be computed again fails the job.
+**Failures** count if they are of the current attempt. A task without retries left is failed,
+and its scheduler is told. If the task was done before, and can't be computed again, the job fails.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from tasksprint.coordination.view import DropJob
 
 __all__ = ["Results"]
 
-# Of an error in a line of the log.
+# The length of an error in a line of the log.
 _NOTED_CHARACTERS_MAX = 300
 
 
 def _told(line: bytes) -> str:
-    """Return a digest of what a task_done line tells: the task and its values."""
+    """Return a digest of the task and the values in a task_done line."""
     return hashlib.sha256(line.partition(b',"tid":')[2]).hexdigest()[:32]
 
 
 class Results:
-    """Applies what clients say about attempts and values."""
+    """Applies the words of clients about attempts and values."""
 
     __slots__ = (
         "_inline_task_max", "_inline_value_max", "_lifecycle", "_state", "_transitions"
@@ -71,14 +71,14 @@ class Results:
         self.take_limits()
 
     def take_limits(self) -> None:
-        """Keep to the limits of the state's rules, which are other ones."""
+        """Take over the limits of the state's rules, at the start and after a change."""
         self._inline_value_max = self._state.rules.inline_value_bytes_max
         self._inline_task_max = self._state.rules.inline_task_bytes_max
 
     def apply_report(self, client: Client, report: Report) -> None:
         """Apply a report of a living client: completions, failures, then losses."""
-        # A completion whose input isn't known yet may stand before the one that makes it
-        # known. A second pass by tid puts them right, as tasks name earlier ones only.
+        # A completion may stand before the one that makes its input known. A second pass, by
+        # tid, puts them right: tasks name earlier ones only.
         too_early: list[Completion] = []
         for completion in report.completions:
             if not self._complete(client, completion, is_final=False):
@@ -94,7 +94,7 @@ class Results:
     # --- completions ---
 
     def _complete(self, client: Client, completion: Completion, *, is_final: bool) -> bool:
-        """Apply a completion; False: an input isn't known yet, try again (never if final)."""
+        """Apply a completion; False: an input isn't known yet, so try again (never if final)."""
         state = self._state
         job = state.running.get(completion.job)
         if job is None:
@@ -160,7 +160,7 @@ class Results:
         return True
 
     def _tell_ended(self, client: Client, completion: Completion) -> None:
-        """Tell a client again that a job has ended: it stored a value of it after that."""
+        """Tell a client again that a job has ended: it has stored a value of the job since."""
         state = self._state
         ended = state.jobs.get(completion.job)
         keep = ended.keep if ended is not None else ()
@@ -177,7 +177,7 @@ class Results:
                 state.tell_drop(client, ended.job, task.tid, completion.result_digest)
 
     def _canonical_inputs(self, task: Task) -> str | None:
-        """Return what an attempt must have consumed; None: that isn't known now."""
+        """Return the digest of the inputs that an attempt must have; None: not known now."""
         tasks = task.job.tasks
         digests: list[str] = []
         for tid in task.spec.pretasks:
@@ -246,7 +246,7 @@ class Results:
     # --- a result that changes ---
 
     def _replace_result(self, task: Task, completion: Completion) -> bool:
-        """Prepare for other bytes than a task had before; False: the job has failed by it."""
+        """Prepare for a result with other bytes than before; False: the job has failed by it."""
         job = task.job
         if task.spec.keys and task.event is not None:
             line = line_task_done(task.event, 0, task.tid, task.spec.keys, completion.inline)
@@ -302,7 +302,7 @@ class Results:
             self.lose_holder(task, client)
 
     def _compute_again(self, task: Task) -> bool:
-        """Let a done task without holders run again, after those of its inputs that are lost.
+        """Let a done task without holders run again, after its lost inputs.
 
         Returns:
             False: that is impossible, and the job has failed (or ended) by it.
@@ -331,7 +331,7 @@ class Results:
         return True
 
     def _lifecycle_error(self, task: Task, why: str) -> None:
-        """End a job in which a result is lost that can't be computed again."""
+        """End a job: a result is lost, and can't be computed again."""
         job = task.job
         if job.finishing is not None:
             self._lifecycle.give_up_finish(job)
@@ -362,7 +362,7 @@ class Results:
             or task.cid != client.cid
             or task.attempt != failure.attempt
         ):
-            return  # Of an older attempt: it changes nothing.
+            return  # An older attempt failed: that changes nothing.
         self._transitions.take_back(task, is_told=False)
         task.failures += 1
         task.failed_on = client.cid

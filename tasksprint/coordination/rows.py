@@ -1,14 +1,13 @@
-"""The tables of the durable mirror: what the replicated state looks like as rows.
+"""The tables of the durable mirror: the replicated state as rows.
 
-Applying a command marks what it changed; each change is one `Row`, and all rows
-together are the state. The store writes them next to the log, in the same
-transaction as the applied slot, so a restart loads the rows and applies only the
-log's tail. The mirror is also a feature: `sqlite3 replica.db` answers questions
-about any job, which is why names, states and owners have columns of their own and
-only the rest is JSON, in `body`.
+A command marks what it changes. Each change is one `Row`, and all rows together are the
+state. The store writes them next to the log, in the same transaction as the applied slot.
+So a restart loads the rows, and applies only the log's tail. The mirror is also a feature:
+`sqlite3 replica.db` answers questions about any job. For this, names, states and owners have
+columns of their own. Only the rest is JSON, in `body`.
 
-This module knows names and SQL types. It doesn't know SQL, and it doesn't know
-what is in a body: the state machine writes it, and only the state machine reads it.
+This module knows names and SQL types. It doesn't know SQL, nor the contents of a body: only the
+state machine writes and reads it.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ class Table:
 class Row(NamedTuple):
     """One upsert of the mirror, or, with `columns` None, one deletion.
 
-    Deleting a row that isn't there is allowed and does nothing, so a state machine
-    may apply an entry again after a crash and yield the same rows again.
+    Deleting a missing row is allowed and does nothing. So a state machine may apply an entry
+    again after a crash, and yield the same rows again.
     """
 
     table: str  # Invariant: a key of TABLES.
@@ -75,7 +74,7 @@ _TABLES = (
         (
             Column("name", "TEXT"),
             Column("state", "TEXT"),
-            Column("cid", "INTEGER", nullable=True),  # where it runs or ran, if anywhere
+            Column("cid", "INTEGER", nullable=True),  # the client that runs or ran it, if any
             Column("attempt", "INTEGER"),
             _BODY,
         ),
@@ -105,16 +104,16 @@ _TABLES = (
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 
-# Words in the table "garbage": of an ended job, of a forgotten one.
+# Words in the table "garbage": for an ended job, and for a forgotten one.
 HISTORY_OF_JOB, ALL_OF_JOB = "history", "all"
 
 
 def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
     """Return (table, first key, end key) of the rows that a row of "garbage" gives free.
 
-    A job may have millions of them, so they aren't deleted by the entry that gives them
-    free: each replica's store deletes them bit by bit, behind its commits, and the row of
-    "garbage" last. Nothing reads them meanwhile, and the digest doesn't cover it.
+    A job may have millions of them, so the entry that gives them free doesn't delete them. Each
+    replica's store deletes them bit by bit, behind its commits, and the row of "garbage" last.
+    Nothing reads them meanwhile, and the digest doesn't cover these deletions.
 
     Returns:
         Nothing for a word that this release doesn't know.
@@ -132,13 +131,13 @@ def garbage_ranges(job: int, what: str) -> tuple[tuple[str, Key, Key], ...]:
 
 
 class Mirror(Protocol):
-    """Whoever has the rows of the mirror, and finds some without reading all."""
+    """An owner of the mirror's rows; it finds some of them without reading all."""
 
     def read_range(self, table: str, first: Key = (), end: Key = ()) -> Iterable[Row]:
         """Return rows in the order of their keys: from `first` on, and before `end`.
 
-        Both may be the beginnings of keys, and () for no limit: then only so many
-        columns are compared.
+        Both may be the beginning of a key: then only so many columns are compared. () means:
+        no limit.
         """
 
 

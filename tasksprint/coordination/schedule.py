@@ -1,9 +1,9 @@
-"""The coordinator's replicated state machine: entries of the log in, what they mean out.
+"""The coordinator's replicated state machine: entries of the log in, their outcomes out.
 
 `Schedule` sees a sequence of commands and nothing else: no clock, no network, no
-consensus. The same log gives the same state on every replica, to the byte, and
-`digest` proves it: a chain of SHA-256 over the rows that each entry changed. The rows
-are the state: `Schedule(rows=…)` is the same state again and goes on in the same way.
+consensus. The same log gives the same state on every replica, to the byte. `digest` proves
+it: a chain of SHA-256 over the rows that each entry changed. The rows are the state:
+`Schedule(rows=…)` is the same state again, and goes on in the same way.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Schedule:
     Args:
         cluster: The cluster's name, as its founding says.
         members: The replicas whose schedulers count.
-        rules: The rules by which every replica applies the log from its beginning, until it
-            says otherwise (`RaiseRules`). Rows name the ones that they were made by.
+        rules: Every replica applies the log by these rules from its beginning, until the log
+            says otherwise (`RaiseRules`). Rows name the rules that they were made by.
         rows: All rows of the mirror, in any order; None: nothing was applied yet.
-        mirror: In place of `rows`, who has them: only those that are needed are read,
+        mirror: The owner of the rows, in place of `rows`. Only rows that are needed are read,
             however many there are.
-        decode: What `decode_command` does, for who has decoded some commands before.
-        skips: What operators said is to be left out: the digest of a command's bytes -> the
-            first slot where it is.
-        release: Which rules can be applied here.
+        decode: In place of `decode_command`, for a caller that keeps decoded commands.
+        skips: Commands that operators have left out: the digest of a command's bytes -> the
+            first slot where it is left out.
+        release: It knows the rules that can be applied here.
 
     Raises:
         StoreError: The rows are of another cluster.
@@ -118,15 +118,15 @@ class Schedule:
         """Apply one entry of the log, all commands of it, in order.
 
         A command that makes no sense is answered with {"error": …}, or ignored with a
-        note; it never stops the ones after it.
+        note. It never stops the commands after it.
 
         Args:
-            members: Whose schedulers count from here on, if the entry changes that.
+            members: The replicas whose schedulers count from here on; None: as before.
 
         Raises:
             CommandFailed: Our bug; nothing may be asked of this object any more.
-            UnknownRules: The entry is to be applied by rules, or asks for rules, that this
-                release doesn't have; as before.
+            UnknownRules: This release lacks the rules that the entry is to be applied by, or
+                asks for. Here, too, nothing may be asked any more.
         """
         state = self._state
         assert slot == state.applied + 1, f"slot {slot} after {state.applied}"
@@ -167,13 +167,13 @@ class Schedule:
     def found_anew(self, cluster: str, members: tuple[ReplicaId, ...]) -> tuple[Row, ...]:
         """Become the state of another cluster, whose log goes on from here.
 
-        For a cluster that lost its majority, and for a backup. Jobs, tasks and results stay;
-        what was true of the former cluster's processes only does not:
+        For a cluster that lost its majority, and for a backup. Jobs, tasks and results stay. Two
+        things belonged to the former cluster's processes, and don't stay:
 
         - Clients join anew. A client may have followed the former log further than this
-          state goes; told what changed since where it stands, it would miss what happens
-          here instead. So no incarnation is known any more: each is refused, joins again
-          by itself, and names the results that it holds.
+          state goes. If it were told only the changes since then, it would miss those that
+          happen here instead. So no incarnation is known any more: each client is refused,
+          joins again by itself, and names the results that it holds.
         - Schedulers that were given up on former replicas get a new chance.
 
         Returns:
@@ -209,7 +209,7 @@ class Schedule:
         return reply.encode() if reply is not None else None
 
     def _is_skipped(self, data: bytes) -> bool:
-        # In later slots, too: who sent it may not know its end, and sends it again.
+        # In later slots, too: its sender may not know its end, and may send it again.
         first_slot = self._skips.get(hashlib.sha256(data).hexdigest())
         return first_slot is not None and first_slot <= self._state.slot
 
@@ -257,7 +257,7 @@ class Schedule:
                 raise AssertionError(f"not a command: {command!r}")
 
     def _raise_rules(self, command: RaiseRules) -> str:
-        """Go on by newer rules; older ones, and those that are had already, change nothing."""
+        """Go on by newer rules; older ones, and the present ones, change nothing."""
         state = self._state
         before = state.rules.version
         if command.version > before:
@@ -278,7 +278,7 @@ class Schedule:
             return _json({"error": f"dead: client {report.cid} must join again", "rejoin": True})
         reply = state.senders.find_reply(client.sender, report.request)
         if reply is TOO_OLD:
-            return _REPORTED  # One is under way at a time: those before it were applied.
+            return _REPORTED  # A client has one under way at a time: earlier ones were applied.
         if reply is None:
             reply = _REPORTED
             self._results.apply_report(client, report)
@@ -364,30 +364,31 @@ class Schedule:
 
     @property
     def next_timer_ms(self) -> int | None:
-        """The log time at which the next timer of a scheduler is due, or an idle job fails."""
+        """The log time of the next timer of a scheduler, or failure of an idle job, or None."""
         due = self._state.due
         return due[0][0] if due else None
 
     @property
     def followed(self) -> tuple[tuple[ClientId, Slot], ...]:
-        """The versions that clients told this replica, for those who told it nothing.
+        """The versions of their views that clients have followed; for the other replicas.
 
-        Only such by which something was forgotten, and those that nobody took yet.
+        The clients told them to this replica alone. A version is listed only if something was
+        forgotten by it, and until somebody takes it (`take_followed`).
         """
         return tuple(self._state.followed.items())
 
     def take_followed(self) -> tuple[tuple[ClientId, Slot], ...]:
-        """Return what is `followed` and forget it: each is told once."""
+        """Return `followed`, and forget it: each version is told once."""
         followed = self.followed
         self._state.followed = {}
         return followed
 
     def view(self, cid: ClientId, incarnation: Incarnation, since: Slot) -> View | None:
-        """Return what changed for a client since a version, or (since 0) its whole view.
+        """Return the changes for a client since a version, or (since 0) its whole view.
 
         Args:
-            since: The version of the view that the client knows; what stopped until then
-                is forgotten, so a client never names a version that it hasn't followed.
+            since: The version of the view that the client knows. Stops and drops up to it are
+                forgotten, so a client never names a version that it hasn't followed.
 
         Returns:
             None: the client is dead or has another incarnation; it must join again.
@@ -396,11 +397,11 @@ class Schedule:
         return None if client is None else reading.view(self._state, client, since)
 
     def replacement(self, cid: ClientId, incarnation: Incarnation) -> Client | None:
-        """Return the client in the life that took the place of this one; None: none did."""
+        """Return the client if it lives in a later incarnation than this one, else None."""
         return self._liveness.replacement(cid, incarnation)
 
     def reply_to(self, sender: str, request: int) -> bytes | None:
-        """Return what a person's request was answered with; None: it wasn't applied yet."""
+        """Return the reply to a person's request; None: it wasn't applied yet."""
         reply = self._state.senders.find_reply(_person(sender), request)
         return None if reply is None else reply.encode()
 
@@ -430,18 +431,18 @@ class Schedule:
         return found is not None and replica in found.out
 
     def is_observed(self, command: JobObserved) -> bool:
-        """Whether it is vain to say this of a job (again)."""
+        """Whether saying this of a job (again) would change nothing."""
         return is_observed(self._state, command)
 
     def scheduler_history(self, job: JobId) -> reading.SchedulerHistory:
-        """Return what a scheduler of a running job must be fed and compared with."""
+        """Return the history with which a scheduler of a running job is fed and compared."""
         return reading.scheduler_history(self._state.running[job])
 
     def job_summary(self, job: JobId, told: Told = NOTHING_TOLD) -> dict[str, object] | None:
         """Return how a job stands, for people; None: there is no such job.
 
         Args:
-            told: What this process knows beyond the state.
+            told: The knowledge of this process beyond the state.
         """
         state = self._state
         found = state.jobs.get(job)
@@ -450,7 +451,7 @@ class Schedule:
         return reading.job_summary(state, found, Obstacles(state, told))
 
     def job_news(self, job: JobId) -> str | None:
-        """Return a text that changes with what is told of a job at once; None: no such job."""
+        """Return a text that changes with each piece of news of a job; None: no such job."""
         found = self._state.jobs.get(job)
         return None if found is None else reading.job_news(found)
 

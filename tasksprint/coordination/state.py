@@ -1,8 +1,7 @@
-"""Everything that is replicated, in memory, and what the entry being applied changed of it.
+"""The replicated state in memory, and the changes of the entry that is being applied.
 
-`State` is what the deciding modules share: it holds jobs, clients and facts, and notes
-which of them an entry touched, so that each becomes one row at the end of it. It decides
-nothing itself.
+The deciding modules share one `State`. It holds jobs, clients and facts, and notes those that
+an entry touches: each of them becomes one row at the end of the entry. It decides nothing itself.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from tasksprint.settings import Rules
 
 __all__ = ["Changes", "State"]
 
-# Heaps are cleaned when stale entries outnumber the others so far.
+# Heaps are cleaned when there are so many more stale entries than others.
 STALE_ENTRIES_MAX = 64
 ERROR_BYTES_MAX = 16 * 1024  # of an error text that is kept in the state
-# Ends of jobs that clients may not have heard of yet, and for how much log time; who has missed
-# older ones gets a whole view. A client asks every other second.
+# Ends of jobs are kept for clients that may not have heard of them: so many, for so much log
+# time. A client that missed older ones gets a whole view. Clients ask every other second.
 ENDS_TOLD_MAX = 10_000
 ENDS_TOLD_MS = 60_000
 
 
 class Changes:
-    """What the entry being applied changed; dictionaries are used as ordered sets."""
+    """The changes of the entry being applied; dictionaries are used as ordered sets."""
 
     __slots__ = (
         "again",
@@ -62,22 +61,22 @@ class Changes:
         self.senders: dict[str, Sender | None] = {}  # None: expired
         self.estimates: dict[tuple[Job, str], None] = {}
         self.facts: dict[tuple[str, tuple[int | str, ...]], Row] = {}  # and deletions
-        self.rows: list[Row] = []  # of what never changes again: events, answers, log lines
+        self.rows: list[Row] = []  # they never change again: events, answers, log lines
         self.views: dict[ClientId, None] = {}  # clients whose view changed
         self.events: list[tuple[JobId, Event]] = []
         self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
         self.notes: list[str] = []
         self.tick: Tick | None = None
-        # For placement: clients whose queue became shorter, or who came, went or have other
-        # nodes; and those on which a follower may be placed.
+        # For placement: clients with more room (a shorter queue, other nodes, or they came or
+        # went); and clients on which a follower may be placed.
         self.loosened: dict[Client, None] = {}
         self.extendable: dict[Client, None] = {}
-        # Counted, for one client can lose or bring back any number of results.
+        # Only counted: one client can lose or bring back any number of results.
         self.again: dict[JobId, int] = {}  # tasks to be computed again
-        self.restored: dict[JobId, int] = {}  # … that needn't any more
+        self.restored: dict[JobId, int] = {}  # tasks that needn't be computed again any more
 
     def all_notes(self) -> tuple[str, ...]:
-        """Return the notes, with what was only counted."""
+        """Return the notes, and one for each count."""
         notes = self.notes
         for job, count in self.restored.items():
             notes.append(f"job={job} {count} results that were lost came back")
@@ -123,8 +122,8 @@ class State:
         self.wall_ms = 0  # of the last tick; for display
         self.next_job = JobId(1)
         self.next_cid = ClientId(1)
-        self.placements = 0  # how many there were, over all tasks
-        self.last_job = JobId(0)  # the job that placed a task last: whose turn is next
+        self.placements = 0  # their number so far, over all tasks
+        self.last_job = JobId(0)  # the job that placed a task last; the next one has its turn
         self.jobs: dict[JobId, Job] = {}  # all, in order
         self.running: dict[JobId, Job] = {}  # those that haven't ended, in order
         self.ended: list[tuple[int, JobId]] = []  # the others: (log time of the end, job), sorted
@@ -137,11 +136,11 @@ class State:
         self.applied = Slot(0)
         self.slot = Slot(0)  # the entry being applied
         self.changes = Changes()
-        # No part of what is replicated: what clients are told of jobs that ended, with the
-        # slot that did it, since `ends_from` (exclusive) …
-        self.ends: deque[tuple[Slot, int, DropJob]] = deque()  # with the log time
+        # The rest isn't replicated. The ends of jobs for the views of clients, since `ends_from`
+        # (exclusive): the slot, its log time, and the words to the clients.
+        self.ends: deque[tuple[Slot, int, DropJob]] = deque()
         self.ends_from = Slot(0)
-        # … and clients that have told this replica a version by which it forgot something.
+        # Versions that clients told this replica, and by which it forgot something.
         self.followed: dict[ClientId, Slot] = {}
 
     def take_rules(self, rules: Rules) -> None:
@@ -173,7 +172,7 @@ class State:
         self._write_line(job, text)
 
     def write_loss(self, job: Job, text: str) -> None:
-        """Add a line about the death of a client, beside those that the scheduler may write."""
+        """Add a line about the death of a client; it takes no place of the scheduler's lines."""
         lines_max = self.rules.job_loss_lines_max
         if job.loss_lines >= lines_max:
             return
@@ -196,21 +195,21 @@ class State:
         return self.log_ms - job.submitted_ms
 
     def tell_end(self, told: DropJob) -> None:
-        """Let all clients know with their next view that values of a job are to be deleted."""
+        """Tell all clients, with their next view, to delete values of a job."""
         self.ends.append((self.slot, self.log_ms, told))
         if len(self.ends) > ENDS_TOLD_MAX:
             self.ends_from, _, _ = self.ends.popleft()
 
     def forget_ends(self) -> None:
-        """Forget the ends of jobs that all living clients have heard of, but for stragglers."""
+        """Forget old ends of jobs: living clients have heard of them, but for stragglers."""
         ends = self.ends
         while ends and ends[0][1] < self.log_ms - ENDS_TOLD_MS:
             self.ends_from, _, _ = ends.popleft()
 
     def forget_followed(self, cid: ClientId, since: Slot) -> None:
-        """Forget what a client was told of until a version that it has followed."""
+        """Forget the stops and drops of a client up to a version that it has followed."""
         client = self.clients.get(cid)
-        # A client that died meanwhile has nothing here from before; its slots are later ones.
+        # If the client died meanwhile, it has nothing here from before: its slots are later.
         if client is not None:
             client.changes.forget_until(since)
 
@@ -268,7 +267,7 @@ class State:
             self.changes.views[client.cid] = None
 
     def renew_inputs(self, task: Task) -> None:
-        """Send the holders of a result anew to those who are to fetch it."""
+        """Send the holders of a result anew to the clients that are to fetch it."""
         tasks = task.job.tasks
         for tid in task.dependents or ():
             dependent = tasks.get(tid)

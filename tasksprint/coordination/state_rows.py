@@ -1,8 +1,7 @@
 """The replicated state from the rows of the mirror, exactly as it was.
 
-Rows hold what was decided; what follows from it (who waits for whom, whose queue is how
-long, who is whose holder) is counted anew. Nothing may depend on the order of the rows:
-everything is put in by its number.
+Rows hold decisions. All that follows from them (dependents, holders, the lengths of queues) is
+counted anew. Nothing may depend on the order of the rows: everything is put in by its number.
 """
 
 from __future__ import annotations
@@ -55,21 +54,21 @@ def wall_ms_of(row: Row) -> int | None:
 
 
 def rules_of(mirror: Mirror) -> int | None:
-    """Return the version of the rules that a mirror was made by; None: it doesn't say yet."""
+    """Return the version of the rules that made a mirror; None: it doesn't say yet."""
     clock = _find_fact(mirror, _CLOCK)
     return None if clock is None else int(decode_json(clock.encode())["rules"])
 
 
 def digest_row(slot: Slot, digest: str) -> Row:
-    """Return the row that says up to where the rows go; it is no part of the digest."""
+    """Return the row with the last applied slot and the digest; no digest covers this row."""
     return Row("facts", (_DIGEST,), (encode_json((slot, digest)).decode(),))
 
 
 def fill_state(state: State, mirror: Mirror, release: Release) -> str:
     """Fill an empty state from the mirror; return its digest.
 
-    Reads what is needed and no more: the tasks of running jobs and those that ended ones
-    keep, no event, no answer. So the finished work of months costs a restart nothing.
+    Reads no more than it needs: the tasks of running jobs, and those that ended jobs keep; no
+    event, and no answer. So the finished work of months costs a restart nothing.
 
     Raises:
         StoreError: The rows aren't of this cluster.
@@ -207,7 +206,7 @@ def _restore_tasks(state: State, mirror: Mirror) -> None:
 
 
 def _link(job: Job) -> None:
-    """Count what tasks of a running job are to each other."""
+    """Link the tasks of a running job: count their dependents, users and pending inputs."""
     tasks = job.tasks
     for task in tasks.values():
         is_unfinished = task.state < DONE
@@ -235,5 +234,5 @@ def _restore_assigned(state: State, task: Task) -> None:
 
 
 def estimate_row(job: Job, name: str) -> Row:
-    """Return the row of how long tasks of this name run."""
+    """Return the row of the estimated run time of tasks of this name."""
     return Row("facts", (f"estimate {job.job} {name}",), (str(job.estimates_us[name]),))

@@ -19,7 +19,7 @@ _STATE_OF_NAME = {name: state for state, name in enumerate(STATES)}
 # A longer base has a row of its own, so that it is written once and not at each change.
 BASE_IN_ROW_MAX = 512
 
-# Members of a row that say how the task stands; behind them is what later rules brought.
+# The number of a row's members about the task's state; attributes of later rules stand behind.
 _STATE_COUNT = 14
 
 

@@ -1,18 +1,18 @@
-"""The states of a task as the replicated state knows it, and what leads from one to another.
+"""The states of a task in the replicated state, and the ways from one to another.
 
     waiting ──inputs done──> ready ──placed──> assigned ──completed──> done
        │  ^                    │                  │
        │  └──────input lost────┴──attempt ended───┘
        └──placed, ahead of need──> assigned
 
-A task waits for its inputs whenever some aren't done. One that is taken from its client
-waits as well, and is ready in the same entry if its inputs are there. A completion counts
-for any unfinished task, be it of an attempt long forgotten. A task that must end otherwise
+A task waits for its inputs whenever some aren't done. A task that is taken from its client
+waits as well; if its inputs are there, it is ready in the same entry. A completion counts for
+any unfinished task, even if its attempt is long forgotten. A task that must end otherwise
 (given up, killed) is taken from its client first.
 
-A done task goes back to waiting when its result is lost and still needed, or when an
-input of it changed (`is_stale`); `digest` then keeps the result as it was, so a task that
-has a digest and isn't done is being computed again.
+A done task goes back to waiting in two cases: its result is lost and still needed, or an input
+of it changed (`is_stale`). `digest` then keeps the old result. So a task with a digest that
+isn't done is being computed again.
 
 transitions.py alone moves tasks by this table.
 """
@@ -44,13 +44,13 @@ __all__ = [
 WAITING, READY, ASSIGNED, DONE, FAILED, KILLED = range(6)
 STATES = ("waiting", "ready", "assigned", "done", "failed", "killed")
 
-# What happened, as state before -> state behind. What isn't in it can't happen.
+# An event as a map: state before -> state behind. From a state outside the map it can't happen.
 Transition = dict[int, int]
 
 INPUTS_DONE: Transition = {WAITING: READY}
 PLACED: Transition = {READY: ASSIGNED, WAITING: ASSIGNED}
 ATTEMPT_ENDED: Transition = {ASSIGNED: WAITING}
-# It completed with other bytes than before: first what used the old ones is seen to.
+# It completed with other bytes than before: first the users of the old ones are dealt with.
 OTHER_RESULT: Transition = {WAITING: WAITING, READY: WAITING, ASSIGNED: WAITING}
 COMPLETED: Transition = {WAITING: DONE, READY: DONE, ASSIGNED: DONE}
 INPUT_LOST: Transition = {READY: WAITING}

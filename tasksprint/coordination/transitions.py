@@ -1,17 +1,16 @@
-"""What a change of a task's state does: to counts, queues, its client, its neighbours, rows.
+"""Changes of a task's state, with their effects: on counts, queues, clients, neighbours, rows.
 
-Tasks change their states here and nowhere else, by the table of task_states.py. Those who
-decide (answers.py, results.py, lifecycle.py, liveness.py, placement/) say what happened;
-this module sees that everything which follows from states is what the states say:
+Tasks change their states here and nowhere else, by the table of task_states.py. Other modules
+decide (answers.py, results.py, lifecycle.py, liveness.py, placement/) and say what happened.
+This module keeps in step with the states:
 
-- counts and the queue of ready tasks of the job;
-- what its client has to do, and is told to stop;
-- `users` and `ahead` of the task's inputs, `pending` of its dependents;
-- which rows and views change with the entry.
+- the counts of the job, and its queue of ready tasks;
+- the work of the client, and its orders to stop;
+- `users` and `ahead` of the task's inputs, and `pending` of its dependents;
+- the rows and views that change with the entry.
 
-For placement, which looks at the end of an entry, it notes the clients that have other
-room than before (`Changes.loosened`) and those that may take followers
-(`Changes.extendable`).
+Placement looks at the end of an entry. For it, this module notes the clients whose room has
+changed (`Changes.loosened`), and those that may take followers (`Changes.extendable`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from tasksprint.ids import TaskId
 
 __all__ = ["Transitions", "count_assigned"]
 
-# Forgotten dependents that stand in a task's list, if they aren't the most part of it.
+# A task's list may hold so many forgotten dependents, or more if they aren't most of it.
 GONE_MAX = 16
 
 
@@ -106,7 +105,7 @@ class Transitions:
     # --- attempts ---
 
     def assign(self, task: Task, client: Client, load_us: int) -> None:
-        """Give a ready task to a client, or one that waits, ahead of need."""
+        """Give a ready task to a client; or a waiting one, ahead of need."""
         self._move(task, PLACED)
         state = self._state
         task.attempt += 1
@@ -120,7 +119,7 @@ class Transitions:
             self._may_extend(task, client)
 
     def may_follow(self, task: Task) -> None:
-        """Look again for a follower of an assigned task, which got a new dependent."""
+        """Look again for a follower of an assigned task: it got a new dependent."""
         if task.state == ASSIGNED and not task.ahead and not task.may_extend:
             assert task.cid is not None
             self._may_extend(task, self._state.clients[task.cid])
@@ -138,12 +137,12 @@ class Transitions:
         self._state.changes.extendable[client] = None
 
     def take_back(self, task: Task, *, is_told: bool) -> None:
-        """Take a task from its client, with all that was placed there ahead on it.
+        """Take a task from its client, and all tasks that were placed there behind it.
 
         Args:
-            is_told: Whether the client must be told to stop; not, if it said itself that
-                the attempt has ended, or is dead. What was placed ahead is told always,
-                unless the client is dead.
+            is_told: Whether the client must be told to stop this task. It needn't if it said
+                itself that the attempt has ended, or is dead. It is always told about the tasks
+                behind, unless it is dead.
         """
         state = self._state
         stack = [task]
@@ -169,7 +168,7 @@ class Transitions:
                 self.make_ready(one)
 
     def _leave(self, task: Task) -> None:
-        """Take an assigned task out of all that is counted of its client."""
+        """Take an assigned task out of all counts of its client."""
         assert task.cid is not None
         client = self._state.clients[task.cid]
         del client.changes.run[task]
@@ -200,7 +199,7 @@ class Transitions:
     # --- tasks end ---
 
     def set_aside(self, task: Task) -> None:
-        """Let a task wait, assigned to nobody, that is about to be done with other bytes."""
+        """Let a task wait, assigned to nobody: it is about to be done with other bytes."""
         if task.state == ASSIGNED:
             self._leave(task)
         self._move(task, OTHER_RESULT)
@@ -208,14 +207,14 @@ class Transitions:
     def complete(self, task: Task, client: Client) -> None:
         """Make an unfinished task done, with a result that the client holds.
 
-        What was placed ahead on it stays: its input exists there now.
+        Tasks that were placed behind it stay there: their input exists there now.
         """
         if task.state == ASSIGNED:
             self._leave(task)
         self._move(task, COMPLETED)
         task.is_stale = False
         task.error = None
-        task.ahead = 0  # What was placed ahead can run now.
+        task.ahead = 0  # The tasks behind it wait for it no more.
         job = task.job
         # As State.add_holder does; a task that wasn't done has no holders.
         task.holders = client.own
@@ -255,7 +254,7 @@ class Transitions:
         self._let_go_of_inputs(task)
 
     def kill(self, task: Task) -> None:
-        """Kill a task unless it is done, and whatever depends on it, unless done."""
+        """Kill a task, and all tasks that depend on it; those that are done stay."""
         tasks = task.job.tasks
         stack = [task]
         seen: dict[TaskId, None] = {task.tid: None}
@@ -287,9 +286,9 @@ class Transitions:
     # --- results are needed again, or no more ---
 
     def redo(self, task: Task) -> None:
-        """Let a done task run again, whose result is lost; all of its inputs are known.
+        """Let a done task run again: its result is lost, and all of its inputs are known.
 
-        Its dependents that aren't done wait for it again, wherever they were.
+        Its unfinished dependents wait for it again, wherever they were.
         """
         tasks = task.job.tasks
         pending = 0
@@ -328,7 +327,7 @@ class Transitions:
             pretask = tasks.get(tid)
             if pretask is None:
                 continue
-            # A task that all others use must not keep a list of all that there ever were.
+            # All others may use one task. It must not keep a list of all that there ever were.
             pretask.gone += 1
             dependents = pretask.dependents or []
             if pretask.gone > GONE_MAX and 2 * pretask.gone > len(dependents):
@@ -340,7 +339,7 @@ class Transitions:
 
 
 def count_assigned(task: Task, client: Client, ahead_us: int) -> None:
-    """Count an assigned task in what its client has to do.
+    """Count an assigned task in the work of its client.
 
     Args:
         ahead_us: As Rules.ahead_us.

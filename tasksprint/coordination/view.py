@@ -1,9 +1,8 @@
-"""The view of one client: what it should run, stop and drop, as plain types and as bytes.
+"""The view of one client: its orders to run, stop and drop, as plain types and as bytes.
 
-A view is the answer to a poll: either everything (`whole`) or what changed since
-the version that the client named. The coordinator's state machine makes it and
-the client's core follows it, so these types are shared by both; they know
-nothing of either.
+A view is the answer to a poll: either everything (`whole`), or the changes since the
+version that the client named. The coordinator's state machine makes it, and the client's core
+follows it. Both share these types; the types know nothing of either.
 
 How a client follows a view, in this order:
 
@@ -13,7 +12,7 @@ How a client follows a view, in this order:
 4. `run`: an attempt that it has already is only updated (new holders of an input); any
    other is new. The order is the order in which to start.
 
-On the wire a view is a JSON array of arrays; user's JSON stands in it as strings.
+On the wire a view is a JSON array of arrays; users' JSON stands in it as strings.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One argument of a task: the value of `tid` under `key`, and who has it.
+    """One argument of a task: the value of `tid` under `key`, and its holders.
 
-    No digest and the client's own cid as the only holder means that the value is
-    to be made here, by another assignment of this client (ahead of need).
+    A task placed ahead of need has an input that another assignment of this client is to make.
+    Such an input has no digest, and the client's own cid as its only holder.
     """
 
     tid: TaskId
@@ -58,19 +57,19 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One attempt at a task, to be made by the client whose view this is."""
+    """One attempt at a task; the client of this view is to make it."""
 
     job: JobId
     tid: TaskId
     attempt: int  # 1, 2, 3 …; a later one replaces an earlier one
-    spec: TaskSpec  # On the wire without what clients aren't told.
+    spec: TaskSpec  # on the wire only the attributes of `SENT`
     inputs: tuple[Input, ...]  # of spec.pretasks, in their order; a tid may stand twice
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class JobEntry:
-    """What all assignments of one job share; once in a view."""
+    """The common part of all assignments of one job; once in a view."""
 
     job: JobId
     program: str  # digest of the archive
@@ -101,13 +100,13 @@ class DropJob:
 
     job: JobId
     keep: tuple[TaskId, ...]
-    # How it ended, for who is told why a node was killed; "": it isn't known any more.
+    # How the job ended, for the words of why a node was killed; "": it isn't known any more.
     ended: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAddress:
-    """Where a holder that `run` names can be reached; None: it can't be."""
+    """The address of a holder that `run` names; None: it can't be reached."""
 
     cid: ClientId
     address: str | None
@@ -115,10 +114,10 @@ class ClientAddress:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a client should do, or what changed of it since it last asked."""
+    """The orders to a client: all of them, or the changes since it last asked."""
 
     version: Slot  # to be named as `since` in the next poll
-    whole: bool  # True: `run` is complete; what isn't in it is to be stopped
+    whole: bool  # True: `run` is complete; attempts outside it are to be stopped
     jobs: tuple[JobEntry, ...]  # of the jobs that `run` names
     run: tuple[Assignment, ...]
     stop: tuple[Stop, ...]
@@ -149,7 +148,7 @@ def _assignment(
     return Assignment(job, tid, attempt, spec, inputs, seed)
 
 
-# Clients aren't told all of a task.
+# The members of an assignment on the wire: clients aren't told all of a task.
 SENT = (
     *("job", "tid", "attempt", "spec.name", "spec.base", "inputs", "spec.keys", "seed"),
     "spec.timeout_ms",

@@ -1,8 +1,8 @@
 """Which clients are open to more tasks, and which of them has the least to do.
 
-Each open client has one valid entry in a heap, whose key is its own or a lower one from
-before more was assigned to it; those are corrected when they are on top. The heaps hold no
-decision of their own: they are built anew when a replica restarts.
+Each open client has one valid entry in a heap. The entry's key is the client's present one, or
+a lower one from before more tasks were assigned to it; that is corrected once it is on top. The
+heaps hold no decision of their own: they are built anew when a replica restarts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FINENESS = 64
 
 
 class Capacity:
-    """The clients by what they have to do: their own nodes, and those attached to them."""
+    """The clients by their load: on their own nodes, and on nodes attached to them."""
 
     __slots__ = (
         "_attached",
@@ -68,10 +68,10 @@ class Capacity:
 
     @staticmethod
     def key(client: Client, is_heavy: bool) -> tuple[int, int, int]:
-        """Return how loaded a client is; the open client with the lowest key is chosen.
+        """Return the load of a client as a key; the open client with the lowest key is chosen.
 
         The first part alone decides whether the client is open (the limit on assigned
-        tasks aside), so if the lowest isn't open, none is.
+        tasks aside). So if the lowest isn't open, none is.
         """
         capacity = client.capacity
         queued = client.queued_us * FINENESS // capacity
@@ -87,7 +87,7 @@ class Capacity:
             entry = heap[0]
             client = clients.get(ClientId(entry[2]))
             if client is None or _entry(client, is_heavy) is not entry:
-                heappop(heap)  # A newer one of this client is in the heap, or none.
+                heappop(heap)  # It is stale: the client has a newer one in the heap, or none.
                 continue
             if not self.is_open(client, is_heavy):
                 heappop(heap)  # It comes back when its queue has become shorter.
@@ -151,7 +151,7 @@ class Capacity:
             heappush(heap, entry)
 
     def attached_load(self, client: Client, name: str, depth: int) -> int | None:
-        """Return how much a client's attached nodes have to do; None: it isn't open.
+        """Return the load of a client's attached nodes; None: it isn't open.
 
         Args:
             depth: Tasks of the kind in question that a node may have.
@@ -191,7 +191,7 @@ class Capacity:
         return second
 
     def check(self) -> None:
-        """Assert that the indexes say what the state says."""
+        """Assert that the indexes agree with the state."""
         names: dict[str, dict[ClientId, Client]] = {}
         for client in self._state.clients.values():
             assert sorted(client.attached) == sorted(client.attached_entries)
@@ -215,7 +215,7 @@ def _entry(client: Client, is_heavy: bool) -> tuple[int, int, int] | None:
 
 
 def _attached_key(client: Client, name: str) -> tuple[int, int]:
-    """Return how much a client has to do for each node attached by a name.
+    """Return the key of a client for the nodes attached by a name: its load for each node.
 
     A client is open to a task if the first part is below the depth of a node's queue.
     """

@@ -1,8 +1,8 @@
 """Which client gets a task: the nearest to its inputs, else the one with the least to do.
 
-The open client that holds the most bytes of the inputs; else the one with the shortest
-queue for each slot; among equals the one with fewest tasks, then the lowest cid. A client
-on which the task failed last comes after all others.
+The open client that holds the most bytes of the inputs gets the task. If none holds any, the one
+with the shortest queue for each slot gets it. Among equals it is the one with the fewest tasks,
+then the one with the lowest cid. A client on which the task failed last comes after all others.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Choice:
 
     @staticmethod
     def _held(task: Task) -> dict[ClientId, int]:
-        """Return how many bytes of a task's inputs each client holds, of those that hold any."""
+        """Return the clients that hold inputs of a task, each with the bytes that it holds."""
         held: dict[ClientId, int] = {}
         tasks = task.job.tasks
         for tid in task.spec.pretasks:

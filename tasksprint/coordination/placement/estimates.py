@@ -1,4 +1,4 @@
-"""How long tasks of a name run, and what a task counts in its client's queue by that."""
+"""How long tasks of a name run, and the load of a task in its client's queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES_MAX = 10_000
 def learn(state: State, job: Job, name: str, run_us: int) -> None:
     """Learn from a finished attempt how long tasks of this name run.
 
-    An exponential average in integers: the first run counts whole, each later one
+    It is an exponential average in integers: the first run counts whole, each later one
     an eighth.
     """
     estimates = job.estimates_us
@@ -33,9 +33,9 @@ def learn(state: State, job: Job, name: str, run_us: int) -> None:
 
 
 def load_of(rules: Rules, job: Job, name: str) -> int:
-    """Return what tasks of this name count: as long as they run, within limits.
+    """Return the load of tasks of this name: their run time, within limits.
 
-    One of the highest load, Rules.ahead_us, or of unknown length, is heavy.
+    A task with the highest load, Rules.ahead_us, is heavy. Tasks of unknown length have it.
     """
     estimate_us = job.estimates_us.get(name)
     if estimate_us is None or estimate_us > rules.ahead_us:

@@ -1,10 +1,10 @@
 """Tasks placed ahead of need: each behind an input that is still being made there.
 
 A light task may follow an input to its client, if its other inputs are done or being made
-there too. At most one dependent follows each task, and their loads are counted apart from
-those that can run (`ahead_us`), with an allowance of the same size; so chains are handed
-out by the hundred and keep no slot from other work. Followers are chosen in the order in
-which their inputs were placed, so that several chains share.
+there too. At most one dependent follows each task. The loads of followers are counted apart from
+those of tasks that can run (`ahead_us`), with an allowance of the same size. So chains are handed
+out by the hundred, and keep no slot from other work. Followers are chosen in the order in
+which their inputs were placed, so several chains share the allowance.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tasksprint.coordination.transitions import Transitions
 
 __all__ = ["Followers"]
 
-# Of a task's dependents so many are looked at for one that may follow it …
+# So many dependents of a task are looked at to find its follower.
 FOLLOWERS_SEEN_MAX = 8
-# … and one with more inputs that aren't done than this waits until they are.
+# A dependent with more unfinished inputs than this doesn't follow.
 PENDING_AHEAD_MAX = 16
 
 

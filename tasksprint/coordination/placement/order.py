@@ -1,7 +1,7 @@
-"""In which order the ready tasks of a job go out: by priority, higher first, then by tid.
+"""The order of a job's ready tasks: by priority, higher first, then by tid.
 
 `Job.ready` is a heap of places in that order. Entries of tasks that aren't ready any more
-stay in it until they are on top, or are too many.
+stay in it until they are on top, or there are too many of them.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ def first_ready(job: Job) -> Task | None:
 
 
 def order(job: Job) -> list[int]:
-    """Return the places of all tasks that are ready, as the state says, in order."""
+    """Return the places of all tasks that are ready by the state, in order."""
     return sorted(place_of(task) for task in job.tasks.values() if task.state == READY)

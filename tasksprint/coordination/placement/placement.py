@@ -1,23 +1,23 @@
 """Which client runs which task: a deterministic rule over replicated facts alone.
 
-**Load.** A task counts in its client's queue with the estimated run time of its name, at
-least Rules.task_us_min and at most Rules.ahead_us: one slot's worth of queue. A task of
+**Load.** A task counts in its client's queue with the estimated run time of its name. It counts
+for at least Rules.task_us_min, and at most Rules.ahead_us: one slot's worth of queue. A task of
 that length, or of unknown length, is *heavy*: it needs a slot of its own. The others are
-*light*. A client is open to heavy tasks while it has fewer of them than capacity, and open
-to light ones while its queue is shorter than Rules.ahead_us for each slot; so a long
-task never waits behind an endless queue of short ones, nor a short one for a long one.
+*light*. A client is open to heavy tasks while it has fewer of them than capacity. It is open to
+light ones while its queue is shorter than Rules.ahead_us for each slot. So a long task never
+waits behind an endless queue of short ones, nor a short one for a long one.
 
-**Order.** Ready tasks go out as ready.py says, each to the client that choice.py finds,
+**Order.** Ready tasks go out in the order of ready.py, each to the client that choice.py finds,
 until no client is open to any. Then light tasks follow their inputs (followers.py).
 
-**Attached nodes.** Tasks of a job whose nodes people attach by hand go only to clients
-that have such nodes, and are counted by name, apart from the capacity: one for each node if
-they are heavy, else as many as take Rules.ahead_us; none is placed ahead of need.
+**Attached nodes.** If people attach a job's nodes by hand, its tasks go only to clients with
+such nodes. They are counted by name, apart from the capacity. A node may have one task if it is
+heavy, and else as many as take Rules.ahead_us. None is placed ahead of need.
 
 Everything here is a function of replicated state and the order of commands. It is asked
-once, at the end of an entry; what changed meanwhile stands in `State.changes`. Queues and
-counts rest on Rules.ahead_us and task_us_min, so rules that raise others have the same
-(tests/coordination/test_rules.py).
+once, at the end of an entry; the changes of the entry stand in `State.changes`. Queues and
+counts rest on Rules.ahead_us and task_us_min. So rules that follow others have the same values
+of these (tests/coordination/test_rules.py).
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Placement:
         self._followers = Followers(state, transitions)
 
     def settle(self) -> None:
-        """Place what can be placed, at the end of an entry."""
+        """Place all tasks that can be placed, at the end of an entry."""
         changes = self._state.changes
-        # The names (None: no attached nodes) of which ready tasks may find a client now.
+        # Ready tasks for attached nodes of these names (None: for no attached nodes) may find
+        # a client now.
         tries: dict[str | None, None] = {}
         for client in changes.loosened:
             self._capacity.enter(client)
@@ -111,7 +112,7 @@ class Placement:
             is_new = is_new or job.queue != place
 
     def check(self) -> None:
-        """Assert that the indexes say what the state says, and that nothing more can be placed."""
+        """Assert that the indexes agree with the state, and that nothing more can be placed."""
         self._capacity.check()
         for name, depth in self._ready.check():
             self._capacity.check_closed(name, depth)

@@ -1,10 +1,10 @@
-"""Which ready task is next: as order.py says within a job, round robin between jobs.
+"""The next ready task: within a job by order.py, between jobs round robin.
 
-Jobs with ready tasks stand in queues by who could take the first of these tasks, sorted:
-by the name of their attached nodes (None: they have none), and by their *depth*. That is
-whether the task is light (1) or heavy (0), or for attached nodes how many of its kind one
-may have. So all that stand in one queue find a client, or none does, and those that
-wait for a client are passed over together.
+Jobs with ready tasks stand in queues. A queue has two marks: the name of the jobs' attached
+nodes (None: they have none), and the *depth* of their first ready task. Without attached nodes
+the depth is 1 for a light task, and 0 for a heavy one. With them it is the number of such tasks
+that a node may have. So either all jobs of a queue find a client, or none does: those that wait
+for a client are passed over together. Jobs of a queue are sorted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ReadyOrder:
             self.requeue(job)
 
     def requeue(self, job: Job) -> bool:
-        """Put a job into the queue where its first ready task belongs, or into none.
+        """Put a job into the queue of its first ready task, or into none.
 
         Returns:
             Whether it has a ready task.
@@ -81,7 +81,7 @@ class ReadyOrder:
         ]
 
     def check(self) -> Iterator[Queue]:
-        """Assert that the queues say what the state says; yield each of them."""
+        """Assert that the queues agree with the state; yield each of them."""
         queued = {
             (name, depth, job): None
             for name, queues in self._queues.items()
