@@ -1,11 +1,12 @@
-"""What is decided for users' schedulers on one replica: with a clock, and not replicated.
+"""Decisions of one replica about users' schedulers: with a clock, and not replicated.
 
-host      what one job's scheduler is sent, what its answers are worth, when it is restarted
+host      feeds one job's scheduler, compares and proposes its answers, restarts it
 history   the part of a job's history that a host has in memory
 queue     answers that aren't chosen yet, and commands that propose them
-words     what a scheduler was told and what it answered, for its author
-types     what a host takes from its process, and what it gives to its shell
-claims    what replicas say of their states to each other, and who is wrong if they differ
+words     events and answers of a scheduler in words, for its author
+types     answers of the process to a host, and orders of the host to its shell
+claims    claims of replicas about their states, and the replicas that are wrong
+raising   when a leader raises the rules of the log
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What replicas say of their states to each other, and who of them is wrong if they differ.
+"""Claims of replicas about their states, and the majority that decides if they differ.
 
 Each tick carries the digest that the state of its proposer had after an earlier tick. Digests
-are a chain, so it speaks for all before it. A replica keeps its own after the last ticks:
-between two of them there may be any number of entries, but a tick waits for the one before
-it, so few are enough. A replica that starts, or took over a copy of the state, has none of
-before; then nothing is compared until the next tick but one.
+are a chain, so one speaks for all before it. A replica keeps its own digests after the last ticks.
+Few are enough: any number of entries may lie between two ticks, but each tick waits for the one
+before it. A replica that starts, or took over a copy of the state, has no earlier digests. Then
+nothing is compared until the tick after next.
 
 Compares and counts; asks nobody and stops nothing.
 """
@@ -19,8 +19,8 @@ from tasksprint.ids import ReplicaId, Slot
 
 __all__ = ["Claims", "majority_digest"]
 
-# A leader proposes a tick once the one before is applied; a few more lie between for who
-# applies behind, or answers a question late.
+# A leader proposes a tick once the one before is applied. A few more are kept for a replica
+# that applies late, or answers a question late.
 _KEPT = 64
 
 
@@ -32,15 +32,15 @@ class Claims:
         self.newest: Claim | None = None
 
     def ticked(self, slot: Slot, digest: str, claim: Claim | None) -> Claim | None:
-        """Take that an entry with a tick was applied.
+        """Note that an entry with a tick was applied, and compare its claim.
 
         Args:
             slot: The entry's.
             digest: Of the state here, with that entry.
-            claim: What the tick says of its proposer.
+            claim: The proposer's claim in the tick.
 
         Returns:
-            What is so here in place of the claim; None: the same, or it isn't known.
+            This replica's own claim for that slot, if it differs; None: the same, or not known.
         """
         mine = None if claim is None else self.at(claim.slot)
         self.newest = Claim(slot, digest)
@@ -50,12 +50,12 @@ class Claims:
         return mine if mine != claim else None
 
     def at(self, slot: Slot) -> Claim | None:
-        """Return what is so here; None: it isn't known (any more, or yet)."""
+        """Return this replica's own claim for a slot; None: it isn't known (any more, or yet)."""
         digest = self._digests.get(slot)
         return None if digest is None else Claim(slot, digest)
 
     def forget(self) -> None:
-        """Take that the state is another one's from here on."""
+        """Forget all digests: from here on the state is a copy of another replica's."""
         self._digests.clear()
         self.newest = None
 
@@ -64,7 +64,7 @@ def majority_digest(found: Mapping[ReplicaId, str], voters: Voters) -> str | Non
     """Return the digest that more than half of all voters have; None: none, as far as known.
 
     Args:
-        found: The digests of those that have told theirs, voters or not.
+        found: The digests that replicas have told, voters or not.
     """
     for digest in found.values():
         if voters.is_quorum({who for who, theirs in found.items() if theirs == digest}):

@@ -1,9 +1,9 @@
 """The part of a job's history that a scheduler host has in memory.
 
-History may be longer than memory. The mirror has all of it; here is a run of event
-lines, from about the oldest one that a message may have to name, and the digests of
-the chosen answers to them. Where the run doesn't reach the job's last event, `read`
-says what to read next; who replays from the beginning reads page by page.
+History may be longer than memory. The mirror has all of it. Here is a run of event lines,
+with the digests of the chosen answers to them. The run begins at about the oldest event that
+a message may have to name. If it doesn't reach the job's last event, `read` names the next
+events to read. A replay from the beginning reads page by page.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tasksprint.ids import JobId
 __all__ = ["History"]
 
 MIB = 1024 * 1024
-# Lines that were answered leave memory when all have so many bytes: the schedulers of
-# small jobs replay without reading anything.
+# Answered lines leave memory only if all lines have more bytes than this: so the schedulers
+# of small jobs replay without reading anything.
 HISTORY_BYTES = 1 * MIB
-# New events are taken as they come up to so many bytes, and read later beyond it.
+# New events are taken as they come, up to so many bytes. The others are read later.
 LINES_BYTES_MAX = 32 * MIB
 # Events that are read at once.
 READ_EVENTS_MAX = 2_000
@@ -34,7 +34,7 @@ class History:
     Args:
         lines: The first events, as many as are at hand.
         answers: (event, part) -> digest of the chosen answers to them.
-        event_count: How many events there are; None: as many as `lines`.
+        event_count: The number of events that there are; None: as many as `lines`.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class History:
         self.first_event = 0
         self._bytes = sum(map(len, self.lines))
         self.event_count = len(self.lines) if event_count is None else event_count
-        # Of at least all answers to the events of the run that are chosen.
+        # At least of all chosen answers to the events of the run.
         self.answers = dict(answers)
         self._answered = deque(answers)  # their keys
         self._read_number = 0
-        self._read_end = 0  # end of what is being read; 0: nothing is
+        self._read_end = 0  # end of the events being read; 0: none are
 
     @property
     def end_event(self) -> int:
@@ -83,7 +83,8 @@ class History:
 
     def answer_chosen(self, place: tuple[int, int], digest: str) -> None:
         """Keep a digest, unless it will be read together with its event's line."""
-        # What is being read may have been read before the answer was chosen.
+        # For events that are being read, too: they may have been read before the answer was
+        # chosen.
         if place[0] < max(self.end_event, self._read_end):
             self._note(place, digest)
 
@@ -99,7 +100,7 @@ class History:
 
         Args:
             sent_end: First event that the process hasn't been sent.
-            window_events: How far ahead of it the run should reach.
+            window_events: The number of events that the run should reach beyond it.
         """
         first = self.end_event
         if (
@@ -116,7 +117,7 @@ class History:
     def page_read(
         self, number: int, lines: Sequence[bytes], answers: Iterable[tuple[int, int, str]]
     ) -> None:
-        """Take what was read; see `SchedulerHost.history_read`."""
+        """Take the lines and digests that were read; see `SchedulerHost.history_read`."""
         if number != self._read_number or not self._read_end:
             return
         if not lines:

@@ -1,29 +1,27 @@
 """The decisions about one job's scheduler on one replica: feed it, compare it, propose for it.
 
-Every replica runs every job's scheduler and feeds it the same numbered events. This
-core decides what the process is sent, what its answers are good for, and when it is
-restarted or given up. It knows the chosen history of the job (event lines, a
-digest of each chosen answer) and nothing of tasks, processes, or how a proposal
-becomes an entry of the log.
+Every replica runs every job's scheduler and feeds it the same numbered events. This core
+decides what to send to the process, what to do with its answers, and when to restart it or
+give it up. It knows the chosen history of the job: event lines, and a digest of each chosen
+answer. It knows nothing of tasks, processes, or how a proposal becomes an entry of the log.
 
 **Two positions** carry everything. A position is (event, part): the next part to come.
 
     chosen   the job's first part without a chosen answer: the *frontier*
     own      the next part that this replica's process will answer, in this run
 
-While own < chosen, the process repeats history (a replay, or just a slow replica): its
-answers are compared with the digests of the chosen ones, and never proposed. Once
-own == chosen it may run ahead: what it answers waits in two queues that together
-cover exactly [chosen, own), `_proposed` before `_fresh`. When an answer is chosen,
-it is compared with the head of them. So each answer is compared once, whichever
-side was first.
+While own < chosen, the process repeats history (a replay, or just a slow replica). Its
+answers are compared with the digests of the chosen ones, and never proposed. Once own ==
+chosen it may run ahead: its answers wait in two queues, `_proposed` before `_fresh`, which
+together cover exactly [chosen, own). A chosen answer is compared with the head of the queues.
+So each answer is compared once, whichever side was first.
 
-**Who proposes.** The leader, at once. Another replica, when an answer of its own has
-waited at the frontier for `answer_grace_ms`: then the leader's scheduler is stuck,
-differs, or is out. It then stands in for a while, proposing at once as a leader does,
-until somebody else's answers are chosen first again. The waits are staggered by
-replica so that only one stands in. Duplicate proposals are harmless: the state
-machine takes exactly the job's next part and ignores any other.
+**Who proposes.** The leader proposes at once. Another replica proposes when its own answer has
+waited at the frontier for `answer_grace_ms`: then the leader's scheduler is stuck, differs, or
+is out. That replica stands in for a while, and proposes at once as a leader does. It stops when
+another replica's answers are chosen first again. The waits are staggered by replica, so
+only one stands in. Duplicate proposals are harmless: the state machine takes exactly the
+job's next part, and ignores all others.
 
 **States of the process** (`HostStatus.state`):
 
@@ -38,7 +36,7 @@ machine takes exactly the job's next part and ignores any other.
 Most answers say nothing, so runs of them are kept and proposed as ranges, and no
 object is made for one.
 
-Only a part of a long history is in memory (host_history.py); `HostEffects.read` asks for more.
+Only a part of a long history is in memory (history.py); `HostEffects.read` asks for more.
 """
 
 from __future__ import annotations
@@ -69,7 +67,7 @@ __all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
 MIB = 1024 * 1024
 # Bytes of events in the pipe unanswered; events with large values are few then.
 WINDOW_BYTES = 16 * MIB
-# The pause before a restart, doubled with each one: what broke it may pass (memory, a
+# The pause before a restart, doubled with each one: the cause may pass (too little memory, a
 # full disk).
 RESTART_PAUSE_MS = 200
 RESTART_PAUSE_MAX_MS = 10_000
@@ -79,10 +77,10 @@ RESTARTS_MAX = 10
 STAND_IN_GRACES = 5
 # A proposal that isn't chosen is repeated after a grace, then after two, four … of them.
 REPEAT_GRACES_MAX = 16
-# A deadline noticed this late says that *we* didn't run (a suspended machine), and so
-# neither did the scheduler.
+# If a deadline is noticed this late, *we* didn't run (a suspended machine). Then the scheduler
+# didn't either.
 LATE_MS = 5_000
-# Chosen answers that are kept, to say what a difference is.
+# Chosen answers that are kept, to describe a difference.
 RECENT_MAX = 64
 # How long a scheduler that is behind is compared once its job has ended.
 CLOSING_MS = 1_000
@@ -102,12 +100,12 @@ class SchedulerHost:
         replica: This replica.
         settings: Tunables.
         events: Lines of the events so far, from event 0, without newlines; as many as
-            are at hand, the others are asked for.
-        event_count: How many events there are so far; by default as many as `events`.
+            are at hand. The others are asked for.
+        event_count: The number of events so far; by default as many as `events`.
         answers: (event, part) -> `answer_digest` of the chosen answers to `events` that
             say something.
         answered_end: (event, part), the first without a chosen answer.
-        next_tid: How many tasks the chosen answers have started.
+        next_tid: The number of tasks that the chosen answers have started.
         now_ms: Elapsed time; also with every call below.
     """
 
@@ -156,7 +154,7 @@ class SchedulerHost:
         self._stand_in_end_ms = now_ms
         self._out_at_ms = now_ms  # when to propose `_out` (again)
         self._late_once = False
-        self._preparing, self._preparing_ms = "", now_ms  # What is done before its start.
+        self._preparing, self._preparing_ms = "", now_ms  # The present step before its start.
 
         # Faults.
         self._is_leader = False
@@ -165,7 +163,7 @@ class SchedulerHost:
         self._failures = 0  # crashes without progress between them
         self._restarts = 0
         self._differences = 0
-        self._differed = ""  # how, until it was handed out
+        self._differed = ""  # the first difference, until it was handed out
         self._closing_end_ms: int | None = None  # the job has ended; compared until then
         self._out: SchedulerOut | None = None
         self._last_error = ""
@@ -209,7 +207,7 @@ class SchedulerHost:
         commands: tuple[SchedulerCommand, ...],
         now_ms: int,
     ) -> None:
-        """Take the job's next chosen answer, one that says something or isn't whole."""
+        """Take the job's next chosen answer; it says something, or isn't whole."""
         assert (event, part) == (self._chosen_event, self._chosen_part)
         assert event < self._history.event_count
         self._now_ms = now_ms
@@ -264,8 +262,8 @@ class SchedulerHost:
     def job_ended(self, now_ms: int) -> None:
         """The job has finished, failed or was cancelled: stop the process kindly.
 
-        One that is behind the log goes on for a moment, and is compared: in a short job a
-        scheduler that isn't deterministic would be found by nobody.
+        A process that is behind the log goes on for a moment, and is compared. Otherwise nobody
+        would find a scheduler of a short job that isn't deterministic.
         """
         self._now_ms = now_ms
         self._out = None
@@ -290,11 +288,11 @@ class SchedulerHost:
     def lead(self, now_ms: int, *, is_leader: bool) -> None:
         """Say whether this replica is to propose at once: the leader, usually.
 
-        Where the leader's scheduler is out for this job (the state machine knows), the
-        caller may say so of another replica, which saves the wait for a grace.
+        If the leader's scheduler is out for this job (the state machine knows), the caller
+        may name another replica here. That saves the wait for a grace.
 
-        Becoming it proposes everything that isn't chosen, since what was proposed before
-        may be lost with the last leader.
+        A change proposes everything anew that isn't chosen: former proposals may be lost with
+        the last leader.
         """
         self._now_ms = now_ms
         if is_leader != self._is_leader:
@@ -310,10 +308,10 @@ class SchedulerHost:
         answers: Iterable[tuple[int, int, str]],
         now_ms: int,
     ) -> None:
-        """Take what `HostEffects.read` asked for.
+        """Take the history that `HostEffects.read` asked for.
 
         Args:
-            number: As it said there; what was read for an earlier run is no use.
+            number: As it said there; history read for an earlier run is ignored.
             lines: The first of the events asked for, at least one.
             answers: (event, part, digest) of the answers to them.
 
@@ -326,12 +324,12 @@ class SchedulerHost:
     # --- what the process does ---
 
     def setting_up(self, limit_ms: int) -> None:
-        """Its program is being made ready: it begins to start at this time at the latest."""
+        """Its program is being made ready; the start begins at this time at the latest."""
         if self._state == "starting":
             self._progress_ms = limit_ms
 
     def preparing(self, what: str, now_ms: int) -> None:
-        """This coordinator does this, in words, before the start; "": nothing any more."""
+        """This coordinator's present step before the start, in words; "": there is none."""
         self._preparing, self._preparing_ms = what, now_ms
 
     def start_failed(self, error: str, now_ms: int) -> None:
@@ -347,8 +345,8 @@ class SchedulerHost:
         """The process said that it is ready."""
         self._now_ms = now_ms
         if self._state != "starting":
-            # It took so long to start that it was given up: the order to kill it may have
-            # found nothing to kill.
+            # It started too late, and was given up. The order to kill it may have found
+            # nothing to kill.
             self._stop = "kill"
             return
         self._replay_end = self._chosen_event
@@ -386,7 +384,7 @@ class SchedulerHost:
             self._close()
 
     def garbage(self, error: str, now_ms: int) -> None:
-        """The process said something that no scheduler may say."""
+        """The process broke the protocol of schedulers."""
         self._now_ms = now_ms
         if self._state in ("starting", "replaying", "live"):
             self._fail(error)
@@ -396,7 +394,7 @@ class SchedulerHost:
 
         Args:
             reason: Exit code or signal, in words.
-            stderr_tail: The end of what it wrote to stderr.
+            stderr_tail: The end of its stderr.
         """
         self._now_ms = now_ms
         self._has_process = False
@@ -413,7 +411,7 @@ class SchedulerHost:
                     self._pause()
             case "starting" | "replaying" | "live":
                 if self._own_ends:
-                    # It has said all that it will; its answers may still be to be chosen.
+                    # It has said its last answer. Its answers needn't be chosen yet.
                     self._state = "finished"
                 elif self._state == "starting":
                     self._crash(f"the scheduler ended before it was ready: {reason}{tail}")
@@ -475,10 +473,9 @@ class SchedulerHost:
         return HostStatus(self._state, self._own_event, count, self._restarts, text)
 
     def silence(self, now_ms: int) -> str | None:
-        """Return in words what the scheduler hasn't done for long, if so.
+        """Return in words what the scheduler hasn't done for long (`silence_shown_ms`), if so.
 
-        That is, for `silence_shown_ms`; of a scheduler that is being started again after a
-        failure, what that was.
+        A scheduler that is being started again after a failure has such words, too.
         """
         if self._state in ("waiting", "stopping") and self._restarts:
             return f"its scheduler failed: restart {self._restarts} of at most {RESTARTS_MAX}"
@@ -525,7 +522,7 @@ class SchedulerHost:
         if self._state in ("starting", "replaying", "live"):
             read = self._history.read(self._sent_end, self._settings.scheduler_window_events)
         if read is not None and self._closing_end_ms is not None:
-            self._close()  # Of an ended job nobody may read: stores delete its history.
+            self._close()  # Nobody may read an ended job's history: stores delete it.
             return self.effects()
         differed, self._differed = self._differed, ""
         if not (stop or start or write or propose or out or self._notes or read or differed):
@@ -552,7 +549,7 @@ class SchedulerHost:
         size = sum(map(len, lines))
         room = WINDOW_BYTES - self._sent_bytes
         if size > room:
-            # Rare: large values. As many as fit, but one if the pipe is empty.
+            # Rare: large values. Take as many as fit, and at least one if the pipe is empty.
             count = size = 0
             for line in lines:
                 if size + len(line) > room and (count or self._sent_bytes):
@@ -586,7 +583,7 @@ class SchedulerHost:
         fresh.append([event, event + 1])
 
     def _take(self, answer: DecodedAnswer) -> bool:
-        """Compare or enqueue an answer that says something; False: it is refused."""
+        """Compare or enqueue an answer; it says something. False: it is refused."""
         event, part, last, commands = answer.event, answer.part, answer.last, answer.commands
         if len(commands) > self._rules.commands_per_part_max:
             self._fail(
@@ -635,7 +632,7 @@ class SchedulerHost:
             self._sent_bytes -= sent.popleft()[1]
         if self._state == "replaying" and own_event >= self._replay_end:
             self._state = "live"
-        # Messages may be about what isn't answered or chosen yet, or came just before.
+        # Messages may name events that aren't answered or chosen yet, or the one before them.
         self._history.trim(min(self._own_event, self._chosen_event) - 1)
 
     def _move_frontier(self, event: int, part: int) -> None:
@@ -646,7 +643,7 @@ class SchedulerHost:
     # --- proposing again ---
 
     def _propose_again(self) -> None:
-        """What was proposed may be lost: count it as not proposed."""
+        """Count all proposed answers as not proposed: they may be lost."""
         if self._proposed:
             self._proposed.extend(self._fresh)
             self._fresh = self._proposed
@@ -702,11 +699,11 @@ class SchedulerHost:
             self._notes.append(f"{note}; it is started anew and replays")
             if self._has_process:
                 self._stop_process()
-            else:  # It had said all that it wanted, and left.
+            else:  # It had said its last answer, and left.
                 self._pause()
 
     def _fail(self, error: str) -> None:
-        """The process must be killed; what it is counted as follows once it has ended."""
+        """The process must be killed; once it has ended, the failure counts."""
         self._failure = error
         self._stop_process()
 

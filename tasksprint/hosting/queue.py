@@ -1,6 +1,6 @@
 """Answers of one replica's scheduler that aren't chosen yet, and commands that propose them.
 
-Most answers say nothing; runs of them are one entry, so that no object is made for each.
+Most answers say nothing. A run of them is one entry, so no object is made for each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Entry", "OwnAnswer", "proposal"]
 
 
 class OwnAnswer:
-    """An answer of our process that isn't chosen yet, and says something."""
+    """An answer of our process; it says something, and isn't chosen yet."""
 
     __slots__ = ("bytes", "commands", "event", "first_tid", "last", "part")
 

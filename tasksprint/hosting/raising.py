@@ -1,11 +1,11 @@
 """When a leader raises the rules of the log: once every member has newer ones, for a while.
 
-A member says what its release can where it opens its stream to the leader; of one that isn't
-connected nothing is known. What is asked of all is the newest version that each has. It is
-proposed after nothing of this has changed for a time, so that a process that is replaced and
-put back soon is nobody's trouble; or at once, if somebody asks for it.
+A member says what its release can do when it opens its stream to the leader. Nothing is known
+of a member that isn't connected. The leader looks for the newest version that all of them have.
+It proposes it once nothing of this has changed for a time: so a process may be replaced, and
+put back soon, without harm. It proposes it at once if somebody asks for it.
 
-Decides; who proposes, and who the members are, is known to the shell.
+This module only decides. The shell knows the members, and proposes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasksprint.release import Speaks
 
 __all__ = ["Raising", "Said", "lacking", "version_of_all"]
 
-# What each voter and learner says that it can; None: it isn't connected.
+# The word of each voter and learner on its release; None: it isn't connected.
 Said = Mapping[ReplicaId, Speaks | None]
 
 
@@ -34,7 +34,7 @@ def version_of_all(said: Said) -> int | None:
 
 
 def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
-    """Return which members can't go on by a version of the rules, and what is known of each."""
+    """Return the members that can't go on by a version of the rules, each with the reason."""
     found: dict[ReplicaId, str] = {}
     for replica, speaks in sorted(said.items()):
         if speaks is None:
@@ -48,10 +48,10 @@ def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
 
 
 class Raising:
-    """What a leader has seen of it.
+    """The words of the members as a leader saw them last, and since when they are so.
 
     Args:
-        settle_ms: For so long nothing must have changed.
+        settle_ms: They must be the same for so long.
     """
 
     def __init__(self, settle_ms: int) -> None:
@@ -60,7 +60,7 @@ class Raising:
         self._since_ms = 0
 
     def look(self, now_ms: int, at: int, said: Said) -> int | None:
-        """Return the version to raise the rules to by now; None: none, or not yet.
+        """Return the version to which the rules are to be raised now; None: none, or not yet.
 
         Args:
             at: The version that the log is at.

@@ -1,4 +1,4 @@
-"""What a scheduler host takes from its process, and what it gives to its shell, as plain types."""
+"""Answers of a process to its scheduler host, and orders of the host to its shell: plain types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DecodedAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostEffects:
-    """What the shell does now, in the order of the fields."""
+    """Orders to the shell, to be carried out now, in the order of the fields."""
 
     # "ask": end its input, then as `ChildProcess.stop`; "kill": at once. `exited` follows.
     stop: Literal["", "ask", "kill"]
@@ -40,8 +40,8 @@ class HostEffects:
     forward: bool  # this replica isn't the leader: send `propose` there
     out: SchedulerOut | None  # to be proposed as well
     notes: tuple[str, ...]  # for the log, `status` and the job's owner
-    # (number, first_event, end_event): read these events, or the first of them, and the
-    # digests of the answers to them, from a mirror that has all that this host was told;
+    # (number, first_event, end_event): read these events, or the first of them, with the
+    # digests of the answers to them. The mirror must have all that this host was told.
     # `history_read` follows. None: nothing is missing.
     read: tuple[int, int, int] | None = None
     # How an answer differed from the chosen one, for the job's owner; "": it didn't.

@@ -1,4 +1,4 @@
-"""What a scheduler was told and what it answered, in a few words for its author.
+"""Events and answers of a scheduler in a few words, for its author.
 
 Pure text: knows the commands of `tasksprint.scheduler_commands` and the form of event lines.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "measure",
 ]
 
-# What an event is about, of the members of its line.
+# Members of an event's line that name its subject.
 _SUBJECTS = ("tid", "cid", "timer")
 _SHOWN_MAX = 80
 
@@ -53,9 +53,10 @@ def describe_state(
     """Return how a scheduler is doing on one replica.
 
     Args:
-        events: How many it has answered in this run, has to repeat, and there are.
-        restarts: How many there were, and how many there may be.
-        detail: How it ended; or what is done for it before it starts; or "".
+        events: The numbers of events that it has answered in this run, that it has to repeat,
+            and that there are.
+        restarts: The number of restarts so far, and the highest allowed one.
+        detail: How it ended; or the present step before its start; or "".
     """
     answered, replay_end, count = events
     match state:
@@ -74,7 +75,14 @@ def describe_state(
 
 
 def describe_preparing(replica: int, what: str, since_ms: int, left_ms: int) -> str:
-    """Return what a coordinator does before a scheduler can start, and for how long."""
+    """Return in words the present step of a coordinator before a scheduler's start.
+
+    Args:
+        replica: The coordinator's number.
+        what: The step.
+        since_ms: It has taken so long.
+        left_ms: It is ended after so much more; 0 or less: it isn't ended.
+    """
     text = f"its scheduler isn't started yet: coordinator {replica} {what}"
     text += f" for {since_ms // 1000} s"
     return f"{text}; it is ended in {left_ms // 1000} s" if left_ms > 0 else text
@@ -110,7 +118,7 @@ def describe_difference(
     log_last: bool = True,
     own_last: bool = True,
 ) -> tuple[str, str]:
-    """Return what each of two parts of an answer says at the first place where they differ.
+    """Return the words of two parts of an answer at the first place where they differ.
 
     Args:
         log_last, own_last: Whether the answer ends with this part.
@@ -143,13 +151,13 @@ def describe_answers(
     last: bool,
     own: Sequence[SchedulerCommand],
 ) -> tuple[str, str, str]:
-    """Return which part of which answer differs, what the log says there, and what `own` says.
+    """Return in words the place of a difference, what the log says there, and what `own` says.
 
     Args:
         where: Event and part.
         line: Of the event.
         recent: Chosen answers that are at hand: (event, part, last, commands).
-        is_answered: The chosen one says something, though it may not be at hand.
+        is_answered: The chosen answer says something; it needn't be at hand.
     """
     event, part = where
     what = describe_event(event, line) + (f" part {part}" if part else "")
@@ -184,7 +192,7 @@ def _shorten(text: str) -> str:
 
 
 def measure(commands: tuple[SchedulerCommand, ...]) -> tuple[int, int]:
-    """Return how many tasks the commands start, and about how many bytes they are."""
+    """Return the number of tasks that the commands start, and about their size in bytes."""
     tasks = 0
     size = 64
     for command in commands:

@@ -2,11 +2,12 @@
 
     spans            cuts a JSON object into the texts of its members, unchanged
     lines            splits a stream of chunks into lines and raw bytes
-    node_lines       what a client and its nodes say to each other (the client's side)
-    scheduler_lines  what a coordinator and a scheduler say to each other (the coordinator's side)
-    replica_frames   what replicas say to each other: a JSON header and raw parts
+    node_lines       messages between a client and its nodes (the client's side)
+    scheduler_lines  messages between a coordinator and a scheduler (the coordinator's side)
+    replica_frames   messages between replicas: a JSON header and raw parts
+    long_lines       takes the values out of very long lines of nodes
 
-docs/protocol.md is the specification for those who write the other side. Every
+docs/protocol.md is the specification for people who write the other side. Every
 reader here takes chunks of any size and either returns messages or raises
 `RemoteProtocolError`; after that it must not be used any more.
 """

@@ -1,6 +1,6 @@
-"""Splits what arrives in chunks into lines, and into raw bytes where a line announced some.
+"""Splits chunks of bytes into lines, and into raw bytes where a line announced some.
 
-It knows newlines and a limit, and nothing of what the lines mean. Each byte is
+It knows newlines and a limit, and nothing of the meaning of lines. Each byte is
 looked at once, however small the chunks are and however long the line is.
 """
 
@@ -17,7 +17,7 @@ class LineBuffer:
     """Bytes that arrived and were not taken yet.
 
     The owner feeds a chunk and then takes lines (and raw bytes) until it gets
-    `None`; only what is incomplete stays here.
+    `None`. Only an incomplete rest stays here.
     """
 
     __slots__ = ("_at", "_chunk", "_line_bytes_max", "_piece_bytes", "_pieces", "_remedy", "_who")
@@ -27,7 +27,7 @@ class LineBuffer:
         Args:
             who: The sender, for messages: "node 3".
             line_bytes_max: A longer line ends the connection.
-            remedy: What the sender should do instead of sending longer lines.
+            remedy: A better way for the sender than longer lines, for messages.
         """
         self._who = who
         self._line_bytes_max = line_bytes_max
@@ -39,15 +39,15 @@ class LineBuffer:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes wait for the rest of their line or frame."""
+        """The number of bytes that wait for the rest of their line or frame."""
         return self._piece_bytes + len(self._chunk) - self._at
 
     def pending_head(self, count: int) -> bytes:
-        """Return the first bytes, at most `count`, of what waits."""
+        """Return the first of the waiting bytes, at most `count`."""
         return (self._pieces[0] if self._pieces else self._chunk[self._at :])[:count]
 
     def feed(self, data: bytes) -> None:
-        """Add what arrived."""
+        """Add a chunk that arrived."""
         if self._at < len(self._chunk):
             self._chunk = self._chunk[self._at :] + data
         else:
@@ -55,9 +55,9 @@ class LineBuffer:
         self._at = 0
 
     def match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
-        """Take what `pattern` matches, if the next line begins in this chunk and matches.
+        """Take the bytes that `pattern` matches, if the next line begins in this chunk.
 
-        The pattern must end with the newline, so that what it takes is whole lines.
+        The pattern must end with the newline, so that it takes whole lines.
         """
         if self._pieces:
             return None

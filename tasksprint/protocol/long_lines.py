@@ -1,13 +1,13 @@
 """Takes the values out of a line that is too long to be scanned in one go.
 
-A scanner in C holds Python's global lock until it has read all: seconds for some megabytes of
-small numbers. So a long line is looked through here, on a thread, in windows of which each
-takes a millisecond at most: its values are cut out, and what is left is a short line, to be
-read like any other.
+A scanner in C holds Python's global lock until it has read all. That takes seconds for some
+megabytes of small numbers. So a long line is looked through here, on a thread, in windows; each
+takes a millisecond at most. The values are cut out. The rest is a short line, and is read like
+any other.
 
-It finds where values end, by strings and brackets, and looks whether they are UTF-8. Whether
-they are JSON otherwise is found by whoever decodes them; they are on one line in any case, so
-that they break nobody else's.
+It finds the ends of values by strings and brackets, and looks whether they are UTF-8. It doesn't
+look whether they are JSON otherwise: their decoder finds that. They stand on one line in any case,
+so they can't break another line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["take_values_out"]
 _WINDOW = 256 * 1024
 _SPACE = b" \t\r\n"
 _MARK = re.compile(rb'["{}\[\]]')
-# Numbers and words, strings without escapes, and arrays and objects of nothing else: most of
-# what is long, thousands of them in one step. (Nothing here can match in two ways, so that
-# giving up costs what was read.)
+# Numbers and words, strings without escapes, and arrays and objects of these alone. Most of a
+# long line is of this form, and thousands of them are one step. (Nothing here can match in two
+# ways, so a match that fails costs no more than its reading.)
 _FLAT = re.compile(
     rb'(?:[^"{}\[\]\\]+|"[^"\\]*"'
     rb'|[\[{][^"{}\[\]\\]*(?:"[^"\\]*"[^"{}\[\]\\]*)*[\]}])+'
@@ -36,7 +36,7 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 
 
 def take_values_out(line: bytes, *, who: str) -> tuple[bytes, list[tuple[str, memoryview]]]:
-    """Return a line without the members of its "values", and these: (key, text).
+    """Return a line without the members of its "values", and these members: (key, text).
 
     Raises:
         RemoteProtocolError: It isn't an object with members, or isn't UTF-8.

@@ -1,10 +1,10 @@
-r"""What a client says to a node and hears from it, as bytes and as messages.
+r"""Lines from a client to a node and back, as bytes and as messages.
 
-A task is a line `{"id":…,"job":…,"task":…,"attempt":…,"name":…,"args":[…],"seed":…}`,
-an answer a line with the same id and `values` or `error`; bytes follow the line raw, if
-the node speaks frames. JSON values are carried as they came, in both directions.
+A task is a line `{"id":…,"job":…,"task":…,"attempt":…,"name":…,"args":[…],"seed":…}`.
+An answer is a line with the same id, and with `values` or `error`. If the node speaks frames,
+raw bytes follow the line. JSON values are carried as they came, in both directions.
 
-This module doesn't know which ids are under way, nor what a task is; it reads no
+This module doesn't know which ids are under way, nor the meaning of a task. It reads no
 file that a node names.
 """
 
@@ -74,14 +74,13 @@ class InPieces:
 
 
 # (key, kind, data): kind "json" with the text's bytes, or "bytes" with the bytes, the
-# pieces that they came in, or a file.
-# Of lines that were long, what `take_long` was given for it.
+# pieces that they came in, or a file. If the line was long, `take_long` was given the data.
 NodeValue = tuple[str, str, "bytes | InPieces | FilePath | Carried"]
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A value for a node that doesn't stand in memory: the writer knows what `content` is."""
+    """A value for a node, outside memory: the writer of the line understands `content`."""
 
     content: object
     size: int
@@ -94,8 +93,8 @@ class NodeReady:
 
     frames: bool  # it speaks raw frames
     window: int  # tasks that it takes at once, at least 1
-    runtime: str | None = None  # what it runs on, e.g. "cpython 3.12.1 x86_64"
-    takes: tuple[str, ...] = ()  # of `_ADDED`, what it reads in its tasks' lines
+    runtime: str | None = None  # its interpreter, e.g. "cpython 3.12.1 x86_64"
+    takes: tuple[str, ...] = ()  # members of `_ADDED` that it reads in its tasks' lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class NodeFailure:
 
 @dataclass(frozen=True, slots=True)
 class NodePiece:
-    """More of a value that is too large for memory; the reply that has it follows."""
+    """More bytes of a value that is too large for memory; its reply follows later."""
 
     number: int  # of the value: 1, 2, 3 … for this node
     data: bytes
@@ -128,7 +127,7 @@ class NodePiece:
 class NodeLongLine:
     """A line that takes long to read; the last message until `NodeReader.take_long`.
 
-    Whoever gets it calls `take_values_out` (long_lines.py) for the joined pieces, on a thread.
+    The receiver calls `take_values_out` (long_lines.py) for the joined pieces, on a thread.
     """
 
     pieces: tuple[bytes, ...]
@@ -141,8 +140,8 @@ _LONG_LINE = "send large results as frames or files"
 
 # Longer lines are scanned elsewhere: here it would take a tenth of a second.
 _LONG_LINE_BYTES = 512 * 1024
-# Larger values are handed on in pieces, and so are those above the smaller limit once so
-# many bytes of one reply are in memory. Joining and hashing 8 MiB takes some 20 ms.
+# Values above the first limit are handed on in pieces. So are those above the second, once
+# one reply has so many bytes (the third) in memory. Joining and hashing 8 MiB takes some 20 ms.
 _VALUE_IN_MEMORY_MAX = 1024 * 1024
 _VALUE_IN_MEMORY_MIN = 64 * 1024
 _REPLY_IN_MEMORY_MAX = 8 * 1024 * 1024
@@ -151,12 +150,12 @@ _REPLY_KEYS = frozenset(("id", "values", "frames", "base64", "files"))
 _FAILURE_KEYS = frozenset(("id", "error", "traceback", "retry"))
 _READY_KEYS = frozenset(("ready", "frames", "window", "runtime", "takes"))
 
-# Members of a task's line that came after release 0.2.0, and what makes their JSON. Older nodes
-# may refuse them, so they go only to nodes that announced them.
+# Members of a task's line that came after release 0.2.0, each with the function that makes its
+# JSON. Older nodes may refuse them, so they go only to nodes that announced them.
 _ADDED: dict[str, Callable[[TaskSpec], str]] = {}
 
-# The replies that matter for speed: no value, or one that is a number, a word or an
-# ASCII string without escapes, spelled without spaces. All others take the long way, to the
+# The replies that matter for speed, spelled without spaces. They have no value, or one: a
+# number, a word, or an ASCII string without escapes. All others take the long way, to the
 # same end.
 _SMALL_REPLY = re.compile(
     rb'\{"id":(0|[1-9][0-9]{0,17})'
@@ -190,7 +189,7 @@ def encode_task(
 
     Args:
         id: Number of the request, not in use at this node.
-        spec: What the task is; without newlines in its base.
+        spec: The task; without newlines in its base.
         inputs: (kind, data) of the values of the pretasks, in order; they become the
             arguments behind those of the base.
         frames: The node said so in `NodeReady`.
@@ -256,12 +255,12 @@ class NodeReader:
             value_bytes_max: Limit of one value that follows raw.
         """
         self.ready: NodeReady | None = None  # Set by the first message.
-        # What is wrong behind the messages that `feed` returned last: nothing more may be fed.
+        # A mistake behind the messages that `feed` returned last: nothing more may be fed.
         self.refusal: RemoteProtocolError | None = None
         self._who = who
         self._value_bytes_max = value_bytes_max
         self._buffer = LineBuffer(who=who, line_bytes_max=line_bytes_max, remedy=_LONG_LINE)
-        # A reply whose raw bytes are not all here: its id, its values so far, and
+        # A reply that still lacks raw bytes: its id, its values so far, and
         # (key, size, kind) of the frames to come, the next one last.
         self._id = 0
         self._values: list[NodeValue] = []
@@ -271,7 +270,7 @@ class NodeReader:
         self.in_pieces = 0  # values that came in pieces so far
         self._is_waiting = False  # for `take_long`
         self._long_values: list[NodeValue] = []  # of the long line that is being read
-        self._left = 0  # bytes to come of the one that comes in pieces; 0: none does
+        self._left = 0  # bytes to come of the value that comes in pieces; 0: none does
 
     @property
     def is_inside_message(self) -> bool:
@@ -281,23 +280,23 @@ class NodeReader:
         )
 
     def why_not_ready(self) -> str:
-        """Return what is missing of a node that ended before its first line, in words."""
+        """Return in words what a node lacks that ended before its first line."""
         return why_not_ready("node", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[NodeMessage]:
         """Return the messages that are complete with this chunk.
 
-        Those before a mistake in the same chunk count: then `refusal` is set.
+        Messages before a mistake in the same chunk count: then `refusal` is set.
 
         Raises:
-            RemoteProtocolError: The node said what no node may say. The reader must
-                not be used any more.
+            RemoteProtocolError: The node broke the protocol. The reader must not be used
+                any more.
         """
         self._buffer.feed(data)
         return [] if self._is_waiting else self._read_on([])
 
     def _read_on(self, messages: list[NodeMessage]) -> list[NodeMessage]:
-        """Add what is complete to the messages of this chunk, and return them."""
+        """Add all complete messages to those of this chunk, and return them."""
         buffer = self._buffer
         try:
             while True:
@@ -337,11 +336,11 @@ class NodeReader:
     def take_long(
         self, line: bytes, values: Sequence[tuple[str, bytes | Carried]]
     ) -> list[NodeMessage]:
-        """Go on after a `NodeLongLine`; return what `feed` would have.
+        """Go on after a `NodeLongLine`; return its messages, as `feed` does.
 
         Args:
-            line: What is left of it, from `take_values_out`.
-            values: What was taken out, as the reply is to hold it.
+            line: The rest of the long line, from `take_values_out`.
+            values: The values that were taken out, as the reply is to hold them.
 
         Raises:
             RemoteProtocolError: As `feed`.
@@ -390,7 +389,7 @@ class NodeReader:
         return _reply(self._id, values)
 
     def _check_json(self, key: str, raw: bytes) -> None:
-        """Refuse what isn't one JSON value in a line."""
+        """Refuse raw bytes that aren't one JSON value in a line."""
         self._decoder = _new_decoder()
         self._check_text(key, raw, is_last=True)
         text = raw.decode()
@@ -401,9 +400,9 @@ class NodeReader:
             )
 
     def _check_text(self, key: str, some: bytes, *, is_last: bool) -> None:
-        """Refuse what would break a line of whoever gets it.
+        """Refuse bytes that would break a line of a later reader.
 
-        More isn't looked at: a scanner takes seconds for what comes in pieces.
+        Nothing else is checked: a scanner takes seconds for values that come in pieces.
         """
         assert self._decoder is not None
         before = len(self._decoder.getstate()[0])  # bytes of a character that goes on in `some`
@@ -412,7 +411,7 @@ class NodeReader:
         try:
             self._decoder.decode(some, is_last)
         except UnicodeDecodeError as error:
-            # What comes first is told, whatever the pieces are.
+            # The mistake that comes first is told, however the pieces are cut.
             if newline < 0 or error.start < before + newline:
                 why = "isn't UTF-8"
         if why:
@@ -426,7 +425,7 @@ class NodeReader:
             return size > _VALUE_IN_MEMORY_MIN
         if size > _VALUE_IN_MEMORY_MAX:
             return True
-        # Of many values the later ones, but not the tiny ones: each costs a file.
+        # Of many values the later ones come in pieces. Tiny ones don't: each would cost a file.
         return size > _VALUE_IN_MEMORY_MIN and self._frame_bytes + size > _REPLY_IN_MEMORY_MAX
 
     def _read_line(self, line: bytes) -> NodeMessage | None:
@@ -662,7 +661,7 @@ class NodeReader:
         seen.add(key)
 
     def _refuse_not_finite(self, text: str, error: NotFiniteError) -> NodeFailure:
-        """Fail the one task whose value holds NaN; the node itself did nothing worse.
+        """Fail the one task whose value holds NaN; the node goes on.
 
         Raises:
             RemoteProtocolError: The line has no id to blame, or is no JSON elsewhere.

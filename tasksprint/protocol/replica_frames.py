@@ -1,8 +1,8 @@
-"""What a frame between replicas holds: a JSON header and raw parts, each with its length.
+"""The body of a frame between replicas: a JSON header and raw parts, each with its length.
 
 One line of JSON, `[header, [length, …]]`, its newline, and the parts, one after the other.
-What the header means is not known here; the JSON codec is passed in. Where a frame
-begins and ends, and that nobody changed it, is seen to by `net/streams.py`.
+This module doesn't know the meaning of the header; the JSON codec is passed in.
+`net/streams.py` knows where a frame begins and ends, and sees that nobody changed it.
 """
 
 from __future__ import annotations

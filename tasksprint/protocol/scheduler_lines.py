@@ -1,13 +1,13 @@
-"""What a coordinator says to a scheduler and hears from it, as bytes and as messages.
+"""Lines from a coordinator to a scheduler and back, as bytes and as messages.
 
-Events come as bytes from the state machine, which made them once for all replicas;
-the control lines are made here. Answers are read into the commands of
-`tasksprint.scheduler_commands`, with the JSON that the scheduler wrote (arguments, the job's
-values, a checkpoint's state) kept as its text.
+Events come as bytes from the state machine: it made them once for all replicas. The control
+lines are made here. Answers are read into the commands of `tasksprint.scheduler_commands`.
+JSON of the scheduler in them (arguments, the job's values, a checkpoint's state) is kept as its
+text.
 
 The reader numbers along: answers must come in the order of events and parts, a task
 gets the next tid, and a command can name only tasks that were started before it. It
-doesn't know which events were sent, nor what became of a task.
+doesn't know which events were sent, nor the later states of a task.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SchedulerReady:
     """The scheduler runs and takes events; always its first message."""
 
     checkpoints: bool  # it can hand out its state and start from it
-    runtime: str | None = None  # what it runs on, e.g. "cpython 3.12.1 x86_64"
+    runtime: str | None = None  # its interpreter, e.g. "cpython 3.12.1 x86_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ SchedulerMessage = SchedulerReady | SchedulerAnswer | CheckpointState
 _STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "cut the answer into parts"
 
-# Of the members that are named where one is wrong; commands have fewer.
+# So many members are named in an error about a wrong one; commands have fewer.
 _LISTED_MAX = 12
 
 _READY_KEYS = frozenset(("ready", "checkpoints", "runtime"))
@@ -147,8 +147,8 @@ class SchedulerReader:
         Args:
             who: The scheduler, for messages: "scheduler of job 3".
             line_bytes_max: Limit of one line.
-            rules: The version of its job's rules. Commands that came later aren't known, and
-                attributes of tasks that did mean nothing.
+            rules: The version of its job's rules. Later commands aren't known, and later
+                attributes of tasks mean nothing.
             next_event: First event that it will answer; not 0 only after a checkpoint.
             next_tid: First tid that it will give; not 0 only after a checkpoint.
         """
@@ -171,15 +171,15 @@ class SchedulerReader:
         return self._buffer.pending_bytes > 0
 
     def why_not_ready(self) -> str:
-        """Return what is missing of a scheduler that ended before its first line, in words."""
+        """Return in words what a scheduler lacks that ended before its first line."""
         return why_not_ready("scheduler", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[SchedulerMessage]:
         """Return the messages that are complete with this chunk.
 
         Raises:
-            RemoteProtocolError: The scheduler said what no scheduler may say. The
-                reader must not be used any more.
+            RemoteProtocolError: The scheduler broke the protocol. The reader must not be used
+                any more.
         """
         messages: list[SchedulerMessage] = []
         buffer = self._buffer
@@ -330,7 +330,7 @@ class SchedulerReader:
         )
 
     def _read_commands(self, text: str, start: int, event: int) -> tuple[SchedulerCommand, ...]:
-        """Read the JSON array at `start`, which is known to be valid JSON."""
+        """Read the commands of the JSON array at `start`; it is known to be valid JSON."""
         commands: list[SchedulerCommand] = []
         self._event = event
         index = skip_space(text, start + 1)
@@ -360,7 +360,7 @@ class SchedulerReader:
         )
 
     def _error(self, what: str) -> RemoteProtocolError:
-        """Return an error that says which command of which event is wrong."""
+        """Return an error that names the event and the command."""
         where = f"{self._who}: event {self._event}, command {self._command}"
         if self._start is not None:
             where += f", start {show(self._start)} (tid {self.next_tid})"
@@ -411,7 +411,7 @@ class SchedulerReader:
         return compact_spec(name, base, pretasks, prekeys, keys, retries, timeout_ms, *later)
 
     def _read_later(self, members: dict[str, Member]) -> list[Any]:
-        """Return the attributes of a task that later rules brought, as far as they count."""
+        """Return a task's attributes of later rules; defaults for those that don't count."""
         values = []
         for name, attribute in LATER.items():
             value = attribute.default
@@ -512,7 +512,7 @@ _Read = Callable[[SchedulerReader, dict[str, Member], str], SchedulerCommand]
 
 _CARRIED_IN_COMMAND = frozenset(("base", "values"))
 
-# Every command: the member that names it, all members that it may have, and its reader.
+# For every command: the member that names it, all members that it may have, and its reader.
 _COMMANDS: dict[str, tuple[frozenset[str], _Read]] = {
     "start": (
         frozenset(

@@ -1,11 +1,11 @@
 """Cuts a JSON object into the texts of its members, without decoding and encoding them again.
 
-Values that users' programs make are carried as the bytes they came in: a float
-that went through an object may come out with other digits, and 2**70 is no
-number for many readers. The scanner of the standard library, written in C, finds
-where each value ends; what lies between is handed on as it is.
+Values of users' programs are carried as the bytes that they came in. A float that went
+through an object may come out with other digits, and many readers can't read 2**70. The
+scanner of the standard library, written in C, finds the end of each value. The bytes up to
+there are handed on as they are.
 
-This module knows JSON and nothing of what the members mean.
+This module knows JSON, and nothing of the meaning of members.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = [
     "why_not_ready",
 ]
 
-# How much of somebody else's line an error message quotes.
+# An error message quotes so much of somebody else's line.
 EXCERPT_CHARACTERS = 60
-# What programs say about their errors stands in log entries and on people's screens; of longer
+# Texts of programs about their errors stand in log entries and on people's screens. Of longer
 # texts the beginning and the end are kept.
 ERROR_CHARACTERS_MAX = 4_000
 TRACEBACK_CHARACTERS_MAX = 32_000
-# What a program runs on: a name, a version, a kind of processor.
+# A program's interpreter: its name, its version, the kind of processor.
 RUNTIME_CHARACTERS_MAX = 100
 
-# What `cut_object` says about a member: (decoded value, start, end) in the text.
+# A member as `cut_object` returns it: (decoded value, start, end) in the text.
 Member = tuple[Any, int, int]
 
 _Scan = Callable[[str, int], tuple[Any, int]]
@@ -60,7 +60,7 @@ _NEXT = re.compile(r"[ \t\r\n]*([,}])[ \t\r\n]*")
 
 
 class NotJsonError(RemoteProtocolError):
-    """What stands there is no JSON object at all; something else was printed, most likely."""
+    """The line holds no JSON object at all; most likely the program printed something else."""
 
 
 class NotFiniteError(RemoteProtocolError):
@@ -73,11 +73,11 @@ class NotFiniteError(RemoteProtocolError):
 
 
 class _ConstantError(ValueError):
-    """Raised inside the scanner, which doesn't know the key."""
+    """Raised inside the scanner; the scanner doesn't know the key."""
 
 
 class _DuplicateError(ValueError):
-    """Raised inside the scanner for an object that names a key twice."""
+    """Raised inside the scanner: an object names a key twice."""
 
 
 def _refuse_constant(name: str) -> Any:
@@ -120,11 +120,11 @@ def excerpt(line: str | bytes) -> str:
 
 
 def why_not_ready(what: str, said: bytes) -> str:
-    """Return what is missing of a program that ended before it said that it is ready.
+    """Return in words what a program lacks that ended before it was ready.
 
     Args:
         what: "node" or "scheduler".
-        said: How the line began that it didn't end, if it did.
+        said: The beginning of its unfinished line, or b"".
     """
     after = f" but {excerpt(said)}" if said else ""
     return (
@@ -134,7 +134,7 @@ def why_not_ready(what: str, said: bytes) -> str:
 
 
 def show(value: object) -> str:
-    """Return what somebody else sent, as Python writes it, shortened for an error message."""
+    """Return a value from outside as Python writes it, shortened for an error message."""
     shown = repr(value)
     if len(shown) > EXCERPT_CHARACTERS:
         return shown[: EXCERPT_CHARACTERS - 1] + "…"
@@ -144,8 +144,8 @@ def show(value: object) -> str:
 def is_text(value: object) -> bool:
     r"""Return whether `value` is a string that UTF-8 can carry.
 
-    JSON can spell half of a surrogate pair (`"\ud800"`); as a key or a name it would
-    break whoever encodes it next.
+    JSON can spell half of a surrogate pair (`"\ud800"`). As a key or a name it would raise an
+    error wherever it is encoded next.
     """
     if not isinstance(value, str):
         return False
@@ -159,7 +159,7 @@ def is_text(value: object) -> bool:
 
 
 def for_people(text: str, characters_max: int) -> str:
-    """Return text that only people read: cut in its middle, what UTF-8 can't carry replaced."""
+    """Return a text for people: cut in its middle, with a "?" for what UTF-8 can't carry."""
     if len(text) > characters_max:
         half = characters_max // 2 - 2
         text = f"{text[:half]} … {text[-half:]}"
@@ -167,7 +167,7 @@ def for_people(text: str, characters_max: int) -> str:
 
 
 def read_runtime(members: dict[str, Member], who: str) -> str | None:
-    """Return what a program says that it runs on, beside `ready`; None: it doesn't say.
+    """Return the interpreter that a program names beside `ready`; None: it names none.
 
     Raises:
         RemoteProtocolError: It isn't a short text.
@@ -214,7 +214,7 @@ def item_count(array: str) -> int:
 def scan_carried(text: str, index: int) -> int:
     """Return the index right behind the JSON value at `index`, or -1 if there is none.
 
-    For short cuts: whoever gets -1 goes the long way, which names the error.
+    For short cuts: on -1 the caller goes the long way, and that names the error.
     """
     try:
         _, end = _scan_span(text, index)
@@ -247,7 +247,7 @@ def cut_object(
         right behind the object.
 
     Raises:
-        NotFiniteError: NaN, Infinity or -Infinity somewhere in a member.
+        NotFiniteError: NaN, Infinity or -Infinity stands somewhere in a member.
         RemoteProtocolError: It isn't a JSON object, names a key twice, or is nested
             too deeply.
     """
