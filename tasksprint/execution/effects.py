@@ -1,8 +1,8 @@
-"""What the workbench asks of its shell, and the words that both use for it.
+"""The orders of the workbench to its shell, and the words that both use for them.
 
-An effect is an order; the shell carries effects out in the order in which they
-are given and answers with events (methods of `Workbench`). Effects name data by
-(job, tid, key) and digest; none of them holds a value.
+An effect is an order. The shell carries effects out in their order, and answers with events
+(methods of `Workbench`). Effects name data by (job, tid, key) and digest; none of them holds a
+value.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 NodeId = NewType("NodeId", int)  # 1, 2, 3 …: one process each; never used again
 
 # (key, kind, size in bytes, digest of the value) for each value, sorted by key; kind is
-# "json" or "bytes". What `encoding.result_digest` takes, as tuples.
+# "json" or "bytes". `encoding.result_digest` takes the same.
 Manifest = tuple[tuple[str, str, int, str], ...]
 
 
@@ -55,7 +55,7 @@ class TaskError:
     error: str
     traceback: str | None = None
     retry: bool = True  # False: trying again makes no sense
-    stderr: str = ""  # the end of what it wrote to stderr for this task
+    stderr: str = ""  # the end of its stderr for this task
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class HeldResult:
 
 @dataclass(frozen=True, slots=True)
 class AttemptDone:
-    """An attempt that succeeded and whose values are stored here."""
+    """An attempt that succeeded; its values are stored here."""
 
     job: JobId
     tid: TaskId
@@ -101,7 +101,7 @@ class AttemptFailed:
     attempt: int
     error: str
     fatal: bool  # True: the task fails with it, whatever retries it has left
-    detail: Mapping[str, Any]  # JSON; what is known of the node, its end and its stderr
+    detail: Mapping[str, Any]  # JSON: known facts about the node, its end and its stderr
 
 
 # --- effects -------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class PrepareProgram:
-    """Get this archive and make it ready to start; answer program_ready or program_failed."""
+    """Fetch this archive and make it ready to start; answer program_ready or program_failed."""
 
     program: str  # digest of the archive
     command: str  # the manifest's "node": it may name a setup
@@ -164,8 +164,8 @@ class FetchRequest:
 class FetchInputs:
     """Ask one client for values; answer inputs_fetched or fetch_failed for each request.
 
-    The shell looks into its cache of copies first. What was fetched stays there,
-    pinned, until `ReleaseCopies`.
+    The shell looks into its cache of copies first. Fetched values stay there, pinned, until
+    `ReleaseCopies`.
     """
 
     cid: ClientId
@@ -183,9 +183,9 @@ class ReleaseCopies:
 class StoreResult:
     """Keep the values of the reply `id` of `node`, and write them to the store.
 
-    The values may be used (`RunTask`) as soon as this was given; answer
-    results_stored once they survive kill -9, or store_failed. The values of a
-    reply for which no `StoreResult` was given aren't wanted.
+    The values may be used (`RunTask`) as soon as this was given. Answer results_stored once
+    they survive kill -9, or store_failed. If no `StoreResult` was given for a reply, its
+    values aren't wanted.
     """
 
     node: NodeId

@@ -1,16 +1,16 @@
-"""Where the inputs of tasks are, and how those that aren't here come here.
+"""Where the inputs of tasks are, and how missing ones come here.
 
-Knows which results this client holds (digests and sizes), which copies of other
-clients' results are here or under way, and which task waits for what. Doesn't know
-what a node is, nor what happens to a task whose inputs are all here.
+Knows the results that this client holds (digests and sizes), the copies of other clients'
+results that are here or under way, and the tasks that wait for either. Knows nothing of nodes,
+nor of the later life of a task whose inputs are all here.
 
-An input is one of three things:
+An input is named in one of three ways:
 
-- named without a digest: to be made here, ahead of need, by another assignment. It
-  is here as soon as a node has answered, stored or not;
-- named with a digest that a result held here has: it is here;
-- named with another digest: fetched from one of its holders, as soon as the view
-  says who they are, whatever else the task waits for ("rolling").
+- without a digest: another assignment makes it here, ahead of need. It is here as soon as a
+  node has answered, stored or not;
+- with the digest of a result that is held here: it is here;
+- with another digest: it is fetched from one of its holders, as soon as the view names them.
+  The fetch doesn't wait for the task's other inputs ("rolling").
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tasksprint.settings import Settings
 
 __all__ = ["Inputs"]
 
-# Results in one request at least, if so many are wanted: a request costs more than a
-# small value in it.
+# The least number of results in one request, if so many are wanted: a request costs more than
+# a small value in it.
 _BATCH_MIN = 16
 
 
@@ -85,12 +85,12 @@ class Inputs:
         for one in held:
             result = KeptResult(0, one.digest, None, is_stored=True)
             self._held.setdefault(one.job, {})[one.tid] = result
-        # Tasks that wait for a value that is, or may yet be, made here.
+        # Tasks that wait for a value which is made here, or may yet be.
         self._local: dict[Key, dict[Key, ClientTask]] = {}
         self._copies: dict[CopyKey, Copy] = {}
         self._copy_bytes = 0  # of all copies here that some task needs
-        self._consuming: dict[Key, ClientTask] = {}  # tasks with copies whose inputs are all here
-        self._queues: dict[ClientId, dict[CopyKey, Copy]] = {}  # to be asked, by holder
+        self._consuming: dict[Key, ClientTask] = {}  # tasks with copies; all inputs are here
+        self._queues: dict[ClientId, dict[CopyKey, Copy]] = {}  # to be asked for, by holder
         self._under_way: dict[ClientId, int] = {}  # FetchInputs, by holder
         self._fetches: dict[int, _Fetch] = {}
         self._last_fetch = 0
@@ -104,7 +104,7 @@ class Inputs:
         return of_job.get(tid) if of_job is not None else None
 
     def held_results(self) -> list[tuple[JobId, TaskId, str]]:
-        """Return (job, tid, digest) of every stored result: what a joining client names."""
+        """Return (job, tid, digest) of every stored result; a joining client names them."""
         return [
             (job, tid, held.digest)
             for job, of_job in self._held.items()
@@ -113,7 +113,7 @@ class Inputs:
         ]
 
     def add_held(self, job: JobId, tid: TaskId, held: KeptResult) -> list[ClientTask]:
-        """Keep a result that was just made; returns the tasks that waited for it alone."""
+        """Keep a result that was just made; return the tasks that waited for it alone."""
         of_job = self._held.get(job)
         if of_job is None:
             of_job = self._held[job] = {}
@@ -146,7 +146,7 @@ class Inputs:
         return True
 
     def drop_job(self, job: JobId, keep: tuple[TaskId, ...]) -> bool:
-        """Forget the results of a job but for those in `keep`; False: there was none."""
+        """Forget the results of a job but for those in `keep`; False: there was none to forget."""
         of_job = self._held.pop(job, None)
         if of_job is None:
             return False
@@ -158,9 +158,9 @@ class Inputs:
     # --- inputs of tasks -------------------------------------------------------------
 
     def resolve(self, task: ClientTask) -> None:
-        """Find out what of the task's inputs is here, and ask for the rest.
+        """Find out which of the task's inputs are here, and ask for the rest.
 
-        Fills `task.pending`, `task.digests` and `task.copies`, which must be empty.
+        Fills `task.pending`, `task.digests` and `task.copies`; they must be empty before.
         """
         assignment = task.assignment
         job = assignment.job
@@ -172,8 +172,8 @@ class Inputs:
             pretask: Key = (job, tid)
             held = self.held(job, tid)
             if item.digest is None:
-                # An unfinished assignment of the pretask replaces what is held: a value
-                # of an older attempt would only make this attempt void.
+                # If the pretask has an unfinished assignment here, wait for its value. The
+                # held one is of an older attempt, and would only make this attempt void.
                 if held is not None and pretask not in self._tasks:
                     task.digests[tid] = held.digest
                     continue
@@ -204,10 +204,10 @@ class Inputs:
         task.copies.clear()
 
     def find_missing_key(self, task: ClientTask) -> str | None:
-        """Return what is wrong if a pretask has no value under the key asked for.
+        """Return an error's text if a pretask has no value under the wanted key, else None.
 
-        To be called once all inputs are here. Of results that were made before this
-        start the keys aren't known; there the shell finds it out (`run_refused`).
+        To be called once all inputs are here. If a result was made before this start, its
+        keys aren't known. Then the shell finds out (`run_refused`).
         """
         job = task.assignment.job
         for item in task.assignment.inputs:
@@ -242,7 +242,7 @@ class Inputs:
         return tuple([(job, tid) for tid in task.digests if tid not in task.copies])
 
     def discredit(self, task: ClientTask, tid: TaskId) -> list[ClientTask]:
-        """Forget an input that the shell couldn't find; returns all tasks that relied on it."""
+        """Forget an input that the shell couldn't find; return all tasks that relied on it."""
         copy = task.copies.get(tid)
         if copy is None:
             job = task.assignment.job
@@ -302,9 +302,9 @@ class Inputs:
     ) -> None:
         """Try another holder, or the same ones after a pause that grows.
 
-        A holder that answers that it doesn't have these bytes says so in a report of its
-        own (`Workbench.result_missing`), and one that is dead is found so by the
-        coordinator. Both come here as a view with other holders.
+        A holder may answer that it doesn't have these bytes. Then it says so in a report of its
+        own, too (`Workbench.result_missing`). And the coordinator finds dead holders. Both come
+        here as a view with other holders.
         """
         copy = self._copies.get((job, tid, digest))
         if copy is None or copy.fetch is None:
@@ -316,7 +316,7 @@ class Inputs:
             self._forget(copy)
             return
         if not copy.tried and not copy.pause_ms:
-            # Once for a result and not for each try.
+            # Say so once for a result, and not for each try.
             self._outbox.append(
                 Note(f"job={job} tid={tid} holder={cid} couldn't be fetched: {reason}")
             )
@@ -324,8 +324,8 @@ class Inputs:
         self._enqueue(copy)
 
     def plan(self) -> None:
-        """Ask the holders for what is wanted, as far as the limits allow."""
-        # In this order: what is wanted again is released first, and then pinned.
+        """Ask the holders for the wanted values, as far as the limits allow."""
+        # In this order: a copy that is wanted again is released first, and then pinned.
         if self._released:
             self._outbox.append(ReleaseCopies(tuple(self._released)))
             self._released.clear()
@@ -474,8 +474,8 @@ class Inputs:
                 if self._copy_bytes < settings.value_cache_bytes_max:
                     count = max(_BATCH_MIN, -(-len(queue) // free))
                 elif not self._fetches and not self._consuming:
-                    # Too much is here already, but no task can run with it: one more
-                    # at a time, the oldest first, until one can.
+                    # Too much is here already, but no task can run with it. Fetch one more
+                    # at a time, the oldest first, until a task can run.
                     count = 1
                 else:
                     break

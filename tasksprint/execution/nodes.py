@@ -1,18 +1,18 @@
 """Programs, their nodes, and which task goes into the pipe of which node when.
 
 Knows ready tasks, capacity, pipes and measured run times. Doesn't know where inputs come
-from, nor what becomes of an attempt: it says which task failed or must run again.
+from, nor the further way of an attempt: it only says that a task failed or must run again.
 
-Slots. A slot is a process that the client started; it is taken until that process has
-ended. Nodes are started when a ready task finds none, and kept. A program without any node
-takes the slot of an idle one of another program at once, and of a busy one once its
-oldest task has waited for a while and is older than whatever the other would run next.
+Slots. A slot is a process that the client started; it is taken until that process has ended.
+Nodes are started when a ready task finds none, and are kept. A program without any node takes
+a slot from another program. It takes that of an idle node at once. It takes that of a busy one
+once its oldest task has waited for a while, and is older than the next task of the other.
 Attached nodes are beyond the capacity.
 
-Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A
-task goes behind another only if the node takes several, both are of names that were
-measured as short, and it has no time limit. If the head then takes long after all,
-those behind it are given to other nodes.
+Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A task goes
+behind another only on three conditions: the node takes several, both are of names that were
+measured as short, and the task has no time limit. If the head takes long after all, the tasks
+behind it are given to other nodes.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from tasksprint.settings import Settings
 
 __all__ = ["Nodes"]
 
-# Of what people are told about nodes that don't start.
+# Characters of an error about nodes that don't start, for people.
 _START_ERROR_MAX = 200
-# Names whose run time is remembered; a program may make up a name for each task.
+# The run times of so many names are remembered; a program may invent a name for each task.
 _ESTIMATES_MAX = 1_000
 
 _READY = TaskState.READY
@@ -82,8 +82,8 @@ class Nodes:
 
         Args:
             capacity: Processes at once.
-            arguments: Returns what `RunTask.inputs` says, or None if an input is gone.
-            again: Called with a task that must run again; no failure.
+            arguments: Returns the value of `RunTask.inputs`, or None if an input is gone.
+            again: Called with a task that must run again; this is no failure.
             fail: Called with a task whose attempt failed, the error, and details.
         """
         self.capacity = capacity
@@ -98,12 +98,12 @@ class Nodes:
         self._last_node = 0
         self._offers = 0
         self._own_count = 0  # Invariant: nodes that aren't attached; at most `capacity`.
-        # Of the nodes that aren't attached: those that serve and have nothing to do, and those
-        # that are being stopped or killed.
+        # Two groups of the nodes that aren't attached: nodes that serve and have nothing to do;
+        # nodes that are being stopped or killed.
         self._idle: dict[NodeId, Node] = {}
         self._ending: dict[NodeId, None] = {}
         self._hungry: dict[Program, None] = {}  # programs with ready tasks
-        # One more than may stand before another task: nothing goes behind such a task.
+        # One more than the most work before another task: nothing goes behind such a task.
         self._unknown_us = settings.node_ahead_us + 1
 
     # --- tasks -----------------------------------------------------------------------
@@ -119,8 +119,8 @@ class Nodes:
     def abandon(self, entry: Entry, now_ms: int) -> None:
         """Give up a running task: its answer isn't wanted any more.
 
-        A node that runs it is killed, unless the task is a short one, which may end by
-        itself. One that waits in the pipe is short, too.
+        A node that runs it is killed. A short task may end by itself, so its node isn't killed
+        at once. A task that waits in the pipe is always short.
         """
         task, node = entry.task, entry.node
         task.entry = None
@@ -147,7 +147,7 @@ class Nodes:
                 del self._hungry[program]
                 program.short_since_ms = None
             elif not self._find_nodes(program, now_ms):
-                return  # Those with younger tasks must leave it a node.
+                return  # Programs with younger tasks must leave it a node.
 
     # --- events of programs ----------------------------------------------------------
 
@@ -197,10 +197,10 @@ class Nodes:
         node.program.start_error = ""
 
     def take(self, node: Node, id: int) -> Entry | None:
-        """Take the entry that a node answered out of its pipe.
+        """Take the answered entry out of a node's pipe.
 
         Returns:
-            None if nothing has that id: the node was killed for it.
+            None if no entry has that id: the node was killed for it.
         """
         entry = node.pipe.pop(id, None)
         if entry is None:
@@ -215,7 +215,7 @@ class Nodes:
     def is_wanted(self, entry: Entry) -> bool:
         """Whether the answer to this entry counts: its task wasn't stopped or run elsewhere."""
         task = entry.task
-        # A task that was moved, and is still in the queue, is done by the first answer.
+        # A moved task may still be in the queue: then the first answer counts.
         return task.entry is entry or task.state is _READY
 
     def answered(self, node: Node, now_us: int) -> None:
@@ -241,14 +241,14 @@ class Nodes:
                 estimates.clear()
             estimates[name] = run_us
         elif run_us > estimate:
-            # Up fast, down slowly: a task behind a long one waits, a node that gets one
-            # task less ahead only costs a little.
+            # Up fast, down slowly. A task behind a long one waits. A node that gets one task
+            # less ahead costs only a little.
             estimates[name] = (estimate + run_us) // 2
         else:
             estimates[name] = max(1, (7 * estimate + run_us) // 8)
 
     def kill(self, node: Node, why: str, *, error: str | None = None) -> None:
-        """Kill a node; what waits in its pipe runs again.
+        """Kill a node; the tasks that wait in its pipe run again.
 
         Args:
             error: Why the running task fails. None: it doesn't, it runs again (if it
@@ -291,7 +291,7 @@ class Nodes:
     # --- for tests and people --------------------------------------------------------
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return what each node does, for people."""
+        """Return the work of each node, for people."""
         return [
             {
                 "node": node.id,
@@ -352,7 +352,7 @@ class Nodes:
             heapq.heappop(ready)
 
     def _fill(self, program: Program, now_us: int) -> None:
-        """Give the program's nodes what they can take, the oldest task first."""
+        """Give the program's nodes as many tasks as they can take, the oldest first."""
         ready = program.ready
         piped: list[tuple[int, NodeId, Node]] | None = None
         estimates = program.estimates
@@ -366,7 +366,7 @@ class Nodes:
             estimate = estimates.get(assignment.spec.name, self._unknown_us)
             best = self._first_free(program)
             if best is None:
-                # Behind another task it goes only if it is short, and without a limit.
+                # It goes behind another task only if it is short, and has no limit.
                 behind_us = -1 if assignment.spec.timeout_ms is not None else ahead_us - estimate
                 if behind_us < 0:
                     return
@@ -388,7 +388,7 @@ class Nodes:
                 heapq.heapreplace(piped, (best.work_us, best.id, best))
 
     def _first_free(self, program: Program) -> Node | None:
-        """Return the node of lowest number that has nothing to do; None: there is none."""
+        """Return the node of the lowest number among those with nothing to do, or None."""
         free = program.free
         while free:
             node = program.nodes.get(free[0])
@@ -409,7 +409,7 @@ class Nodes:
             self._idle[node.id] = node
 
     def _enter(self, node: Node, event: str) -> None:
-        """Change a node's state, by what happened to it."""
+        """Change a node's state by an event."""
         state = NODE_TRANSITIONS[event].get(node.state)
         assert state is not None, f"node {node.id} can't be {event}: it is {node.state.value}"
         counts = node.program.node_states
@@ -445,7 +445,7 @@ class Nodes:
         self._outbox.append(RunTask(node.id, id, task.assignment, inputs))
 
     def _empty_pipe(self, node: Node, *, keep_head: bool) -> None:
-        """Have what is in the pipe run again; its head may stay, for the end of the process."""
+        """Have the tasks of the pipe run again; its head may stay until the process has ended."""
         pipe = node.pipe
         node.pipe = {}
         node.work_us = 0
@@ -459,7 +459,7 @@ class Nodes:
                 self._again(entry.task)
 
     def _unload(self, node: Node) -> None:
-        """Give what waits behind a head that takes long to other nodes."""
+        """Give tasks to other nodes that wait behind a slow head."""
         node.is_stalled = True
         for entry in list(node.pipe.values())[1:]:
             if entry.task.entry is entry:
@@ -467,7 +467,7 @@ class Nodes:
                 self._again(entry.task)
 
     def _expire_head(self, node: Node, now_ms: int) -> None:
-        """Kill the node unless its head, which nobody wants, ends soon."""
+        """Kill the node unless its head ends soon; nobody wants the head's answer."""
         head = node.head
         assert head is not None
         head.deadline_ms = now_ms + self._settings.node_stop_grace_ms
@@ -521,7 +521,7 @@ class Nodes:
                 self._arm(node, stalled_ms)
 
     def _due_idle(self, node: Node, now_ms: int) -> None:
-        """Stop a node whose program has had nothing to do for long."""
+        """Stop a node if its program has had nothing to do for long."""
         if node.attached:
             return
         idle_ms = self._settings.node_idle_max_ms
@@ -539,8 +539,8 @@ class Nodes:
         """Start nodes for ready tasks that found none.
 
         Returns:
-            False if the program has waited too long without any node: programs whose
-            tasks are younger may use no node until one became idle for it.
+            False if the program has waited too long without any node. Then programs with
+            younger tasks may use no node until one has become idle for it.
         """
         if program.is_attached:
             if not program.nodes and not program.told_absent:
@@ -565,7 +565,7 @@ class Nodes:
         if wanted <= 0:
             return True
         if self._ending:
-            return True  # A slot will be free; who gets it is seen then.
+            return True  # A slot will be free soon. Its next program is chosen then.
         has_nodes = bool(states[_SERVING] or states[NodeState.STARTING])
         switch_ms = self._settings.node_switch_wait_ms
         starves = False
@@ -584,7 +584,7 @@ class Nodes:
         return not starves
 
     def _find_idle(self, program: Program, *, starving: bool) -> Node | None:
-        """Return the node of another program that has been idle for longest, or None."""
+        """Return the longest idle node of another program, or None."""
         best: Node | None = None
         best_rank = (0, 0)
         for node in self._idle.values():
@@ -626,7 +626,7 @@ class Nodes:
         if tries < self._settings.node_start_tries_max:
             return
         if program.node_states[_SERVING]:
-            return  # Those that did start will run the tasks.
+            return  # The nodes that did start will run the tasks.
         starts = "1 start" if tries == 1 else f"{tries} starts"
         error = f"no node of {program} got ready in {starts}: {reason}"
         self.fail_ready(program, error, {"starts": tries, **detail})
@@ -634,7 +634,7 @@ class Nodes:
     def _pause(self, program: Program, doublings: int, now_ms: int) -> None:
         """Start no node of this program for a while."""
         settings = self._settings
-        # The exponent is limited, or a program that fails for a year makes huge numbers.
+        # The exponent is limited: a program that fails for a year would make huge numbers.
         pause_ms = settings.node_restart_pause_min_ms << min(doublings, 16)
         until_ms = now_ms + min(pause_ms, settings.node_restart_pause_max_ms)
         if until_ms > program.paused_until_ms:
@@ -648,12 +648,12 @@ def _age_of_oldest(program: Program) -> int:
 
 
 def _stopped(entry: Entry) -> str:
-    """Return why a node is killed whose task isn't wanted any more."""
+    """Return why a node is killed: its task isn't wanted any more."""
     return f"{entry.why} {entry.task}" if entry.why else f"{entry.task} was stopped"
 
 
 def _piped(program: Program) -> list[tuple[int, NodeId, Node]]:
-    """Return a heap of the nodes that run a task and may take more, by what they have to do."""
+    """Return a heap of the nodes that run a task and may take more, by their work."""
     if not program.takes_several:
         return []
     piped = [
@@ -675,4 +675,4 @@ def _describe_ids(node: Node) -> str:
 
 
 def _do_nothing(_now_ms: int) -> None:
-    """For a timer that is there so that `feed` is called again."""
+    """For a timer whose only purpose is that `feed` is called again."""

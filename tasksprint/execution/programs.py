@@ -1,6 +1,6 @@
 """The programs that this client's jobs run, and whether they are ready to be started.
 
-Knows archives by digest; doesn't know what is in them, nor any node.
+Knows archives by digest, but not their contents, and no node.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tasksprint.settings import Settings
 
 __all__ = ["Programs"]
 
-# Programs without jobs, tasks and nodes that are remembered, for what was measured of them.
+# So many programs without jobs, tasks and nodes are remembered, with their measured run times.
 _UNUSED_MAX = 100
 
 
@@ -37,9 +37,9 @@ class Programs:
         Args:
             digest: Of the archive.
             command: The manifest's "node".
-            used: Programs of jobs, which must not be forgotten.
+            used: Programs of jobs; they must not be forgotten.
         """
-        # A job with attached nodes needs none of what is in its archive.
+        # A job with attached nodes needs nothing of its archive.
         name = ("" if command.startswith("attached:") else digest, command)
         program = self._programs.get(name)
         if program is None:
@@ -49,7 +49,7 @@ class Programs:
         return program
 
     def prepare(self, program: Program) -> None:
-        """Have the archive made ready, unless it is, or another program sees to it."""
+        """Have the archive made ready, unless it is ready, or is being made so already."""
         states = {
             other.state
             for other in self
@@ -68,9 +68,9 @@ class Programs:
             program.state = ProgramState.PREPARED
 
     def not_prepared(self, digest: str, now_ms: int) -> list[Program]:
-        """Note that an archive can't be made ready; returns the programs in it.
+        """Note that an archive can't be made ready; return the programs in it.
 
-        The next task tries again at once. For those that wait for inputs it is tried
+        The next task tries again at once. For tasks that wait for inputs it is tried
         again after a pause.
         """
         found = self._preparing(digest)
@@ -92,10 +92,10 @@ class Programs:
             self.prepare(program)
 
     def forget(self, digest: str, used: Iterable[Program]) -> bool:
-        """Forget what is in an archive, unless some of it is in use; return whether it isn't.
+        """Forget the programs of an archive, unless one is in use; return False if one is.
 
         Args:
-            used: Programs of jobs, which must not be forgotten.
+            used: Programs of jobs; they must not be forgotten.
         """
         kept = {id(program) for program in used}
         names = [name for name, program in self._programs.items() if program.digest == digest]

@@ -61,7 +61,7 @@ class NodeState(enum.Enum):
     KILLED = "killed"
 
 
-# What happened to a node, as state before -> state behind. What isn't in it can't happen.
+# Events of a node, each as a map: state before -> state behind. From other states it can't happen.
 NODE_TRANSITIONS: dict[str, dict[NodeState, NodeState]] = {
     "ready": {NodeState.STARTING: NodeState.SERVING},
     "stopped": {NodeState.SERVING: NodeState.STOPPING},  # idle, and not wanted any more
@@ -103,12 +103,12 @@ class ClientTask:
         self.arrival = arrival  # tasks are run in this order
         self.state = TaskState.WAITING
         self.entry: Entry | None = None  # Invariant: set exactly while RUNNING.
-        # Pretasks that aren't here, with the digest wanted (None: whatever is made here).
+        # Pretasks that aren't here, with the wanted digest (None: of the result made here).
         # Invariant: empty unless WAITING.
         self.pending: dict[TaskId, str | None] = {}
-        # Pretasks that are here, with the digest of what will be consumed.
+        # Pretasks that are here, with the digest of the result to be consumed.
         self.digests: dict[TaskId, str] = {}
-        self.copies: dict[TaskId, Copy] = {}  # those of them that are or will be fetched
+        self.copies: dict[TaskId, Copy] = {}  # of pretasks that are or will be fetched
 
     def __str__(self) -> str:
         return describe_task(self.assignment)
@@ -121,12 +121,12 @@ class Entry:
 
     def __init__(self, id: int, task: ClientTask, node: Node, estimate_us: int) -> None:
         self.id = id
-        # The entry is live while `task.entry is self`; if not, the task was stopped, or
-        # moved because the node stalled, and the answer isn't wanted.
+        # The entry is live while `task.entry is self`. Otherwise the task was stopped, or moved
+        # since the node stalled, and the answer isn't wanted.
         self.task = task
         self.node = node
         self.estimate_us = estimate_us
-        self.digests: tuple[str, ...] = ()  # of what it consumes, in the order of arguments
+        self.digests: tuple[str, ...] = ()  # of its inputs, in the order of arguments
         self.deadline_ms: int | None = None  # when it will have run for too long
         self.why = ""  # why it isn't wanted any more, before the task's name; "": unknown
 
@@ -167,9 +167,9 @@ class Node:
         self.head_since_us = 0  # when the first entry began to run
         self.idle_since_ms = 0  # meaningful while the pipe is empty
         self.was_ready = False
-        # It gave up what was behind its head, and gets nothing more until it answers.
+        # It gave up the tasks behind its head, and gets nothing more until it answers.
         self.is_stalled = False
-        # Why its running task fails, if it was KILLED for that; None: for another reason.
+        # Why its running task fails, if it was KILLED for that task; else None.
         self.kill_error: str | None = None
         self.armed_ms: int | None = None  # the earliest timer started for this node
 
@@ -190,7 +190,7 @@ def _program_name(command: str) -> str:
 
 
 class Program:
-    """What nodes run: a file of an archive, or whatever attaches by a name (owned by nodes)."""
+    """The code of nodes: a file of an archive, or nodes attached by a name (owned by nodes)."""
 
     __slots__ = (
         "command",
@@ -220,7 +220,7 @@ class Program:
         self.is_attached = command.startswith("attached:")
         self.state = ProgramState.PREPARED if self.is_attached else ProgramState.UNKNOWN
         self.nodes: dict[NodeId, Node] = {}
-        self.node_states = dict.fromkeys(NodeState, 0)  # how many nodes are in each
+        self.node_states = dict.fromkeys(NodeState, 0)  # the number of nodes in each
         # Heap of nodes that serve and have nothing to do; others in it are skipped.
         self.free: list[NodeId] = []
         self.takes_several = False  # some of them took more than one task at once
@@ -262,7 +262,7 @@ class KeptResult:
 
 
 class Copy:
-    """A result of another client, of which values are or will be fetched (owned by inputs)."""
+    """A result of another client; some of its values are or will be fetched (owned by inputs)."""
 
     __slots__ = (
         "copy_key",
@@ -290,7 +290,7 @@ class Copy:
         self.wanted: dict[str, None] = {}  # keys still to be asked for, in order
         self.requested: tuple[str, ...] = ()  # keys in the request under way
         self.present: set[str] = set()  # keys whose values are here
-        self.size_bytes = 0  # of those
+        self.size_bytes = 0  # of the present values
         self.queued_at: ClientId | None = None  # the holder in whose queue it waits
         self.fetch: int | None = None  # number of the FetchInputs under way
         self.tried: set[ClientId] = set()  # holders that failed since the last pause
@@ -299,12 +299,12 @@ class Copy:
 
 
 def describe_task(assignment: Assignment) -> str:
-    """Return how errors name a task."""
+    """Return the name of a task for errors."""
     return f"task {assignment.tid} {assignment.spec.name!r}"
 
 
 def describe_keys(keys: Iterable[str]) -> str:
-    """Return how errors list the keys of a result."""
+    """Return the keys of a result, listed for errors."""
     shown: Sequence[str] = list(keys)
     if not shown:
         return "nothing"

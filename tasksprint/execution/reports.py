@@ -1,15 +1,15 @@
-"""What the coordinator has to be told, and in which order.
+"""The reports to the coordinator, and their order.
 
 Knows completions, failures and lost results; doesn't know how a report travels.
 Three rules hold here:
 
-- A completion is reported only once its values are stored: a coordinator that
-  believes in a holder must not be disappointed by kill -9.
-- A completion that consumed a value made here is reported after the completion of
-  that value: a report is applied in order, and a completion whose inputs aren't
-  canonical yet is void.
-- One report is under way at a time; what comes meanwhile goes into the next one. So
-  batches form behind a slow coordinator, and no report ever overtakes another.
+- A completion is reported only once its values are stored. A coordinator relies on holders,
+  and kill -9 must not take the values away.
+- If a completion consumed a value made here, it is reported after the completion of that
+  value. A report is applied in order, and a completion whose inputs aren't canonical yet is
+  void.
+- One report is under way at a time; later news go into the next one. So batches form behind a
+  slow coordinator, and no report ever overtakes another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Reports"]
 
 
 class _Unstored:
-    """A completion whose values aren't stored yet, or whose pretask's aren't."""
+    """A completion that waits: its own values, or those of a pretask, aren't stored yet."""
 
     __slots__ = ("completion", "followers", "inline_bytes", "is_stored", "key", "pretasks")
 
@@ -36,13 +36,13 @@ class _Unstored:
         self.key = key
         self.completion = completion
         self.inline_bytes = inline_bytes
-        self.pretasks = pretasks  # made here and consumed by it
+        self.pretasks = pretasks  # it consumed their results, and they were made here
         self.is_stored = False
         self.followers: list[_Unstored] = []  # stored, and waiting for this one
 
 
 class Reports:
-    """The queue of what is to be reported, and the report under way."""
+    """The queue of news for the coordinator, and the report under way."""
 
     def __init__(
         self, settings: Settings, outbox: list[Effect], incarnation: Incarnation
@@ -66,7 +66,7 @@ class Reports:
 
     @property
     def waiting(self) -> int:
-        """How many completions and failures are in no report yet."""
+        """The number of completions and failures that are in no report yet."""
         return len(self._unstored) + len(self._completions) + len(self._failures)
 
     def add_completion(
@@ -74,8 +74,7 @@ class Reports:
     ) -> None:
         """Report this once it and the `pretasks` (values made here) are stored."""
         key = (completion.job, completion.tid)
-        # An older attempt's completion must not be sent any more: its values are being
-        # replaced by these.
+        # An older attempt's completion must not be sent any more: these values replace its own.
         self._completions.pop(key, None)
         older = self._unstored.get(key)
         new = _Unstored(key, completion, inline_bytes, pretasks)
@@ -110,7 +109,7 @@ class Reports:
         return waiting is not None or unstored is not None
 
     def discard_job(self, job: int) -> None:
-        """Forget what is in no report yet of a job that ended."""
+        """Forget all unsent news of a job that ended."""
         for key in [key for key in self._completions if key[0] == job]:
             del self._completions[key]
         for key in [key for key in self._unstored if key[0] == job]:
@@ -122,7 +121,7 @@ class Reports:
     def acknowledged(self, request: int) -> tuple[AttemptFailed, ...]:
         """Note that a report was applied; return the failures that stood in it.
 
-        Any but the one under way is ignored.
+        A report that isn't under way is ignored.
         """
         if request != self._under_way:
             return ()
@@ -200,7 +199,7 @@ class Reports:
                 )
 
     def _settle(self, unstored: _Unstored) -> None:
-        """Queue a stored completion and what waited for it, unless it waits itself."""
+        """Queue a stored completion and those that waited for it, unless it waits itself."""
         todo = [unstored]
         while todo:
             one = todo.pop()

@@ -1,13 +1,12 @@
-"""Why a client runs no task of a job that it has tasks of, and which task runs for long.
+"""Why a client runs none of its tasks of a job, and which task has been running for long.
 
-In a form for the coordinator.
-
-For people who look at a job that doesn't move; nothing is decided by it. The kinds:
+The client tells it to the coordinator, for people who look at a job that doesn't move. Nothing
+is decided by it. The kinds:
 
     fetching   values of inputs are on their way
     preparing  the program is being fetched, unpacked or set up
     disk       the disk is nearly full, so no task is started
-    crashing   no node got ready so far, and the last one ended; with how it did
+    crashing   no node got ready so far, and the last one ended; with its end in words
     starting   nodes were started and aren't ready yet
     queued     all nodes run other tasks
 """
@@ -22,16 +21,16 @@ from tasksprint.ids import JobId, TaskId
 
 __all__ = ["find_long_runs", "find_stalls"]
 
-# More than these are of no use to anybody who reads.
+# More than these are of no use to a reader.
 _JOBS_MAX = 20
 _INPUTS_MAX = 4
 _ERRORS_MAX = 3
-# A task that runs for a shorter time is mostly done when somebody reads of it.
+# A task that has run for a shorter time is mostly done when somebody reads of it.
 _LONG_RUN_MS = 2_000
 
 
 class _Found:
-    """What was found of one job."""
+    """The findings about one job."""
 
     __slots__ = ("error", "inputs", "kinds", "runs", "tasks")
 
@@ -79,7 +78,7 @@ def find_stalls(tasks: Iterable[ClientTask], *, is_disk_low: bool) -> list[list[
         stall = [job, kind, found.tasks, list(found.inputs)[:_INPUTS_MAX]]
         if kind == "crashing":
             errors += 1
-            if errors <= _ERRORS_MAX:  # They stand in the query of a poll.
+            if errors <= _ERRORS_MAX:  # Errors stand in the query of a poll.
                 stall.append(found.error)
         stalls.append(stall)
     return stalls

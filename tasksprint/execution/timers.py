@@ -1,9 +1,8 @@
 """Moments at which the workbench wants to be called, in order.
 
-Knows no clock and not what the calls do. A timer can't be cancelled: the function
-looks whether there is still something to do, which is cheaper than the bookkeeping.
-So whoever starts timers sees to it that there are few (one for each node, say,
-and not one for each task).
+Knows no clock, and not what the calls do. A timer can't be cancelled. Instead the function
+looks whether there is still something to do; that is cheaper than the bookkeeping.
+So callers must start few timers (one for each node, say, and not one for each task).
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ class Timers:
 
     @property
     def deadline_ms(self) -> int | None:
-        """The first moment at which something is due; None: nothing ever is."""
+        """The moment of the next timer; None: there is none."""
         return self._heap[0][0] if self._heap else None
 
     def run_due(self, now_ms: int) -> None:
-        """Call what is due, once each; what is started meanwhile waits for the next time."""
+        """Call each action that is due, once; timers started meanwhile wait for the next time."""
         due: list[Action] = []
         heap = self._heap
         while heap and heap[0][0] <= now_ms:

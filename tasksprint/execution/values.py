@@ -1,6 +1,6 @@
-"""What the values of an answer must be like, before they count.
+"""Checks of an answer's values, before they count.
 
-Knows the limits and how to tell the user about them; pure functions of a manifest.
+Knows the limits, and the sentences about them for users; pure functions of a manifest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["find_too_big", "inline_values"]
 
 
 def find_too_big(task: ClientTask, manifest: Manifest, bytes_max: int) -> str | None:
-    """Return what is wrong if a value is larger than any may be."""
+    """Return an error's text if a value is larger than allowed, else None."""
     for key, _, size, _ in manifest:
         if size > bytes_max:
             return (
@@ -26,10 +26,10 @@ def find_too_big(task: ClientTask, manifest: Manifest, bytes_max: int) -> str | 
 def inline_values(
     task: ClientTask, manifest: Manifest, rules: Rules
 ) -> tuple[tuple[tuple[str, str], ...], int] | str:
-    """Return (key, kind) of the values that the report must carry, and their size.
+    """Return (key, kind) of the values that the report must carry, and their size in bytes.
 
     Returns:
-        What is wrong, if one is missing or too big.
+        Or an error's text, if one is missing or too big.
     """
     found = {key: (kind, size) for key, kind, size, _ in manifest}
     inline: list[tuple[str, str]] = []

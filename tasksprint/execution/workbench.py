@@ -1,9 +1,9 @@
 """The client's state machine: from a view to results that are stored and reported.
 
-Knows the assignments of this client and joins three parts that don't know each
-other: inputs (where the bytes are), nodes (who runs what) and reports (what was
-said). It holds no data, reads no clock and waits for nothing. Events are methods;
-each says what happened. `effects` says what is to be done about it.
+Knows the assignments of this client, and joins three parts that don't know each
+other: inputs (where the bytes are), nodes (which node runs which task) and reports
+(the news for the coordinator). It holds no data, reads no clock and waits for nothing.
+Events are methods; each says what happened. `effects` returns the orders that follow.
 
 The life of an assignment:
 
@@ -11,8 +11,8 @@ The life of an assignment:
                 ^                          │  ^                        │
                 └──input changed or gone───┘  └──node died or stalled──┘
 
-Its outcome goes on by itself: values are stored, then reported; a failure is
-reported at once.
+After that its outcome has a life of its own: values are stored, then reported; a failure
+is reported at once.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ from tasksprint.settings import RULES, Rules, Settings
 
 __all__ = ["LOST_UNREPORTED", "Workbench"]
 
-# Why an attempt fails whose values were spoiled before anybody could count on them.
+# The error of an attempt whose values were spoiled before anybody could count on them.
 LOST_UNREPORTED = "its result was lost from the client's disk before it was reported"
 
-# How a job ended, in words that go on with "while it ran task 0 'work'".
+# The end of a job in words; they go on with "while it ran task 0 'work'".
 _ENDED = {"cancelled": "was cancelled", "finished": "has finished"}
 
 
@@ -91,7 +91,7 @@ class Workbench:
             incarnation: Of this start of the client.
             capacity: Node processes at once.
             held: The results that the store holds.
-            rules: The limits of what a report may carry.
+            rules: They have the limits of a report's values.
         """
         assert capacity > 0
         self.cid = cid
@@ -103,11 +103,11 @@ class Workbench:
         self._timers = Timers()
         self._tasks: dict[Key, ClientTask] = {}
         self._arrivals = 0
-        # The last attempt at each task that ended here, so that a view made before its
-        # report was applied doesn't start it again.
+        # The last attempt at each task that ended here. An older view, made before its report
+        # was applied, must not start it again.
         self._ended: dict[JobId, dict[TaskId, int]] = {}
-        # Failed attempts of these, in order, whose report was applied, with the number of views
-        # that had come by then. (Of a task that was done, a drop tells when it may be forgotten.)
+        # Those of them that failed and whose report was applied, in order, each with the number
+        # of views by then. (If an attempt was done, a drop tells when it may be forgotten.)
         self._told: deque[tuple[int, AttemptFailed]] = deque()
         self._views = 0
         self._programs = Programs(settings, self._timers, self._outbox)
@@ -136,7 +136,7 @@ class Workbench:
     # --- what the shell asks ---------------------------------------------------------
 
     def effects(self, now_us: int) -> list[Effect]:
-        """Return what is to be done, in this order; call it after each batch of events.
+        """Return the orders to carry out, in this order; call it after each batch of events.
 
         Args:
             now_us: The time of `now_ms`, in microseconds: run times are measured by it.
@@ -173,7 +173,7 @@ class Workbench:
         self._now(now_ms)
         self._forget_told()
         if view.version < self.version and not view.whole:
-            return  # Overtaken: what it says is known, or no longer true.
+            return  # It was overtaken: its news are known, or no longer true.
         self.version = view.version
         for entry in view.jobs:
             self._jobs[entry.job] = self._programs.get(
@@ -200,14 +200,14 @@ class Workbench:
             self._assign(assignment)
 
     def report_acknowledged(self, incarnation: Incarnation, request: int) -> None:
-        """Note that a report was applied; others than the one under way are ignored."""
+        """Note that a report was applied; a report that isn't under way is ignored."""
         if incarnation == self.incarnation:
             self._told += [(self._views, one) for one in self._reports.acknowledged(request)]
 
     def reset(self, cid: ClientId, incarnation: Incarnation, now_ms: int) -> None:
         """Begin anew after the coordinator refused the incarnation.
 
-        Everything assigned is forgotten, whatever ran is killed; results are kept.
+        All assignments are forgotten, and nodes that run something are killed. Results are kept.
         """
         self._now(now_ms)
         for node in list(self._nodes.nodes.values()):
@@ -251,11 +251,11 @@ class Workbench:
     def node_attached(
         self, node: NodeId, name: str, frames: bool, window: int, now_ms: int
     ) -> None:
-        """Add a node that somebody else started and that said that it is ready.
+        """Add a node that somebody else started; it has said that it is ready.
 
         Args:
             node: From `next_node`.
-            name: What jobs call it, without "attached:".
+            name: Its name for jobs, without "attached:".
         """
         self._now(now_ms)
         if node in self._nodes.nodes or not self._nodes.is_past(node):
@@ -274,7 +274,7 @@ class Workbench:
     ) -> None:
         """Note that a node's process has ended, asked for or not, or answered garbage.
 
-        The running task fails; what waited behind it runs again elsewhere.
+        The running task fails; the tasks behind it run again elsewhere.
 
         Args:
             reason: For people: "exit code 1", "killed by SIGSEGV", "line 7 is not JSON".
@@ -289,15 +289,15 @@ class Workbench:
     def node_replied(self, node: NodeId, replies: Sequence[Reply], now_us: int) -> None:
         """Take answers of a node, all that were read at once.
 
-        Their values are to be kept by the shell until it has carried out the next
-        `effects`: those that count are named there by `StoreResult`.
+        The shell must keep their values until it has carried out the next `effects`: a
+        `StoreResult` there names each answer that counts.
         """
         self._now(now_us // 1_000)
         found = self._node(node)
         if found is None or found.state is not NodeState.SERVING or not replies:
             return
         nodes = self._nodes
-        # The node ran them one after the other; nobody knows better when each began.
+        # The node ran them one after the other. Nobody knows when each began.
         run_us = max(1, (now_us - found.head_since_us) // len(replies))
         for reply in replies:
             entry = nodes.take(found, reply.id)
@@ -320,9 +320,9 @@ class Workbench:
         """Take back a `RunTask` that wasn't written, since values of inputs weren't found.
 
         Args:
-            missing: The pretasks. None: nothing of the result can be read; a result of
-                this client is reported as lost, a copy is fetched again. A manifest: the
-                result is there, and this is all that it has.
+            missing: The pretasks. With None, nothing of the result can be read: a result of
+                this client is reported as lost, a copy is fetched again. With a manifest, the
+                result is there, and has these values only.
         """
         self._now(now_ms)
         found = self._node(node)
@@ -349,12 +349,12 @@ class Workbench:
     def run_broken_off(
         self, node: NodeId, id: int, spoiled: Mapping[TaskId, Manifest | None], now_ms: int
     ) -> None:
-        """Take back a `RunTask` of which a part was written, since an input is spoiled.
+        """Take back a `RunTask` that was written in part, since an input is spoiled.
 
-        The node waits for the rest for ever, so it is killed; that fails nothing.
+        The node would wait for the rest for ever, so it is killed; that fails nothing.
 
         Args:
-            spoiled: As for `run_refused`; a manifest: the result was made anew meanwhile.
+            spoiled: As for `run_refused`; with a manifest, the result was made anew meanwhile.
         """
         self.run_refused(node, id, spoiled, now_ms)
         found = self._node(node)
@@ -384,12 +384,12 @@ class Workbench:
             )
 
     def result_missing(self, job: JobId, tid: TaskId) -> None:
-        """Tell the coordinator that this client doesn't have what a peer asked it for."""
+        """Tell the coordinator that this client lacks a result that a peer asked for."""
         if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:
             self._reports.add_lost((job, tid))
 
     def stored_result(self, job: JobId, tid: TaskId) -> KeptResult | None:
-        """Return the result of a task that is stored here now; one made later is another."""
+        """Return the stored result of a task, or None; a later result is another object."""
         held = self._inputs.held(job, tid)
         return held if held is not None and held.is_stored else None
 
@@ -416,8 +416,8 @@ class Workbench:
     ) -> None:
         """Note that the values asked for of this result are in the shell's cache.
 
-        The shell has verified them: the manifest has the digest, and the values have
-        those of the manifest.
+        The shell has verified them: the manifest has this digest, and the values have the
+        digests in the manifest.
         """
         self._now(now_ms)
         for task in self._inputs.fetched(job, tid, digest, manifest):
@@ -438,7 +438,7 @@ class Workbench:
         self._timers.run_due(now_ms)
 
     def disk_low(self, is_low: bool) -> None:
-        """Start no more tasks while the disk is nearly full; what runs may end."""
+        """Start no more tasks while the disk is nearly full; running ones may end."""
         if is_low != self._nodes.is_disk_low:
             self._nodes.is_disk_low = is_low
             self._outbox.append(
@@ -452,7 +452,7 @@ class Workbench:
     # --- for people and tests --------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
-        """Return what the client does, as JSON for people."""
+        """Return the present work of the client, as JSON for people."""
         counts = {state.value: 0 for state in TaskState if state is not TaskState.GONE}
         for task in self._tasks.values():
             counts[task.state.value] += 1
@@ -470,18 +470,18 @@ class Workbench:
         }
 
     def stalls(self) -> list[list[Any]]:
-        """Return the jobs of which no task runs here, though there are some, and why.
+        """Return the jobs with tasks here of which none runs, with the reason.
 
         As `[job, kind, tasks, [tid of a result that is being fetched, …]]`, see stalls.py.
         """
         return find_stalls(self._tasks.values(), is_disk_low=self._nodes.is_disk_low)
 
     def long_runs(self, now_ms: int) -> list[list[int]]:
-        """Return of each job the task that has been running longest, see stalls.py."""
+        """Return the longest running task of each job, see stalls.py."""
         return find_long_runs(self._nodes.nodes.values(), now_ms)
 
     def attached_nodes(self) -> dict[str, int]:
-        """Return how many attached nodes serve, by name, in order of the names."""
+        """Return the number of attached nodes that serve, by name, in order of the names."""
         counts: dict[str, int] = {}
         for node in self._nodes.nodes.values():
             if node.attached and node.state is NodeState.SERVING:
@@ -491,7 +491,7 @@ class Workbench:
 
     @property
     def has_unreported(self) -> bool:
-        """Whether there is something that the coordinator hasn't acknowledged."""
+        """Whether there is news that the coordinator hasn't acknowledged."""
         return self._reports.waiting > 0 or self._reports.under_way is not None
 
     def check(self) -> None:
@@ -528,8 +528,8 @@ class Workbench:
     def _forget_told(self) -> None:
         """Forget failed attempts that no view names any more.
 
-        The view that comes first after an acknowledgement may have been made before it; the one
-        after that was asked for later, so it knows, and all others do.
+        The first view after an acknowledgement may have been made before it. The second was
+        asked for after it, so this one and all later ones know of the report.
         """
         self._views += 1
         while self._told and self._told[0][0] + 2 <= self._views:
@@ -556,7 +556,7 @@ class Workbench:
             if assignment.attempt == attempt:
                 if assignment.inputs != task.assignment.inputs:
                     task.assignment = assignment
-                    # What runs has consumed what it has consumed; the report says what.
+                    # A running task has taken its inputs already; its report names them.
                     if task.state is not TaskState.RUNNING:
                         self._again(task)
                 return
@@ -598,7 +598,7 @@ class Workbench:
             self._fail(task, error, fatal=True, detail={})
 
     def _stop(self, task: ClientTask, ended: str = "") -> None:
-        """Forget an assignment, whatever it does; `ended`: how its job did, if that is why."""
+        """Forget an assignment in any state; `ended`: how its job ended, if that is why."""
         entry = task.entry
         self._remove(task)
         if entry is not None:
@@ -615,7 +615,7 @@ class Workbench:
             self._inputs.release(task)
 
     def _end(self, task: ClientTask) -> None:
-        """Remove an assignment whose attempt came to its end."""
+        """Remove an assignment; its attempt has come to its end."""
         job, tid = task.key
         ended = self._ended.get(job)
         if ended is None:
@@ -707,7 +707,7 @@ class Workbench:
                 ended.pop(tid, None)
 
     def _drop_job(self, job: JobId, keep: tuple[TaskId, ...], ended: str) -> None:
-        """The job has ended: nothing of it is wanted but the values in `keep`."""
+        """The job has ended: only the values of the tasks in `keep` are still wanted."""
         for task in [task for key, task in self._tasks.items() if key[0] == job]:
             self._stop(task, ended)
         self._reports.discard_job(job)

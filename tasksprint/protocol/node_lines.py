@@ -280,7 +280,7 @@ class NodeReader:
         )
 
     def why_not_ready(self) -> str:
-        """Return in words what a node lacks that ended before its first line."""
+        """Return in words what is missing: the node ended before its first line."""
         return why_not_ready("node", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[NodeMessage]:

@@ -171,7 +171,7 @@ class SchedulerReader:
         return self._buffer.pending_bytes > 0
 
     def why_not_ready(self) -> str:
-        """Return in words what a scheduler lacks that ended before its first line."""
+        """Return in words what is missing: the scheduler ended before its first line."""
         return why_not_ready("scheduler", self._buffer.pending_head(EXCERPT_CHARACTERS * 4))
 
     def feed(self, data: bytes) -> list[SchedulerMessage]:

@@ -120,7 +120,7 @@ def excerpt(line: str | bytes) -> str:
 
 
 def why_not_ready(what: str, said: bytes) -> str:
-    """Return in words what a program lacks that ended before it was ready.
+    """Return in words what is missing: a program ended before it was ready.
 
     Args:
         what: "node" or "scheduler".
