@@ -5,8 +5,8 @@ declaration; a record inside it is an array inside. In a union each record begin
 
 **Arrays grow at their end only.** A later version declares its field by `added`, behind all
 others, with its default and that version. The writer leaves out defaults at the end. So a record
-that doesn't use the field has the bytes of before. The reader takes the default for what is
-missing. It ignores members behind the fields that it knows; an `exact` reader refuses such a
+that doesn't use the field has the bytes of before. The reader takes the default for a missing
+field. It ignores members behind the fields that it knows; an `exact` reader refuses such a
 record.
 
 Each function is made when it is needed first: as text, out of the declarations, as `dataclasses`
@@ -102,9 +102,9 @@ class _Form(NamedTuple):
 class Arrays:
     """Writes and reads records.
 
-    `writer(type)` is a function that makes an array of a record of that type. `parts(type)` is one
-    that gives the record's bytes. `reader(type)` is one that makes a record of an array's members;
-    it raises TypeError, ValueError or LookupError if they don't make one. Each is made once.
+    For a type of records there are three functions, each made once. `writer(type)` makes an array
+    of a record. `parts(type)` returns the record's bytes. `reader(type)` makes a record of an
+    array's members. It raises TypeError, ValueError or LookupError if they don't make one.
 
     Args:
         tags: The tag of each record type of a union. There a type without a tag isn't known.

@@ -4,7 +4,7 @@
     ├── LocalProtocolError        our bug: this process was about to break a protocol
     │   └── CommandFailed         … or can't apply a command of the log
     ├── RemoteProtocolError       somebody else broke a protocol; the connection or attempt ends
-    │   └── UnprovenAnswer        who answered doesn't prove the cluster key: it says nothing
+    │   └── UnprovenAnswer        an answer doesn't prove the cluster key: it means nothing
     ├── NodeFailed                a node crashed, hung, or answered nonsense; the attempt ends
     ├── SchedulerFailed           a scheduler crashed, hung, or answered nonsense
     ├── PeerUnreachable           another process doesn't answer; retried where that makes sense

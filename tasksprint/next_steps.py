@@ -78,7 +78,7 @@ def how_to_go_on(options: argparse.Namespace, job: JobId) -> str:
 
 
 def how_to_come_back(options: argparse.Namespace, job: JobId) -> str:
-    """Return a sentence for a person who stops waiting: the job goes on, and how to get back."""
+    """Return a sentence for a person who stops waiting: the job goes on, and how to come back."""
     return (
         f"job {job} goes on without this command; "
         f"come back with: {_command(options, 'result', job, '--wait')}; "

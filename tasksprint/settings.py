@@ -56,8 +56,8 @@ class Settings:
     # And so many bytes of them: full entries in all these slots would be a gigabyte. It also
     # bounds the entries that a lagging replica holds open and hands over in one promise.
     log_window_bytes_max: int = 64 * MIB
-    # Applied entries that stay in the log, for replicas that lag a little: about 20 s of a
-    # busy log, or hours of an idle one. Smaller: a restarted replica needs a copy of the
+    # Applied entries that stay in the log, for replicas that lag a little. These are about 20 s
+    # of a busy log, or hours of an idle one. Smaller: a restarted replica needs a copy of the
     # whole state. Larger: a larger file.
     log_tail_slots: int = 20_000
     # And at most so many bytes of them: by then a copy of the state is mostly cheaper.
@@ -67,9 +67,9 @@ class Settings:
     # behind its write.
     mirror_piece_rows: int = 5_000
     mirror_piece_bytes_max: int = 2 * MIB
-    # A copy of the state is closed when nobody has asked for more of it for the first span, or
-    # when it is as old as the second. Until then the replica that gives it can't begin its
-    # write-ahead log anew. Too small: a slow receiver must begin again. Too large: that log grows.
+    # A copy of the state is closed after the first span without a request for more of it, or at
+    # the age of the second. Until then the replica that gives it can't begin its write-ahead
+    # log anew. Too small: a slow receiver must begin again. Too large: that log grows.
     mirror_session_idle_ms: int = 10_000
     mirror_session_max_ms: int = 300_000
     # Bytes of entries in one catch-up message.

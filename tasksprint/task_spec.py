@@ -1,9 +1,8 @@
 """The definition of a task, from the scheduler's line to the node's line.
 
-A scheduler says once what a task is. From there on a `TaskSpec` is carried whole: in the log's
-command, in the coordinator's task and its row, in clients' views and executions, up to the line
-that a node gets. Code that passes it on doesn't look into it. Code that decides by an attribute
-reads it here.
+A scheduler says once what a task is. From there on its `TaskSpec` is carried whole: in the log's
+command, in the coordinator's task and its row, in views, in clients' tasks, up to a node's line.
+Code that passes it on doesn't look into it. Code that decides by an attribute reads it here.
 
 Encodings are positional. Those of the log (`commands.py`), the row (`task_rows.py`) and the view
 (`view.py`) begin each in their own way, and these beginnings stay as they are. An attribute of

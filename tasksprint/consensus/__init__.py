@@ -40,10 +40,10 @@ Departures from them, each explained where it is made:
   leaves elections to them for a while. The papers know no slow disks.
 - Reads are confirmed by a round of heartbeats instead of by the leases of "Paxos Made
   Live": no clock is trusted.
-- Lost disks are noticed; the papers take it that no disk loses anything. An empty disk is
-  noticed by its incarnation. A disk that went back in time (a restored copy, or writes that
-  were reported and lost) is noticed by its durable number, as soon as it speaks with somebody
-  who heard of a later one.
+- Lost disks are noticed; the papers take it that no disk loses anything. The incarnation shows
+  an empty disk. The durable number shows a disk that went back in time: a restored copy, or one
+  that lost writes it had reported. It is seen once its replica speaks with another that heard of
+  a later number.
 """
 
 from __future__ import annotations

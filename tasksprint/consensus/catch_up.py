@@ -1,6 +1,6 @@
 """Catching up: fetching chosen entries from peers that know them, and serving peers that lag.
 
-Knows how far each peer said that its log is chosen, whom to ask and when to ask again.
+Knows the end of each peer's chosen prefix, the peer to ask, and when to ask again.
 Fetched entries go to the learner. Old entries are read back through the shell.
 """
 

@@ -144,7 +144,7 @@ class Status:
     waiting_commands: int
     open_slots: int
     log_start: Slot = FIRST_SLOT  # first slot of the log that is kept
-    # Peers to take a copy of the state from; none unless nobody has the log that is missing.
+    # Peers to take a copy of the state from; none while a peer may have the missing log.
     state_givers: tuple[ReplicaId, ...] = ()
     durable: int = 0  # its durable number (marks.py)
     handovers: int = 0  # times that it resigned since it started, as others would do better

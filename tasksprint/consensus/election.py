@@ -18,7 +18,7 @@ from tasksprint.settings import Settings
 
 __all__ = ["Election"]
 
-# Replicas that lose the same leader canvass this far apart, so that they don't collide.
+# Several replicas may lose the same leader. They canvass up to this far apart, not to collide.
 _SPREAD_MS = 20
 
 

@@ -118,7 +118,7 @@ def decode_founding(data: bytes) -> Founding:
 def lost_disk(
     me: ReplicaId, mine: Incarnation, expected: Incarnation | None, cluster: str = ""
 ) -> str:
-    """Return the last sentence of a replica that isn't the one that the cluster knows."""
+    """Return the last sentence of a replica whose incarnation the cluster doesn't know."""
     if expected is None:
         return (
             f"replica {me} is not a member of cluster {cluster!r}; "

@@ -137,8 +137,8 @@ class Leadership:
         self._change: bytes | None = None  # the value of an entry that waits for its slot
         self._ask_ms = now_ms  # when to ask for missing promises (again)
         self._pipeline_slots = min(settings.pipeline_slots_max, ALPHA)
-        # Slots below are filled even if no command waits. They hold the values that must be
-        # adopted, an entry of this ballot, and the slots up to where a membership governs.
+        # Slots below are filled even if no command waits: with values that must be adopted, an
+        # entry of this ballot, and no-ops up to the slot from which a membership governs.
         self._fill_end = max(campaign.adopted_end, Slot(self.next_slot + 1))
         self._established_end = self._fill_end
         self._phase1_end = Slot(0)  # no quorum has promised for the slots from here on

@@ -2,9 +2,12 @@
 
 A disk may be put back from an older copy, or lose writes that it had reported. It has then
 forgotten promises and acceptances that others rely on, and it looks as good as any. So each
-write has a number, one higher than the last. And every message carries a `Mark`. A mark has
-three members: the life of the process, drawn at random at its start; the number that its disk
-had then; and the number of the last write that is durable now.
+write has a number, one higher than the last. And every message carries a `Mark` with three
+members:
+
+- the life of the process, drawn at random at its start;
+- the number that its disk had at that start;
+- the number of the last write that is durable now.
 
 Of two lives of one replica, one begins where the other ended, or later. If neither does,
 the disk went back in between, and the replica counts as lost:
@@ -19,9 +22,9 @@ Nobody can vouch for a number that nobody heard. So the leader tells the others 
 it knows (`Marks`), and each writes them down with its next write. And a replica tells each peer,
 when the two connect, what it knows of the peer.
 
-A replica that hears of its older disk writes that down before it stops. Otherwise it could
-write on in B, from 17 up to 45, and return. A life that begins at 45 looks like one that goes
-on with A.
+When a replica hears that its disk is an older one, it writes that down, and then stops. Otherwise
+it could write on in B, from 17 up to 45, and be started again. A life that begins at 45 looks
+like one that goes on with A.
 
 Knows numbers, and nothing of what is written.
 """
@@ -152,7 +155,7 @@ class DurableNumbers:
         return self._incarnation in self._known
 
     def seen(self, source: Incarnation) -> int:
-        """Return the highest number that was heard of a replica, in whatever life."""
+        """Return the highest number that was heard of a replica, in any life."""
         known = self._known.get(source, NO_MARK)
         return known.start if known.life == _LOST_LIFE else known.number
 

@@ -1,12 +1,12 @@
 """Memberships: how one follows from another, and how they stand in the log.
 
-A membership names three groups: voters; learners, which only follow, and become voters once
-they have caught up; and those that left for good. An entry of the log may carry a
-membership. If it is chosen in slot s, it governs from slot s + ALPHA on. Knows nothing of
-messages and quorums (voters.py counts).
+A membership names three groups of replicas: voters, learners, and those that left for good.
+Learners only follow. They become voters once they have caught up. An entry of the log may
+carry a membership. If it is chosen in slot s, it governs from slot s + ALPHA on. Knows nothing
+of messages and quorums (voters.py counts).
 
-Ids of replicas that left are never used again: a ballot is (round, replica), and a new
-replica under an old id could use a ballot for the second time, with other values.
+Ids of replicas that left are never used again. A ballot is (round, replica). A new replica
+under an old id could use a ballot for the second time, with other values.
 
 Source: Lamport, "Paxos Made Simple" (2001), section 3: "allow a leader to get alpha
 commands ahead by letting the set of servers that execute instance i + alpha of the

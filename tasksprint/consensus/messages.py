@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-# What a release can stands in a frame as the text that says it.
+# In a frame, the abilities of a release stand as text.
 _Speaks = Annotated[Speaks, Through(decode_speaks, encode_speaks)]
 
 # --- founding ---

@@ -51,7 +51,7 @@ class Pace:
     # --- leading ---
 
     def take_office(self, now_ms: int) -> None:
-        """Begin to lead. With a slow disk, nobody else would: then stay for some time."""
+        """Begin to lead; if it was holding back, nobody else would lead: stay for some time."""
         self._looked_ms = now_ms
         self._behind_ms = 0
         if now_ms < self._holds_back_until_ms:

@@ -1,8 +1,8 @@
 """One replica of the log: the facade over acceptor, proposer, learner and election.
 
-A deterministic object: events go in with the time, and `ready` returns what the shell
-must send, write and apply (effects.py says in which order). It opens nothing, waits for
-nothing, and doesn't know what a command means.
+A deterministic object: events go in with the time, and `ready` returns orders to the shell,
+to send, to write and to apply (effects.py has their order). It opens nothing, waits for
+nothing, and doesn't know the meaning of a command.
 
 Everything rests on three rules:
 
@@ -505,7 +505,7 @@ class Replica:
         if self._may_stand:
             self._candidate.tick(now_ms)
         elif self._is_leaving and now_ms >= self._hello_ms:
-            # A member that knows that we have left says so, and sends us home.
+            # Members that know of our removal say so, and send us home.
             self._hello_ms = now_ms + self._settings.resend_interval_ms
             self._admission.greet_all()
         self._catch_up.tick(now_ms)

@@ -72,8 +72,8 @@ class Memberships:
 
     def __init__(self) -> None:
         self._spans: list[Span] = []  # in the order of slots; none: unfounded
-        # A member told of it; it is newer than those in the log here. It says whom to speak
-        # with and whom to hear. It decides no vote.
+        # A member told of it; it is newer than those in the log here. This replica speaks with
+        # its members, and hears them. It decides no vote.
         self._introduced: Membership | None = None
         self.has_news = False  # something was noted since `advance`
         self.next_slot = _NEVER  # where the next of the known memberships begins to govern

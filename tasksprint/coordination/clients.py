@@ -30,9 +30,9 @@ class ViewChanges:
     """The changes of one client's view, each with the slot that made it.
 
     `run` is in order of change. A stop or a drop stays until the client has named its version
-    or a later one: in a poll of this replica, or in one of the leader (`Tick.followed`). All
-    clients alike are told that a job has ended (`State.ends`); `drop_jobs` is for a client that
-    must hear it again.
+    or a later one, in a poll of this replica, or of the leader (`Tick.followed`). The end of a
+    job is told to all clients alike (`State.ends`). `drop_jobs` is for a client that must hear
+    it again.
     """
 
     __slots__ = ("drop_jobs", "drops", "first_slot", "run", "stops")
@@ -92,7 +92,7 @@ class Client:
     def __init__(self, cid: ClientId, identity: str) -> None:
         self.cid = cid
         self.identity = identity
-        self.own = (cid,)  # the holders of what it alone has; shared to save memory
+        self.own = (cid,)  # the holders of a result that it alone has; shared to save memory
         self.incarnation = Incarnation("")
         self.address: str | None = None
         self.hostname = ""
@@ -107,9 +107,9 @@ class Client:
         # Follows from the tasks assigned to it:
         self.assigned = 0
         self.attached_tasks: dict[str, int] = {}  # of jobs with attached nodes, by name
-        self.queued_us = 0  # load of those whose inputs are done
-        self.ahead_us = 0  # load of those placed ahead of need
-        self.heavy = 0  # of those whose inputs are done: as long as a slot's whole queue
+        self.queued_us = 0  # load of the tasks whose inputs are done
+        self.ahead_us = 0  # load of the tasks placed ahead of need
+        self.heavy = 0  # tasks whose inputs are done, as long as a slot's whole queue
         self.extend: list[tuple[int, Task]] = []  # a heap of (placed, task) to follow up
         # Its valid entries in the heaps of placement/capacity.py; None: it has none.
         self.light_entry: tuple[int, int, int] | None = None

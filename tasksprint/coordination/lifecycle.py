@@ -121,8 +121,8 @@ class Lifecycle:
     def finish(self, job: Job, taskids: tuple[TaskId, ...], values: str) -> None:
         """End the job as finished, as soon as all results that finish names can be read.
 
-        A result whose last holder is gone is computed again first; meanwhile the job
-        is still running, but its scheduler has nothing to say any more.
+        If the last holder of a result is gone, the result is computed again first. Meanwhile
+        the job is still running, but its scheduler has nothing to say any more.
         """
         job.finishing = (taskids, values)
         self._state.changes.jobs[job] = None

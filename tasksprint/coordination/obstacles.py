@@ -1,8 +1,8 @@
 """The obstacle of a job: a sentence that says why the job doesn't move.
 
-Computed when somebody asks, from two sources. One is the state. The other is known to this
-replica's process alone (`Told`): how long the job's scheduler has been silent, and which tasks
-clients can't run yet, by their last polls. Nothing of it is replicated.
+Computed when somebody asks, from two sources. One is the state. The other (`Told`) is known to
+this replica's process alone: how long the job's scheduler has been silent, and the tasks that
+clients couldn't run yet at their last polls. Nothing of it is replicated.
 
 A job that moves has no obstacle: a task of it runs, or an event is being answered.
 """

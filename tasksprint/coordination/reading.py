@@ -78,8 +78,8 @@ def view(state: State, client: Client, since: Slot) -> View:
         ends.append(drop_job)
     drop_jobs += reversed(ends)
     if whole:
-        # Ends from before a restart of this replica aren't in the list. A client that has just
-        # joined has seen no view: it wasn't told of ended jobs whose results it still holds.
+        # Ends from before a restart of this replica aren't in the list. And a new client has
+        # seen no view: nobody told it of older ends, though it may hold results of those jobs.
         told = {drop_job.job for drop_job in drop_jobs}
         drop_jobs += [
             DropJob(job.job, job.keep, job.state)

@@ -67,9 +67,9 @@ class Changes:
         self.answers: list[tuple[JobId, ChosenAnswer | EmptyAnswers]] = []
         self.notes: list[str] = []
         self.tick: Tick | None = None
-        # For placement: clients with more room (a shorter queue, other nodes, or they came or
-        # went); and clients on which a follower may be placed.
+        # For placement: clients that came or went, or have a shorter queue or other nodes.
         self.loosened: dict[Client, None] = {}
+        # For placement, too: clients on which a follower may be placed.
         self.extendable: dict[Client, None] = {}
         # Only counted: one client can lose or bring back any number of results.
         self.again: dict[JobId, int] = {}  # tasks to be computed again

@@ -100,7 +100,7 @@ class AttemptFailed:
     tid: TaskId
     attempt: int
     error: str
-    fatal: bool  # True: the task fails with it, whatever retries it has left
+    fatal: bool  # True: the task fails with it, even if it has retries left
     detail: Mapping[str, Any]  # JSON: known facts about the node, its end and its stderr
 
 

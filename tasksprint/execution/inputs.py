@@ -1,8 +1,8 @@
 """Where the inputs of tasks are, and how missing ones come here.
 
-Knows the results that this client holds (digests and sizes), the copies of other clients'
-results that are here or under way, and the tasks that wait for either. Knows nothing of nodes,
-nor of the later life of a task whose inputs are all here.
+Knows this client's own results (digests and sizes), copies of other clients' results, here or
+under way, and the tasks that wait for either. Knows nothing of nodes, nor of the later life of
+a task whose inputs are all here.
 
 An input is named in one of three ways:
 

@@ -1,7 +1,7 @@
-"""Programs, their nodes, and which task goes into the pipe of which node when.
+"""The nodes of programs: which node gets which task into its pipe, and when.
 
 Knows ready tasks, capacity, pipes and measured run times. Doesn't know where inputs come
-from, nor the further way of an attempt: it only says that a task failed or must run again.
+from, nor the further way of an attempt. It only says that a task failed, or must run again.
 
 Slots. A slot is a process that the client started; it is taken until that process has ended.
 Nodes are started when a ready task finds none, and are kept. A program without any node takes
@@ -9,9 +9,9 @@ a slot from another program. It takes that of an idle node at once. It takes tha
 once its oldest task has waited for a while, and is older than the next task of the other.
 Attached nodes are beyond the capacity.
 
-Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A task goes
-behind another only on three conditions: the node takes several, both are of names that were
-measured as short, and the task has no time limit. If the head takes long after all, the tasks
+Pipes. A node runs its tasks in order; the head of its pipe is the one that runs. A task may go
+behind another if the node takes several, and both are of names that were measured as short. A
+task with a time limit never goes behind another. If the head takes long after all, the tasks
 behind it are given to other nodes.
 """
 
@@ -98,9 +98,9 @@ class Nodes:
         self._last_node = 0
         self._offers = 0
         self._own_count = 0  # Invariant: nodes that aren't attached; at most `capacity`.
-        # Two groups of the nodes that aren't attached: nodes that serve and have nothing to do;
-        # nodes that are being stopped or killed.
+        # Nodes that serve and have nothing to do, without the attached ones.
         self._idle: dict[NodeId, Node] = {}
+        # Nodes that are being stopped or killed, without the attached ones.
         self._ending: dict[NodeId, None] = {}
         self._hungry: dict[Program, None] = {}  # programs with ready tasks
         # One more than the most work before another task: nothing goes behind such a task.
@@ -459,7 +459,7 @@ class Nodes:
                 self._again(entry.task)
 
     def _unload(self, node: Node) -> None:
-        """Give tasks to other nodes that wait behind a slow head."""
+        """Give the tasks behind a slow head to other nodes."""
         node.is_stalled = True
         for entry in list(node.pipe.values())[1:]:
             if entry.task.entry is entry:

@@ -1,9 +1,13 @@
 """The client's state machine: from a view to results that are stored and reported.
 
-Knows the assignments of this client, and joins three parts that don't know each
-other: inputs (where the bytes are), nodes (which node runs which task) and reports
-(the news for the coordinator). It holds no data, reads no clock and waits for nothing.
-Events are methods; each says what happened. `effects` returns the orders that follow.
+Knows the assignments of this client. It joins three parts that don't know each other:
+
+- inputs know where the bytes are;
+- nodes know which node runs which task;
+- reports know the news for the coordinator.
+
+It holds no data, reads no clock and waits for nothing. Events are methods; each says what
+happened. `effects` returns the orders that follow.
 
 The life of an assignment:
 
@@ -103,11 +107,11 @@ class Workbench:
         self._timers = Timers()
         self._tasks: dict[Key, ClientTask] = {}
         self._arrivals = 0
-        # The last attempt at each task that ended here. An older view, made before its report
-        # was applied, must not start it again.
+        # The last attempt at each task that ended here. A view that was made before its report
+        # was applied must not start it again.
         self._ended: dict[JobId, dict[TaskId, int]] = {}
-        # Those of them that failed and whose report was applied, in order, each with the number
-        # of views by then. (If an attempt was done, a drop tells when it may be forgotten.)
+        # Failed attempts among them whose report was applied, in order, each with the number of
+        # views by then. (If an attempt succeeded, a drop tells when it may be forgotten.)
         self._told: deque[tuple[int, AttemptFailed]] = deque()
         self._views = 0
         self._programs = Programs(settings, self._timers, self._outbox)
@@ -241,7 +245,7 @@ class Workbench:
             self._nodes.fail_ready(program, f"cannot prepare {program}: {error}", {})
 
     def node_ready(self, node: NodeId, frames: bool, window: int, now_ms: int) -> None:
-        """Note that a node that was started takes tasks."""
+        """Note that a started node takes tasks from now on."""
         self._now(now_ms)
         found = self._node(node)
         if found is not None:
@@ -470,7 +474,7 @@ class Workbench:
         }
 
     def stalls(self) -> list[list[Any]]:
-        """Return the jobs with tasks here of which none runs, with the reason.
+        """Return the jobs whose tasks all wait here, each with the reason.
 
         As `[job, kind, tasks, [tid of a result that is being fetched, …]]`, see stalls.py.
         """

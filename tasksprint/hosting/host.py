@@ -232,7 +232,7 @@ class SchedulerHost:
             queue.popleft()
 
     def empty_answers_chosen(self, first_event: int, end_event: int, now_ms: int) -> None:
-        """Take chosen answers that say nothing, to whole events."""
+        """Take chosen answers to whole events; they say nothing."""
         assert (first_event, 0) == (self._chosen_event, self._chosen_part)
         assert first_event < end_event <= self._history.event_count
         self._now_ms = now_ms
@@ -291,8 +291,8 @@ class SchedulerHost:
         If the leader's scheduler is out for this job (the state machine knows), the caller
         may name another replica here. That saves the wait for a grace.
 
-        A change proposes everything anew that isn't chosen: former proposals may be lost with
-        the last leader.
+        A replica that becomes the leader proposes everything that isn't chosen: former
+        proposals may be lost with the last leader.
         """
         self._now_ms = now_ms
         if is_leader != self._is_leader:

@@ -5,9 +5,9 @@ lines are made here. Answers are read into the commands of `tasksprint.scheduler
 JSON of the scheduler in them (arguments, the job's values, a checkpoint's state) is kept as its
 text.
 
-The reader numbers along: answers must come in the order of events and parts, a task
-gets the next tid, and a command can name only tasks that were started before it. It
-doesn't know which events were sent, nor the later states of a task.
+The reader numbers along. Answers must come in the order of events and parts. A task gets the
+next tid. A command can name only tasks that were started before it. The reader doesn't know
+which events were sent, nor the later states of a task.
 """
 
 from __future__ import annotations

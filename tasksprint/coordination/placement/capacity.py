@@ -1,7 +1,7 @@
 """Which clients are open to more tasks, and which of them has the least to do.
 
-Each open client has one valid entry in a heap. The entry's key is the client's present one, or
-a lower one from before more tasks were assigned to it; that is corrected once it is on top. The
+Each open client has one valid entry in a heap. The entry's key may be too low: it may be older
+than the last tasks that were assigned to the client. It is corrected once it is on top. The
 heaps hold no decision of their own: they are built anew when a replica restarts.
 """
 

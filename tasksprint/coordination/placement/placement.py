@@ -43,7 +43,7 @@ class Placement:
     __slots__ = ("_capacity", "_choice", "_followers", "_ready", "_state", "_transitions")
 
     def __init__(self, state: State, transitions: Transitions) -> None:
-        """Take up the state as it is, be it empty or restored."""
+        """Take up the state as it is, empty or restored."""
         self._state = state
         self._transitions = transitions
         self._ready = ReadyOrder(state)
