@@ -10,7 +10,6 @@
     http_server      the server: an address, and the life of its connections
     http_connection  one of those: receives requests, answers them in order
     http_exchange    one request: judged, completed, asked, answered for
-    http_body        a request's body that streams in
     http_client      the client with its pool of connections
     http_blocking    the same requests without asyncio, for the command line
     streams          frames between replicas, on connections that heal themselves
@@ -18,7 +17,3 @@
 Nothing here knows tasks or ballots. HTTP is parsed by the httptools
 library; this package adds what an HTTP parser leaves out.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

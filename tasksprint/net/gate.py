@@ -95,7 +95,7 @@ class SignedHead(NamedTuple):
     life: str
     sender: str
     number: str  # of the request, in hex
-    body: str  # digest of the body, `NO_BODY` or `STREAM_BODY`
+    body: str  # digest of the body, or `NO_BODY`
     mac: str
 
 

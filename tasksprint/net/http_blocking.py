@@ -16,7 +16,7 @@ import httptools
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.addresses import cause_of, parse_address
-from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, request_head, target_of
+from tasksprint.net.http_messages import HttpResponse, request_head, target_of
 from tasksprint.net.keys import NO_BODY, ClusterKey
 from tasksprint.net.proofs import (
     FRAMES,
@@ -47,8 +47,6 @@ def request_blocking(
     settings: Settings,
     query: Mapping[str, str | int] | None = None,
     body: bytes = b"",
-    content_type: str = JSON_TYPE,
-    headers: Mapping[str, str] | None = None,
     wait_ms: int = 0,
     checks_rest: bool = False,
     repeatable: bool = True,
@@ -66,32 +64,31 @@ def request_blocking(
         UnprovenAnswer: It doesn't prove the key.
     """
     target = target_of(path, query)
-    headers = {**(headers or {}), "Connection": "close"}
     digest = hashlib.sha256(body).hexdigest() if body and key is not None else NO_BODY
     if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
         request_blocking(address, "GET", "/healthz", key=key, settings=settings)
     signed: SignedRequest | None = None
     if key is not None:
         signed = SignedRequest(
-            key, method, target, address, body=digest, repeatable=repeatable
+            key,
+            method,
+            target,
+            address,
+            body=digest,
+            repeatable=repeatable,
+            takes_line=checks_rest,
         )
     while True:
         connection = _connect(address, settings)
-        authorization = ""
-        proof: AnswerProof | None = None
-        if signed is not None:
-            authorization = signed.sign()
-            proof = signed.proof
-            proof.takes_line = checks_rest
         head = request_head(
             method,
             target,
             address,
-            authorization=authorization,
+            authorization="" if signed is None else signed.sign(),
             body_bytes=len(body),
-            content_type=content_type,
-            headers=headers,
+            headers={"Connection": "close"},
         )
+        proof = None if signed is None else signed.proof
         with connection:
             response = _exchange(
                 connection, address, method, head + body, wait_ms, settings, proof

@@ -16,14 +16,13 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from typing import BinaryIO
 
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
 from tasksprint.net.addresses import cause_of, parse_address
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client_connection import Connection, NothingReceived
 from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, request_head, target_of
-from tasksprint.net.keys import NO_BODY, STREAM_BODY, ClusterKey
+from tasksprint.net.keys import NO_BODY, ClusterKey
 from tasksprint.net.proofs import DIGEST, FRAMES, WHOLE, AnswerProof, SignedRequest
 from tasksprint.net.reading import new_read_buffer
 from tasksprint.settings import Settings
@@ -58,10 +57,8 @@ class HttpClient:
         path: str,
         *,
         query: Mapping[str, str | int] | None = None,
-        body: bytes | AsyncIterator[bytes] = b"",
-        body_bytes: int | None = None,
+        body: bytes = b"",
         content_type: str = JSON_TYPE,
-        headers: Mapping[str, str] | None = None,
         wait_ms: int = 0,
         answer_timeout_ms: int | None = None,
         repeatable: bool = True,
@@ -72,8 +69,6 @@ class HttpClient:
 
         Args:
             path: Percent-encoded where it must be.
-            body: An iterator is sent as a stream and signed without its digest.
-            body_bytes: Size of a body that is an iterator; None: it is sent in chunks.
             wait_ms: How much longer than usual the answer may take (long polls).
             answer_timeout_ms: Instead of the setting of that name.
             repeatable: Whether doing it twice is doing it once.
@@ -91,9 +86,7 @@ class HttpClient:
             method,
             target_of(path, query),
             body,
-            body_bytes,
             content_type,
-            headers,
             wait_ms=wait_ms,
             answer_timeout_ms=answer_timeout_ms,
             repeatable=repeatable,
@@ -121,10 +114,6 @@ class HttpClient:
         path: str,
         *,
         query: Mapping[str, str | int] | None = None,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        wait_ms: int = 0,
-        repeatable: bool = True,
         digest: str | None = None,
     ) -> AsyncIterator[StreamedResponse]:
         """Send one request; the answer's body is read as it comes, while in the context.
@@ -144,12 +133,10 @@ class HttpClient:
             address,
             method,
             target_of(path, query),
-            body,
-            None,
+            b"",
             JSON_TYPE,
-            headers,
-            wait_ms=wait_ms,
-            repeatable=repeatable,
+            wait_ms=0,
+            repeatable=True,
             streams=True,
         )
         try:
@@ -173,10 +160,8 @@ class HttpClient:
         address: str,
         method: str,
         target: str,
-        body: bytes | AsyncIterator[bytes],
-        body_bytes: int | None,
+        body: bytes,
         content_type: str,
-        headers: Mapping[str, str] | None,
         *,
         wait_ms: int,
         repeatable: bool,
@@ -184,27 +169,21 @@ class HttpClient:
         answer_timeout_ms: int | None = None,
         checks_rest: bool = False,
     ) -> Connection:
-        digest = NO_BODY
-        if not isinstance(body, bytes):
-            digest = STREAM_BODY
-            repeatable = False
-        elif body:
-            body_bytes = len(body)
-            if self._key is not None:
-                digest = await _digest_of(body)
-        else:
-            body_bytes = 0
-        key = self._key
-        if (
-            key is not None
-            and (body_bytes is None or body_bytes > _LIFE_FIRST_BYTES)
-            and not key.knows_life(address)
-        ):
+        key, digest = self._key, NO_BODY
+        if body and key is not None:
+            digest = await _digest_of(body)
+        if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
             await self._ask_life(address)
         signed: SignedRequest | None = None
         if key is not None:
             signed = SignedRequest(
-                key, method, target, address, body=digest, repeatable=repeatable
+                key,
+                method,
+                target,
+                address,
+                body=digest,
+                repeatable=repeatable,
+                takes_line=checks_rest,
             )
         connection = self._take(address) if repeatable else None
         is_kept = connection is not None
@@ -213,26 +192,18 @@ class HttpClient:
                 connection = await self._connect(address)
             self._in_use.add(connection)
             try:
-                authorization = ""
-                proof: AnswerProof | None = None
-                if signed is not None:
-                    authorization = signed.sign()
-                    proof = signed.proof
-                    proof.takes_line = checks_rest
                 head = request_head(
                     method,
                     target,
                     address,
-                    authorization=authorization,
-                    body_bytes=body_bytes,
+                    authorization="" if signed is None else signed.sign(),
+                    body_bytes=len(body),
                     content_type=content_type,
-                    headers=headers,
                 )
                 await connection.exchange(
                     head,
                     body,
-                    body_bytes,
-                    proof,
+                    None if signed is None else signed.proof,
                     method=method,
                     wait_ms=wait_ms,
                     answer_timeout_ms=answer_timeout_ms or self.settings.answer_timeout_ms,
@@ -243,8 +214,6 @@ class HttpClient:
                     return connection
                 if not signed.must_go_again(status, connection.headers, connection.peek_body()):
                     return connection
-                if not isinstance(body, bytes):
-                    raise PeerUnreachable(f"cannot reach {address}: it was started anew")
             except NothingReceived:
                 self._drop(connection)
                 if not is_kept or self._closed:
@@ -263,9 +232,8 @@ class HttpClient:
     async def _ask_life(self, address: str) -> None:
         """Learn the life of a server by a request without a body."""
         connection = await self._exchange(
-            address, "GET", "/healthz", b"", 0, JSON_TYPE, None,
-            wait_ms=0, repeatable=True, streams=False,
-        )  # fmt: skip
+            address, "GET", "/healthz", b"", JSON_TYPE, wait_ms=0, repeatable=True, streams=False
+        )
         self._release(connection)
 
     def _take(self, address: str) -> Connection | None:
@@ -361,14 +329,6 @@ class StreamedResponse:
                 raise self._connection.too_big(limit)
             parts.append(chunk)
         return HttpResponse(self.status, self.headers, b"".join(parts))
-
-    async def save(self, file: BinaryIO) -> int:
-        """Write the body to a file and return its size; never holds more than a piece."""
-        size = 0
-        async for chunk in self.chunks():
-            file.write(chunk)
-            size += len(chunk)
-        return size
 
 
 async def _check(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -54,7 +54,6 @@ class Connection(BufferedReader):
         "_head_complete",
         "_is_head_request",
         "_is_paused",
-        "_is_producing",
         "_is_proved",
         "_keep_alive",
         "_loop",
@@ -122,7 +121,6 @@ class Connection(BufferedReader):
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._due = 0.0  # when the answer must have moved on; 0: nothing is waited for
-        self._is_producing = False  # Waiting for our own next piece, not for the peer.
         self._written = 0  # bytes of the body
         self._moved = 0
         self._wait_ms = 0
@@ -313,8 +311,7 @@ class Connection(BufferedReader):
     async def exchange(
         self,
         head: bytes,
-        body: bytes | AsyncIterator[bytes],
-        body_bytes: int | None,
+        body: bytes,
         proof: AnswerProof | None,
         *,
         method: str,
@@ -332,15 +329,12 @@ class Connection(BufferedReader):
             raise NothingReceived(f"cannot reach {self.address}: it closed the connection")
         self._wait_ms = wait_ms
         self._timeout_ms = answer_timeout_ms
-        if isinstance(body, bytes) and len(body) <= _SLICE_BYTES:
+        if len(body) <= _SLICE_BYTES:
             self._transport.write(head + body if body else head)
         else:
             self._arm(answer_timeout_ms)
             self._transport.write(head)
-            if isinstance(body, bytes):
-                await self._send_slices(body)
-            else:
-                await self._send_stream(body, body_bytes)
+            await self._send_slices(body)
             self._disarm()
         self._arm(wait_ms + answer_timeout_ms)
         while not (
@@ -412,36 +406,13 @@ class Connection(BufferedReader):
             if self._head_complete:  # Refused before all was sent: the answer counts.
                 self._keep_alive = False
                 return
-            await self._send_piece(view[start : start + _SLICE_BYTES])
-
-    async def _send_stream(self, body: AsyncIterator[bytes], body_bytes: int | None) -> None:
-        sent = 0
-        self._is_producing = True
-        async for chunk in body:
-            self._is_producing = False
-            if self._head_complete:
-                self._keep_alive = False
-                return
-            if not chunk:
-                continue
-            sent += len(chunk)
-            is_chunked = body_bytes is None
-            await self._send_piece(
-                b"%x\r\n" % len(chunk) + chunk + b"\r\n" if is_chunked else chunk
-            )
-            self._is_producing = True
-        self._is_producing = False
-        assert body_bytes is None or sent == body_bytes, f"{sent} of {body_bytes} bytes to send"
-        if body_bytes is None:
-            self._transport.write(b"0\r\n\r\n")
-
-    async def _send_piece(self, piece: bytes | memoryview) -> None:
-        self._transport.write(piece)
-        self._written += len(piece)
-        if self._drained is not None:
-            await self._drained
-        if self._error is not None:
-            raise self._error
+            piece = view[start : start + _SLICE_BYTES]
+            self._transport.write(piece)
+            self._written += len(piece)
+            if self._drained is not None:
+                await self._drained
+            if self._error is not None:
+                raise self._error
 
     async def _wait(self) -> None:
         if self._error is not None:
@@ -502,7 +473,7 @@ class Connection(BufferedReader):
             self._timer = self._loop.call_at(self._due, self._check_progress)
             return
         timeout_ms = self._timeout_ms
-        if self._is_paused or self._is_producing or self._count_moved() > self._moved:
+        if self._is_paused or self._count_moved() > self._moved:
             self._arm(timeout_ms)
             return
         what = "more of the answer" if self._answer_bytes else "answer"

@@ -16,12 +16,10 @@ from typing import Any, cast
 
 import httptools
 
-from tasksprint.encoding import decode_json
-from tasksprint.errors import LocalProtocolError, PeerUnreachable, Refused, ValueSpoiled
+from tasksprint.errors import LocalProtocolError, ValueSpoiled
 from tasksprint.net.addresses import format_address, tune_socket
 from tasksprint.net.connections import Connections
 from tasksprint.net.gate import Identity
-from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange, Service, log
 from tasksprint.net.http_messages import response_head, response_lines
 from tasksprint.net.proofs import DIGEST, DIGEST_HEADER, FRAME_BYTES, FRAMES, LINE, WHOLE
@@ -157,8 +155,6 @@ class Connection(BufferedReader):
         self._waiting.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        if self._receiving is not None and self._receiving.feeder is not None:
-            self._receiving.feeder.fail(PeerUnreachable(f"{self.peer} closed the connection"))
         self._cancel()
         # The parser holds this object by its methods: without this they would keep each
         # other, and all that was received, until the collector comes by.
@@ -297,16 +293,6 @@ class Connection(BufferedReader):
         # While another answer is due, the peer sends its body unasked, a while later.
         if "expect" in headers and self._current is None:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert exchange.route is not None
-        if exchange.route.streams_body:
-            exchange.open_stream(
-                BodyFeeder(
-                    buffer_bytes_max=self._service.settings.write_buffer_bytes_max,
-                    hold=self._hold_reading,
-                    go_on=self._go_on_reading,
-                )
-            )
-            self._enqueue(exchange)
 
     def on_body(self, data: bytes) -> None:
         exchange = self._receiving
@@ -322,8 +308,7 @@ class Connection(BufferedReader):
             return
         exchange, self._receiving = self._receiving, None
         exchange.complete()
-        if exchange.feeder is None:
-            self._enqueue(exchange)
+        self._enqueue(exchange)
 
     # --- receiving ---
 
@@ -349,12 +334,8 @@ class Connection(BufferedReader):
         self._receiving = None
         self._is_discarding = True
         exchange.keep_alive = False
-        if exchange.feeder is not None:  # Its handler is at work: let it answer.
-            text = decode_json(cast(bytes, response.body))["error"]
-            exchange.feeder.fail(Refused(text, status=response.status))
-        else:
-            exchange.refusal = response
-            self._enqueue(exchange)
+        exchange.refusal = response
+        self._enqueue(exchange)
 
     def _look_who_it_is(self, exchange: Exchange) -> None:
         """Give a connection its full share once a request on it has proved something."""
@@ -489,7 +470,7 @@ class Connection(BufferedReader):
             self._resume_reading()
 
     def _keeps(self, exchange: Exchange) -> bool:
-        return exchange.keep_alive and not self._service.is_closing and not exchange.is_unread
+        return exchange.keep_alive and not self._service.is_closing
 
     def _connection_header(self, exchange: Exchange) -> str:
         if not self._keeps(exchange):
@@ -700,18 +681,6 @@ class Connection(BufferedReader):
             # Soon, not now: a task that never began would leave its handler's coroutine
             # behind unawaited.
             self._loop.call_soon(self.task.cancel)
-
-    # --- for the body's feeder ---
-
-    def _hold_reading(self) -> None:
-        """Stop reading: the handler has enough of the body in hand."""
-        if not self._reading_paused:
-            self._pause_reading()
-
-    def _go_on_reading(self) -> None:
-        """Read on: the handler wants more of the body."""
-        self.moved_at = self._loop.time()
-        self._resume_reading()
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:

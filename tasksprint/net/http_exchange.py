@@ -30,9 +30,8 @@ from tasksprint.net.gate import (
     OtherLife,
     SignedHead,
 )
-from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_messages import parse_query
-from tasksprint.net.keys import NO_BODY, STREAM_BODY
+from tasksprint.net.keys import NO_BODY
 from tasksprint.net.proofs import LIFE_HEADER, MISADDRESSED_HEADER, FrameWriter, proof_line
 from tasksprint.net.router import (
     Later,
@@ -81,8 +80,8 @@ class Service:
 class Exchange:
     """One request and what becomes of it.
 
-    The order of calls: `judge` with the head; `open_stream` if the route reads its
-    body as a stream, else `take` for each piece of the body and `complete`; then `ask`.
+    The order of calls: `judge` with the head; `take` for each piece of the body, and
+    `complete`; then `ask`.
     """
 
     __slots__ = (
@@ -94,7 +93,6 @@ class Exchange:
         "_peer",
         "_service",
         "_signed",
-        "feeder",
         "keep_alive",
         "refusal",
         "request",
@@ -110,7 +108,6 @@ class Exchange:
         self.request: Request | None = None  # None: not even its head is good.
         self.route: Route | None = None
         self.refusal: Response | None = None
-        self.feeder: BodyFeeder | None = None  # set if the body streams in
         self._signed: SignedHead | None = None  # its signature is good: answers are proved
         self._answer_mac = ""
         self._body_bytes_max = 0
@@ -122,11 +119,6 @@ class Exchange:
     def is_head_only(self) -> bool:
         """Whether the answer goes without its body."""
         return self.request is not None and self.request.method == "HEAD"
-
-    @property
-    def is_unread(self) -> bool:
-        """Whether a part of the body that streams in was not received."""
-        return self.feeder is not None and not self.feeder.is_complete
 
     def judge(
         self,
@@ -163,19 +155,12 @@ class Exchange:
         except Exception as error:
             self.refusal = self.answer_to(error)
 
-    def open_stream(self, feeder: BodyFeeder) -> None:
-        """Let the body stream in by a feeder."""
-        assert self.request is not None
-        self.feeder = self.request.stream = feeder
-
     def take(self, data: bytes) -> None:
         """Take a piece of the body. It may set `refusal`."""
         assert self.request is not None
         self._body_bytes += len(data)
         if self._body_bytes > self._body_bytes_max:
             self.refusal = self.answer_to(self._body_too_big(self.request))
-        elif self.feeder is not None:
-            self.feeder.feed(data)
         elif not self.request.body:
             self.request.body = data
         else:
@@ -189,9 +174,7 @@ class Exchange:
 
     def complete(self) -> None:
         """Take the end of the body."""
-        if self.feeder is not None:
-            self.feeder.end()
-        elif self._parts is not None:
+        if self._parts is not None:
             assert self.request is not None
             self.request.body = b"".join(self._parts)
             self._parts = None
@@ -203,7 +186,7 @@ class Exchange:
         request, route = self.request, self.route
         assert request is not None and route is not None
         try:
-            if self._signed is not None and self._signed.body not in (NO_BODY, STREAM_BODY):
+            if self._signed is not None and self._signed.body != NO_BODY:
                 self._check_body(self._signed, request)
             answer = route.handler(request)
             if type(answer) is Upgrade and not may_upgrade:
@@ -324,15 +307,11 @@ class Exchange:
         if signed is None:
             return
         has_body = length > 0 or "transfer-encoding" in headers
-        is_fit = (signed.body != NO_BODY) == has_body
-        if route.streams_body:
-            is_fit = signed.body == STREAM_BODY or not (has_body or signed.body)
-        if not is_fit or (signed.body == STREAM_BODY and not route.streams_body):
+        if (signed.body != NO_BODY) != has_body:
             raise Refused(
                 f"the signature says {signed.body!r} of the body, which isn't so",
                 status=401,
-                hint="sign with the SHA-256 of the body, with nothing if there is none, or with "
-                "'stream' where it streams in",
+                hint="sign with the SHA-256 of the body, or with nothing if there is none",
             )
 
     def _body_too_big(self, request: Request) -> Refused:

@@ -127,23 +127,17 @@ def request_head(
     host: str,
     *,
     authorization: str = "",
-    body_bytes: int | None = 0,
+    body_bytes: int = 0,
     content_type: str = JSON_TYPE,
     headers: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Return the head of a request, up to and with the empty line.
-
-    Args:
-        body_bytes: Size of the body; None: it is sent in chunks.
-    """
+    """Return the head of a request, up to and with the empty line."""
     if " " in target or "\n" in target or not target.startswith("/"):
         raise LocalProtocolError(f"request target {target!r} is not percent-encoded")
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"]
     if authorization:
         lines.append(f"Authorization: {authorization}\r\n")
-    if body_bytes is None:
-        lines.append(f"Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n")
-    elif body_bytes:
+    if body_bytes:
         lines.append(f"Content-Type: {content_type}\r\nContent-Length: {body_bytes}\r\n")
     elif method not in ("GET", "HEAD"):
         lines.append("Content-Length: 0\r\n")

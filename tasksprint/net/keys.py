@@ -42,7 +42,6 @@ from tasksprint.net.addresses import cause_of
 
 __all__ = [
     "NO_BODY",
-    "STREAM_BODY",
     "UNKNOWN_LIFE",
     "ClusterKey",
     "Mac",
@@ -57,7 +56,6 @@ __all__ = [
 
 # Stand in a signature in place of a body's digest:
 NO_BODY = ""
-STREAM_BODY = "stream"  # It isn't known beforehand.
 # Named to a server whose life isn't known; no server has it, so it is told the right one.
 UNKNOWN_LIFE = "0" * 16
 
@@ -144,7 +142,7 @@ class ClusterKey:
 
         Args:
             address: As the Host header has it.
-            body: The SHA-256 of the body in hex, `NO_BODY` or `STREAM_BODY`.
+            body: The SHA-256 of the body in hex, or `NO_BODY`.
         """
         life = self._lives.get(address, UNKNOWN_LIFE)
         nonce = f"{self._sender}{next(self._counter):016x}"

@@ -307,6 +307,7 @@ class SignedRequest:
 
     Args:
         repeatable: Whether doing it twice is doing it once.
+        takes_line: Whether the caller checks what follows a proved first line of the answer.
     """
 
     __slots__ = (
@@ -317,6 +318,7 @@ class SignedRequest:
         "_method",
         "_repeatable",
         "_signed_for",
+        "_takes_line",
         "proof",
         "target",
     )
@@ -332,6 +334,7 @@ class SignedRequest:
         *,
         body: str = NO_BODY,
         repeatable: bool = True,
+        takes_line: bool = False,
     ) -> None:
         self._key = key
         self._method = method
@@ -339,6 +342,7 @@ class SignedRequest:
         self._address = address
         self._body = body
         self._repeatable = repeatable
+        self._takes_line = takes_line
         self._signed_for = UNKNOWN_LIFE
         self._is_told = False
 
@@ -348,6 +352,7 @@ class SignedRequest:
             self._method, self.target, self._address, body=self._body
         )
         self.proof = AnswerProof(self._key, mac, self._address)
+        self.proof.takes_line = self._takes_line
         return authorization
 
     def must_go_again(self, status: int, headers: dict[str, str], body: bytes) -> bool:

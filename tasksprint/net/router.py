@@ -40,11 +40,10 @@ class Request:
     path: str  # percent-decoding is done for each segment, not here
     query: dict[str, str]
     headers: dict[str, str]  # names in lower case
-    body: bytes  # whole; b"" for a route with `streams_body`
+    body: bytes
     peer: str  # address of the other end
     identity: Identity
     segments: dict[str, str]  # what the pattern's segments matched, decoded
-    stream: AsyncIterator[bytes] | None = None  # the body of a route with `streams_body`
 
     def json(self) -> Any:
         """Return the body's JSON.
@@ -155,7 +154,6 @@ class Route:
     handler: Handler
     access: Access
     body_bytes_max: int | None  # None: Settings.body_bytes_max
-    streams_body: bool  # The handler reads `Request.stream`; signed without its digest.
     upgrade: str | None  # name of the protocol that this route speaks after a 101
 
 
@@ -189,14 +187,13 @@ class Router:
         *,
         access: Access = Access.KEY,
         body_bytes_max: int | None = None,
-        streams_body: bool = False,
         upgrade: str | None = None,
     ) -> None:
         """Add a route; each (method, pattern) once."""
         assert pattern.startswith("/")
         if access is Access.READ and method not in ("GET", "HEAD"):
             raise LocalProtocolError(f"{method} {pattern} can't be allowed to who only reads")
-        route = Route(method, pattern, handler, access, body_bytes_max, streams_body, upgrade)
+        route = Route(method, pattern, handler, access, body_bytes_max, upgrade)
         if "{" not in pattern:
             routes = self._exact.setdefault(pattern, {})
         else:

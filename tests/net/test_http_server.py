@@ -17,11 +17,10 @@ from tasksprint.errors import (
     RemoteProtocolError,
     SettingsError,
     StoreError,
-    TaskSprintError,
 )
 from tasksprint.net.gate import Access, Gate
 from tasksprint.net.http_server import HttpServer
-from tasksprint.net.keys import NO_BODY, STREAM_BODY, UNKNOWN_LIFE
+from tasksprint.net.keys import NO_BODY, UNKNOWN_LIFE
 from tasksprint.net.listener import BACKLOG
 from tasksprint.net.router import Later, Request, Response, Router, json_response
 from tasksprint.net.tokens import Scope, make_token
@@ -313,104 +312,6 @@ def test_stream_that_fails_half_way_ends_the_connection_and_is_logged(
     assert "answering 127.0.0.1:" in caplog.text and "no more" in caplog.text
 
 
-def _stream_router(handler, **arguments: object) -> Router:  # type: ignore[no-untyped-def]
-    router = routes(("GET", "/", lambda request: Response(200, b"next")))
-    router.add("PUT", "/value", handler, streams_body=True, **arguments)  # type: ignore[arg-type]
-    return router
-
-
-def _put(body: bytes) -> bytes:
-    return _post("/value", body).replace(b"POST", b"PUT", 1)
-
-
-@pytest.mark.slow
-def test_streamed_request_is_read_at_the_pace_of_its_handler() -> None:
-    async def main() -> None:
-        go = asyncio.Event()
-        size = 8 << 20
-
-        async def handler(request: Request) -> Response:
-            assert request.body == b"" and request.stream is not None
-            await go.wait()
-            digest = hashlib.sha256()
-            async for chunk in request.stream:
-                digest.update(chunk)
-            return Response(200, digest.hexdigest().encode())
-
-        async with (
-            serving(_stream_router(handler)) as server,
-            raw_connection(server.address) as raw,
-        ):
-            data = bytes(size)
-            raw.write(_put(data))
-            transport = raw.writer.transport
-            seen = -1
-            while seen != transport.get_write_buffer_size():  # Until nothing moves any more.
-                seen = transport.get_write_buffer_size()
-                for _ in range(50):
-                    await asyncio.sleep(0.001)
-            assert seen > 0
-            go.set()
-            assert (await raw.answer())[2].decode() == hashlib.sha256(data).hexdigest()
-            raw.write(_get("/"))
-            assert (await raw.answer())[2] == b"next"
-
-    run(main)
-
-
-def test_handler_that_leaves_a_stream_unread_answers_and_closes() -> None:
-    async def main() -> None:
-        def handler(request: Request) -> Response:
-            raise Refused("no room", status=507)
-
-        async with (
-            serving(_stream_router(handler)) as server,
-            raw_connection(server.address) as raw,
-        ):
-            raw.write(_put(b"x" * (4 << 20)))
-            status, headers, body = await raw.answer()
-            assert (status, headers["connection"]) == (507, "close")
-            assert body == b'{"error":"no room"}'
-            assert await raw.rest() == b""
-
-    run(main)
-
-
-@pytest.mark.parametrize("broken", ["size", "chunk", "hang up"])
-def test_stream_that_breaks_off_raises_in_its_handler(broken: str) -> None:
-    async def main() -> None:
-        raised: list[Exception] = []
-
-        async def handler(request: Request) -> Response:
-            assert request.stream is not None
-            try:
-                async for _ in request.stream:
-                    pass
-            except (TaskSprintError, asyncio.CancelledError) as error:
-                raised.append(error)  # type: ignore[arg-type]
-                raise
-            return Response(200)
-
-        router = _stream_router(handler, body_bytes_max=1000)
-        async with serving(router) as server:
-            async with raw_connection(server.address) as raw:
-                if broken == "size":
-                    raw.write(_chunked("/value", b"x" * 1001).replace(b"POST", b"PUT", 1))
-                    assert (await raw.answer())[0] == 413
-                elif broken == "chunk":
-                    raw.write(
-                        _chunked("/value", b"x").replace(b"POST", b"PUT", 1)[:-5] + b"zz\r\n"
-                    )
-                    assert (await raw.answer())[0] == 400
-                else:
-                    raw.write(_put(b"x" * 100)[:-1])
-            await until(lambda: raised)
-            expected = (PeerUnreachable, asyncio.CancelledError)
-            assert isinstance(raised[0], expected if broken == "hang up" else Refused)
-
-    run(main)
-
-
 def test_head_is_a_get_without_its_body() -> None:
     async def main() -> None:
         async def body() -> AsyncIterator[bytes]:
@@ -655,15 +556,9 @@ def _signed(
 def _gated_router() -> Router:
     router = Router()
     router.add("POST", "/x", echo)
-    router.add("PUT", "/stream", _read_stream, streams_body=True)
     router.add("GET", "/read", lambda q: json_response(q.identity.value), access=Access.READ)
     router.add("GET", "/healthz", lambda q: json_response(q.identity.value), access=Access.OPEN)
     return router
-
-
-async def _read_stream(request: Request) -> Response:
-    assert request.stream is not None
-    return Response(200, b"".join([chunk async for chunk in request.stream]))
 
 
 def test_gate_stands_before_handlers() -> None:
@@ -732,7 +627,6 @@ def test_body_is_read_only_for_who_proves_the_key() -> None:
             digest = hashlib.sha256(body).hexdigest()
             refused = [
                 (_signed("POST", "/x", address, body, digest=NO_BODY), 401, b"says ''"),
-                (_signed("POST", "/x", address, body, digest=STREAM_BODY), 401, b"isn't so"),
                 (_signed("POST", "/x", address, b"", digest=digest), 401, b"isn't so"),
                 (_signed("POST", "/x", address, body, key=OTHER_KEY), 401, b"wrong key"),
                 (
@@ -761,19 +655,6 @@ def test_body_is_read_only_for_who_proves_the_key() -> None:
                     raw.write(data)
                     found = await raw.answer()
                     assert found[0] == status and words in found[2]
-
-    run(main)
-
-
-def test_streamed_body_is_let_in_by_its_head() -> None:
-    async def main() -> None:
-        gate = Gate(KEY)
-        async with serving(_gated_router(), gate=gate) as server:
-            _know(gate, server.address)
-            for digest, status in ((STREAM_BODY, 200), (NO_BODY, 401)):
-                async with raw_connection(server.address) as raw:
-                    raw.write(_signed("PUT", "/stream", server.address, b"abc", digest=digest))
-                    assert (await raw.answer())[0] == status
 
     run(main)
 

@@ -14,11 +14,10 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from tasksprint.errors import PeerUnreachable, UnprovenAnswer
 from tasksprint.net.addresses import parse_address
-from tasksprint.net.http_body import BodyFeeder
 from tasksprint.net.http_exchange import Exchange
 from tasksprint.net.http_messages import JSON_TYPE, HttpResponse, target_of
 from tasksprint.net.router import Later, Response, Upgrade
@@ -74,10 +73,6 @@ class Call:
             bound=lambda: parse_address(process.address),
         )
         if exchange.refusal is None:
-            if exchange.route is not None and exchange.route.streams_body:
-                exchange.open_stream(
-                    BodyFeeder(buffer_bytes_max=2**40, hold=lambda: None, go_on=lambda: None)
-                )
             if body:
                 exchange.take(body)
             exchange.complete()
@@ -216,10 +211,8 @@ class SimHttp:
         path: str,
         *,
         query: Mapping[str, str | int] | None = None,
-        body: bytes | AsyncIterator[bytes] = b"",
-        body_bytes: int | None = None,
+        body: bytes = b"",
         content_type: str = JSON_TYPE,
-        headers: Mapping[str, str] | None = None,
         wait_ms: int = 0,
         answer_timeout_ms: int | None = None,
         repeatable: bool = True,
@@ -227,14 +220,9 @@ class SimHttp:
         checks_rest: bool = False,
     ) -> HttpResponse:
         """As `HttpClient.request`; nobody here answers in another's name."""
-        if not isinstance(body, bytes):
-            body = b"".join([piece async for piece in body])
-            repeatable = False
         timeout_ms = wait_ms + (answer_timeout_ms or self.settings.answer_timeout_ms)
         target = target_of(path, query)
-        lower = {name.lower(): value for name, value in (headers or {}).items()}
-        lower["content-type"] = content_type
-        lower["content-length"] = str(len(body))
+        lower = {"content-type": content_type, "content-length": str(len(body))}
         is_kept = repeatable and self._process.random.random() < _KEPT_SHARE
         try:
             return await self._try(address, method, target, lower, body, timeout_ms, is_kept)
@@ -322,24 +310,10 @@ class SimHttp:
         path: str,
         *,
         query: Mapping[str, str | int] | None = None,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        wait_ms: int = 0,
-        repeatable: bool = True,
         digest: str | None = None,
     ) -> AsyncIterator[SimStreamed]:
         """As `HttpClient.stream`; but the whole answer is there at once."""
-        response = await self.request(
-            address,
-            method,
-            path,
-            query=query,
-            body=body,
-            headers=headers,
-            wait_ms=wait_ms,
-            repeatable=repeatable,
-        )
-        yield SimStreamed(response)
+        yield SimStreamed(await self.request(address, method, path, query=query))
 
     async def close(self) -> None:
         """End all requests under way."""
@@ -367,7 +341,3 @@ class SimStreamed:
     async def read(self) -> HttpResponse:
         """Return the whole answer."""
         return self._response
-
-    async def save(self, file: BinaryIO) -> int:
-        """Write the body to a file and return its size."""
-        return file.write(self._response.body)
