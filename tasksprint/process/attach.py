@@ -268,15 +268,12 @@ class AttachedProcess(Connection):
         *,
         on_data: Callable[[bytes], None],
         on_exit: Callable[[ExitReason], None],
-        on_writable: Callable[[], None] | None,
         stderr: int | None = None,
     ) -> None:
-        super().__init__(sock, on_data=on_data, on_writable=on_writable)
+        super().__init__(sock, on_data=on_data, on_exit=on_exit)
         self.hello = hello
         self._stderr = stderr
         self.number = number
-        self._on_exit = on_exit
-        self._why = ""
         # A handle to the process, so that its id can't come to mean another one.
         self._pidfd = -1
         pid = _peer_pid(sock)
@@ -284,8 +281,6 @@ class AttachedProcess(Connection):
         if pid and sys.platform == "linux":
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
-        loop = asyncio.get_running_loop()
-        self._exited: asyncio.Future[ExitReason] = loop.create_future()
 
     def deliver_early(self) -> None:
         """Deliver the data that has come already; only now may `on_exit` follow."""
@@ -302,10 +297,6 @@ class AttachedProcess(Connection):
         """Whether its connection is open."""
         return not self.closed.done()
 
-    async def wait(self) -> ExitReason:
-        """Wait until the connection is closed and `on_exit` has been called."""
-        return await asyncio.shield(self._exited)
-
     def tell(self, text: str) -> None:
         """Say something where the program was started, if nothing holds that up."""
         if self._stderr is None:
@@ -321,18 +312,9 @@ class AttachedProcess(Connection):
     async def stop(
         self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
     ) -> ExitReason:
-        """End the program: ask, wait, terminate, wait, kill."""
+        """As for any program; where it was started, it says so first."""
         self.tell(f"is ended: {why}")
-        self._why = self._why or why
-        self.write_eof()
-        for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
-            done, _ = await asyncio.wait([self._exited], timeout=wait_s)
-            if done:
-                break
-            self._signal(then)
-        else:
-            self.close()
-        return await self.wait()
+        return await super().stop(grace_s=grace_s, terminate_s=terminate_s, why=why)
 
     def kill(self, why: str = "killed") -> None:
         """Kill the program now, and close its connection; `on_exit` follows."""
@@ -340,7 +322,6 @@ class AttachedProcess(Connection):
             self.tell(f"is killed: {why}")
         self._why = self._why or why
         self._signal(signal.SIGKILL)
-        self.close()
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -356,6 +337,9 @@ class AttachedProcess(Connection):
                 os.kill(self._pid, number)
         except OSError:
             pass  # It has ended, or belongs to another user: its connection is closed anyway.
+        finally:
+            if number == signal.SIGKILL:
+                self.close()
 
     def _ended(self) -> None:
         if self._pidfd >= 0:
@@ -373,11 +357,10 @@ class AttachedProcess(Connection):
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Callbacks for an attached program: its data, its end, and room to write."""
+    """Callbacks for an attached program: its data and its end."""
 
     on_data: Callable[[bytes], None]
     on_exit: Callable[[ExitReason], None]
-    on_writable: Callable[[], None] | None = None
     on_left: Callable[[], None] | None = None  # It left while it was still being attached.
 
 
@@ -484,7 +467,6 @@ class AttachServer:
                 number,
                 on_data=answer.on_data,
                 on_exit=answer.on_exit,
-                on_writable=answer.on_writable,
                 stderr=descriptors.pop() if descriptors else None,
             )
             await loop.create_unix_connection(lambda: program, sock=sock)

@@ -27,7 +27,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ _DRAINS_MAX = 16  # A pipe holds 1 MiB at most (/proc/sys/fs/pipe-max-size), 64 
 STDERR_TAIL_BYTES = 8 * 1024
 # The kernel cuts this to what it allows (net.core.wmem_max, often 208 KiB).
 SOCKET_BUFFER_BYTES = 1024 * 1024
-# Above this much unsent data `on_writable` reports when it has drained.
+# Above this much unsent data `drain` waits.
 WRITE_HIGH_BYTES = 1024 * 1024
 _READ_BYTES = 128 * 1024
 # How long after the program's end its sockets may stay open: only a descendant that
@@ -120,10 +120,10 @@ class Connection(asyncio.BufferedProtocol):
         sock: socket.socket,
         *,
         on_data: Callable[[bytes], None],
-        on_writable: Callable[[], None] | None,
+        on_exit: Callable[[ExitReason], None],
     ) -> None:
         self._on_data = on_data
-        self._on_writable = on_writable
+        self._on_exit = on_exit
         self._transport: asyncio.Transport | None = None
         # Without it the loop makes room for 256 KiB before each read: 15 us more.
         self._buffer = memoryview(bytearray(_READ_BYTES))
@@ -136,8 +136,11 @@ class Connection(asyncio.BufferedProtocol):
         self._early: list[bytes] | None = []
         # Set while so much waits to be sent that no more should be written.
         self._drained: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
         # Done once no more data will come.
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._why = ""  # we ended it
+        self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
 
     def write(self, data: bytes | memoryview) -> None:
         """Send bytes; after the program's end they are dropped, and `on_exit` tells."""
@@ -149,10 +152,6 @@ class Connection(asyncio.BufferedProtocol):
         while self._drained is not None and not self.closed.done():
             await asyncio.wait([self._drained, self.closed], return_when=asyncio.FIRST_COMPLETED)
 
-    def writelines(self, chunks: Iterable[bytes]) -> None:
-        """Send many pieces as one."""
-        self.write(b"".join(chunks))
-
     def write_eof(self) -> None:
         """Close the program's stdin once everything written has been sent; ask it to end."""
         transport = self._transport
@@ -162,11 +161,6 @@ class Connection(asyncio.BufferedProtocol):
             transport.write_eof()
         except OSError:
             pass  # Nothing is lost: it has ended already, and that is reported.
-
-    @property
-    def write_buffer_size(self) -> int:
-        """Bytes written that the kernel has not taken yet: the program isn't reading."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def pause_reading(self) -> None:
         """Deliver no more data for now; the program blocks once the socket is full."""
@@ -182,6 +176,32 @@ class Connection(asyncio.BufferedProtocol):
         """Close the socket at once; unsent data is lost."""
         if self._transport is not None:
             self._transport.abort()
+
+    async def wait(self) -> ExitReason:
+        """Wait until the program has ended, or was given up, and `on_exit` has been called."""
+        return await asyncio.shield(self._exited)
+
+    async def stop(
+        self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
+    ) -> ExitReason:
+        """End the program: ask, wait, terminate, wait, kill.
+
+        Args:
+            grace_s: How long after the end of its input it may go on.
+            terminate_s: How long after SIGTERM.
+            why: Stands in the `ExitReason`.
+        """
+        self._why = self._why or why
+        self.write_eof()
+        for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
+            done, _ = await asyncio.wait([self._exited], timeout=wait_s)
+            if done:
+                break
+            self._signal(then)
+        return await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        raise NotImplementedError
 
     # --- asyncio.BufferedProtocol ---
 
@@ -215,8 +235,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
-        if self._on_writable is not None:
-            self._on_writable()
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
@@ -240,7 +258,6 @@ async def start_program(
     on_data: Callable[[bytes], None],
     on_exit: Callable[[ExitReason], None],
     on_stderr: Callable[[bytes], None] | None = None,
-    on_writable: Callable[[], None] | None = None,
     name: str | None = None,
 ) -> ChildProcess:
     """Start a child with a socket as its stdin and stdout, and a pipe as its stderr.
@@ -260,7 +277,6 @@ async def start_program(
             nothing is called after it. If the kernel doesn't end the program, it is called
             soon after the kill all the same.
         on_stderr: Gets all of stderr, as it comes.
-        on_writable: Called when a backlog of writes has drained (`write_buffer_size`).
         name: The program in messages, as its user knows it; by default argv[0].
 
     Raises:
@@ -306,7 +322,6 @@ async def start_program(
         on_data=on_data,
         on_exit=on_exit,
         on_stderr=on_stderr,
-        on_writable=on_writable,
         kills_before=kills_before,
     )
     assert child.stderr is not None
@@ -334,13 +349,10 @@ class ChildProcess(Connection):
         on_data: Callable[[bytes], None],
         on_exit: Callable[[ExitReason], None],
         on_stderr: Callable[[bytes], None] | None,
-        on_writable: Callable[[], None] | None,
         kills_before: int | None,
     ) -> None:
-        super().__init__(sock, on_data=on_data, on_writable=on_writable)
-        self._loop = asyncio.get_running_loop()
+        super().__init__(sock, on_data=on_data, on_exit=on_exit)
         self._child = child
-        self._on_exit = on_exit
         self._stderr = _Stderr(on_stderr)
         self._stderr_transport: asyncio.BaseTransport | None = None
         self._kills_before = kills_before
@@ -351,8 +363,6 @@ class ChildProcess(Connection):
         self._is_left = False  # to itself
         self._leave_cgroup: Callable[[], None] | None = None
         self._signalled = False  # we sent SIGKILL or SIGTERM
-        self._why = ""
-        self._exited: asyncio.Future[ExitReason] = self._loop.create_future()
         self._finish_task: asyncio.Task[None] | None = None
         self._late_task: asyncio.Task[None] | None = None  # after it was left to itself
 
@@ -365,29 +375,6 @@ class ChildProcess(Connection):
     def running(self) -> bool:
         """Whether the process has not ended yet."""
         return not self._reaped
-
-    async def wait(self) -> ExitReason:
-        """Wait until the program has ended, or was given up, and `on_exit` has been called."""
-        return await asyncio.shield(self._exited)
-
-    async def stop(
-        self, *, grace_s: float = 2.0, terminate_s: float = 2.0, why: str = "stopped"
-    ) -> ExitReason:
-        """End the program: ask, wait, terminate, wait, kill.
-
-        Args:
-            grace_s: How long after the end of its input it may go on.
-            terminate_s: How long after SIGTERM.
-            why: Stands in the `ExitReason`.
-        """
-        self._why = self._why or why
-        self.write_eof()
-        for wait_s, then in ((grace_s, signal.SIGTERM), (terminate_s, signal.SIGKILL)):
-            done, _ = await asyncio.wait([self._exited], timeout=wait_s)
-            if done:
-                break
-            self._signal(then)
-        return await self.wait()
 
     def drain_stderr(self) -> None:
         """Hand on at once the bytes that wait in the pipe of stderr.

@@ -179,7 +179,6 @@ def test_who_does_not_read_holds_nothing_up(tmp_path: Path) -> None:
             1,
             on_data=lambda data: None,
             on_exit=lambda reason: None,
-            on_writable=None,
             stderr=writing,
         )
         program.tell("is killed: it is")
