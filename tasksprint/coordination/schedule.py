@@ -3,13 +3,13 @@
 `Schedule` sees a sequence of commands and nothing else: no clock, no network, no
 consensus. The same log gives the same state on every replica, to the byte. `digest` proves
 it: a chain of SHA-256 over the rows that each entry changed. The rows are the state:
-`Schedule(rows=…)` is the same state again, and goes on in the same way.
+`Schedule(mirror=…)` is the same state again, and goes on in the same way.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from tasksprint.coordination import reading
 from tasksprint.coordination.answers import Answers
@@ -40,7 +40,7 @@ from tasksprint.coordination.obstacles import NOTHING_TOLD, Obstacles, Told
 from tasksprint.coordination.placement.placement import Placement
 from tasksprint.coordination.requests import TOO_OLD, sender_row
 from tasksprint.coordination.results import Results
-from tasksprint.coordination.rows import Mirror, MirrorRows, Row
+from tasksprint.coordination.rows import Mirror, Row
 from tasksprint.coordination.state import Changes, State
 from tasksprint.coordination.state_rows import digest_row, estimate_row, fill_state, state_row
 from tasksprint.coordination.task_rows import task_row
@@ -84,15 +84,12 @@ class Schedule:
         cluster: str,
         members: tuple[ReplicaId, ...],
         rules: Rules,
-        rows: Iterable[Row] | None = None,
         mirror: Mirror | None = None,
         decode: Callable[[bytes, int], Command] = decode_command,
         skips: Mapping[str, Slot] | None = None,
         release: Release = THIS_RELEASE,
     ) -> None:
         state = State(cluster, members, rules)
-        if rows is not None:
-            mirror = MirrorRows(rows)
         self._digest = fill_state(state, mirror, release) if mirror is not None else ""
         self._state = state
         self._decode = decode

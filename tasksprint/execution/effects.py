@@ -184,8 +184,7 @@ class StoreResult:
     """Keep the values of the reply `id` of `node`, and write them to the store.
 
     The values may be used (`RunTask`) as soon as this was given. Answer results_stored once
-    they survive kill -9, or store_failed. If no `StoreResult` was given for a reply, its
-    values aren't wanted.
+    they survive kill -9. If no `StoreResult` was given for a reply, its values aren't wanted.
     """
 
     node: NodeId

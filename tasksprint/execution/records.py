@@ -7,17 +7,13 @@ digests and sizes, never values.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from tasksprint.coordination.view import Assignment
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.execution.effects import Manifest, NodeId
 from tasksprint.ids import ClientId, JobId, TaskId
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = [
     "NODE_TRANSITIONS",

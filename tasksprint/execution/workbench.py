@@ -376,17 +376,6 @@ class Workbench:
                 held.is_stored = True
             self._reports.stored((job, tid), attempt)
 
-    def store_failed(self, job: JobId, tid: TaskId, attempt: int, error: str) -> None:
-        """Fail an attempt whose values couldn't be written."""
-        held = self._inputs.held(job, tid)
-        if held is None or held.attempt != attempt:
-            return
-        self._inputs.drop_held(job, tid, None)
-        if self._reports.discard((job, tid)):
-            self._reports.add_failure(
-                AttemptFailed(job, tid, attempt, f"cannot store the result: {error}", False, {})
-            )
-
     def result_missing(self, job: JobId, tid: TaskId) -> None:
         """Tell the coordinator that this client lacks a result that a peer asked for."""
         if self._inputs.held(job, tid) is None and (job, tid) not in self._tasks:

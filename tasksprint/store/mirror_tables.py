@@ -39,7 +39,6 @@ __all__ = [
     "piece_text",
     "row_checksum",
     "rows_of_range",
-    "rows_that_begin_so",
     "side_name",
     "swap_tables",
 ]
@@ -145,15 +144,13 @@ def rows_of_range(
     return _rows(database, table, where, bindings, name=name)
 
 
-def rows_that_begin_so(
-    database: Database, table: str, key_prefix: Key, limit: int, offset: int
-) -> Iterator[Row]:
-    """Yield rows whose keys begin so; limit -1: all."""
-    keys = key_names(table)
-    assert len(key_prefix) <= len(keys), "a prefix has at most as many parts as the key"
-    conditions = [f"{name} = ?" for name in keys[: len(key_prefix)]]
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    return _rows(database, table, where, [*key_prefix, limit, offset], tail="LIMIT ? OFFSET ?")
+def find_row(
+    database: Database, table: str, key: Key, *, name: str | None = None
+) -> Row | None:
+    """Return the row with a key; None: there is none."""
+    where = "WHERE " + " AND ".join(f"{column} = ?" for column in key_names(table))
+    found = list(_rows(database, table, where, list(key), name=name))
+    return found[0] if found else None
 
 
 def page_of_range(
@@ -178,13 +175,12 @@ def _rows(
     where: str,
     bindings: list[Cell],
     *,
-    tail: str = "",
     name: str | None = None,
 ) -> Iterator[Row]:
     keys = key_names(table)
     count = len(keys)
     for cells in database.iterate(
-        f"SELECT {_columns(table)} FROM {name or table} {where} ORDER BY {','.join(keys)} {tail}",
+        f"SELECT {_columns(table)} FROM {name or table} {where} ORDER BY {','.join(keys)}",
         bindings,
     ):
         if row_checksum(table, cells[:-1]) != cells[-1]:

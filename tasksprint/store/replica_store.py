@@ -43,12 +43,12 @@ from tasksprint.store.mirror_tables import (
     add_piece,
     delete_range,
     drop_side_tables,
+    find_row,
     has_side_tables,
     make_side_tables,
     page_of_range,
     row_checksum,
     rows_of_range,
-    rows_that_begin_so,
     side_name,
     swap_tables,
 )
@@ -126,7 +126,6 @@ class ReplicaStore:
         replica: int,
         *,
         now_ms: int,
-        cluster: str | None = None,
         incarnation: str | None = None,
         settings: Settings | None = None,
     ) -> ReplicaStore:
@@ -136,13 +135,11 @@ class ReplicaStore:
             data_dir: Made if it isn't there.
             replica: The owner; written down when the store is made.
             now_ms: Wall time, kept for people as the time of making.
-            cluster: The cluster's name where the caller knows one, to be compared.
             incarnation: For a new store; by default random. For simulations.
             settings: Lock time and sizes of the write-ahead log.
 
         Raises:
-            SettingsError: In use by another process, or it belongs to another replica
-                or cluster.
+            SettingsError: In use by another process, or it belongs to another replica.
             StoreDamaged: Part of it is spoiled. This is noted; opening the store once more
                 finds out which parts are whole.
             StoreError: It can't be made, opened, written, or trusted.
@@ -159,7 +156,7 @@ class ReplicaStore:
                 fill=lambda cursor: _fill(cursor, new),
             )
             try:
-                _check_owner(database, replica, cluster)
+                _check_owner(database, replica)
                 mark = DurableMark(data_dir)
                 store = cls(database, lock, settings or Settings(), repairs, mark, left)
                 store._look_for_doubts(left, mark)
@@ -373,16 +370,6 @@ class ReplicaStore:
         """
         return page_of_range(self._database, table, first, end, rows_max, bytes_max)
 
-    def read_rows(
-        self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0
-    ) -> list[Row]:
-        """Return the mirror's rows whose keys begin so, in the order of their keys.
-
-        For questions about things that aren't in memory any more, as the tasks of an ended job.
-        """
-        limit = -1 if limit is None else limit
-        return list(rows_that_begin_so(self._database, table, key_prefix, limit, offset))
-
     def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogEntry, ...]:
         """Return accepted values of `first_slot <= slot < end_slot`, in order.
 
@@ -568,9 +555,7 @@ class ReplicaStore:
 
     def read_copied(self, table: str, key: Key) -> Row | None:
         """Return one row of the copy."""
-        end = (*key[:-1], key[-1] + 1) if isinstance(key[-1], int) else (*key[:-1], key[-1] + " ")
-        found = rows_of_range(self._database, table, key, end, name=side_name(table))
-        return next(iter([row for row in found if row.key == key]), None)
+        return find_row(self._database, table, key, name=side_name(table))
 
     def install_copy(self, applied: AppliedPoint, memberships: bytes | None = None) -> None:
         """Put the copy in the mirror's place: it holds the state up to `applied`.
@@ -757,15 +742,13 @@ def _fill(cursor: Cursor, header: Header) -> None:
     write_progress(cursor, NO_PROGRESS)
 
 
-def _check_owner(database: Database, replica: int, cluster: str | None) -> None:
+def _check_owner(database: Database, replica: int) -> None:
     header = read_header(database)
-    is_other = cluster is not None and header.cluster is not None and cluster != header.cluster
-    if header.replica == replica and not is_other:
+    if header.replica == replica:
         return
     of = f" of cluster {header.cluster!r}" if header.cluster is not None else ""
-    me = f" of cluster {cluster!r}" if cluster is not None else ""
     raise SettingsError(
         f"cannot open replica store {str(database.path)!r}: it belongs to "
-        f"replica {header.replica!r}{of}, this is replica {replica}{me}",
+        f"replica {header.replica!r}{of}, this is replica {replica}",
         hint="give this replica its own --data-dir",
     )

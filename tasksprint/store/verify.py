@@ -7,6 +7,7 @@ consequences of damage are decided where a replica starts (repair.py).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tasksprint.ids import Slot
 from tasksprint.settings import Settings
 from tasksprint.store.blobs import blob_digests, read_blob
 from tasksprint.store.database import Database
-from tasksprint.store.mirror_tables import damaged_rows, rows_that_begin_so
+from tasksprint.store.mirror_tables import damaged_rows, find_row
 from tasksprint.store.vital import (
     REPLICA_KIND,
     OpenEntries,
@@ -46,15 +47,13 @@ def verify(path: Path, settings: Settings | None = None) -> Iterator[str]:
     except StoreError as error:
         yield str(error)
         return
-    try:
+    with contextlib.closing(database):
         database.connection.execute("BEGIN")
         for part in (_structure, _vital, _mirror, _blobs):
             try:
                 yield from part(database)
             except StoreError as error:
                 yield str(error)
-    finally:
-        database.close()
 
 
 def _structure(database: Database) -> Iterator[str]:
@@ -99,12 +98,10 @@ def _applied(database: Database, progress: Progress) -> Iterator[str]:
     if applied.slot == 0:
         return
     wanted = digest_row(Slot(applied.slot), applied.digest)
-    found = list(rows_that_begin_so(database, wanted.table, wanted.key, -1, 0))
-    if found != [wanted]:
-        yield (
-            f"the mirror says {[row.columns for row in found]} of how far it goes, expected "
-            f"{[wanted.columns]}"
-        )
+    found = find_row(database, wanted.table, wanted.key)
+    if found != wanted:
+        columns = [] if found is None else [found.columns]
+        yield f"the mirror says {columns} of how far it goes, expected {[wanted.columns]}"
 
 
 def _mirror(database: Database) -> Iterator[str]:

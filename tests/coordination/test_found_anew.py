@@ -10,6 +10,7 @@ from tasksprint.encoding import encode_json
 from tasksprint.ids import ReplicaId
 from tasksprint.settings import RULES
 from tasksprint.task_spec import TaskSpec
+from tests.coordination.mirror_rows import MirrorRows
 from tests.coordination.test_lost import MAP, after
 from tests.coordination.world import World, reply_of
 
@@ -26,7 +27,7 @@ def found_anew(world: World, cluster: str = "c2", member: int = 3) -> None:
     assert world.schedule.digest == chain.hexdigest()
     world.mirror.take(rows)
     world.make_schedule = lambda rows: type(world.schedule)(  # type: ignore[method-assign]
-        cluster=cluster, members=(), rules=RULES, rows=rows
+        cluster=cluster, members=(), rules=RULES, mirror=MirrorRows(rows)
     )
     world.restart()
     assert world.schedule._state.members == (member,)

@@ -24,6 +24,7 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import StoreError
 from tasksprint.settings import RULES_BY_VERSION
 from tests.coordination.chaos import RULES, Chaos
+from tests.coordination.mirror_rows import MirrorRows
 from tests.coordination.world import World
 
 steps = st.lists(st.tuples(st.integers(0, 999), st.integers(0, 65_535)), min_size=10, max_size=80)
@@ -101,9 +102,9 @@ def test_the_order_of_hashes_does_not_matter(tmp_path: Path) -> None:
 def test_rows_of_another_cluster_are_refused() -> None:
     world = World()
     world.tick()
-    rows = list(world.mirror.rows.values())
+    mirror = MirrorRows(world.mirror.rows.values())
     with pytest.raises(StoreError, match="the state is of cluster 'c1', expected 'c2'"):
-        Schedule(cluster="c2", members=world.members, rules=world.rules, rows=rows)
+        Schedule(cluster="c2", members=world.members, rules=world.rules, mirror=mirror)
 
 
 def test_no_rows_at_all_are_the_state_before_the_first_entry() -> None:

@@ -37,6 +37,7 @@ from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.release import THIS_RELEASE, Release
 from tasksprint.scheduler_commands import SchedulerCommand
 from tasksprint.settings import RULES, Rules
+from tests.coordination.mirror_rows import MirrorRows
 
 MEMBERS = (ReplicaId(1), ReplicaId(2), ReplicaId(3))
 
@@ -102,7 +103,7 @@ class World:
             cluster="c1",
             members=self.members,
             rules=self.rules,
-            rows=rows,
+            mirror=None if rows is None else MirrorRows(rows),
             release=self.release,
         )
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from .helpers import (
     DIGEST,
     SETTINGS,
-    AttemptFailed,
     Bench,
     Drop,
     RunTask,
@@ -80,22 +79,6 @@ def test_dependent_stored_first_is_reported_after_what_it_consumed() -> None:
             completion(3, run_us=1_000, inputs=digests),
         )
     )
-
-
-def test_result_that_cannot_be_stored_is_a_failure_and_what_waited_for_it_goes() -> None:
-    bench = Bench()
-    bench.serving(1)
-    _run(bench, task(0), task(1, made_here(0)))
-    bench.stored(1)
-    bench.workbench.store_failed(1, 0, 1, "disk full")
-    bench.expect(
-        report(
-            2,
-            completion(1, run_us=1_000, inputs=inputs_digest(DIGEST)),
-            failures=(AttemptFailed(1, 0, 1, "cannot store the result: disk full", False, {}),),
-        )
-    )
-    assert bench.workbench.held_results() == [(1, 1, DIGEST)]
 
 
 def test_result_stored_for_an_attempt_that_was_replaced_is_not_reported() -> None:

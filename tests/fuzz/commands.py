@@ -25,6 +25,7 @@ from tasksprint.coordination.view import encode_view
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
 from tasksprint.settings import Rules
+from tests.coordination.mirror_rows import MirrorRows
 from tests.fuzz.outcome import Outcome, input_random, own_peak_mib
 
 __all__ = ["NAME", "History", "run", "what_is_wrong"]
@@ -181,7 +182,8 @@ class History:
 
     def _new_schedule(self, rows: list[Row] | None = None) -> Schedule:
         members = (ReplicaId(1), ReplicaId(2), ReplicaId(3))
-        return Schedule(cluster="c0ffee", members=members, rules=_RULES, rows=rows)
+        mirror = None if rows is None else MirrorRows(rows)
+        return Schedule(cluster="c0ffee", members=members, rules=_RULES, mirror=mirror)
 
     def _apply(
         self, commands: list[bytes], *, members: tuple[ReplicaId, ...] | None = None

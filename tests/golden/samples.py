@@ -28,7 +28,6 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.coordination.view import SENT, Assignment, View, encode_view
 from tasksprint.encoding import encode_json
 from tasksprint.ids import Incarnation, JobId, ReplicaId, Slot, TaskId
-from tasksprint.protocol import scheduler_lines
 from tasksprint.release import THIS_RELEASE
 from tasksprint.scheduler_commands import SchedulerCommand
 from tasksprint.settings import RULES, RULES_BY_VERSION, Rules
@@ -178,10 +177,10 @@ def scheduler_lines_(rules: Rules) -> list[Record]:
             # The longest of a kind has all members that it can have.
             events[kind] = max(events.get(kind, b""), event.line, key=len)
     controls = (
-        scheduler_lines.encode_replay(42),
-        scheduler_lines.encode_live(),
-        scheduler_lines.encode_checkpoint(41),
-        scheduler_lines.encode_restore(41, '{"a": 1}'),
+        b'{"control":"replay","end_event":42}\n',
+        b'{"control":"live"}\n',
+        b'{"control":"checkpoint","event":41}\n',
+        b'{"control":"restore","event":41,"state":{"a": 1}}\n',
     )
     return [
         Record("events", tuple(events.values())),

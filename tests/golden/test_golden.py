@@ -25,6 +25,7 @@ from tasksprint.protocol.node_lines import NodeReader
 from tasksprint.protocol.scheduler_lines import SchedulerReader
 from tasksprint.settings import RULES, RULES_BY_VERSION
 from tasksprint.store.backup_file import BackupReader, BackupWriter, check_backup
+from tests.coordination.mirror_rows import MirrorRows
 from tests.coordination.world import MEMBERS, World
 from tests.golden import programs
 from tests.golden.golden import FOLDER, Record, differences, parse, render, shape_of
@@ -138,7 +139,9 @@ def test_rows_of_all_versions_are_read_and_the_log_goes_on_behind_them(version: 
         for table, key, columns in map(json.loads, record.samples):
             mirror[table, tuple(key)] = Row(table, tuple(key), columns and tuple(columns))
         rows = [row for row in mirror.values() if row.columns is not None]
-        schedule = Schedule(cluster="c1", members=MEMBERS, rules=RULES, rows=rows)
+        schedule = Schedule(
+            cluster="c1", members=MEMBERS, rules=RULES, mirror=MirrorRows(rows)
+        )
         schedule.check()
         assert schedule.applied_slot == slot
         for later, entry in enumerate(log[slot:], start=slot + 1):

@@ -20,6 +20,7 @@ from tasksprint.hosting.host import SchedulerHost
 from tasksprint.ids import JobId, ReplicaId, Slot
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader, SchedulerReady
 from tasksprint.settings import RULES, Settings
+from tests.coordination.mirror_rows import MirrorRows
 
 JOB = JobId(1)
 MEMBERS = (ReplicaId(1), ReplicaId(2), ReplicaId(3))
@@ -99,8 +100,8 @@ class Replica:
         self.do_effects(now_ms)
 
     def restart(self, now_ms: int) -> None:
-        rows = [row for row in self.mirror.values() if row.columns is not None]
-        self.schedule = Schedule(cluster="c", members=MEMBERS, rules=RULES, rows=rows)
+        mirror = MirrorRows(row for row in self.mirror.values() if row.columns is not None)
+        self.schedule = Schedule(cluster="c", members=MEMBERS, rules=RULES, mirror=mirror)
         self.host = self._process = None
         if self.schedule.is_running(JOB):
             self.start_host(now_ms)

@@ -502,7 +502,7 @@ def test_rows_of_the_mirror_wait_for_company(
             )
             assert coordinator.durable.unwritten_rows("senders", ()) == []
             assert [held[-1]] == await coordinator.writer.run(
-                lambda store: store.read_rows("senders")
+                lambda store: list(store.read_range("senders"))
             )
 
     run(main)

@@ -281,13 +281,12 @@ class MemoryReplicaStore:
         replica: int,
         *,
         now_ms: int,
-        cluster: str | None = None,
         incarnation: str | None = None,
     ) -> MemoryReplicaStore:
         """Make or open the store of `replica` in an imagined directory.
 
         Raises:
-            SettingsError: It is open, or it belongs to another replica or cluster.
+            SettingsError: It is open, or it belongs to another replica.
         """
         if directory._is_open:
             raise SettingsError(
@@ -298,13 +297,11 @@ class MemoryReplicaStore:
         if content is None:
             content = _Content(replica, incarnation or secrets.token_hex(8))
             directory._content = content
-        found = content.cluster
-        if content.replica != replica or (cluster and found and cluster != found):
-            of = f" of cluster {found!r}" if found is not None else ""
-            me = f" of cluster {cluster!r}" if cluster is not None else ""
+        if content.replica != replica:
+            of = f" of cluster {content.cluster!r}" if content.cluster is not None else ""
             raise SettingsError(
                 f"cannot open replica store {directory.name!r}: it belongs to "
-                f"replica {content.replica!r}{of}, this is replica {replica}{me}",
+                f"replica {content.replica!r}{of}, this is replica {replica}",
                 hint="give this replica its own --data-dir",
             )
         store = cls(directory, content)
@@ -344,7 +341,7 @@ class MemoryReplicaStore:
             ),
             cluster=content.cluster,
             applied=content.applied,
-            rows=iter([row for name in TABLES for row in self.read_rows(name)]),
+            rows=iter([row for name in TABLES for row in self.read_range(name)]),
         )
 
     def _recovered_log(self, first_slot: int) -> Iterator[LogEntry]:
@@ -385,18 +382,6 @@ class MemoryReplicaStore:
                 break
             found.append(cells)
         return found
-
-    def read_rows(
-        self, table: str, key_prefix: Key = (), *, limit: int | None = None, offset: int = 0
-    ) -> list[Row]:
-        """As `ReplicaStore.read_rows`."""
-        assert len(key_prefix) <= len(TABLES[table].key_columns), (
-            "a prefix has at most as many parts as the key"
-        )
-        rows = [
-            row for row in self.read_range(table) if row.key[: len(key_prefix)] == key_prefix
-        ]
-        return rows[offset : None if limit is None else offset + limit]
 
     def read_log(self, first_slot: int, end_slot: int, bytes_max: int) -> tuple[LogEntry, ...]:
         """As `ReplicaStore.read_log`."""

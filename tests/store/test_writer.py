@@ -47,7 +47,7 @@ def fact(number: int) -> Commit:
 
 
 def facts(store: Any) -> list[str]:
-    return [row.key[0] for row in store.read_rows("facts")]
+    return [row.key[0] for row in store.read_range("facts")]
 
 
 class Gate:
