@@ -11,7 +11,3 @@ docs/protocol.md is the specification for people who write the other side. Every
 reader here takes chunks of any size and either returns messages or raises
 `RemoteProtocolError`; after that it must not be used any more.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -24,11 +24,13 @@ from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
     ERROR_CHARACTERS_MAX,
     EXCERPT_CHARACTERS,
+    STDERR_HINT,
     TRACEBACK_CHARACTERS_MAX,
     Member,
     NotFiniteError,
     NotJsonError,
     cut_object,
+    cut_ready,
     decode_line,
     excerpt,
     for_people,
@@ -135,7 +137,6 @@ class NodeLongLine:
 
 NodeMessage = NodeReady | NodeReply | NodeFailure | NodePiece | NodeLongLine
 
-_STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "send large results as frames or files"
 
 # Longer lines are scanned elsewhere: here it would take a tenth of a second.
@@ -446,12 +447,12 @@ class NodeReader:
         except NotFiniteError as error:
             return self._refuse_not_finite(text, error)
         except NotJsonError as error:
-            error.hint = _STDERR
+            error.hint = STDERR_HINT
             raise
         if skip_space(text, end) != len(text):
             raise RemoteProtocolError(
                 f"line from {who} goes on after its JSON object: {excerpt(text[end:])}",
-                hint=_STDERR,
+                hint=STDERR_HINT,
             )
         id = self._read_id(members, line)
         if "error" in members:
@@ -460,22 +461,8 @@ class NodeReader:
 
     def _read_ready(self, line: bytes) -> NodeReady:
         who = self._who
-        expected = 'expected {"ready":{}} as its first line'
-        try:
-            text = decode_line(line, who=who)
-            members, end = cut_object(text, 0, who=who)
-        except RemoteProtocolError:
-            members, end, text = {}, 0, ""
-        if "ready" not in members or skip_space(text, end) != len(text):
-            raise RemoteProtocolError(
-                f"{who} began with {excerpt(line)}, {expected}", hint=_STDERR
-            )
-        unknown = [key for key in members if key not in _READY_KEYS]
-        if unknown:
-            raise RemoteProtocolError(
-                f"{who} said ready with {show(unknown[0])}, "
-                "expected only 'frames', 'window', 'runtime' and 'takes' beside it"
-            )
+        known = "'frames', 'window', 'runtime' and 'takes'"
+        members = cut_ready(line, _READY_KEYS, known, who=who)
         frames = members["frames"][0] if "frames" in members else False
         if not isinstance(frames, bool):
             raise RemoteProtocolError(
@@ -493,8 +480,8 @@ class NodeReader:
                 f"{who} said ready with takes {show(takes)}, "
                 "expected a list of members of its tasks' lines"
             )
-        known = tuple([name for name in _ADDED if name in takes])
-        self.ready = NodeReady(frames, window, read_runtime(members, who), known)
+        taken = tuple([name for name in _ADDED if name in takes])
+        self.ready = NodeReady(frames, window, read_runtime(members, who), taken)
         return self.ready
 
     def _read_id(self, members: dict[str, Member], line: bytes) -> int:

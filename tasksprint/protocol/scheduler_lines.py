@@ -24,10 +24,12 @@ from tasksprint.protocol.lines import LineBuffer
 from tasksprint.protocol.spans import (
     ERROR_CHARACTERS_MAX,
     EXCERPT_CHARACTERS,
+    STDERR_HINT,
     Member,
     NotFiniteError,
     NotJsonError,
     cut_object,
+    cut_ready,
     decode_line,
     excerpt,
     for_people,
@@ -57,10 +59,6 @@ __all__ = [
     "SchedulerMessage",
     "SchedulerReader",
     "SchedulerReady",
-    "encode_checkpoint",
-    "encode_live",
-    "encode_replay",
-    "encode_restore",
 ]
 
 
@@ -92,7 +90,6 @@ class CheckpointState:
 
 SchedulerMessage = SchedulerReady | SchedulerAnswer | CheckpointState
 
-_STDERR = "print to stderr, stdout carries the protocol"
 _LONG_LINE = "cut the answer into parts"
 
 # So many members are named in an error about a wrong one; commands have fewer.
@@ -109,26 +106,6 @@ _EMPTY_ANSWER = re.compile(rb'\{"event":(0|[1-9][0-9]{0,17})\}\n')
 _COMMANDS_START = re.compile(r'"commands"[ \t\r\n]*:[ \t\r\n]*\[')
 
 _NUMBER_END = 2**63
-
-
-def encode_replay(end_event: int) -> bytes:
-    """Return the line that says: answers to events below `end_event` were chosen already."""
-    return b'{"control":"replay","end_event":%d}\n' % end_event
-
-
-def encode_live() -> bytes:
-    """Return the line that says: from here on, events are new."""
-    return b'{"control":"live"}\n'
-
-
-def encode_checkpoint(event: int) -> bytes:
-    """Return the line that asks for the state after `event`."""
-    return b'{"control":"checkpoint","event":%d}\n' % event
-
-
-def encode_restore(event: int, state: str) -> bytes:
-    """Return the line that stands for all events up to `event`."""
-    return f'{{"control":"restore","event":{event},"state":{state}}}\n'.encode()
 
 
 class SchedulerReader:
@@ -210,12 +187,12 @@ class SchedulerReader:
         except NotFiniteError as error:
             raise self._where_not_finite(text, error) from None
         except NotJsonError as error:
-            error.hint = _STDERR
+            error.hint = STDERR_HINT
             raise
         if skip_space(text, end) != len(text):
             raise RemoteProtocolError(
                 f"line from {who} goes on after its JSON object: {excerpt(text[end:])}",
-                hint=_STDERR,
+                hint=STDERR_HINT,
             )
         if "checkpoint" in members:
             return self._read_checkpoint(members, text)
@@ -237,22 +214,7 @@ class SchedulerReader:
 
     def _read_ready(self, line: bytes) -> SchedulerReady:
         who = self._who
-        try:
-            text = decode_line(line, who=who)
-            members, end = cut_object(text, 0, who=who)
-        except RemoteProtocolError:
-            members, end, text = {}, 0, ""
-        if "ready" not in members or skip_space(text, end) != len(text):
-            raise RemoteProtocolError(
-                f'{who} began with {excerpt(line)}, expected {{"ready":{{}}}} as its first line',
-                hint=_STDERR,
-            )
-        unknown = [key for key in members if key not in _READY_KEYS]
-        if unknown:
-            raise RemoteProtocolError(
-                f"{who} said ready with {show(unknown[0])}, expected only 'checkpoints' and "
-                "'runtime' beside it"
-            )
+        members = cut_ready(line, _READY_KEYS, "'checkpoints' and 'runtime'", who=who)
         checkpoints = members["checkpoints"][0] if "checkpoints" in members else False
         if not isinstance(checkpoints, bool):
             raise RemoteProtocolError(

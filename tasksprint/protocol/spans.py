@@ -20,11 +20,13 @@ from tasksprint.errors import RemoteProtocolError
 __all__ = [
     "ERROR_CHARACTERS_MAX",
     "EXCERPT_CHARACTERS",
+    "STDERR_HINT",
     "TRACEBACK_CHARACTERS_MAX",
     "Member",
     "NotFiniteError",
     "NotJsonError",
     "cut_object",
+    "cut_ready",
     "decode_line",
     "excerpt",
     "for_people",
@@ -43,6 +45,7 @@ EXCERPT_CHARACTERS = 60
 # texts the beginning and the end are kept.
 ERROR_CHARACTERS_MAX = 4_000
 TRACEBACK_CHARACTERS_MAX = 32_000
+STDERR_HINT = "print to stderr, stdout carries the protocol"
 # A program's interpreter: its name, its version, the kind of processor.
 RUNTIME_CHARACTERS_MAX = 100
 
@@ -181,6 +184,37 @@ def read_runtime(members: dict[str, Member], who: str) -> str | None:
             f"{RUNTIME_CHARACTERS_MAX} characters"
         )
     return str(runtime)
+
+
+def cut_ready(
+    line: bytes, known: frozenset[str], listed: str, *, who: str
+) -> dict[str, Member]:
+    """Cut the line by which a program says that it is ready into its members.
+
+    Args:
+        known: Keys that it may have.
+        listed: In words, those beside `ready`.
+        who: The sender, for messages: "node 3".
+
+    Raises:
+        RemoteProtocolError: It says something else, or more.
+    """
+    try:
+        text = decode_line(line, who=who)
+        members, end = cut_object(text, 0, who=who)
+    except RemoteProtocolError:
+        members, end, text = {}, 0, ""
+    if "ready" not in members or skip_space(text, end) != len(text):
+        raise RemoteProtocolError(
+            f'{who} began with {excerpt(line)}, expected {{"ready":{{}}}} as its first line',
+            hint=STDERR_HINT,
+        )
+    unknown = [key for key in members if key not in known]
+    if unknown:
+        raise RemoteProtocolError(
+            f"{who} said ready with {show(unknown[0])}, expected only {listed} beside it"
+        )
+    return members
 
 
 def decode_line(line: bytes, *, who: str) -> str:

@@ -15,10 +15,6 @@ from tasksprint.protocol.scheduler_lines import (
     SchedulerMessage,
     SchedulerReader,
     SchedulerReady,
-    encode_checkpoint,
-    encode_live,
-    encode_replay,
-    encode_restore,
 )
 from tasksprint.scheduler_commands import (
     FailJob,
@@ -337,15 +333,6 @@ def test_kill_before_any_task_says_so() -> None:
 
 def test_text_for_people_is_kept_even_if_it_is_broken() -> None:
     assert commands('{"fail":"a\\ud800b"}') == (FailJob("a?b"),)
-
-
-def test_control_lines() -> None:
-    assert encode_replay(42) == b'{"control":"replay","end_event":42}\n'
-    assert encode_live() == b'{"control":"live"}\n'
-    assert encode_checkpoint(41) == b'{"control":"checkpoint","event":41}\n'
-    assert encode_restore(41, '{"نص": 1.0}') == (
-        '{"control":"restore","event":41,"state":{"نص": 1.0}}\n'.encode()
-    )
 
 
 @steady

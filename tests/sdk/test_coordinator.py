@@ -11,9 +11,6 @@ import pytest
 
 from tasksprint.protocol.scheduler_lines import (
     SchedulerAnswer,
-    encode_checkpoint,
-    encode_live,
-    encode_replay,
 )
 from tasksprint.scheduler_commands import (
     FailJob,
@@ -382,9 +379,9 @@ def test_prints_go_to_stderr_and_are_marked_while_replaying(
     scheduler: SchedulerDriver,
 ) -> None:
     scheduler.init()
-    scheduler.program.send(encode_replay(2))
+    scheduler.program.send(b'{"control":"replay","end_event":2}\n')
     execute(scheduler, "print('old', 1); print('lines\\nof text')")
-    scheduler.program.send(encode_live())
+    scheduler.program.send(b'{"control":"live"}\n')
     execute(scheduler, "print('new'); import os; os.write(1, b'raw\\n')")
     scheduler.program.end_input()
     assert scheduler.program.wait() == 0
@@ -396,7 +393,7 @@ def test_prints_go_to_stderr_and_are_marked_while_replaying(
 def test_control_line_that_was_not_agreed_on_is_reported_and_survived(
     scheduler: SchedulerDriver,
 ) -> None:
-    scheduler.program.send(encode_checkpoint(1))
+    scheduler.program.send(b'{"control":"checkpoint","event":1}\n')
     assert scheduler.init({"tasks": 1}) == (TaskSpec("noop"),)
     assert "scheduler got control 'checkpoint', which it doesn't know" in (
         scheduler.program.stderr()
