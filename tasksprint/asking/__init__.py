@@ -4,7 +4,3 @@ rota.py       the order of asking, and how an answer changes it
 leader.py     for clients, on their loop
 cluster.py    for commands and users' programs, blocking; and the calls that they make
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

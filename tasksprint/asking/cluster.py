@@ -245,21 +245,27 @@ class Cluster:
         """Hand a job to the cluster, once, and return its id."""
         archive, _ = pack(directory, archive_bytes_max=self._settings.archive_bytes_max)
         digest = self.request("POST", "/v1/programs", body=archive).json()["digest"]
-        body = encode_json(
-            {
-                "sender": os.urandom(8).hex(),
-                "request": 1,
-                "name": manifest.name,
-                "seed": seed,
-                "params": params,
-                "program": digest,
-                "manifest": manifest.encode(),
-            }
+        reply = self.order(
+            "/v1/jobs",
+            name=manifest.name,
+            seed=seed,
+            params=params,
+            program=digest,
+            manifest=manifest.encode(),
         )
-        reply = self.request("POST", "/v1/jobs", body=body).json()
+        return JobId(reply["job"])
+
+    def order(self, path: str, **fields: str | int) -> Any:
+        """Have something done once, however often it must be asked for; return the reply.
+
+        Raises:
+            Refused: The state machine says no; with its words.
+        """
+        body = encode_json({"sender": os.urandom(8).hex(), "request": 1, **fields})
+        reply = self.request("POST", path, body=body).json()
         if "error" in reply:
             raise Refused(reply["error"])
-        return JobId(reply["job"])
+        return reply
 
     def job(self, job: JobId, *, wait_ms: int = 0, seen: str = "") -> tuple[JobOutcome, str]:
         """Return how a job stands, and a version to name as `seen` the next time."""

@@ -10,7 +10,3 @@ job_status.py, failure_text.py, progress.py, following.py   how a job goes, for 
 member_commands.py, log_commands.py   `member …`; `log verify`, `log show`
 run.py, run_directory.py   `run`: a private cluster for one job
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -6,12 +6,12 @@ stderr.
 
 from __future__ import annotations
 
+import argparse
 import base64
-import os
 import secrets
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.asking.cluster import Cluster, JobOutcome, parse_params, read_job_option
 from tasksprint.cli.failure_text import failure_block
@@ -40,9 +40,6 @@ from tasksprint.process.terminal import (
     print_plain,
     table_lines,
 )
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = [
     "cancel",
@@ -235,7 +232,7 @@ def _task_result(cluster: Cluster, options: argparse.Namespace, job: JobId, tid:
 def cancel(cluster: Cluster, options: argparse.Namespace) -> int:
     """Carry out `cancel`."""
     job = JobId(options.job_id)
-    _change(cluster, job, "cancel", reason="cancelled by its user")
+    cluster.order(f"/v1/jobs/{job}/cancel", reason="cancelled by its user")
     # It may have ended by itself before.
     outcome, _ = cluster.job(job)
     state = outcome.state
@@ -247,17 +244,10 @@ def cancel(cluster: Cluster, options: argparse.Namespace) -> int:
 def forget(cluster: Cluster, options: argparse.Namespace) -> int:
     """Carry out `job forget`."""
     job = JobId(options.job_id)
-    _change(cluster, job, "forget")
+    cluster.order(f"/v1/jobs/{job}/forget")
     told = {"job": job, "state": "forgotten"}
     print_answer(told, [f"forgot job {job}"], as_json=options.json)
     return EXIT_OK
-
-
-def _change(cluster: Cluster, job: JobId, change: str, **more: str) -> None:
-    body = encode_json({"sender": os.urandom(8).hex(), "request": 1, **more})
-    reply = cluster.request("POST", f"/v1/jobs/{job}/{change}", body=body).json()
-    if "error" in reply:
-        raise Refused(reply["error"])
 
 
 def list_jobs(cluster: Cluster, options: argparse.Namespace) -> int:

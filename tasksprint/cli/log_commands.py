@@ -5,10 +5,11 @@ Both read only, beside a coordinator that may have the file open. `log skip` sta
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.cli.progress import counted
 from tasksprint.consensus import LogEntry, decode_batch
@@ -22,9 +23,6 @@ from tasksprint.store.backup_file import check_backup
 from tasksprint.store.inventory import read_entries, take_inventory
 from tasksprint.store.verify import verify
 from tasksprint.store.vital import DATABASE_FILE, SLOTS_END
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["show_log", "verify_log"]
 

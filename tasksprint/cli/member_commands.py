@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tasksprint.asking.cluster import Cluster
 from tasksprint.asking.rota import check_replica_id, parse_member
@@ -12,10 +14,6 @@ from tasksprint.encoding import encode_json
 from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
 from tasksprint.ids import ReplicaId
 from tasksprint.process.terminal import print_answer, print_plain, table_lines
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator
 
 __all__ = ["add", "list_members", "parse_new", "remove", "replace"]
 

@@ -7,6 +7,7 @@ job has ended they are stopped and their files deleted.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -16,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from tasksprint.asking.cluster import Cluster, parse_params, read_job_option
 from tasksprint.cli.job_commands import end_of_job, print_submitted, seed_of
@@ -34,9 +34,6 @@ from tasksprint.process.resources import measure
 from tasksprint.process.signals import interrupted_by_signals
 from tasksprint.process.terminal import print_plain
 from tasksprint.settings import Settings
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["PrivateCluster", "run_job"]
 

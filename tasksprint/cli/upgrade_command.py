@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.asking.cluster import Cluster
 from tasksprint.errors import EXIT_OK, PeerUnreachable, Refused, UsageError
 from tasksprint.process.terminal import print_answer, table_lines
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["upgrade"]
 

@@ -8,7 +8,3 @@ types     answers of the process to a host, and orders of the host to its shell
 claims    claims of replicas about their states, and the replicas that are wrong
 raising   when a leader raises the rules of the log
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

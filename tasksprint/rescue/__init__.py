@@ -5,7 +5,3 @@ restore.py    `restore`: a new cluster of one out of a backup
 recover.py    `recover`: a new cluster of one out of what one survivor holds
 log_skip.py   `log skip`: leave out a command that no replica can apply
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

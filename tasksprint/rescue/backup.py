@@ -10,6 +10,7 @@ Blocking, as all commands: nothing here needs a loop.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from tasksprint.asking.cluster import Cluster, status_of_coordinator
 from tasksprint.asking.rota import parse_addresses
@@ -39,9 +40,6 @@ from tasksprint.process.terminal import print_answer, print_plain
 from tasksprint.rescue.recover import ago
 from tasksprint.store.backup_file import VERSION, BackupWriter, Contents, check_backup
 from tasksprint.store.copy_pieces import check_piece
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["run_backup"]
 

@@ -11,15 +11,16 @@ less of the entry to the state before it.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasksprint.consensus import LogEntry, Recovered, decode_batch, decode_founding
 from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.consensus.skips import Skip, decode_skips, encode_skips, first_slots
-from tasksprint.coordination.schedule import Schedule
+from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.errors import (
     EXIT_OK,
     CommandFailed,
@@ -36,10 +37,7 @@ from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import SLOTS_END
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["explain", "find_culprit", "mark", "run_skip"]
+__all__ = ["apply_entry", "explain", "find_culprit", "mark", "run_skip", "stored_state"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -48,11 +46,9 @@ def run_skip(options: argparse.Namespace) -> int:
     """Carry out `log skip`."""
     settings = settings_from_environment()
     skip = Skip(Slot(options.slot), options.command_index, options.digest)
-    store = ReplicaStore.open_there(Path(options.data_dir), settings=settings)
-    try:
+    there = ReplicaStore.open_there(Path(options.data_dir), settings=settings)
+    with contextlib.closing(there) as store:
         text = mark(store, skip, is_undone=options.undo)
-    finally:
-        store.close()
     print_plain(text)
     return EXIT_OK
 
@@ -129,11 +125,8 @@ def explain(error: CommandFailed, data_dir: Path, settings: Settings) -> TaskSpr
     if error.is_local:
         return error
     try:
-        store = ReplicaStore.open_there(data_dir, settings=settings)
-        try:
+        with contextlib.closing(ReplicaStore.open_there(data_dir, settings=settings)) as store:
             found = find_culprit(store, Slot(error.slot))
-        finally:
-            store.close()
     except TaskSprintError:
         return error  # The store has a trouble of its own, which the next start tells.
     if found is None:
@@ -172,27 +165,34 @@ def _try(
     store: ReplicaStore, recovered: Recovered, slot: Slot, count: int
 ) -> CommandFailed | None:
     """Apply the log up to a slot, and there only the first `count` commands."""
+    schedule = stored_state(store, recovered)
+    for entry in recovered.accepted:
+        try:
+            apply_entry(schedule, entry, count if entry.slot == slot else None)
+        except CommandFailed as error:
+            return error if entry.slot == slot else None
+        if entry.slot == slot:
+            break
+    return None
+
+
+def stored_state(store: ReplicaStore, recovered: Recovered) -> Schedule:
+    """Return the state that a member's store holds: its log can be applied to it."""
     assert recovered.founding is not None
     founding = decode_founding(recovered.founding)
-    schedule = Schedule(
+    return Schedule(
         cluster=founding.cluster,
         members=tuple(member.replica for member in founding.members),
         rules=THIS_RELEASE.rules_of_beginning(founding.rules),
         mirror=store if store.applied.slot else None,
         skips=first_slots(recovered.skips),
     )
-    for entry in recovered.accepted:
-        membership = decode_membership_value(entry.value)
-        voters = None
-        if membership is not None:
-            voters = tuple(member.replica for member in membership.voters)
-        commands = decode_batch(entry.value)
-        if entry.slot == slot:
-            commands = commands[:count]
-        try:
-            schedule.apply(entry.slot, commands, members=voters)
-        except CommandFailed as error:
-            return error if entry.slot == slot else None
-        if entry.slot == slot:
-            break
-    return None
+
+
+def apply_entry(schedule: Schedule, entry: LogEntry, count: int | None = None) -> Applied:
+    """Apply an entry of the log, or the first `count` of its commands."""
+    membership = decode_membership_value(entry.value)
+    voters = None
+    if membership is not None:
+        voters = tuple(member.replica for member in membership.voters)
+    return schedule.apply(entry.slot, decode_batch(entry.value)[:count], members=voters)

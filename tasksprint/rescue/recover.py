@@ -11,6 +11,7 @@ a founding entry; from that, consensus/ decides who may vote, as ever.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import secrets
 import sys
@@ -18,22 +19,18 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasksprint.consensus import (
     Founding,
     LogEntry,
     Member,
     Recovered,
-    decode_batch,
     decode_founding,
     encode_founding,
 )
 from tasksprint.consensus.membership import Membership, decode_membership_value
-from tasksprint.consensus.skips import first_slots
 from tasksprint.consensus.voters import Memberships
 from tasksprint.coordination.rows import Key, Row
-from tasksprint.coordination.schedule import Schedule
 from tasksprint.errors import (
     EXIT_OK,
     SettingsError,
@@ -48,12 +45,9 @@ from tasksprint.next_steps import program_command
 from tasksprint.process.clock import wall_ms
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.terminal import print_answer, print_plain
-from tasksprint.release import THIS_RELEASE
+from tasksprint.rescue.log_skip import apply_entry, stored_state
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["Findings", "Survivor", "ago", "new_cluster", "new_incarnation", "run_recover"]
 
@@ -109,13 +103,7 @@ class Survivor:
             )
         self.founding = decode_founding(recovered.founding)
         membership = _newest_membership(recovered)
-        self.schedule = Schedule(
-            cluster=self.founding.cluster,
-            members=tuple(member.replica for member in self.founding.members),
-            rules=THIS_RELEASE.rules_of_beginning(self.founding.rules),
-            mirror=store if store.applied.slot else None,
-            skips=first_slots(recovered.skips),
-        )
+        self.schedule = stored_state(store, recovered)
         self._rows: dict[tuple[str, Key], Row] = {}
         last, given_up = self._apply(recovered.accepted)
         for entry in recovered.accepted:  # what was applied just now may have changed it
@@ -178,11 +166,7 @@ class Survivor:
             if entry.slot != schedule.applied_slot + 1:
                 given_up.append(entry.slot)
                 continue
-            membership = decode_membership_value(entry.value)
-            voters = None
-            if membership is not None:
-                voters = tuple(member.replica for member in membership.voters)
-            self._take(schedule.apply(entry.slot, decode_batch(entry.value), members=voters).rows)
+            self._take(apply_entry(schedule, entry).rows)
             last = entry
         return last, given_up
 
@@ -228,7 +212,7 @@ def run_recover(options: argparse.Namespace) -> int:
         store = ReplicaStore.open_there(Path(options.data_dir), settings=settings)
     except (StoreDamaged, StoreLost) as error:
         raise StoreError(error.args[0], hint=_REMEDY) from error
-    try:
+    with contextlib.closing(store):
         survivor = _look(store)
         findings = survivor.findings
         print_answer(asdict(findings), _describe(findings), as_json=options.json)
@@ -239,8 +223,6 @@ def run_recover(options: argparse.Namespace) -> int:
         address = options.advertise or survivor.member.address
         with _damage_of_log():
             survivor.recover(cluster, new_incarnation(), address)
-    finally:
-        store.close()
     print_plain(
         f"replica {findings.replica} is the only member of the new cluster {cluster} now, at "
         f"{address}; start it as before. Delete the data directories of the former members "

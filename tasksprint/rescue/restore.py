@@ -8,12 +8,14 @@ that would be served, and the next try begins anew.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasksprint.asking.rota import check_replica_id
 from tasksprint.consensus import Founding, Member, encode_founding
@@ -36,9 +38,6 @@ from tasksprint.store.database import DirectoryLock
 from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.vital import DATABASE_FILE
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["refuse_half_restored", "run_restore"]
 
@@ -148,8 +147,8 @@ def _make_store(
     path: Path, folder: Path, me: ReplicaId, address: str, settings: Settings
 ) -> _Restored:
     """Make a store out of a backup that was checked; its file is whole when this returns."""
-    store = ReplicaStore.open(folder, me, now_ms=wall_ms(), settings=settings)
-    try:
+    made = ReplicaStore.open(folder, me, now_ms=wall_ms(), settings=settings)
+    with contextlib.closing(made) as store:
         with BackupReader(path) as reader:
             head = reader.head
             _take(reader, store, AppliedPoint(head["slot"], head["digest"]))
@@ -173,8 +172,6 @@ def _make_store(
         applied = AppliedPoint(schedule.applied_slot, schedule.digest)
         store.begin_anew(encode_founding(founding), cluster, Commit(rows=rows, applied=applied))
         store.close_whole()
-    finally:
-        store.close()
     with (folder / DATABASE_FILE).open("rb") as file:
         os.fsync(file.fileno())
     running = len(schedule.running_jobs())

@@ -41,6 +41,7 @@ __all__ = [
     "DirectoryLock",
     "Kind",
     "damaged_store",
+    "delete_database",
     "store_errors",
 ]
 
@@ -175,6 +176,12 @@ def store_errors(path: Path, kind: Kind) -> Iterator[None]:
         raise _store_error(path, kind, error) from error
     except UnicodeDecodeError as error:  # SQLite itself takes any bytes for a text.
         raise damaged_store(path, kind, f"a text isn't one: {error.reason}") from error
+
+
+def delete_database(path: Path) -> None:
+    """Delete a file of SQLite with what belongs to it."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _declarations(connection: apsw.Connection) -> dict[str, str]:

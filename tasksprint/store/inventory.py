@@ -40,12 +40,10 @@ class Inventory:
 
 @contextlib.contextmanager
 def _reading(path: Path, settings: Settings) -> Iterator[Database]:
-    database = Database(path, REPLICA_KIND, settings, is_read_only=True)
-    try:
+    opened = Database(path, REPLICA_KIND, settings, is_read_only=True)
+    with contextlib.closing(opened) as database:
         database.connection.execute("BEGIN")
         yield database
-    finally:
-        database.close()
 
 
 def take_inventory(path: Path, settings: Settings) -> Inventory:

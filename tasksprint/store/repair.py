@@ -35,7 +35,7 @@ from tasksprint.durable_files import sync_directory
 from tasksprint.errors import StoreDamaged, StoreError
 from tasksprint.settings import Settings
 from tasksprint.store.blobs import blob_digests, drop_blob, read_blob, write_blob
-from tasksprint.store.database import Cell, Cursor, Database
+from tasksprint.store.database import Cell, Cursor, Database, delete_database
 from tasksprint.store.mirror_tables import UPSERTS, damaged_rows, row_checksum, rows_of_range
 from tasksprint.store.records import AppliedPoint
 from tasksprint.store.vital import (
@@ -103,7 +103,7 @@ def repair(data_dir: Path, replica: int, settings: Settings) -> tuple[str, ...]:
             database = Database(path, REPLICA_KIND, settings)
         except StoreDamaged as error:
             raise lost_store(path, replica, f"it can't be opened: {error.args[0]}") from error
-        try:
+        with contextlib.closing(database):
             left = _look(database)
             done = left.notes
             if left.is_sound:
@@ -112,8 +112,6 @@ def repair(data_dir: Path, replica: int, settings: Settings) -> tuple[str, ...]:
                 _build(data_dir / _GROWING, database, left, settings)
                 os.replace(data_dir / _GROWING, data_dir / _READY)
                 sync_directory(data_dir)
-        finally:
-            database.close()
         _take_place(data_dir)
     note.unlink()
     sync_directory(data_dir)
@@ -127,7 +125,7 @@ def _take_place(data_dir: Path) -> None:
         return
     # The old file goes with its write-ahead log, which SQLite would take for the new one's.
     if path.exists():
-        _delete_file(kept)
+        delete_database(kept)
         os.replace(path, kept)
     wal = _beside(path, "-wal")
     if wal.exists():
@@ -140,12 +138,6 @@ def _take_place(data_dir: Path) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _delete_file(path: Path) -> None:
-    """Delete a file of SQLite with what belongs to it."""
-    for suffix in ("", "-wal", "-shm"):
-        _beside(path, suffix).unlink(missing_ok=True)
 
 
 # --- looking ---
@@ -303,10 +295,11 @@ def _build(path: Path, source: Database, left: _Left, settings: Settings) -> Non
     Raises:
         StoreError: It can't be written; nothing of it stays.
     """
-    _delete_file(path)
+    delete_database(path)
     try:
-        target = Database(path, REPLICA_KIND, settings, fill=lambda cursor: _fill(cursor, left))
-        try:
+        with contextlib.closing(
+            Database(path, REPLICA_KIND, settings, fill=lambda cursor: _fill(cursor, left))
+        ) as target:
             if left.has_state:
                 for table in TABLES:
                     _copy_rows(source, target, table)
@@ -315,12 +308,10 @@ def _build(path: Path, source: Database, left: _Left, settings: Settings) -> Non
                     with contextlib.suppress(StoreDamaged), target.transaction() as cursor:
                         write_blob(cursor, digest, read_blob(source, digest))
             target.close_whole()
-        finally:
-            target.close()
     except BaseException:
         # On a full disk, it is what takes the space.
         with contextlib.suppress(OSError):
-            _delete_file(path)
+            delete_database(path)
         raise
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tasksprint.encoding import decode_json, result_digest
 from tasksprint.errors import RemoteProtocolError, StoreDamaged
 from tasksprint.settings import Settings
-from tasksprint.store.database import Cell, Cursor, Database
+from tasksprint.store.database import Cell, Cursor, Database, delete_database
 from tasksprint.store.result_reader import KIND
 
 __all__ = ["build_anew", "fill", "open_damaged"]
@@ -59,7 +59,7 @@ def build_anew(
         StoreError: The new one can't be written.
     """
     growing = path.with_name(_GROWING)
-    _delete(growing)
+    delete_database(growing)
     identity, now_ms = _read_header(old) or (identity, now_ms)
     new = Database(growing, KIND, settings, fill=lambda cursor: fill(cursor, identity, now_ms))
     try:
@@ -68,24 +68,19 @@ def build_anew(
         new.close_whole()
     except BaseException:
         new.close()
-        _delete(growing)
+        delete_database(growing)
         raise
     if old is not None:
         with contextlib.suppress(StoreDamaged):  # It can't fold its log into the file any more.
             old.close()
     # Its write-ahead log goes with it: SQLite would take that for the new one's.
-    _delete(path)
+    delete_database(path)
     os.replace(growing, path)
 
 
 def fill(cursor: Cursor, identity: str, now_ms: int) -> None:
     """Write the first row of a new file."""
     cursor.execute("INSERT INTO header VALUES (1, ?, ?)", (identity, now_ms))
-
-
-def _delete(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _read_header(old: Database | None) -> tuple[str, int] | None:

@@ -11,6 +11,7 @@ process. After a power cut a file may be short or hold zeros; its digest tells.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -97,12 +98,9 @@ class ValueFiles:
         Raises:
             ValueSpoiled: It isn't what its digest says.
         """
-        opened = self.open(value)
-        try:
+        with contextlib.closing(self.open(value)) as opened:
             for _ in opened.checked_pieces():
                 pass
-        finally:
-            opened.close()
 
     def remove(self, number: int) -> None:
         """Give the disk of a value back; one that is gone is no error."""
