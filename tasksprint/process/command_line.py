@@ -89,7 +89,6 @@ def command_line(
 
 def child_environment(
     *,
-    sdk_directory: Path | None,
     hash_seed: int,
     directory: Path,
     extra: Mapping[str, str] | None = None,
@@ -97,8 +96,9 @@ def child_environment(
 ) -> dict[str, str]:
     """Return the environment of a user's program: alike wherever the program runs.
 
+    The SDK comes first in PYTHONPATH, so that `import TaskSprintNode` works.
+
     Args:
-        sdk_directory: Comes first in PYTHONPATH, so that `import TaskSprintNode` works.
         hash_seed: Decides in which order Python iterates sets of strings. It must be equal for
             all processes that must give the same bytes: a job's schedulers (`hash_seed_of`
             its seed), the nodes of one archive (its digest), nodes attached under one name.
@@ -106,17 +106,17 @@ def child_environment(
         extra: Set on top of the rest.
         base: The beginning; by default this process's environment.
     """
+    # Here: commands that start no program load this module, too.
+    from tasksprint.installation import sdk_directory
+
     base = os.environ if base is None else base
     result = {
         name: value
         for name, value in base.items()
         if name not in _LEFT_OUT and not name.startswith((_OWN_PREFIX, "LC_"))
     }
-    if sdk_directory is not None:
-        before = result.get("PYTHONPATH")
-        result["PYTHONPATH"] = (
-            f"{sdk_directory}{os.pathsep}{before}" if before else str(sdk_directory)
-        )
+    sdk, before = sdk_directory(), result.get("PYTHONPATH")
+    result["PYTHONPATH"] = f"{sdk}{os.pathsep}{before}" if before else sdk
     result["PYTHONHASHSEED"] = str(hash_seed % _HASH_SEED_END)
     result["TZ"] = "UTC"
     result["LANG"] = result["LC_ALL"] = "C.UTF-8"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tasksprint.errors import NodeFailed, SchedulerFailed
-from tasksprint.installation import sdk_directory
 from tasksprint.process.command_line import (
     UMASK,
     child_environment,
@@ -78,7 +77,6 @@ async def set_up(
             tail_bytes_max=_TAIL_BYTES,
             cwd=directory,
             env=child_environment(
-                sdk_directory=Path(sdk_directory()),
                 hash_seed=hash_seed_of(directory.name),
                 directory=directory,
                 extra=environment,

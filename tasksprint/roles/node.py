@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from tasksprint import __version__
 from tasksprint.errors import NodeFailed, UsageError
-from tasksprint.installation import sdk_directory
 from tasksprint.process.attach import attach_and_exec, find_client
 from tasksprint.process.command_line import UMASK, child_environment, command_line, hash_seed_of
 from tasksprint.process.directories import state_directory
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["run_role"]
 
@@ -48,7 +45,6 @@ def _attach(program: Path, options: argparse.Namespace) -> NoReturn:
         version=__version__,
         socket_file=client.socket,
         env=child_environment(
-            sdk_directory=Path(sdk_directory()),
             hash_seed=hash_seed_of(name),
             directory=Path.cwd(),
             extra={"TASKSPRINT_ATTACHED": name},

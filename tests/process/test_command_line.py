@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasksprint.errors import NodeFailed, SchedulerFailed
+from tasksprint.installation import sdk_directory
 from tasksprint.process.command_line import child_environment, command_line, hash_seed_of
 
 
@@ -101,12 +102,10 @@ def test_environment_has_the_sdk_first_and_nothing_of_ours() -> None:
         "TASKSPRINT_COORDINATORS": "a:1",
         "TASKSPRINT_SETTINGS": "{}",
     }
-    found = child_environment(
-        sdk_directory=Path("/sdk"), hash_seed=7, directory=Path("/job"), base=base
-    )
+    found = child_environment(hash_seed=7, directory=Path("/job"), base=base)
     assert found == {
         "PATH": "/bin",
-        "PYTHONPATH": f"/sdk{os.pathsep}/mine",
+        "PYTHONPATH": f"{sdk_directory()}{os.pathsep}/mine",
         "PYTHONHASHSEED": "7",
         **ALIKE,
     }
@@ -119,18 +118,14 @@ def test_environment_is_that_of_any_other_machine() -> None:
         **{"PYTHONHASHSEED": "random", "PYTHONOPTIMIZE": "2", "PYTHONUTF8": "0"},
         **{"COLUMNS": "80", "LINES": "24", "SHLVL": "2", "OLDPWD": "/o", "PWD": "/p", "_": "x"},
     }
-    found = child_environment(
-        sdk_directory=None, hash_seed=2**63 - 1, directory=Path("/job"), base=base
-    )
-    assert found == {"PYTHONHASHSEED": "4294967295", **ALIKE}
+    found = child_environment(hash_seed=2**63 - 1, directory=Path("/job"), base=base)
+    assert found == {"PYTHONPATH": sdk_directory(), "PYTHONHASHSEED": "4294967295", **ALIKE}
 
 
 def test_environment_of_the_manifest_comes_last() -> None:
     extra = {"TZ": "Europe/Berlin", "PYTHONHASHSEED": "random", "OMP_NUM_THREADS": "1"}
-    found = child_environment(
-        sdk_directory=None, hash_seed=1, directory=Path("/job"), extra=extra, base={}
-    )
-    assert found == {**ALIKE, **extra}
+    found = child_environment(hash_seed=1, directory=Path("/job"), extra=extra, base={})
+    assert found == {"PYTHONPATH": sdk_directory(), **ALIKE, **extra}
 
 
 def test_hash_seeds_go_by_names() -> None:

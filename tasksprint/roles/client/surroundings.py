@@ -17,7 +17,6 @@ from typing import Any
 
 from tasksprint.encoding import decode_json
 from tasksprint.errors import NodeFailed
-from tasksprint.installation import sdk_directory
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.process.attach import AttachServer
@@ -70,7 +69,6 @@ async def start_node(
         argv,
         cwd=directory,
         env=child_environment(
-            sdk_directory=Path(sdk_directory()),
             hash_seed=hash_seed_of(directory.name),
             directory=directory,
             extra=start.get("environment"),

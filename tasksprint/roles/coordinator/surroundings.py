@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from tasksprint.errors import SchedulerFailed
 from tasksprint.ids import ReplicaId
-from tasksprint.installation import sdk_directory
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.keys import ClusterKey
 from tasksprint.net.streams import PeerStreams
@@ -89,7 +88,6 @@ async def start_scheduler(
         argv,
         cwd=directory,
         env=child_environment(
-            sdk_directory=Path(sdk_directory()),
             hash_seed=seed,
             directory=directory,
             extra=_environment(manifest, rules),
