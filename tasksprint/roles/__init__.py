@@ -7,7 +7,3 @@ node.py         `node --exec`: attaches a program to the client on this machine
 The two share metrics.py, waiters.py, own_tasks.py, steps.py, loop_watch.py and last_use.py.
 Only wiring lives here: all decisions are in a core.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 from tasksprint.errors import SettingsError
+from tasksprint.process.directories import private_directory, state_directory
+from tasksprint.process.orphans import reap_orphans
 from tasksprint.process.signals import ending_signals
 from tasksprint.process.terminal import PlainFormatter
 
-__all__ = ["configure_log", "default_data_directory", "tune_interpreter", "wait_for_end"]
+__all__ = ["begin_process", "data_directory", "wait_for_end"]
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -39,13 +41,20 @@ async def wait_for_end(stopped: asyncio.Future[None]) -> None:
     await stopped
 
 
-def tune_interpreter() -> None:
-    """Set what suits a process with one busy loop, a writer's thread and many live objects."""
+def begin_process() -> Path:
+    """Set what suits a process with one busy loop, a writer's thread and many live objects.
+
+    Returns:
+        The user's own directory.
+    """
+    _configure_log()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
+    reap_orphans()
+    return state_directory()
 
 
-def configure_log() -> None:
+def _configure_log() -> None:
     """Write the log to stderr, a line for each change of state."""
     level = os.environ.get("TASKSPRINT_LOG", "INFO")
     if level.upper() not in _LOG_LEVELS:
@@ -57,6 +66,10 @@ def configure_log() -> None:
     logging.basicConfig(handlers=[handler], level=level.upper())
 
 
-def default_data_directory(state: Path, name: str) -> Path:
-    """Return a directory under the user's own, named after the machine: homes may be shared."""
-    return state / f"{name}@{socket.gethostname()}"
+def data_directory(given: str | None, state: Path, name: str) -> Path:
+    """Return the directory that is given, or one under the user's own, made if need be.
+
+    That one is named after the machine: homes may be shared.
+    """
+    default = state / f"{name}@{socket.gethostname()}"
+    return private_directory(default if given is None else Path(given))

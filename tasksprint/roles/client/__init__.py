@@ -19,7 +19,3 @@ disk_space.py      stops work when the disk fills
 turns.py           the turns of the loop, and its timer
 ports.py           Protocols: a part's requests to the parts above it
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

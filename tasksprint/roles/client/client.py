@@ -36,7 +36,7 @@ from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.client.joining import Joining, leader_of
 from tasksprint.roles.client.nodes import Nodes
 from tasksprint.roles.client.paths import ClientPaths
-from tasksprint.roles.client.ports import Writer
+from tasksprint.roles.client.ports import Writer, logger
 from tasksprint.roles.client.reporting import Reporting
 from tasksprint.roles.client.surroundings import (
     REAL_CLIENT,
@@ -48,8 +48,6 @@ from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 
 __all__ = ["Client"]
-
-_log = logging.getLogger("tasksprint.client")
 
 
 class Client:
@@ -66,7 +64,7 @@ class Client:
         # Where other clients reach this one; None: nowhere. Set before `start`.
         self.address: str | None = None
         for text in store.found_at_start:
-            _log.warning("%s", text)
+            logger.warning("%s", text)
         held = [
             HeldResult(JobId(job), TaskId(tid), digest)
             for job, tid, digest in store.ask(lambda store: store.reader.held())
@@ -191,7 +189,7 @@ class Client:
             case DropJobResults(job, keep):
                 self.durable.drop_job(job, keep)
             case Note(text, is_warning):
-                _log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
+                logger.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
             case _:
                 raise LocalProtocolError(f"no way to carry out {effect!r}")
 

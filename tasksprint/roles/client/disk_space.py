@@ -7,17 +7,14 @@ still be closed and opened again. process/free_space.py knows the limits.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tasksprint.execution.workbench import Workbench
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level
-from tasksprint.roles.client.ports import Turns
+from tasksprint.roles.client.ports import Turns, logger
 
 __all__ = ["DiskSpace"]
-
-_log = logging.getLogger("tasksprint.client")
 
 
 class DiskSpace:
@@ -42,7 +39,7 @@ class DiskSpace:
             before = free.level
             has_changed = free.found(*await self._measure(free.directory))
             if has_changed and before is Level.PLENTY and free.level is Level.LOW:
-                _log.warning("the disk fills: %s", free.describe())  # (The workbench says more.)
+                logger.warning("the disk fills: %s", free.describe())  # (The workbench says more.)
             if free.level is Level.SPENT:
                 self._turns.fail(free.spent("client"))
             self._workbench.disk_low(free.level >= Level.SHORT)

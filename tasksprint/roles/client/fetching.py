@@ -16,7 +16,6 @@ If a holder's bytes don't have their digest, it is told to look at them
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -29,14 +28,12 @@ from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import ClientId
 from tasksprint.net.http_client import HttpClient
 from tasksprint.roles.client.held import HeldValues
-from tasksprint.roles.client.ports import Turns
+from tasksprint.roles.client.ports import Turns, logger
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.staging import Staging, on_thread
 
 __all__ = ["Fetcher"]
-
-_log = logging.getLogger("tasksprint.client")
 
 _OK = 200
 
@@ -178,7 +175,7 @@ class Fetcher:
 
     def _complain(self, address: str, request: FetchRequest) -> None:
         """Tell a holder to look at its bytes."""
-        _log.warning(
+        logger.warning(
             "job=%d tid=%d %s sent other bytes than its digest says, and is told to look",
             request.job,
             request.tid,
@@ -194,7 +191,7 @@ class Fetcher:
             )
             response.checked()
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-            _log.warning("%s wasn't told: %s", address, error)
+            logger.warning("%s wasn't told: %s", address, error)
 
     def _fetched(self, request: FetchRequest, manifest: Manifest) -> None:
         self._workbench.inputs_fetched(

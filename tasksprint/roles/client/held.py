@@ -9,7 +9,7 @@ bytes. Only this client's own finding counts: a peer's word is a reason to look.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -20,15 +20,13 @@ from tasksprint.execution.effects import Manifest, RunTask
 from tasksprint.execution.records import KeptResult
 from tasksprint.execution.workbench import Workbench
 from tasksprint.ids import JobId, TaskId
-from tasksprint.roles.client.ports import Turns, Writer
+from tasksprint.roles.client.ports import Turns, Writer, logger
 from tasksprint.roles.steps import Step
 from tasksprint.store.result_records import ROW_VALUE_BYTES_MAX, FileValue
 from tasksprint.store.result_store import HeldName, ResultStore
 from tasksprint.store.staging import on_thread
 
 __all__ = ["HeldValues", "Seen"]
-
-_log = logging.getLogger("tasksprint.client")
 
 ResultT = TypeVar("ResultT")
 # The results that a task's inputs were read from, by pretask; None: not made here.
@@ -122,8 +120,7 @@ class HeldValues:
         Raises:
             ValueSpoiled: Before the last piece of a whole value: it isn't what its digest says.
         """
-        opened = await on_thread(lambda: self.files.open(value))
-        try:
+        with contextlib.closing(await on_thread(lambda: self.files.open(value))) as opened:
             pieces = opened.checked_pieces() if part is None else opened.pieces(*part)
             # One behind: the last piece is only given if all of it is as it should be.
             piece = await on_thread(lambda: next(pieces, None))
@@ -131,8 +128,6 @@ class HeldValues:
                 following = await on_thread(lambda: next(pieces, None))
                 yield piece
                 piece = following
-        finally:
-            opened.close()
 
     # --- lost and spoiled values ---
 
@@ -160,7 +155,7 @@ class HeldValues:
         if seen is None or self.seen(job, tid) is not seen:
             return
         if self._step(self._workbench.result_lost, job, tid, digest):
-            _log.warning("job=%d tid=%d its result is lost: %s", job, tid, why)
+            logger.warning("job=%d tid=%d its result is lost: %s", job, tid, why)
             self._turns.turn()
 
     def look(self, job: JobId, tid: TaskId, digest: str) -> None:
@@ -191,7 +186,7 @@ class HeldValues:
                     return
                 for content in found:
                     await on_thread(partial(self.files.check, content))
-                _log.warning(
+                logger.warning(
                     "job=%d tid=%d a peer received other bytes; those that are here are whole",
                     job,
                     tid,
@@ -216,7 +211,7 @@ class HeldValues:
             for job, tid, digest in self._workbench.held_results()
             if whole.get((job, tid)) != digest
         ]
-        _log.warning("%s; made anew without %d lost results", damage, len(lost))
+        logger.warning("%s; made anew without %d lost results", damage, len(lost))
         try:
             for job, tid, digest in lost:
                 self._step(self._workbench.result_lost, job, tid, digest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from random import Random
@@ -18,14 +17,12 @@ from tasksprint.ids import ClientId, Incarnation
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.client.incarnations import Incarnations
-from tasksprint.roles.client.ports import Turns, Writer
+from tasksprint.roles.client.ports import Turns, Writer, logger
 from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.settings import Settings
 from tasksprint.store.result_store import ResultStore
 
 __all__ = ["Joining", "StallNews", "leader_of"]
-
-_log = logging.getLogger("tasksprint.client")
 
 _CONFLICT = 409
 _LEAVE_MS = 500
@@ -143,7 +140,7 @@ class Joining:
             )
             if not isinstance(view, View):
                 self._incarnations.give_way(workbench.cid, view)
-                _log.warning("cid=%d was declared dead, joins anew", workbench.cid)
+                logger.warning("cid=%d was declared dead, joins anew", workbench.cid)
                 await self._incarnations.pause(self._turns.now_ms())
                 await self._join(address)
                 continue
@@ -163,7 +160,7 @@ class Joining:
         try:
             await self._leader.request("POST", "/v1/commands", body=body, give_up_ms=_LEAVE_MS)
         except TaskSprintError as error:
-            _log.warning("cid=%d left without a word: %s", cid, error)
+            logger.warning("cid=%d left without a word: %s", cid, error)
 
     async def _join(self, address: str | None) -> None:
         """Join, or join anew: under a new incarnation, with the results in the store."""
@@ -172,7 +169,7 @@ class Joining:
         most = self._settings.command_bytes_max // _HELD_BYTES_MAX
         if len(held) > most:
             # The latest: those not offered count as lost, and are made again if needed.
-            _log.warning("holds %d results, offers the last %d of them", len(held), most)
+            logger.warning("holds %d results, offers the last %d of them", len(held), most)
             held = held[-most:]
         capacity = self._options.capacity
         command = JoinClient(
@@ -190,7 +187,7 @@ class Joining:
         self._workbench.reset(cid, incarnation, now_ms)
         self._incarnations.joined(now_ms)
         self._on_joined()
-        _log.info("cid=%d joined cluster %s with %d nodes", cid, cluster, capacity)
+        logger.info("cid=%d joined cluster %s with %d nodes", cid, cluster, capacity)
         self._turns.turn()
 
     async def _note_cluster(self, cluster: str) -> None:
@@ -199,7 +196,7 @@ class Joining:
         former, facts = leader.cluster, {"cluster": cluster}
         if cluster != former and former is not None:
             # Ours has gone on under this name: others of it aren't listened to any more.
-            _log.warning("cluster %s went on as cluster %s", former, cluster)
+            logger.warning("cluster %s went on as cluster %s", former, cluster)
         if leader.ends_by_wrong_key:
             leader.ends_by_wrong_key = False
             facts["key"] = self._options.key.fingerprint

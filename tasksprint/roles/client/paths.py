@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,14 +18,12 @@ from tasksprint.net.router import Request, Response, Router, json_response
 from tasksprint.roles.client.held import HeldValues
 from tasksprint.roles.client.metrics import client_metrics, client_readiness
 from tasksprint.roles.client.nodes import Nodes
-from tasksprint.roles.client.ports import Shown
+from tasksprint.roles.client.ports import Shown, logger
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import CHUNK_BYTES, FileValue
 from tasksprint.store.result_store import ResultStore
 
 __all__ = ["ClientPaths"]
-
-_log = logging.getLogger("tasksprint.client")
 
 _BYTES = "application/octet-stream"
 # A batch of values is put together in memory; bigger values are fetched one by one.
@@ -226,7 +223,7 @@ class ClientPaths:
         )
 
     def _stop_soon(self, request: Request) -> Response:
-        _log.info("stops: asked to by %s", request.peer)
+        logger.info("stops: asked to by %s", request.peer)
         asyncio.get_running_loop().call_later(0.05, self._stop)
         return json_response({"stopping": True})
 

@@ -6,6 +6,7 @@ its owner, stand here. So no part knows the whole client. Imports no part.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,10 @@ from tasksprint.store.result_records import LogText, ResultCommit
 from tasksprint.store.result_store import ResultStore
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["NodeOwner", "Shown", "Turns", "Writer"]
+__all__ = ["NodeOwner", "Shown", "Turns", "Writer", "logger"]
+
+# What each part says of the day.
+logger = logging.getLogger("tasksprint.client")
 
 # The thread that owns this client's store.
 Writer = WriterThread[ResultStore, ResultCommit]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasksprint.asking.rota import parse_addresses
 from tasksprint.errors import EXIT_OK, Refused, UnprovenAnswer, UsageError
@@ -16,39 +15,25 @@ from tasksprint.net.keys import ClusterKey, find_key_file, open_key
 from tasksprint.net.own_key import note_own_key, own_key_hint
 from tasksprint.process.attach import register_client, socket_path
 from tasksprint.process.clock import wall_ms
-from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.process.open_files import fit_client, raise_limit
-from tasksprint.process.orphans import reap_orphans
 from tasksprint.process.program import programs_in_cgroups
 from tasksprint.process.resources import measure
 from tasksprint.roles.client.client import Client
+from tasksprint.roles.client.ports import logger
 from tasksprint.roles.client.surroundings import ClientOptions
 from tasksprint.roles.loop_watch import watch_loop
-from tasksprint.roles.whole_process import (
-    configure_log,
-    default_data_directory,
-    tune_interpreter,
-    wait_for_end,
-)
+from tasksprint.roles.whole_process import begin_process, data_directory, wait_for_end
 from tasksprint.store.result_store import ResultStore
 
-if TYPE_CHECKING:
-    import argparse
-
 __all__ = ["run_role"]
-
-_log = logging.getLogger("tasksprint.client")
 
 _NODES_MAX = 1_000
 
 def run_role(options: argparse.Namespace) -> int:
     """Run one client until it is told to stop."""
-    configure_log()
-    tune_interpreter()
-    reap_orphans()
-    state = state_directory()
+    state = begin_process()
     key_file, _ = find_key_file(options.key_file, state_dir=state)
     was_there = key_file.exists()
     key = open_key(options.key_file, state_dir=state, may_create=True)
@@ -62,18 +47,16 @@ def run_role(options: argparse.Namespace) -> int:
     if options.nodes is not None and not 1 <= options.nodes <= _NODES_MAX:
         raise UsageError(f"--nodes {options.nodes} is not from 1 to {_NODES_MAX}")
     resources = measure(options.nodes)
-    _log.info("%s", resources.how)
-    if options.data_dir is None:
-        data_dir = default_data_directory(state, f"client-{port}" if port else "client")
-    else:
-        data_dir = Path(options.data_dir)
+    logger.info("%s", resources.how)
+    name = f"client-{port}" if port else "client"
+    data_dir = data_directory(options.data_dir, state, name)
     try:
         with programs_in_cgroups():
             return asyncio.run(
                 _serve(
                     coordinators,
                     key,
-                    private_directory(data_dir),
+                    data_dir,
                     resources.nodes,
                     listen=options.listen,
                     advertised=advertised,
@@ -100,7 +83,7 @@ async def _serve(
     watch_loop()
     settings, lowered = fit_client(settings_from_environment(), raise_limit(), nodes=capacity)
     if lowered is not None:
-        _log.warning("%s", lowered)
+        logger.warning("%s", lowered)
     FreeSpace(settings, data_dir).require("client")
     store = ResultStore.open(data_dir, now_ms=wall_ms(), settings=settings)
     gate = Gate(key, addresses=advertised)
@@ -111,7 +94,7 @@ async def _serve(
     try:
         address = await server.listen(listen)
         client.address = advertised[0] if advertised else address
-        _log.info("listens on %s, data in %s", address, data_dir)
+        logger.info("listens on %s, data in %s", address, data_dir)
         await client.start()
         # Only once it listens: before, others would take it for a killed one.
         registered = register_client(state, data_dir, socket_path(data_dir))

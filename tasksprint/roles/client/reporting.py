@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 from tasksprint.asking.leader import LeaderFinder
@@ -23,12 +22,10 @@ from tasksprint.execution.workbench import LOST_UNREPORTED, Workbench
 from tasksprint.ids import Incarnation, JobId
 from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.client.incarnations import Incarnations
-from tasksprint.roles.client.ports import Turns
+from tasksprint.roles.client.ports import Turns, logger
 from tasksprint.roles.client.values import ValueCache
 
 __all__ = ["Reporting"]
-
-_log = logging.getLogger("tasksprint.client")
 
 _REPORTS_PAUSE_S = 0.01
 _REPORTS_PAUSES_MAX = 100
@@ -77,7 +74,7 @@ class Reporting:
             reply = await self._leader.ask("POST", "/v1/commands", _read_reply, body=body)
             if "error" in reply:
                 # Dead, or of an older incarnation: the poll learns it too, and joins anew.
-                _log.warning(
+                logger.warning(
                     "cid=%d report %d refused: %s",
                     self._workbench.cid,
                     effect.request,
@@ -159,7 +156,7 @@ class Reporting:
             if "error" not in reply:
                 told = (incarnation, nodes)
             else:  # If it isn't known any more, it joins anew, and tells then.
-                _log.warning(
+                logger.warning(
                     "cid=%d its attached nodes aren't taken: %s", command.cid, reply["error"]
                 )
 
@@ -186,7 +183,7 @@ class Reporting:
             )
             response.checked()
         except TaskSprintError as error:
-            _log.debug("job=%d what its nodes run on isn't told: %s", job, error)
+            logger.debug("job=%d what its nodes run on isn't told: %s", job, error)
             self._runtimes_told.pop((job, runtime), None)
 
 

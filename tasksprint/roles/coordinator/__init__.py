@@ -18,7 +18,3 @@ submitting.py      checks a job before it may stand in the log
 standing.py, told.py, unheard.py, job_notes.py   facts for people
 surroundings.py    the command line, clocks, chance, network, disk, processes
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

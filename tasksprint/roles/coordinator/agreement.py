@@ -15,7 +15,6 @@ This module asks and stops; hosting/claims.py decides which digests are compared
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from tasksprint.consensus.voters import Voters
 from tasksprint.coordination.commands import Claim
@@ -26,12 +25,10 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Request, Response, Router, json_response
-from tasksprint.roles.coordinator.ports import Turns
+from tasksprint.roles.coordinator.ports import Turns, logger
 from tasksprint.roles.coordinator.roster import Roster
 
 __all__ = ["Agreement"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 # A round of asking takes so long, and no longer for a voter that hangs. One that lags, or is
 # just being started, has the digest in question later; its next ticks are asked about then.
@@ -120,7 +117,7 @@ class Agreement:
                     break  # A wrong one stops at once.
             if majority == mine.digest:
                 others = [who for who, digest in found.items() if digest != mine.digest]
-                _log.error(
+                logger.error(
                     "replica=%d slot=%d a majority has the same state, but not replica %s",
                     me,
                     mine.slot,

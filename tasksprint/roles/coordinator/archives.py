@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import shlex
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from tasksprint.ids import ReplicaId
 from tasksprint.net.http_client import HttpClient
 from tasksprint.process.program_setup import scheduler_needs_setup, set_up
 from tasksprint.roles.coordinator.disk_space import INSUFFICIENT_STORAGE
-from tasksprint.roles.coordinator.ports import Log, Turns, Writer
+from tasksprint.roles.coordinator.ports import Log, Turns, Writer, logger
 from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.surroundings import Surroundings
 from tasksprint.roles.last_use import (
@@ -45,8 +44,6 @@ from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
 
 __all__ = ["Archives"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 _NOT_FOUND = 404
 _RETRY_S = 0.2
@@ -144,7 +141,7 @@ class Archives:
                 await self._delete([gone])
         for digest, drop in zip(expired, drops, strict=True):
             await drop
-            _log.info("replica=%d dropped archive %s", self._roster.me, digest)
+            logger.info("replica=%d dropped archive %s", self._roster.me, digest)
 
     async def _delete(self, folders: list[Path]) -> None:
         await asyncio.get_running_loop().run_in_executor(None, delete_folders, folders)
@@ -463,6 +460,6 @@ def _read(store: ReplicaStore, digest: str) -> bytes | None:
     try:
         return store.read_blob(digest)
     except StoreDamaged as error:
-        _log.warning("%s; it is fetched anew", error.args[0])
+        logger.warning("%s; it is fetched anew", error.args[0])
         store.drop_blob(digest)
         return None

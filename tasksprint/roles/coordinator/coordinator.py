@@ -12,7 +12,7 @@ This module makes all parts, and is the only one that knows all of them.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import Iterable
 
 from tasksprint.consensus import Chosen, Ready, Replica
@@ -36,7 +36,7 @@ from tasksprint.roles.coordinator.members import MemberChanges, reason_to_stop
 from tasksprint.roles.coordinator.operator_paths import OperatorPaths
 from tasksprint.roles.coordinator.paths import Paths
 from tasksprint.roles.coordinator.peers import Peers
-from tasksprint.roles.coordinator.ports import Writer
+from tasksprint.roles.coordinator.ports import Writer, logger
 from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.runners import Runners
@@ -52,8 +52,6 @@ from tasksprint.store.records import AppliedPoint
 from tasksprint.store.replica_store import ReplicaStore
 
 __all__ = ["Coordinator"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 
 class Coordinator:
@@ -293,7 +291,7 @@ class Coordinator:
 
     def _carry_out(self, ready: Ready) -> None:
         for note in ready.notes:
-            _log.info("%s", note)
+            logger.info("%s", note)
         if (error := reason_to_stop(ready)) is not None:
             raise error
         self.peers.send(ready.send_now)
@@ -323,13 +321,11 @@ class Coordinator:
         state.is_installing = True
         self.durable.drop_rows()
         await self.writer.run(lambda store: store.install_copy(applied, told))
-        snapshot = await self.writer.run(lambda store: store.open_snapshot())
-        try:
+        opened = await self.writer.run(lambda store: store.open_snapshot())
+        with contextlib.closing(opened) as snapshot:
             # On a thread of its own: with a large state this takes seconds.
             loop = asyncio.get_running_loop()
             schedule = await loop.run_in_executor(None, self._new_schedule, snapshot)
-        finally:
-            snapshot.close()
         assert (schedule.applied_slot, schedule.digest) == (applied.slot, applied.digest)
         state.installed(schedule)
         self.agreement.forget()
@@ -366,7 +362,7 @@ class Coordinator:
         self._tail.applied(chosen.slot, sum(map(len, chosen.commands)))
         self.standing.applied_commands += len(chosen.commands)
         for note in applied.notes:
-            _log.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
+            logger.info("replica=%d slot=%d %s", self.options.me, chosen.slot, note)
         self._decisions.applied(chosen.commands, applied.replies)
         self.runners.applied(applied)
         # After these: a runner that begins now takes its job's whole history along.

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.net.http_client import HttpClient
 from tasksprint.net.router import Handler, Request, Response, json_response
 from tasksprint.release import Release
-from tasksprint.roles.coordinator.ports import Log, Mirror, Turns, Writer
+from tasksprint.roles.coordinator.ports import Log, Mirror, Turns, Writer, logger
 from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.settings import Settings
 from tasksprint.store.copy_pieces import check_piece, piece_body
@@ -47,8 +46,6 @@ from tasksprint.store.records import AppliedPoint
 from tasksprint.store.replica_store import ReplicaStore
 
 __all__ = ["MirrorFetcher", "MirrorPaths"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 _SESSIONS_MAX = 2
 _GONE = 410
@@ -131,7 +128,7 @@ class MirrorPaths:
         name = self._random.randbytes(16).hex()
         self._sessions[name] = _Session(snapshot, taker, self._turns.now_ms())
         self._close_old()
-        _log.info(
+        logger.info(
             "replica=%d gives a copy of its state at slot %d to %s",
             self._replica.me,
             snapshot.applied.slot,
@@ -248,7 +245,7 @@ class MirrorPaths:
             is_idle = now_ms - session.used_ms >= settings.mirror_session_idle_ms
             is_old = now_ms - session.opened_ms >= settings.mirror_session_max_ms
             if (is_idle and session.reading is None) or is_old:
-                _log.warning(
+                logger.warning(
                     "replica=%d closes a copy of its state after %d pieces: %s",
                     self._replica.me,
                     session.next_number,
@@ -361,7 +358,7 @@ class MirrorFetcher:
                 try:
                     await self._take(giver)
                 except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-                    _log.warning(
+                    logger.warning(
                         "replica=%d the copy of the state from replica %d ended: %s",
                         self._roster.me,
                         giver,
@@ -396,7 +393,7 @@ class MirrorFetcher:
             )
         if (rules := opened.get("rules")) is not None:
             self._release.find_rules(rules, f"the state of {who}")
-        _log.info(
+        logger.info(
             "replica=%d takes a copy of the state at slot %d from %s",
             self._roster.me,
             applied.slot,

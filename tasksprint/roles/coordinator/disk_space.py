@@ -18,13 +18,11 @@ from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError
 from tasksprint.net.deadlines import within
 from tasksprint.net.http_client import HttpClient
 from tasksprint.process.free_space import CHECK_S, FreeSpace, Level, measure
-from tasksprint.roles.coordinator.ports import Turns
+from tasksprint.roles.coordinator.ports import Turns, logger
 from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.settings import Settings
 
 __all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 INSUFFICIENT_STORAGE = 507  # RFC 4918, section 11.5
 # A leader that is short asks the others so often whether one of them isn't, and waits so long.
@@ -93,7 +91,7 @@ class DiskSpace:
                 Level.SHORT: "takes no new jobs",
             }[free.level]
             level = logging.WARNING if is_less else logging.INFO
-            _log.log(level, "replica=%d %s: %s", me, what, free.describe())
+            logger.log(level, "replica=%d %s: %s", me, what, free.describe())
             self._checks = 0
         if self.is_short and self._replica.is_leader:
             if self._checks % _ASK_EACH == 0 and self._asking is None:

@@ -8,7 +8,6 @@ that follow by themselves: a learner that has caught up votes, and a replaced me
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,12 +33,10 @@ from tasksprint.net.streams import PeerStreams
 from tasksprint.next_steps import program_command
 from tasksprint.release import Speaks, read_speaks
 from tasksprint.roles.coordinator.archives import Archives
-from tasksprint.roles.coordinator.ports import Log, Turns
+from tasksprint.roles.coordinator.ports import Log, Turns, logger
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
 __all__ = ["MemberChanges", "reason_to_stop"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 ResultT = TypeVar("ResultT")
 
@@ -215,7 +212,7 @@ class MemberChanges:
         try:
             await self._archives.spread([m for m in members if m.replica not in leaving])
         except (PeerUnreachable, Refused, RemoteProtocolError) as error:
-            _log.info("replica=%d changes no members yet: %s", self._options.me, error)
+            logger.info("replica=%d changes no members yet: %s", self._options.me, error)
             await asyncio.sleep(_LOOK_S)
         else:
             if self._replica.is_leader:
@@ -393,7 +390,7 @@ class MemberChanges:
                 except (PeerUnreachable, RemoteProtocolError, Refused) as error:
                     if not is_told:
                         words = (options.me, address, error)
-                        _log.warning("replica=%d cannot join by %s: %s", *words)
+                        logger.warning("replica=%d cannot join by %s: %s", *words)
                     continue
                 cluster = found.cluster
                 if cluster is None:
@@ -401,7 +398,7 @@ class MemberChanges:
                 self._check_unused(cluster, found)
                 if not is_told:
                     is_told = True
-                    _log.info(
+                    logger.info(
                         "replica=%d waits until cluster %s adds it: "
                         "%s %d=%s --coordinators %s",
                         options.me,

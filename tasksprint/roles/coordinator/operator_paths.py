@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,11 @@ from tasksprint.net.gate import Access
 from tasksprint.net.router import Request, Response, json_response
 from tasksprint.roles.coordinator.members import MemberChanges
 from tasksprint.roles.coordinator.paths import Paths, body_integer, body_object, body_text
-from tasksprint.roles.coordinator.ports import Log
+from tasksprint.roles.coordinator.ports import Log, logger
 from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.roles.coordinator.standing import Standing
 
 __all__ = ["OperatorPaths"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 
 class OperatorPaths:
@@ -91,7 +88,7 @@ class OperatorPaths:
         return json_response(self._raising.listing())
 
     def _stop(self, request: Request) -> Response:
-        _log.info("replica=%d stops: asked to by %s", self._me, request.peer)
+        logger.info("replica=%d stops: asked to by %s", self._me, request.peer)
         asyncio.get_running_loop().call_later(0.05, self._end)
         return json_response({"stopping": True})
 

@@ -7,6 +7,7 @@ makes all parts (coordinator.py) knows all of them. Imports no part.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -19,9 +20,12 @@ from tasksprint.store.records import Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.writer import WriterThread
 
-__all__ = ["Log", "Mirror", "NotLeader", "Turns", "Writer"]
+__all__ = ["Log", "Mirror", "NotLeader", "Turns", "Writer", "logger"]
 
 ResultT = TypeVar("ResultT")
+
+# What each part says of the day.
+logger = logging.getLogger("tasksprint.coordinator")
 
 # The thread that owns this replica's store.
 Writer = WriterThread[ReplicaStore, Commit]

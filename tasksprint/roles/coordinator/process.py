@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
-import logging
 import socket
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasksprint.asking.rota import check_replica_id, parse_addresses, parse_member
 from tasksprint.errors import EXIT_OK, CommandFailed, SettingsError, StoreDamaged, UsageError
@@ -18,28 +16,19 @@ from tasksprint.net.gate import Gate
 from tasksprint.net.http_server import HttpServer
 from tasksprint.net.keys import open_key
 from tasksprint.process.clock import wall_ms
-from tasksprint.process.directories import private_directory, state_directory
 from tasksprint.process.environment import settings_from_environment
 from tasksprint.process.free_space import FreeSpace
 from tasksprint.process.open_files import fit_coordinator, raise_limit
-from tasksprint.process.orphans import reap_orphans
 from tasksprint.process.program import programs_in_cgroups
 from tasksprint.rescue.log_skip import explain
 from tasksprint.rescue.restore import refuse_half_restored
 from tasksprint.roles.coordinator.coordinator import Coordinator
+from tasksprint.roles.coordinator.ports import logger
 from tasksprint.roles.coordinator.surroundings import REAL, CoordinatorOptions, Surroundings
 from tasksprint.roles.loop_watch import watch_loop
-from tasksprint.roles.whole_process import (
-    configure_log,
-    default_data_directory,
-    tune_interpreter,
-    wait_for_end,
-)
+from tasksprint.roles.whole_process import begin_process, data_directory, wait_for_end
 from tasksprint.settings import Settings
 from tasksprint.store.replica_store import ReplicaStore
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = [
     "open_coordinator",
@@ -47,15 +36,10 @@ __all__ = [
     "run_role",
 ]
 
-_log = logging.getLogger("tasksprint.coordinator")
-
 
 def run_role(options: argparse.Namespace) -> int:
     """Run one coordinator until it is told to stop."""
-    configure_log()
-    tune_interpreter()
-    reap_orphans()
-    state = state_directory()
+    state = begin_process()
     key = open_key(options.key_file, state_dir=state, may_create=True)
     _, port = parse_address(options.listen)
     advertised = options.advertise or [options.listen]
@@ -68,15 +52,12 @@ def run_role(options: argparse.Namespace) -> int:
         )
     join = tuple(parse_addresses(options.join)) if options.join is not None else ()
     peers = parse_peers(options.peers, me, advertised[0])
-    if options.data_dir is None:
-        data_dir = default_data_directory(state, f"coordinator-{me}-{port}")
-    else:
-        data_dir = Path(options.data_dir)
+    data_dir = data_directory(options.data_dir, state, f"coordinator-{me}-{port}")
     coordinator_options = CoordinatorOptions(
         me=me,
         advertise=peers[me],
         peers=peers,
-        data_dir=private_directory(data_dir),
+        data_dir=data_dir,
         key=key,
         join=join,
     )
@@ -86,7 +67,7 @@ def run_role(options: argparse.Namespace) -> int:
                 _serve(coordinator_options, options.listen, options.listen_fd, advertised)
             )
     except CommandFailed as error:
-        _log.error("replica=%d can't go on", me, exc_info=error)
+        logger.error("replica=%d can't go on", me, exc_info=error)
         raise explain(error, data_dir, settings_from_environment()) from error
 
 
@@ -96,7 +77,7 @@ async def _serve(
     watch_loop()
     settings, lowered = fit_coordinator(settings_from_environment(), raise_limit())
     if lowered is not None:
-        _log.warning("replica=%d %s", options.me, lowered)
+        logger.warning("replica=%d %s", options.me, lowered)
     refuse_half_restored(options.data_dir)
     FreeSpace(settings, options.data_dir).require(f"replica {options.me}")
     coordinator = open_coordinator(
@@ -116,7 +97,7 @@ async def _serve(
         _check_members(coordinator)
         inherited = None if listen_fd is None else socket.socket(fileno=listen_fd)
         address = await server.listen(listen, inherited=inherited)
-        _log.info(
+        logger.info(
             "replica=%d listens on %s, data in %s, members %s",
             options.me,
             address,
@@ -150,7 +131,7 @@ def open_coordinator(
         return _make_coordinator(options, settings, open_store(), surroundings)
     except StoreDamaged as error:
         # It is noted: opening the store once more looks for whole parts.
-        _log.warning("replica=%d %s", options.me, error.args[0])
+        logger.warning("replica=%d %s", options.me, error.args[0])
     return _make_coordinator(options, settings, open_store(), surroundings)
 
 
@@ -161,9 +142,9 @@ def _make_coordinator(
     surroundings: Surroundings,
 ) -> Coordinator:
     for text in store.repairs:
-        _log.warning("replica=%d repaired its store: %s", options.me, text)
+        logger.warning("replica=%d repaired its store: %s", options.me, text)
     if store.doubts is not None:
-        _log.warning(
+        logger.warning(
             "replica=%d acknowledged work may be missing from %r: %s; if that isn't what "
             "you meant to do, keep a copy of %r, or bring back a backup (docs/operations.md, "
             "'When a disk fails')",

@@ -7,7 +7,6 @@ that was lost with a leader is made again.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,12 +17,10 @@ from tasksprint.errors import Refused
 from tasksprint.hosting.raising import Raising, Said, lacking
 from tasksprint.net.streams import PeerStreams
 from tasksprint.release import Release
-from tasksprint.roles.coordinator.ports import Log, Turns
+from tasksprint.roles.coordinator.ports import Log, Turns, logger
 from tasksprint.settings import Settings
 
 __all__ = ["RulesRaising"]
-
-_log = logging.getLogger("tasksprint.coordinator")
 
 _CONFLICT = 409
 
@@ -59,7 +56,7 @@ class RulesRaising:
             return
         version = self._raising.look(self._turns.now_ms(), at, self._said())
         if version is not None and self._propose(version):
-            _log.info("replica=%d raises the rules to version %d", self._replica.me, version)
+            logger.info("replica=%d raises the rules to version %d", self._replica.me, version)
 
     def raise_now(self) -> None:
         """Raise the rules to the newest version of this release, without waiting.
