@@ -97,8 +97,8 @@ class Admission:
     def connected(self, peer: ReplicaId) -> None:
         """Tell a peer which commands aren't applied here, and what is known of the peer's disk.
 
-        The commands come first: other messages rest on them. The peer must hear of its disk
-        from each member. A replica whose disk went back in time would otherwise vote on:
+        The commands come first: other messages rest on them. And a peer must hear of its disk
+        from every member. Otherwise a replica whose disk went back in time could vote on:
 
         1. Replica 2 returns with an older disk, and asks replica 3 whether it may stand.
         2. Replica 3 refuses it (`Stale`), but isn't connected with it yet. The refusal is lost.

@@ -91,8 +91,8 @@ class Candidate:
     def reach(self, peer: ReplicaId, now_ms: int) -> None:
         """Take note that a peer can be reached; ask at once if nobody seems to lead.
 
-        After a restart of all replicas nobody leads, and nobody needs a timeout to see it. A
-        replica that has heard no leader since its start asks as soon as it can reach a quorum.
+        After a restart of all replicas nobody leads, and no timeout is needed to see that. If a
+        replica has heard no leader since its start, it asks as soon as it can reach a quorum.
         If somebody does lead, the replica is told so, and nothing else happens.
         """
         if self._reached is None:
@@ -135,7 +135,7 @@ class Candidate:
         )
 
     def hear_canvass_reply(self, source: ReplicaId, message: CanvassReply, now_ms: int) -> None:
-        """Count a voice that would welcome us; stand if those of a quorum would."""
+        """Count the answer of a peer; stand if a quorum would welcome us."""
         election = self._election
         election.see_round(message.round)
         if message.number != election.canvass:

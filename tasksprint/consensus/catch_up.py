@@ -68,7 +68,7 @@ class CatchUp:
             self._ask(self._random.choice(self._outbox.peers), now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """Ask again when it is time, any peer known to be ahead: the last one may be gone."""
+        """Ask again, when it is time: a peer that is ahead; the last one may be gone."""
         if self.deadline_ms is None or now_ms < self.deadline_ms:
             return
         if self._target is not None and self._target not in self._truncated:

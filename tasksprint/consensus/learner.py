@@ -1,9 +1,12 @@
 """The learner: the chosen prefix of the log.
 
-Knows which slots are chosen, and never why. It learns it in three ways. The leader counts
-votes. Its messages vouch for entries that were accepted here under its ballot. All other
-entries are fetched whole, from a replica that knows them. Keeps the last chosen entries in
-memory for others; older ones are read back through the shell.
+Knows which slots are chosen, and never why. There are three ways in which it is told:
+
+- this replica leads, and has counted the votes;
+- the leader's messages vouch for an entry that was accepted here under its ballot;
+- the entry is fetched whole, from a replica that knows it.
+
+Keeps the last chosen entries in memory for others; older ones are read back through the shell.
 """
 
 from __future__ import annotations
@@ -135,9 +138,9 @@ class Learner:
     def agrees(self, slot: Slot, ballot: Ballot, value: bytes) -> bool:
         """Whether a value proposed for a slot of the prefix is the chosen one.
 
-        A leader that was replaced without knowing it may propose another value. It isn't
-        refused by a promise: we can learn its successor's chosen entries, and have promised
-        that successor nothing. From the ballot of the chosen entry on there is no other value.
+        A leader may be replaced without knowing it, and propose another value. Our promise
+        needn't refuse it: we may have learned its successor's entries, and have promised that
+        successor nothing. From the ballot of the chosen entry on there is no other value.
         """
         held = self.window.get(slot)
         if held is None or held.value == value:

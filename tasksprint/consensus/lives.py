@@ -6,7 +6,7 @@ then both may have voted. This module keeps the second out before it is heard at
 
 1. Replica 2 runs, and its connection to replica 3 lives. A copy of its directory is started.
 2. The copy asks replica 3 to listen to it. It names another life than the one that is heard.
-   Replica 3 refuses, and nothing that the copy says counts.
+   Replica 3 refuses, and counts nothing of the copy's words.
 
 A process that ends closes its connections, so the next one in its place is heard at once. If
 it couldn't close them (its machine lost power), its connection is found dead in seconds.

@@ -23,8 +23,8 @@ it knows (`Marks`), and each writes them down with its next write. And a replica
 when the two connect, what it knows of the peer.
 
 When a replica hears that its disk is an older one, it writes that down, and then stops. Otherwise
-it could write on in B, from 17 up to 45, and be started again. A life that begins at 45 looks
-like one that goes on with A.
+it could be started again and be believed. Before it heard it, B may have written on, from 17 up
+to 45. A life that begins at 45 looks like one that goes on with A.
 
 Knows numbers, and nothing of what is written.
 """

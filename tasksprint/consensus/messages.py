@@ -68,7 +68,7 @@ class Hello:
 class Found:
     """The founding entry, and the membership that governs as far as the source knows.
 
-    For a member that doesn't know them yet. Both name it.
+    Sent to a member that doesn't know them yet, though both name it.
     """
 
     founding: bytes

@@ -165,8 +165,8 @@ def scheduler_history(job: Job) -> SchedulerHistory:
 def job_news(job: Job) -> str:
     """Return a short text that changes with each piece of news of a job.
 
-    News are told at once: the job's end, a line of its scheduler, and a failure. Counts of
-    tasks aren't news: they change all the time, and are shown now and then.
+    People are told at once of the job's end, a line of its scheduler, and a failure. Counts of
+    tasks change all the time, and are shown now and then.
     """
     return f"{job.state} {job.log_lines} {job.failure_count}"
 

@@ -361,7 +361,7 @@ class Schedule:
 
     @property
     def next_timer_ms(self) -> int | None:
-        """The log time of the next timer of a scheduler, or failure of an idle job, or None."""
+        """The log time at which the next timer is due, or an idle job fails; None: nothing is."""
         due = self._state.due
         return due[0][0] if due else None
 

@@ -118,7 +118,7 @@ class Entry:
     def __init__(self, id: int, task: ClientTask, node: Node, estimate_us: int) -> None:
         self.id = id
         # The entry is live while `task.entry is self`. Otherwise the task was stopped, or moved
-        # since the node stalled, and the answer isn't wanted.
+        # because the node stalled, and the answer isn't wanted.
         self.task = task
         self.node = node
         self.estimate_us = estimate_us

@@ -8,8 +8,8 @@ Three rules hold here:
 - If a completion consumed a value made here, it is reported after the completion of that
   value. A report is applied in order, and a completion whose inputs aren't canonical yet is
   void.
-- One report is under way at a time; later news go into the next one. So batches form behind a
-  slow coordinator, and no report ever overtakes another.
+- One report is under way at a time; what comes meanwhile goes into the next one. So batches
+  form behind a slow coordinator, and no report ever overtakes another.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ The life of an assignment:
                 ^                          │  ^                        │
                 └──input changed or gone───┘  └──node died or stalled──┘
 
-After that its outcome has a life of its own: values are stored, then reported; a failure
-is reported at once.
+Its outcome goes on from there: values are stored, then reported; a failure is reported at
+once.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Workbench:
         self._now(now_ms)
         self._forget_told()
         if view.version < self.version and not view.whole:
-            return  # It was overtaken: its news are known, or no longer true.
+            return  # It was overtaken: all in it is known already, or no longer true.
         self.version = view.version
         for entry in view.jobs:
             self._jobs[entry.job] = self._programs.get(
@@ -301,7 +301,7 @@ class Workbench:
         if found is None or found.state is not NodeState.SERVING or not replies:
             return
         nodes = self._nodes
-        # The node ran them one after the other. Nobody knows when each began.
+        # The node ran them one after the other. Nobody knows when each of them began.
         run_us = max(1, (now_us - found.head_since_us) // len(replies))
         for reply in replies:
             entry = nodes.take(found, reply.id)

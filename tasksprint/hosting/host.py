@@ -473,9 +473,9 @@ class SchedulerHost:
         return HostStatus(self._state, self._own_event, count, self._restarts, text)
 
     def silence(self, now_ms: int) -> str | None:
-        """Return in words what the scheduler hasn't done for long (`silence_shown_ms`), if so.
+        """Return in words what the scheduler should have done; None: it isn't late.
 
-        A scheduler that is being started again after a failure has such words, too.
+        It is late after `silence_shown_ms`, or while it is started again after a failure.
         """
         if self._state in ("waiting", "stopping") and self._restarts:
             return f"its scheduler failed: restart {self._restarts} of at most {RESTARTS_MAX}"

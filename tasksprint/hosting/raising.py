@@ -2,8 +2,8 @@
 
 A member says what its release can do when it opens its stream to the leader. Nothing is known
 of a member that isn't connected. The leader looks for the newest version that all of them have.
-It proposes it once nothing of this has changed for a time: so a process may be replaced, and
-put back soon, without harm. It proposes it at once if somebody asks for it.
+This version is proposed once nothing has changed for a time. So a process may be replaced, and
+put back soon, without harm. If somebody asks for the version, it is proposed at once.
 
 This module only decides. The shell knows the members, and proposes.
 """

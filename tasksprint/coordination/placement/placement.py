@@ -16,8 +16,8 @@ heavy, and else as many as take Rules.ahead_us. None is placed ahead of need.
 
 Everything here is a function of replicated state and the order of commands. It is asked
 once, at the end of an entry; the changes of the entry stand in `State.changes`. Queues and
-counts rest on Rules.ahead_us and task_us_min. So rules that follow others have the same values
-of these (tests/coordination/test_rules.py).
+counts rest on Rules.ahead_us and task_us_min. So these two are the same in all versions of the
+rules (tests/coordination/test_rules.py).
 """
 
 from __future__ import annotations
