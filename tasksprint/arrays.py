@@ -24,6 +24,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+from tasksprint.bounded_text import bounded_repr
+
 __all__ = ["INTEGER_MAX", "Arrays", "Field", "Through", "added", "fields_of", "split_type"]
 
 INTEGER_MAX = 2**63 - 1  # SQLite's and JSON parsers' limit
@@ -290,4 +292,4 @@ def _or_none(text: str, value: str) -> str:
 
 
 def _wrong(name: str, expected: str, found: Any) -> None:
-    raise ValueError(f"expected {expected} as {name}, found {found!r:.50}")
+    raise ValueError(f"expected {expected} as {name}, found {bounded_repr(found)}")

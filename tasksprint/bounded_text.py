@@ -1,11 +1,13 @@
-"""Texts of users' programs, cut to a number of bytes: they stand in the log and in events.
+"""What others sent, cut to a length: texts that stand in the log and in events, and JSON.
 
-Pure functions; an ellipsis stands for what is left out.
+Pure functions; an ellipsis stands for what is left out of a text.
 """
 
 from __future__ import annotations
 
-__all__ = ["STDERR_FOLLOWS", "cut_middle", "keep_end", "on_one_line"]
+from collections.abc import Iterable
+
+__all__ = ["STDERR_FOLLOWS", "bounded_repr", "cut_middle", "keep_end", "on_one_line"]
 
 # The first line of an error ends so if the end of a program's stderr stands beneath it.
 STDERR_FOLLOWS = "its stderr ended with:"
@@ -49,3 +51,27 @@ def on_one_line(error: str, characters_max: int) -> str:
 
 def _cut(text: str, characters_max: int) -> str:
     return text if len(text) <= characters_max else text[: characters_max - 1] + "…"
+
+
+def bounded_repr(value: object, characters_max: int = 50) -> str:
+    """Return the beginning of the `repr` of what came as JSON, however deeply it is nested.
+
+    `repr` itself fails where somebody sends a thousand brackets. Here each level takes a
+    character at least, so no more levels are looked at than are shown.
+    """
+    members: Iterable[tuple[str, object]]
+    if type(value) is list:
+        text, end, members = "[", "]", (("", member) for member in value)
+    elif type(value) is dict:
+        text, end = "{", "}"
+        members = ((f"{name!r}: ", member) for name, member in value.items())
+    else:
+        return repr(value)[:characters_max]
+    separator = ""
+    for name, member in members:
+        if len(text) >= characters_max:
+            break
+        text += separator + name
+        text += bounded_repr(member, max(characters_max - len(text), 0))
+        separator = ", "
+    return (text + end)[:characters_max]

@@ -8,6 +8,7 @@ receiver: the stream knows both. So one frame serves all peers that are told the
 from __future__ import annotations
 
 from tasksprint.arrays import Arrays
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus import (
     Accept,
     Accepted,
@@ -93,7 +94,7 @@ def decode(frame: bytes, *, source: ReplicaId, target: ReplicaId) -> Envelope:
     try:
         if header[0] != FORMAT_VERSION:
             raise RemoteProtocolError(
-                f"{who} speaks version {header[0]!r} of the replicas' protocol, "
+                f"{who} speaks version {bounded_repr(header[0])} of the replicas' protocol, "
                 f"expected {FORMAT_VERSION}; run the same release everywhere"
             )
         incarnation, life, start, number = _read_head(parts, *header[1:5])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from tasksprint.arrays import Arrays, Through
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ClientId, Incarnation, JobId, ReplicaId, Slot, TaskId
@@ -60,13 +61,17 @@ __all__ = [
 ]
 
 
+# Of a failure's detail.
+_DETAIL_LEVELS_MAX = 250
+
+
 def _read_inline(values: Any) -> dict[str, tuple[str, str]]:
     return {key: _inline_value(*value) for key, value in values.items()}
 
 
 def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
     if (kind != "json" and kind != "bytes") or type(text) is not str:
-        raise ValueError(f"expected a kind and a text, found {kind!r:.50}")
+        raise ValueError(f"expected a kind and a text, found {bounded_repr(kind)}")
     if "\n" in text:
         raise ValueError("expected a value without line ends: it becomes part of a line")
     return kind, text
@@ -74,11 +79,23 @@ def _inline_value(kind: Any, text: Any) -> tuple[str, str]:
 
 def _read_detail(detail: Any) -> dict[str, Any]:
     if type(detail) is not dict:
-        raise ValueError(f"expected an object, found {detail!r:.50}")
-    # orjson reads more deeply nested values than it can write. This one becomes a part of an
-    # event, and of rows, so it must be writable.
-    encode_json([[[[detail]]]])
+        raise ValueError(f"expected an object, found {bounded_repr(detail)}")
+    # Release 0.2.0 asked orjson whether it could write this, which depends on nothing else.
+    # Replicas must agree, whatever their version of orjson can.
+    if _is_deeper(detail, _DETAIL_LEVELS_MAX):
+        raise ValueError(f"expected an object of at most {_DETAIL_LEVELS_MAX} levels")
     return detail
+
+
+def _is_deeper(value: Any, levels_max: int) -> bool:
+    """Whether lists and objects stand in each other on more levels."""
+    level = [value]
+    for _ in range(levels_max):
+        inside = [each.values() if type(each) is dict else each for each in level]
+        level = [each for members in inside for each in members if type(each) in (dict, list)]
+        if not level:
+            return False
+    return True
 
 
 # Values by key: (kind, text).

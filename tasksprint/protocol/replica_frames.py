@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = ["decode_body", "encode_body"]
@@ -54,7 +55,8 @@ def decode_body(
     for length in lengths:
         if type(length) is not int or length < 0 or at + length > len(body):
             raise RemoteProtocolError(
-                f"frame from {who} names a part of {length!r} bytes, {len(body) - at} are left"
+                f"frame from {who} names a part of {bounded_repr(length)} bytes, "
+                f"{len(body) - at} are left"
             )
         parts.append(body[at : at + length])
         at += length

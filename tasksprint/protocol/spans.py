@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.errors import RemoteProtocolError
 
 __all__ = [
@@ -138,7 +139,7 @@ def why_not_ready(what: str, said: bytes) -> str:
 
 def show(value: object) -> str:
     """Return a value from outside as Python writes it, shortened for an error message."""
-    shown = repr(value)
+    shown = bounded_repr(value, EXCERPT_CHARACTERS + 1)
     if len(shown) > EXCERPT_CHARACTERS:
         return shown[: EXCERPT_CHARACTERS - 1] + "…"
     return shown

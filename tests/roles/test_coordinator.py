@@ -86,6 +86,7 @@ async def summary(member: Member, job: int) -> Any:
 # --- bad input ---
 
 DEEP = b"[" * 300 + b"]" * 300
+DEEPER = b"[" * 1_000 + b"]" * 1_000
 
 BAD_COMMANDS = [
     b"",
@@ -101,6 +102,9 @@ BAD_COMMANDS = [
     b'["report",1,"bb",1.5,0,[],[],[]]',
     b'["report",1,"bb",1,0,[[1]],[],[]]',
     b'["report",1,"bb",1,0,[],[[1,0,1,"error",true,' + b'{"x":' + DEEP + b"}]],[]]",
+    b'["join","aa","bb",null,"host",' + DEEPER + b",[]]",
+    b'["leave",' + DEEPER + b',"bb"]',
+    DEEPER,
     b'["join","aa","bb",null,"host",-1,[]]',
     b'["join","aa","bb",null,"host",1,[[1,2]]]',
 ]

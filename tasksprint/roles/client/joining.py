@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from tasksprint.asking.leader import MEMBERS_HEADER, LeaderFinder
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.coordination.commands import Held, JoinClient, LeaveClient, encode_command
 from tasksprint.coordination.view import View, decode_view
 from tasksprint.encoding import encode_json
@@ -217,7 +218,7 @@ def _read_joined(response: HttpResponse) -> tuple[str, ClientId]:
         raise SettingsError(f"the cluster refuses this client: {reply['error']}")
     cluster, number = reply.get("cluster"), reply.get("cid")
     if not isinstance(cluster, str) or type(number) is not int:
-        raise RemoteProtocolError(f"says {reply!r:.80} to a join")
+        raise RemoteProtocolError(f"says {bounded_repr(reply, 80)} to a join")
     return cluster, ClientId(number)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tasksprint.arrays import Arrays
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.encoding import decode_json, encode_json, result_digest
 from tasksprint.errors import Refused, RemoteProtocolError, ValueSpoiled
 from tasksprint.execution.effects import Manifest
@@ -242,7 +243,7 @@ def _wanted(item: Any) -> _Wanted:
     try:
         wanted: _Wanted = _read_wanted(*item)
     except (TypeError, ValueError) as error:
-        raise RemoteProtocolError(f"not a wanted result: {item!r}") from error
+        raise RemoteProtocolError(f"not a wanted result: {bounded_repr(item, 80)}") from error
     return wanted
 
 

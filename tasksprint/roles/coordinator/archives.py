@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus import Member
 from tasksprint.consensus.voters import Voters
 from tasksprint.encoding import encode_json
@@ -293,8 +294,13 @@ class Archives:
             address, "POST", "/v1/archives/lacking", body=encode_json({"digests": digests})
         )
         lacking = response.checked().json_object().get("lacking")
-        if not isinstance(lacking, list) or not set(digests).issuperset(map(str, lacking)):
-            raise RemoteProtocolError(f"{address} lacks {lacking!r:.80}, asked for others")
+        if (
+            not isinstance(lacking, list)
+            or not all(isinstance(each, str) for each in lacking)
+            or not set(digests).issuperset(lacking)
+        ):
+            said = bounded_repr(lacking, 80)
+            raise RemoteProtocolError(f"{address} lacks {said}, asked for others")
         return lacking
 
     async def lacking(self, digests: Iterable[str]) -> list[str]:

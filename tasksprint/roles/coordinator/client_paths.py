@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from tasksprint.asking.leader import MEMBERS_HEADER
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.coordination import observations
 from tasksprint.coordination.clients import Client
 from tasksprint.coordination.commands import (
@@ -152,7 +153,8 @@ class ClientPaths:
         """Tell another member which archives it has to bring."""
         digests = body_object(request).get("digests")
         if not isinstance(digests, list) or not all(isinstance(each, str) for each in digests):
-            raise RemoteProtocolError(f"'digests' is {digests!r:.80}, expected a list of strings")
+            said = bounded_repr(digests, 80)
+            raise RemoteProtocolError(f"'digests' is {said}, expected a list of strings")
         return json_response({"lacking": await self._archives.lacking(digests)})
 
     async def _archive(self, request: Request) -> Response:

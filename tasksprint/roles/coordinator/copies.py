@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus import Replica
 from tasksprint.coordination.state_rows import digest_row, rules_of
 from tasksprint.errors import PeerUnreachable, Refused, RemoteProtocolError, StoreDamaged
@@ -386,10 +387,11 @@ class MirrorFetcher:
             told = opened["memberships"]
             memberships = None if told is None else str(told).encode()
         except (KeyError, TypeError, ValueError) as error:
-            raise RemoteProtocolError(f"{who} opened a copy by {opened!r:.80}") from error
+            said = bounded_repr(opened, 80)
+            raise RemoteProtocolError(f"{who} opened a copy by {said}") from error
         if cluster != (ours := self._roster.cluster):
             raise RemoteProtocolError(
-                f"{who} gives the state of cluster {cluster!r}, expected {ours!r}"
+                f"{who} gives the state of cluster {bounded_repr(cluster)}, expected {ours!r}"
             )
         if (rules := opened.get("rules")) is not None:
             self._release.find_rules(rules, f"the state of {who}")

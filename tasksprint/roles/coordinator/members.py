@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus import Member, Membership, Ready, Replica
 from tasksprint.consensus.changes import used_before
 from tasksprint.consensus.founding import lost_disk, was_removed
@@ -89,7 +90,8 @@ def _identity_in(answer: dict[str, Any]) -> _Identity:
         or not isinstance(retired, list)
         or not all(type(each) is int for each in retired)
     ):
-        raise RemoteProtocolError(f"what answers is no coordinator, but says {answer!r:.80}")
+        said = bounded_repr(answer, 80)
+        raise RemoteProtocolError(f"what answers is no coordinator, but says {said}")
     return _Identity(
         ReplicaId(replica),
         Incarnation(incarnation),

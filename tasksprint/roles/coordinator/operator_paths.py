@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.errors import Refused, RemoteProtocolError
 from tasksprint.ids import REPLICA_ID_MAX, ReplicaId
 from tasksprint.net.gate import Access
@@ -77,7 +78,8 @@ class OperatorPaths:
             case "remove":
                 await members.remove(replica)
             case other:
-                raise Refused(f"no change {other!r}: add, replace or remove", status=400)
+                said = bounded_repr(other)
+                raise Refused(f"no change {said}: add, replace or remove", status=400)
         return json_response(members.listing())
 
     async def _upgrade(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus import Replica
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.net.router import Handler, Misdirected, Request, Router
@@ -64,7 +65,7 @@ def body_text(body: dict[str, Any], name: str) -> str:
     """Return a text of it."""
     value = body.get(name)
     if not isinstance(value, str):
-        raise RemoteProtocolError(f"{name!r} is {value!r}, expected a string")
+        raise RemoteProtocolError(f"{name!r} is {bounded_repr(value)}, expected a string")
     return value
 
 
@@ -72,5 +73,5 @@ def body_integer(body: dict[str, Any], name: str) -> int:
     """Return an integer of it."""
     value = body.get(name)
     if type(value) is not int:
-        raise RemoteProtocolError(f"{name!r} is {value!r}, expected an integer")
+        raise RemoteProtocolError(f"{name!r} is {bounded_repr(value)}, expected an integer")
     return value
