@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 
@@ -26,6 +27,7 @@ __all__ = [
     "encode_alone",
     "encode_batch",
     "split_commands",
+    "stands_alone",
 ]
 
 NOOP = b""
@@ -49,16 +51,21 @@ def encode_alone(command: bytes) -> bytes:
     return ALONE_MARK + encode_json(command.decode()) + b"}"
 
 
+def stands_alone(value: bytes) -> bool:
+    """Whether a value is of the form in which a command stands alone."""
+    return value.startswith(ALONE_MARK)
+
+
 def decode_batch(value: bytes) -> tuple[bytes, ...]:
     """Return the commands of a value; none, if it carries a membership.
 
     Raises:
         RemoteProtocolError: It ends within a command, or isn't one.
     """
-    if value.startswith(ALONE_MARK):
+    if stands_alone(value):
         command = decode_json(value[len(MEMBERSHIP_MARK) :])["command"]
         if not isinstance(command, str):
-            raise RemoteProtocolError(f"{command!r:.50} isn't a command's text")
+            raise RemoteProtocolError(f"{bounded_repr(command)} isn't a command's text")
         return (command.encode(),)
     if value.startswith(MEMBERSHIP_MARK):
         return ()

@@ -36,6 +36,7 @@ class Chosen(NamedTuple):
     slot: Slot
     commands: tuple[bytes, ...]
     membership: Membership | None = None  # governs from ALPHA slots later on
+    is_alone: bool = False  # Its command stands in an entry of the form for that (batch.py).
 
 
 class Persist(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.ballot import Ballot
-from tasksprint.consensus.batch import decode_batch
+from tasksprint.consensus.batch import decode_batch, stands_alone
 from tasksprint.consensus.effects import Chosen
 from tasksprint.consensus.log_entry import LogEntry
 from tasksprint.consensus.membership import decode_membership_value
@@ -104,7 +104,7 @@ class Learner:
     def _decode(self, slot: Slot, value: bytes) -> Chosen:
         membership = decode_membership_value(value)
         if membership is None:
-            return Chosen(slot, decode_batch(value))
+            return Chosen(slot, decode_batch(value), is_alone=stands_alone(value))
         self._memberships.note(slot, membership)
         return Chosen(slot, (), membership)
 

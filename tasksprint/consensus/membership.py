@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasksprint.consensus.batch import ALONE_MARK, MEMBERSHIP_MARK
+from tasksprint.bounded_text import bounded_repr
+from tasksprint.consensus.batch import MEMBERSHIP_MARK, stands_alone
 from tasksprint.consensus.founding import Member
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
@@ -176,7 +177,7 @@ def from_fields(fields: Any) -> Membership:
         version = fields["version"]
         if version != _FORMAT_VERSION:
             raise RemoteProtocolError(
-                f"a membership has version {version!r}, expected {_FORMAT_VERSION}; "
+                f"a membership has version {bounded_repr(version)}, expected {_FORMAT_VERSION}; "
                 "run the same release everywhere"
             )
         return Membership(
@@ -187,7 +188,7 @@ def from_fields(fields: Any) -> Membership:
             tuple(ReplicaId(int(replica)) for replica in fields["retired"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RemoteProtocolError(f"not a membership: {str(fields)[:200]!r}") from error
+        raise RemoteProtocolError(f"not a membership: {bounded_repr(fields, 200)}") from error
 
 
 def _members(rows: Any) -> tuple[Member, ...]:
@@ -204,6 +205,6 @@ def encode_membership_value(membership: Membership) -> bytes:
 
 def decode_membership_value(value: bytes) -> Membership | None:
     """Return the membership that the value of a slot carries; None: it has commands."""
-    if not value.startswith(MEMBERSHIP_MARK) or value.startswith(ALONE_MARK):
+    if not value.startswith(MEMBERSHIP_MARK) or stands_alone(value):
         return None
     return decode_membership(value[len(MEMBERSHIP_MARK) :])

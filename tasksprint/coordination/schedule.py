@@ -96,6 +96,7 @@ class Schedule:
         self._skips = skips or {}
         self._release = release
         self._facts = _facts(state)
+        self._is_alone = False  # The command that is applied stands alone in its entry.
         transitions = Transitions(state)
         self._placement = Placement(state, transitions)
         self._lifecycle = Lifecycle(state, transitions)
@@ -111,6 +112,7 @@ class Schedule:
         commands: tuple[bytes, ...],
         *,
         members: tuple[ReplicaId, ...] | None = None,
+        is_alone: bool = False,
     ) -> Applied:
         """Apply one entry of the log, all commands of it, in order.
 
@@ -119,6 +121,7 @@ class Schedule:
 
         Args:
             members: The replicas whose schedulers count from here on; None: as before.
+            is_alone: The entry has the form in which a command stands alone.
 
         Raises:
             CommandFailed: Our bug; nothing may be asked of this object any more.
@@ -131,6 +134,7 @@ class Schedule:
             raise self._unknown(slot, state.rules.version)
         state.slot = slot
         state.changes = Changes()
+        self._is_alone = is_alone
         replies: list[bytes | None] = []
         try:
             for command in commands:
@@ -254,8 +258,15 @@ class Schedule:
                 raise AssertionError(f"not a command: {command!r}")
 
     def _raise_rules(self, command: RaiseRules) -> str:
-        """Go on by newer rules; older ones, and the present ones, change nothing."""
+        """Go on by newer rules; older ones, and the present ones, change nothing.
+
+        A command that stands alone was proposed by a leader who had asked all members. Any other
+        one is ignored, as release 0.2.0 does.
+        """
         state = self._state
+        if not self._is_alone:
+            state.note("ignored a command to raise the rules: it doesn't stand alone")
+            return _error("the rules are raised by the leader alone")
         before = state.rules.version
         if command.version > before:
             if command.version not in self._release.rules:

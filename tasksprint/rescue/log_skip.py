@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 from tasksprint.consensus import LogEntry, Recovered, decode_batch, decode_founding
+from tasksprint.consensus.batch import stands_alone
 from tasksprint.consensus.membership import decode_membership_value
 from tasksprint.consensus.skips import Skip, decode_skips, encode_skips, first_slots
 from tasksprint.coordination.schedule import Applied, Schedule
@@ -195,4 +196,9 @@ def apply_entry(schedule: Schedule, entry: LogEntry, count: int | None = None) -
     voters = None
     if membership is not None:
         voters = tuple(member.replica for member in membership.voters)
-    return schedule.apply(entry.slot, decode_batch(entry.value)[:count], members=voters)
+    return schedule.apply(
+        entry.slot,
+        decode_batch(entry.value)[:count],
+        members=voters,
+        is_alone=stands_alone(entry.value),
+    )

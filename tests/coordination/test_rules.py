@@ -47,6 +47,22 @@ def test_entry_raises_the_rules_from_the_next_command_on() -> None:
     assert (world.schedule.rules.version, _rules_in_rows(world)) == (2, 2)
 
 
+@pytest.mark.parametrize("commands", [(RAISE,), (TICK, RAISE), (RAISE, TICK)])
+def test_command_that_raises_the_rules_in_an_ordinary_entry_changes_nothing(
+    commands: tuple[bytes, ...],
+) -> None:
+    """Release 0.2.0 passes over it, and a leader who has asked nobody may have proposed it."""
+    raising, other = World(rules=Rules(1)), World(rules=Rules(1))
+    for world, entry in (raising, commands), (other, (TICK,) * commands.count(TICK)):
+        applied = world.schedule.apply(Slot(1), entry)
+        assert world.schedule.rules.version == 1
+        if world is raising:
+            assert applied.notes == (
+                "ignored a command to raise the rules: it doesn't stand alone",
+            )
+    assert raising.schedule.digest == other.schedule.digest
+
+
 def test_raised_rules_are_remembered_by_the_mirror() -> None:
     world = World(rules=Rules(1))
     world.apply(TICK)
@@ -79,7 +95,7 @@ def test_release_stops_before_it_applies_rules_that_it_lacks() -> None:
     world = World(rules=Rules(1), release=OLD)
     world.apply(TICK)
     with pytest.raises(UnknownRules) as caught:
-        world.schedule.apply(Slot(2), (RAISE,))
+        world.schedule.apply(Slot(2), (RAISE,), is_alone=True)
     assert str(caught.value) == (
         "the log, from slot 2 on, is at version 2 of the rules, and this release can apply 1; "
         "start a release that can; see docs/operations.md, 'Upgrading'"

@@ -63,7 +63,12 @@ class Applying:
         assert schedule is not None
         while self._waiting:
             chosen = self._waiting.popleft()
-            applied = schedule.apply(chosen.slot, chosen.commands, members=_voters_of(chosen))
+            applied = schedule.apply(
+                chosen.slot,
+                chosen.commands,
+                members=_voters_of(chosen),
+                is_alone=chosen.is_alone,
+            )
             self._on_applied(chosen, applied, now_ms)
             if self._turns.now_ms() - now_ms > _APPLY_MS_MAX:
                 self._turns.wake()
