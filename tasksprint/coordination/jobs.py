@@ -244,22 +244,21 @@ def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None
     """Return node entry, retries and time limit out of a manifest.
 
     Raises:
-        ValueError: It isn't an object, or one of them has a wrong type.
+        ValueError: It isn't an object, or one of them has a wrong type: with a sentence, and
+            what was found.
     """
     # RemoteProtocolError can't come: the text was parsed before the Job is made.
     entries: Any = decode_json(manifest.encode())
     if not isinstance(entries, dict):
-        raise ValueError(f"the manifest must be an object, found {manifest!r:.50}")
+        raise ValueError("the manifest must be an object", manifest)
     node = entries.get("node", "")
     if not isinstance(node, str):
-        raise ValueError(f"the manifest's 'node' must be text, found {node!r:.50}")
+        raise ValueError("the manifest's 'node' must be text", node)
     retries = entries.get("retries")
     if retries is None:
         retries = default_retries
     timeout_ms = entries.get("timeout_ms")
     for key, value in (("retries", retries), ("timeout_ms", timeout_ms)):
         if value is not None and (type(value) is not int or not 0 <= value < 2**53):
-            raise ValueError(
-                f"the manifest's {key!r} must be a whole number of at least 0, found {value!r:.50}"
-            )
+            raise ValueError(f"the manifest's {key!r} must be a whole number of at least 0", value)
     return node, retries, timeout_ms

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut, SubmitJob
 from tasksprint.coordination.event_lines import line_client_joined, line_init, line_timer
 from tasksprint.coordination.job_rows import definition_row, timer_name
 from tasksprint.coordination.jobs import CANCELLED, FAILED_JOB, FINISHED, Job
 from tasksprint.coordination.obstacles import nothing_left
+from tasksprint.coordination.quoting import FIRST_FIXED_RULES
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
 from tasksprint.coordination.state import ERROR_BYTES_MAX, State
 from tasksprint.coordination.task_states import ASSIGNED
@@ -26,6 +28,9 @@ from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.scheduler_commands import EVENT_KINDS
 
 __all__ = ["Lifecycle", "bounded"]
+
+_NO_PARAMETERS = "the job's parameters aren't a JSON object"
+_NO_MANIFEST = "the job's manifest isn't JSON"
 
 
 def bounded(error: str) -> str:
@@ -54,12 +59,16 @@ class Lifecycle:
     def submit(self, command: SubmitJob) -> Job | str:
         """Start a job; return it, or the reason of a refusal."""
         state = self._state
+        # What a library or an interpreter says of them isn't the same in all versions of it, and
+        # the reply is kept in the state. Whoever submits by HTTP was told more before.
+        says_found = state.rules.version < FIRST_FIXED_RULES
         try:
             params = decode_json(command.params.encode())
         except RemoteProtocolError as error:
-            return f"the job's parameters are {error}"
+            return f"the job's parameters are {error}" if says_found else _NO_PARAMETERS
         if not isinstance(params, dict):
-            return f"the job's parameters are {command.params!r:.50}, expected a JSON object"
+            found = f"the job's parameters are {command.params!r:.50}, expected a JSON object"
+            return found if says_found else _NO_PARAMETERS
         if len(command.name.encode()) > state.rules.name_bytes_max:
             return f"the job's name has more than {state.rules.name_bytes_max} bytes"
         try:
@@ -76,9 +85,10 @@ class Lifecycle:
                 state.rules.version,
             )
         except RemoteProtocolError as error:
-            return f"the job's manifest is {error}"
+            return f"the job's manifest is {error}" if says_found else _NO_MANIFEST
         except ValueError as error:
-            return str(error)
+            sentence, value = error.args
+            return f"{sentence}, found {bounded_repr(value)}" if says_found else str(sentence)
         state.next_job = JobId(state.next_job + 1)
         job.submitted_ms = state.log_ms
         job.submitted_wall_ms = state.wall_ms

@@ -11,9 +11,9 @@ import re
 
 from tasksprint.settings import Rules
 
-__all__ = ["quote", "quoted"]
+__all__ = ["FIRST_FIXED_RULES", "quote", "quoted"]
 
-_FIRST_FIXED_RULES = 2
+FIRST_FIXED_RULES = 2
 # Controls, the backslash, halves of pairs, and characters that hide or turn around others.
 _ESCAPED = re.compile(
     "[\\\\\x00-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f"
@@ -24,7 +24,7 @@ _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 def quoted(text: str, rules: Rules) -> str:
     """Return a text in quotes, as the rules write it."""
-    return repr(text) if rules.version < _FIRST_FIXED_RULES else quote(text)
+    return repr(text) if rules.version < FIRST_FIXED_RULES else quote(text)
 
 
 def quote(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tasksprint.coordination.commands import CancelJob, SchedulerOut, SubmitJob
 from tasksprint.coordination.view import DropJob
 from tasksprint.scheduler_commands import FailJob, FinishJob, StartTimer, WriteLog
+from tasksprint.settings import RULES_BY_VERSION
 from tasksprint.task_spec import TaskSpec
 from tests.coordination.world import World, reply_of
 
@@ -169,8 +170,9 @@ def test_a_submission_that_comes_twice_starts_one_job() -> None:
     assert world.schedule.running_jobs() == (1, 2)
 
 
-def test_a_submission_that_makes_no_sense_is_refused_with_its_reason() -> None:
-    world = World()
+def test_a_submission_that_makes_no_sense_is_refused_as_release_0_2_0_did() -> None:
+    """The replies are kept in the state, and its rules are that release's."""
+    world = World(rules=RULES_BY_VERSION[1])
     for number, (params, manifest, error) in enumerate(
         [
             ("{", "{}", "the job's parameters are not JSON: "),
@@ -191,6 +193,28 @@ def test_a_submission_that_makes_no_sense_is_refused_with_its_reason() -> None:
     ):
         reply = reply_of(world.apply(SubmitJob("me", number, "pi", 1, params, "p", manifest)))
         assert reply["error"].startswith(error)
+    assert world.schedule.jobs() == []
+
+
+def test_why_a_submission_is_refused_is_said_in_words_of_our_own() -> None:
+    """What a library says of JSON, and how Python shows a text, changes with their versions."""
+    world = World()
+    deep = "[" * 1_000 + "]" * 1_000
+    whole = "must be a whole number of at least 0"
+    for number, (params, manifest, error) in enumerate(
+        [
+            ("{", "{}", "the job's parameters aren't a JSON object"),
+            ("[\u1fae0]", "{}", "the job's parameters aren't a JSON object"),
+            (deep, "{}", "the job's parameters aren't a JSON object"),
+            ("{}", "x", "the job's manifest isn't JSON"),
+            ("{}", "[]", "the manifest must be an object"),
+            ("{}", f'{{"node":{deep}}}', "the manifest's 'node' must be text"),
+            ("{}", '{"retries":-1}', f"the manifest's 'retries' {whole}"),
+            ("{}", '{"timeout_ms":"5s"}', f"the manifest's 'timeout_ms' {whole}"),
+        ]
+    ):
+        reply = reply_of(world.apply(SubmitJob("me", number, "pi", 1, params, "p", manifest)))
+        assert reply == {"error": error}
     assert world.schedule.jobs() == []
 
 
