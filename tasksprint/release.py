@@ -7,7 +7,7 @@ asked for nothing more. So the log is raised to newer rules only once every memb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "THIS_RELEASE",
     "Release",
     "Speaks",
+    "common_rules",
     "decode_speaks",
     "encode_speaks",
     "read_speaks",
@@ -45,9 +46,22 @@ class Speaks:
         """Whether it can go on by a version of the rules."""
         return self.rules[0] <= version <= self.rules[1]
 
+    @property
+    def in_words(self) -> str:
+        """What follows "replica 3" in a sentence about its rules."""
+        first, last = self.rules
+        return f"runs release {self.release}, which has the rules {first} to {last}"
+
 
 # A member that says nothing is of a release that doesn't speak of itself.
 SILENT = Speaks("0.2.0 or older", (1, 1), (2, 2), (1, 1))
+
+
+def common_rules(all_speak: Iterable[Speaks]) -> int | None:
+    """Return the newest version of the rules that each of them has; None: there is none."""
+    ranges = [speaks.rules for speaks in all_speak]
+    newest = min([last for _, last in ranges], default=0)
+    return newest if ranges and newest >= max([first for first, _ in ranges]) else None
 
 
 def encode_speaks(speaks: Speaks) -> str:

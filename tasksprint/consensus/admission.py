@@ -139,6 +139,9 @@ class Admission:
     def try_found(self) -> None:
         """Found the cluster if this replica is to do it, and has heard all that it needs."""
         founding = None if self._is_joining else self._foundation.try_found()
+        if isinstance(founding, str):
+            self._outbox.note_once(founding)
+            return
         if founding is None:
             return
         self._join(founding)

@@ -23,11 +23,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
+from tasksprint.bounded_text import bounded_repr
 from tasksprint.consensus.messages import Hello
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import Incarnation, ReplicaId
-from tasksprint.release import SILENT, Speaks
+from tasksprint.release import SILENT, Speaks, common_rules
 
 __all__ = [
     "Foundation",
@@ -97,8 +98,8 @@ def decode_founding(data: bytes) -> Founding:
         version = fields["version"]
         if version not in (_FORMAT_VERSION, _VERSION_WITH_RULES):
             raise RemoteProtocolError(
-                f"founding entry has version {version!r}, expected {_VERSION_WITH_RULES}; "
-                "use the TaskSprint release that wrote it, or a later one"
+                f"founding entry has version {bounded_repr(version)}, expected "
+                f"{_VERSION_WITH_RULES}; use the TaskSprint release that wrote it, or a later one"
             )
         members = tuple(
             Member(ReplicaId(int(replica)), Incarnation(str(incarnation)), str(address))
@@ -201,18 +202,21 @@ class Foundation:
         """Remember the life in which a replica spoke, for the next `hello`."""
         self._heard[source] = incarnation
 
-    def try_found(self) -> Founding | None:
+    def try_found(self) -> Founding | str | None:
         """Return a new founding entry; None: another replica writes it, or it is too early.
 
         Only the replica with the lowest id writes it. First every other member must have told
-        it, in this life, that it is unfounded.
+        it, in this life, that it is unfounded. A text says why these members can't found a cluster together.
         """
         if self._me != self.members[0] or len(self._unfounded) < len(self.peers):
             return None
         own = Member(self._me, self._incarnation, self._address), self._speaks
         found = [own, *[self._unfounded[peer] for peer in self.peers]]
         # The newest rules that all of them have: nobody would have to raise them.
-        rules = min(speaks.rules[1] for _, speaks in found)
+        rules = common_rules([speaks for _, speaks in found])
+        if rules is None:
+            told = [f"replica {member.replica} {speaks.in_words}" for member, speaks in found]
+            return f"can't found a cluster: {'; '.join(told)}; start all with the same release"
         members = tuple([member for member, _ in found])
         return Founding(f"{self._random.getrandbits(64):016x}", members, rules=rules)
 

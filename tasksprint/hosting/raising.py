@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tasksprint.ids import ReplicaId
-from tasksprint.release import Speaks
+from tasksprint.release import Speaks, common_rules
 
 __all__ = ["Raising", "Said", "lacking", "version_of_all"]
 
@@ -23,14 +23,8 @@ Said = Mapping[ReplicaId, Speaks | None]
 
 def version_of_all(said: Said) -> int | None:
     """Return the newest version of the rules that every member has; None: there is none."""
-    newest: int | None = None
-    oldest = 0
-    for speaks in said.values():
-        if speaks is None:
-            return None
-        oldest = max(oldest, speaks.rules[0])
-        newest = speaks.rules[1] if newest is None else min(newest, speaks.rules[1])
-    return newest if newest is not None and newest >= oldest else None
+    heard = [speaks for speaks in said.values() if speaks is not None]
+    return common_rules(heard) if len(heard) == len(said) else None
 
 
 def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
@@ -40,10 +34,7 @@ def lacking(said: Said, version: int) -> dict[ReplicaId, str]:
         if speaks is None:
             found[replica] = f"replica {replica} isn't connected with the leader"
         elif not speaks.has_rules(version):
-            found[replica] = (
-                f"replica {replica} runs release {speaks.release}, which has the rules "
-                f"{speaks.rules[0]} to {speaks.rules[1]}"
-            )
+            found[replica] = f"replica {replica} {speaks.in_words}"
     return found
 
 

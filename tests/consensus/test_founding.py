@@ -16,6 +16,7 @@ from tasksprint.consensus import (
     Hello,
     Member,
     Membership,
+    Ready,
     Recovered,
     Replica,
     Stranger,
@@ -325,9 +326,8 @@ def test_founding_entry_that_cannot_be_read_is_refused(data: bytes, text: str) -
     assert str(caught.value).startswith(text)
 
 
-def test_cluster_begins_with_the_newest_rules_that_all_founders_have() -> None:
-    """Who says nothing of its release has the first rules only."""
-    newest = {2: 3, 3: 2}
+def _founder(said: dict[int, tuple[int, int]]) -> tuple[Replica, list[Ready]]:
+    """Return the founder with rules 2 to 4, once it has heard which ones the others have."""
     replica = Replica(
         me=ReplicaId(1),
         address="h1",
@@ -340,13 +340,36 @@ def test_cluster_begins_with_the_newest_rules_that_all_founders_have() -> None:
     )
     ((_, hello), *_) = sent(drain(replica), Hello)
     assert isinstance(hello, Hello) and hello.speaks.rules == (2, 4)
-    for peer, version in newest.items():
-        said = replace(_hello(peer, heard="inc1"), speaks=replace(SILENT, rules=(1, version)))
-        replica.receive(from_peer(peer, 1, said), 0)
-    drain(replica)
+    for peer, rules in said.items():
+        heard = replace(_hello(peer, heard="inc1"), speaks=replace(SILENT, rules=rules))
+        replica.receive(from_peer(peer, 1, heard), 0)
+    return replica, drain(replica)
+
+
+def test_cluster_begins_with_the_newest_rules_that_all_founders_have() -> None:
+    replica, _ = _founder({2: (1, 3), 3: (1, 2)})
     assert replica.founding is not None and replica.founding.rules == 2
     data = encode_founding(replica.founding)
     assert decode_founding(data) == replica.founding
+
+
+@pytest.mark.parametrize("third", [(1, 1), (5, 6)], ids=["too old", "too new"])
+def test_founders_without_rules_in_common_found_nothing(third: tuple[int, int]) -> None:
+    """Neither by rules that one of them has no more, nor by such as it doesn't have yet."""
+    replica, readies = _founder({2: (1, 9), 3: third})
+    assert replica.founding is None
+    said = f"{third[0]} to {third[1]}"
+    told = [f"replica {me} runs release 0.2.0 or older, which has the rules" for me in (1, 2, 3)]
+    note = (
+        f"replica=1 can't found a cluster: {told[0]} 2 to 4; {told[1]} 1 to 9; {told[2]} {said}; "
+        "start all with the same release"
+    )
+    assert [text for ready in readies for text in ready.notes] == [note]
+    # It does once that one was replaced.
+    heard = replace(_hello(3, heard="inc1"), speaks=replace(SILENT, rules=(4, 5)))
+    replica.receive(from_peer(3, 1, heard), 0)
+    drain(replica)
+    assert replica.founding is not None and replica.founding.rules == 4
 
 
 def test_founding_entry_with_the_first_rules_is_that_of_the_last_release() -> None:
