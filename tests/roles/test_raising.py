@@ -13,6 +13,7 @@ from tasksprint.consensus import Member, Membership
 from tasksprint.errors import Refused, UnknownRules
 from tasksprint.ids import Incarnation, ReplicaId
 from tasksprint.release import SILENT, THIS_RELEASE, Release, Speaks
+from tasksprint.roles.coordinator.ports import NotLeader
 from tasksprint.roles.coordinator.raising import RulesRaising
 from tasksprint.settings import RULES_BY_VERSION, Settings
 from tests.roles.members import Members
@@ -27,6 +28,7 @@ class Leader:
 
     me = ReplicaId(1)
     leader = me
+    is_leader = True
 
     def __init__(self, **said: Speaks | None) -> None:
         members = tuple(
@@ -60,6 +62,9 @@ class Leader:
 
     def now_ms(self) -> int:
         return self.now
+
+    def not_leader(self) -> NotLeader:
+        return NotLeader("replica 2 leads", "h2:1")
 
     def step(self, method: Any, *arguments: object) -> Any:
         return method(*arguments)
@@ -126,6 +131,14 @@ def test_who_asks_while_the_members_change_is_told_to_ask_again() -> None:
     leader = Leader()
     leader.is_free = False
     with pytest.raises(Refused, match="is under way: try again when it is done"):
+        leader.raising.raise_now()
+
+
+def test_who_asks_one_that_has_lost_office_is_sent_to_the_leader() -> None:
+    """Not told that something is under way: between the question and this it was deposed."""
+    leader = Leader()
+    leader.is_free = leader.is_leader = False
+    with pytest.raises(NotLeader, match="replica 2 leads"):
         leader.raising.raise_now()
 
 

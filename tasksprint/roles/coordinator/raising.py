@@ -62,6 +62,7 @@ class RulesRaising:
         """Raise the rules to the newest version of this release, without waiting.
 
         Raises:
+            NotLeader: This replica doesn't lead any more.
             Refused: A member can't go on by them, or the members are being changed.
         """
         newest = max(self._release.rules)
@@ -75,6 +76,8 @@ class RulesRaising:
                 hint="replace these processes by ones of this release, or remove the members",
             )
         if not self._propose(newest):
+            if not self._replica.is_leader:
+                raise self._log.not_leader()
             raise Refused(
                 "a change of the members or of the rules is under way: try again when it is done",
                 status=_CONFLICT,
