@@ -166,6 +166,17 @@ class Candidate:
         self._outbox.note(f"ballot={ballot} stands for election: {cause}")
         self._ask_for_promises(self.campaign, now_ms)
 
+    def depose(self, leader: ReplicaId, now_ms: int) -> None:
+        """Stand at once: the leader wants an entry that its release can't read (batch.py).
+
+        1. Leader A proposes to raise the rules. Only C has accepted that when A dies.
+        2. C is put back to release 0.2.0 in this moment. B elects it, and C proposes it anew.
+        3. Were B to accept, C would lead on: it can't apply what is chosen by that.
+        4. So B doesn't, and stands. C promises, with the entry; B has it chosen, and C ends.
+        """
+        if self._learner.is_whole and not self._outbox.owes_founding:
+            self.stand(f"replica {leader} leads, but can't read what it proposes", now_ms)
+
     def extend(self, now_ms: int) -> None:
         """Give the campaign a full election timeout from now."""
         if self.campaign is not None:

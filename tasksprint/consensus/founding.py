@@ -206,7 +206,7 @@ class Foundation:
         """Return a new founding entry; None: another replica writes it, or it is too early.
 
         Only the replica with the lowest id writes it. First every other member must have told
-        it, in this life, that it is unfounded. A text says why these members can't found a cluster together.
+        it, in this life, that it is unfounded. A text says why they can't found one together.
         """
         if self._me != self.members[0] or len(self._unfounded) < len(self.peers):
             return None

@@ -18,9 +18,13 @@ show it once the members compare them, and both lives count as lost.
 from __future__ import annotations
 
 from tasksprint.ids import ReplicaId
+from tasksprint.release import Speaks
 from tasksprint.settings import Settings
 
 __all__ = ["Lives"]
+
+# Releases that read these frames read an entry in which a command stands alone (batch.py).
+_FRAMES_WITH_ALONE = 3
 
 
 class Lives:
@@ -32,6 +36,8 @@ class Lives:
 
     def __init__(self, settings: Settings, *, own: int) -> None:
         self.own = own
+        # What the release can of the process that is heard as each replica; the shell sets it.
+        self.speaks: dict[ReplicaId, Speaks] = {}
         # A life lives if it was heard within this span, unless its connection broke.
         self._span_ms = settings.election_timeout_max_ms
         self._life: dict[ReplicaId, int] = {}
@@ -54,6 +60,11 @@ class Lives:
             return "was heard a moment ago"
         self.hear(source, life, now_ms)
         return None
+
+    def reads_alone(self, source: ReplicaId) -> bool:
+        """Whether who is heard as this replica can go on behind a command that stands alone."""
+        speaks = self.speaks.get(source)
+        return speaks is None or speaks.frames[1] >= _FRAMES_WITH_ALONE
 
     def is_twin(self, source: ReplicaId, life: int, now_ms: int) -> bool:
         """Whether another life of this replica lives."""

@@ -21,16 +21,10 @@ from random import Random
 from tasksprint.consensus.acceptor import Acceptor
 from tasksprint.consensus.admission import Admission
 from tasksprint.consensus.ballot import NO_BALLOT, Ballot
-from tasksprint.consensus.batch import split_commands
+from tasksprint.consensus.batch import split_commands, stands_alone
 from tasksprint.consensus.candidate import Candidate
 from tasksprint.consensus.catch_up import CatchUp
-from tasksprint.consensus.effects import (
-    PeerStatus,
-    ReadLog,
-    Ready,
-    Recovered,
-    Status,
-)
+from tasksprint.consensus.effects import PeerStatus, ReadLog, Ready, Recovered, Status
 from tasksprint.consensus.election import Election
 from tasksprint.consensus.founding import Foundation, Founding, Member
 from tasksprint.consensus.leadership import Leadership
@@ -630,6 +624,10 @@ class Replica:
     def _on_accept(self, source: ReplicaId, message: Accept) -> None:
         ballot, slot = message.ballot, message.slot
         if not self._follows(source, ballot):
+            return
+        if stands_alone(message.value) and not self.lives.reads_alone(source):
+            if self._may_stand:
+                self._candidate.depose(source, self._now_ms)
             return
         if slot < self._learner.chosen_end:
             # The leader doesn't know yet that this is chosen.

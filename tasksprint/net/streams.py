@@ -95,7 +95,7 @@ class PeerStreams:
             when the peer's process dies.
         life: The life of this process.
         on_knock: Asked before a process is heard, as (source, life, life of the process that
-            is heard as this source now, address); returns why not.
+            is heard as this source now, address, abilities of its release); returns why not.
         on_twin: A peer refused this process in favour of another one, with these words.
         speaks: The abilities of this process's release.
     """
@@ -114,7 +114,7 @@ class PeerStreams:
         on_disconnected: Callable[[ReplicaId], None],
         address: str | None = None,
         life: int = 0,
-        on_knock: Callable[[ReplicaId, int, int | None, str], str | None] | None = None,
+        on_knock: Callable[[ReplicaId, int, int | None, str, Speaks], str | None] | None = None,
         on_twin: Callable[[ReplicaId, str], None] | None = None,
         speaks: Speaks = SILENT,
     ) -> None:
@@ -321,7 +321,7 @@ class PeerStreams:
             raise Refused("a stream needs a nonce of 32 hex digits", status=400)
         life = request.query_integer("life", 0)
         speaks = decode_speaks(request.query.get("speaks"))
-        self._refuse_twin(source, life, address or request.peer)
+        self._refuse_twin(source, life, address or request.peer, speaks)
         if is_visitor and address is not None:
             self._visitors[source] = address
             self._open_all()
@@ -333,12 +333,13 @@ class PeerStreams:
             lambda: _Receiver(self, source, mac, life, speaks),
         )
 
-    def _refuse_twin(self, source: ReplicaId, life: int, address: str) -> None:
+    def _refuse_twin(self, source: ReplicaId, life: int, address: str, speaks: Speaks) -> None:
         receiver = self._incoming.get(source)
         connected = None if receiver is None else receiver.life
         if self._on_knock is None:
             return
-        if (reason := self._on_knock(source, life, connected, address)) is not None:
+        reason = self._on_knock(source, life, connected, address, speaks)
+        if reason is not None:
             raise Refused(
                 reason,
                 status=_TWIN,

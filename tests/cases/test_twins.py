@@ -14,6 +14,7 @@ from tasksprint.consensus.lives import Lives
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
+from tasksprint.release import SILENT
 from tasksprint.roles.client import incarnations as client_incarnations
 from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.coordinator.peers import Peers
@@ -161,15 +162,15 @@ class Shell:
 
 def test_member_says_who_is_not_heard() -> None:
     shell = Shell()
-    assert shell.peers.knocks(TWO, FIRST, None, "10.0.0.2:7070") is None
-    text = shell.peers.knocks(TWO, SECOND, FIRST, "10.0.0.9:7070")
+    assert shell.peers.knocks(TWO, FIRST, None, "10.0.0.2:7070", SILENT) is None
+    text = shell.peers.knocks(TWO, SECOND, FIRST, "10.0.0.9:7070", SILENT)
     assert text == (
         "replica 2 (at 10.0.0.2:7070) runs and is connected: another process that says it is "
         "replica 2 (at 10.0.0.9:7070) isn't heard"
     )
     assert shell.said == [f"replica=3 peer=2 {text}"]
     shell.peers.disconnected(TWO)
-    assert shell.peers.knocks(TWO, SECOND, None, "10.0.0.9:7070") is None
+    assert shell.peers.knocks(TWO, SECOND, None, "10.0.0.9:7070", SILENT) is None
 
 
 def test_process_that_is_refused_for_long_ends() -> None:

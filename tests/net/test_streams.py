@@ -62,7 +62,7 @@ class Replica:
             on_connected=lambda peer: self.events.append(("connected", peer)),
             on_disconnected=lambda peer: self.events.append(("disconnected", peer)),
             life=self.life,
-            on_knock=lambda source, life, connected, address: self.refuse(life, connected),
+            on_knock=lambda source, life, connected, *_: self.refuse(life, connected),
             on_twin=lambda peer, text: self.events.append(("twin", peer, text)),
             speaks=self.speaks,
         )

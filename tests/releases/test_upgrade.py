@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tasksprint.consensus import Ballot, LogEntry, Persist
+from tasksprint.consensus.batch import encode_alone
+from tasksprint.coordination.commands import RaiseRules, encode_command
+from tasksprint.ids import ReplicaId, Slot
+from tasksprint.store.records import Commit
+from tasksprint.store.replica_store import ReplicaStore
 from tests.e2e.conftest import wait_until
 from tests.releases.stages import (
     PATIENT,
@@ -29,8 +35,12 @@ COORDINATORS = ("coordinator-1", "coordinator-2", "coordinator-3")
 SIZE = {"stages": 8, "width": 80}
 # As many versions of the rules as this checkout has.
 OLD_RULES, NEW_RULES = 1, 2
-# Beside this one: coordinators that raise the rules soon.
+# Beside this one: coordinators that raise the rules soon, and such as leave elections to others.
 HASTY = 'TASKSPRINT_SETTINGS={"rules_settle_ms":500}'
+IDLE = (
+    'TASKSPRINT_SETTINGS={"rules_settle_ms":3600000,"resend_interval_ms":20000,'
+    '"election_timeout_min_ms":40000,"election_timeout_max_ms":60000}'
+)
 
 
 def rules_of(machines: Machines, name: str) -> object:
@@ -184,3 +194,51 @@ def test_a_member_of_the_last_release_holds_the_rules_back(
         replace(machines, "coordinator-3", new)
         wait_for_rules(machines, NEW_RULES)
         leave_no_trace(machines)
+
+
+def test_a_member_put_back_in_the_moment_of_the_raise_is_deposed(
+    old_archive: Path, new_archive: Path, tmp_path: Path
+) -> None:
+    """Release 0.2.0, elected then, would have the raise chosen, lead on and apply nothing.
+
+    1. The leader has proposed to raise the rules, and is killed before anybody else hears of it.
+    2. It is put back, and elected by a member of this release: the third one is down.
+    3. It proposes the raise anew. That member refuses, and takes its place.
+    """
+    old, new = command_of(old_archive), ["env", PATIENT, *command_of(new_archive)]
+    with Machines(tmp_path / "cluster", command=old, coordinators=3, clients=0) as machines:
+        start_upgraded(machines, new)
+        leader = wait_for_leader(machines)
+        voter, third = (name for name in COORDINATORS if name != leader)
+        replace(machines, voter, ["env", IDLE, *command_of(new_archive)])
+        heard_by(machines, voter)
+        assert wait_for_leader(machines) == leader
+        machines.kill(third)
+        machines.kill(leader)
+        accept_raise(machines.folder / leader)
+        before = len(machines.log(leader))
+        machines.start(leader, command=old)
+        wait_until(lambda: "became leader" in machines.log(leader)[before:], "it was elected")
+        machines.start(third, command=new)
+        for name in (voter, third):
+            wait_until(lambda name=name: rules_of(machines, name) == NEW_RULES, "rules are raised")
+        refused = f"replica {number_of(leader)} leads, but can't read what it proposes"
+        assert refused in machines.log(voter)
+        # As a follower it ends by itself.
+        machines.processes[leader].wait(60)
+        machines._killed.add(leader)
+        machines.start(leader, command=new)
+        heard_by(machines, leader)
+        wait_for_rules(machines, NEW_RULES)
+
+
+def accept_raise(data_dir: Path) -> None:
+    """Let a leader that is down have proposed to raise the rules, in a ballot of its own."""
+    store = ReplicaStore.open_there(data_dir)
+    recovered = store.recover().consensus
+    assert recovered.promised is not None
+    slot = max([recovered.chosen_end, *[entry.slot + 1 for entry in recovered.accepted]])
+    ballot = Ballot(recovered.promised.round + 1, ReplicaId(store.replica))
+    value = encode_alone(encode_command(RaiseRules(NEW_RULES)))
+    store.commit(Commit((Persist(accepted=(LogEntry(Slot(slot), ballot, value),)),)))
+    store.close()

@@ -14,6 +14,7 @@ from tasksprint.consensus import Envelope, Mark, Message, Replica
 from tasksprint.consensus import codec as replica_codec
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ReplicaId
+from tasksprint.release import Speaks
 from tasksprint.roles.coordinator.roster import Roster
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions, Surroundings
 from tasksprint.roles.coordinator.turns import LoopTurns
@@ -105,17 +106,19 @@ class Peers:
         self._turns.wake()
 
     def knocks(
-        self, source: ReplicaId, life: int, connected: int | None, address: str
+        self, source: ReplicaId, life: int, connected: int | None, address: str, speaks: Speaks
     ) -> str | None:
         """Say why a process that wants to be heard as `source` isn't; None: it is.
 
         Args:
             connected: The life of the process that is heard as this replica now.
             address: Where the process says that it listens.
+            speaks: What its release can.
         """
         lives = self._replica.lives
         why = lives.greet(source, life, self._turns.now_ms(), connected=connected)
         if why is None:
+            lives.speaks[source] = speaks
             return None
         known = self._roster.address_of(source) or "an unknown address"
         text = (
