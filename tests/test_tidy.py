@@ -271,16 +271,32 @@ def test_nobody_but_its_builder_knows_a_whole_role() -> None:
 
 
 def test_votes_are_counted_in_one_place() -> None:
-    """`run` counts the processes of a cluster that it started itself."""
-    may_count = {"tasksprint.consensus.voters", "tasksprint.cli.run"}
     found = [
-        place(path, node.lineno)
+        f"{place(path, node.lineno)} says how many are a majority; call majority()"
         for path in modules()
-        if name_of(path) not in may_count
+        if name_of(path) != "tasksprint.majority"
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.BinOp) and ast.unparse(node).endswith(" // 2 + 1")
+        if _counts_a_half(node)
     ]
     assert found == []
+
+
+def _counts_a_half(node: ast.AST) -> bool:
+    """Whether this is `x // 2 + 1`, or compares something with a half of `len(x)`."""
+    if isinstance(node, ast.BinOp):
+        return ast.unparse(node).endswith(" // 2 + 1")
+    if not isinstance(node, ast.Compare):
+        return False
+    sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+    halves = r"len\(.*\) //? 2|2 \* len\(.*\)|len\(.*\) \* 2"
+    return any(re.fullmatch(halves, side) for side in sides)
+
+
+@pytest.mark.parametrize(
+    "text", ["len(up) // 2 + 1", "len(up) > len(all) // 2", "2 * len(up) >= len(all)"]
+)
+def test_whoever_counts_votes_elsewhere_is_found(text: str) -> None:
+    assert any(_counts_a_half(node) for node in ast.walk(ast.parse(text)))
 
 
 def test_commands_print_in_one_place() -> None:

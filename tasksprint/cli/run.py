@@ -24,6 +24,7 @@ from tasksprint.cli.progress import counted
 from tasksprint.cli.run_directory import RunDirectory, sweep_run_directories
 from tasksprint.errors import PeerUnreachable, UsageError
 from tasksprint.installation import own_command
+from tasksprint.majority import majority
 from tasksprint.net.addresses import format_address
 from tasksprint.net.keys import create_key
 from tasksprint.process.environment import settings_from_environment
@@ -265,7 +266,7 @@ class PrivateCluster:
 
     def check(self) -> None:
         """Raise `PeerUnreachable` if so many processes have ended that no job can."""
-        for role, count_min in (("coordinator", self._coordinators // 2 + 1), ("client", 1)):
+        for role, count_min in (("coordinator", majority(self._coordinators)), ("client", 1)):
             names = [name for name in self._processes if name.startswith(role)]
             ended = [name for name in names if self._processes[name].poll() is not None]
             if len(names) - len(ended) < count_min:

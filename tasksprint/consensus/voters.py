@@ -21,6 +21,7 @@ from tasksprint.consensus.membership import (
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import ReplicaId, Slot
+from tasksprint.majority import majority
 
 __all__ = ["Memberships", "Voters"]
 
@@ -36,7 +37,7 @@ class Voters:
     def __init__(self, voters: Iterable[Member]) -> None:
         self.ids: tuple[ReplicaId, ...] = tuple(member.replica for member in voters)
         self._id_set = frozenset(self.ids)
-        self.quorum_size = len(self.ids) // 2 + 1
+        self.quorum_size = majority(len(self.ids))
 
     def is_quorum(self, voters: AbstractSet[ReplicaId]) -> bool:
         """Whether these hold a majority; a set, so that nobody counts twice.

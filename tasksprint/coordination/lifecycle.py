@@ -25,6 +25,7 @@ from tasksprint.coordination.view import DropJob
 from tasksprint.encoding import decode_json
 from tasksprint.errors import RemoteProtocolError
 from tasksprint.ids import JobId, ReplicaId, TaskId
+from tasksprint.majority import majority
 from tasksprint.scheduler_commands import EVENT_KINDS
 
 __all__ = ["Lifecycle", "bounded"]
@@ -284,7 +285,7 @@ class Lifecycle:
         members = self._state.members
         crashed = [replica for replica in members if job.out.get(replica, ("",))[0] == "crashed"]
         gone = [replica for replica in members if replica in job.out]
-        if len(crashed) > len(members) // 2:
+        if len(crashed) >= majority(len(members)):
             what = "crashed"
             named = crashed
         elif len(gone) == len(members):
