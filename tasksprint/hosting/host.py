@@ -12,31 +12,13 @@ answer. It knows nothing of tasks, processes, or how a proposal becomes an entry
 
 While own < chosen, the process repeats history (a replay, or just a slow replica). Its
 answers are compared with the digests of the chosen ones, and never proposed. Once own ==
-chosen it may run ahead: its answers wait in two queues, `_proposed` before `_fresh`, which
-together cover exactly [chosen, own). A chosen answer is compared with the head of the queues.
-So each answer is compared once, whichever side was first.
+chosen it may run ahead: its answers wait in a queue (queue.py). They are proposed from there.
+A chosen answer is compared with the head of the queue. So each answer is compared once,
+whichever side was first.
 
-**Who proposes.** The leader proposes at once. Another replica proposes when its own answer has
-waited at the frontier for `answer_grace_ms`: then the leader's scheduler is stuck, differs, or
-is out. That replica stands in for a while, and proposes at once as a leader does. It stops when
-another replica's answers are chosen first again. The waits are staggered by replica, so
-only one stands in. Duplicate proposals are harmless: the state machine takes exactly the
-job's next part, and ignores all others.
-
-**States of the process** (`HostStatus.state`):
-
-    waiting --(its pause is over: start)--> starting --ready--> replaying --> live
-       ^                                       |                   |           |
-       |                                       v                   v           v
-       +---(exited, pause)---- stopping <---- crash or difference: kill -------+
-                                  |
-                                  +---(once too often)---> out
-    any --job_ended--> ended          live --(exits after finish or fail)--> finished
-
-Most answers say nothing, so runs of them are kept and proposed as ranges, and no
-object is made for one.
-
-Only a part of a long history is in memory (history.py); `HostEffects.read` asks for more.
+The parts of a host don't know it: the queue, the lines for its process (feed.py), restarts
+(restarts.py). The states of the process are a table (states.py). Only a part of a long
+history is in memory (history.py); `HostEffects.read` asks for more.
 """
 
 from __future__ import annotations
@@ -47,10 +29,12 @@ from typing import Literal
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, SchedulerOut, answer_digest
-from tasksprint.errors import LocalProtocolError
+from tasksprint.hosting.feed import Feed
 from tasksprint.hosting.history import History
-from tasksprint.hosting.queue import Entry, OwnAnswer, proposal
-from tasksprint.hosting.types import DecodedAnswer, HostEffects, HostState, HostStatus
+from tasksprint.hosting.queue import AnswerQueue, OwnAnswer, Part
+from tasksprint.hosting.restarts import RESTARTS_MAX, Restarts
+from tasksprint.hosting.states import HOST_TRANSITIONS, HostEvent, HostState
+from tasksprint.hosting.types import DecodedAnswer, HostEffects, HostStatus
 from tasksprint.hosting.words import (
     describe_answers,
     describe_event,
@@ -64,19 +48,6 @@ from tasksprint.settings import RULES, Rules, Settings
 
 __all__ = ["DecodedAnswer", "HostEffects", "HostStatus", "SchedulerHost"]
 
-MIB = 1024 * 1024
-# Bytes of events in the pipe unanswered; events with large values are few then.
-WINDOW_BYTES = 16 * MIB
-# The pause before a restart, doubled with each one: the cause may pass (too little memory, a
-# full disk).
-RESTART_PAUSE_MS = 200
-RESTART_PAUSE_MAX_MS = 10_000
-# Restarts of one job's scheduler on one replica, however much progress lies between.
-RESTARTS_MAX = 10
-# How long a replica stands in, in graces.
-STAND_IN_GRACES = 5
-# A proposal that isn't chosen is repeated after a grace, then after two, four … of them.
-REPEAT_GRACES_MAX = 16
 # If a deadline is noticed this late, *we* didn't run (a suspended machine). Then the scheduler
 # didn't either.
 LATE_MS = 5_000
@@ -84,12 +55,6 @@ LATE_MS = 5_000
 RECENT_MAX = 64
 # How long a scheduler that is behind is compared once its job has ended.
 CLOSING_MS = 1_000
-REPLAY_LINE = b'{"control":"replay","end_event":%d}\n'
-LIVE_LINE = b'{"control":"live"}\n'
-
-
-# A chosen answer: event, part, last, commands.
-_Chosen = tuple[int, int, bool, tuple[SchedulerCommand, ...]]
 
 
 class SchedulerHost:
@@ -128,9 +93,10 @@ class SchedulerHost:
         self._settings = settings
         self._rules = rules
         self._history = History(job, events, answers, event_count)
-        self._recent: deque[_Chosen] = deque(maxlen=RECENT_MAX)
-        self._chosen_event, self._chosen_part = answered_end
-        self._next_tid = next_tid
+        self._recent: deque[Part] = deque(maxlen=RECENT_MAX)
+        self._queue = AnswerQueue(
+            job, replica, settings, frontier=answered_end, next_tid=next_tid, now_ms=now_ms
+        )
 
         # This run of the process.
         self._state: HostState = "waiting"
@@ -138,30 +104,18 @@ class SchedulerHost:
         self._own_part = 0
         self._own_tid = 0  # tasks that it has started: the tid of the next one
         self._own_ends = False  # its last answer finished or failed the job
-        self._proposed: deque[Entry] = deque()
-        self._fresh: deque[Entry] = deque()
-        self._sent_end = 0  # first event that was not written
-        self._replay_end = 0  # first event that is no replay in this run
-        self._sent: deque[tuple[int, int]] = deque()  # (end event, bytes) of each write
-        self._sent_bytes = 0  # of the events in `_sent`
+        self._feed = Feed(self._history, settings.scheduler_window_events)
 
         # Clocks.
         self._now_ms = now_ms
-        self._start_at_ms = now_ms
         self._progress_ms = now_ms  # when the process last answered or became busy
-        self._frontier_ms = now_ms  # since when the head of the queues has been waiting
-        self._repeat_graces = 1
-        self._stand_in_end_ms = now_ms
         self._out_at_ms = now_ms  # when to propose `_out` (again)
         self._late_once = False
         self._preparing, self._preparing_ms = "", now_ms  # The present step before its start.
 
         # Faults.
-        self._is_leader = False
         self._failure = ""  # why the process is being stopped
-        self._failed_at: tuple[int, int] | None = None
-        self._failures = 0  # crashes without progress between them
-        self._restarts = 0
+        self._restarts = Restarts(now_ms)
         self._differences = 0
         self._differed = ""  # the first difference, until it was handed out
         self._closing_end_ms: int | None = None  # the job has ended; compared until then
@@ -182,78 +136,20 @@ class SchedulerHost:
 
     def answers_chosen(self, answers: Iterable[ChosenAnswer | EmptyAnswers], now_ms: int) -> None:
         """Take the job's next chosen answers, in order."""
+        self._now_ms = now_ms
+        queue, history = self._queue, self._history
         for answer in answers:
             if isinstance(answer, EmptyAnswers):
-                self.empty_answers_chosen(answer.first_event, answer.end_event, now_ms)
+                assert answer.end_event <= history.event_count
+                different = queue.empty_chosen(answer, now_ms)
             else:
-                self.answer_chosen(
-                    answer.event,
-                    answer.part,
-                    last=answer.last,
-                    digest=answer.digest,
-                    tasks_started=answer.tasks_started,
-                    commands=answer.commands,
-                    now_ms=now_ms,
-                )
-
-    def answer_chosen(
-        self,
-        event: int,
-        part: int,
-        *,
-        last: bool,
-        digest: str,
-        tasks_started: int,
-        commands: tuple[SchedulerCommand, ...],
-        now_ms: int,
-    ) -> None:
-        """Take the job's next chosen answer; it says something, or isn't whole."""
-        assert (event, part) == (self._chosen_event, self._chosen_part)
-        assert event < self._history.event_count
-        self._now_ms = now_ms
-        self._history.answer_chosen((event, part), digest)
-        self._recent.append((event, part, last, commands))
-        self._next_tid += tasks_started
-        if last:
-            self._move_frontier(event + 1, 0)
-        else:
-            self._move_frontier(event, part + 1)
-        queue = self._proposed or self._fresh
-        if not queue:
-            return  # Our process is behind, or not running.
-        if queue is self._fresh:
-            self._stand_in_end_ms = self._now_ms  # Somebody else was first.
-        head = queue[0]
-        if isinstance(head, list):
-            self._differs(event, part, True, ())
-        elif commands != head.commands or last != head.last:
-            self._differs(event, part, head.last, head.commands)
-        else:
-            queue.popleft()
-
-    def empty_answers_chosen(self, first_event: int, end_event: int, now_ms: int) -> None:
-        """Take chosen answers to whole events; they say nothing."""
-        assert (first_event, 0) == (self._chosen_event, self._chosen_part)
-        assert first_event < end_event <= self._history.event_count
-        self._now_ms = now_ms
-        self._move_frontier(end_event, 0)
-        event = first_event
-        while event < end_event:
-            queue = self._proposed or self._fresh
-            if not queue:
-                return  # Our process is behind, or not running.
-            if queue is self._fresh:
-                self._stand_in_end_ms = self._now_ms
-            head = queue[0]
-            if not isinstance(head, list):
-                self._differs(event, 0, head.last, head.commands)
-                return
-            assert head[0] == event
-            if head[1] <= end_event:
-                event = head[1]
-                queue.popleft()
-            else:
-                event = head[0] = end_event
+                event, part = answer.event, answer.part
+                assert event < history.event_count
+                history.answer_chosen((event, part), answer.digest)
+                self._recent.append((event, part, answer.last, answer.commands))
+                different = queue.answer_chosen(answer, now_ms)
+            if different is not None:
+                self._differs(*different)
 
     def out_chosen(self) -> None:
         """The log says that this replica's scheduler is out; proposing it ends."""
@@ -275,7 +171,7 @@ class SchedulerHost:
 
     @property
     def _is_behind(self) -> bool:
-        chosen = self._chosen_event, self._chosen_part
+        chosen = self._queue.chosen_event, self._queue.chosen_part
         return (self._own_event, self._own_part) < chosen and not self._own_ends
 
     def _close(self) -> None:
@@ -283,7 +179,7 @@ class SchedulerHost:
         self._clear_run()
         if self._has_process and self._state not in ("stopping", "out", "ended"):
             self._stop = "ask"
-        self._state = "ended"
+        self._enter("job ended")
 
     def lead(self, now_ms: int, *, is_leader: bool) -> None:
         """Say whether this replica is to propose at once: the leader, usually.
@@ -295,11 +191,7 @@ class SchedulerHost:
         proposals may be lost with the last leader.
         """
         self._now_ms = now_ms
-        if is_leader != self._is_leader:
-            self._is_leader = is_leader
-            self._propose_again()
-            self._frontier_ms = now_ms
-            self._stand_in_end_ms = now_ms
+        self._queue.lead(now_ms, is_leader=is_leader)
 
     def history_read(
         self,
@@ -349,8 +241,10 @@ class SchedulerHost:
             # nothing to kill.
             self._stop = "kill"
             return
-        self._replay_end = self._chosen_event
-        self._state = "replaying" if self._replay_end else "live"
+        self._enter("ready")
+        self._feed.replay_end = self._queue.chosen_event
+        if not self._feed.replay_end:
+            self._enter("caught up")
         self._progress_ms = now_ms
         self._late_once = False
 
@@ -361,8 +255,8 @@ class SchedulerHost:
             return  # It is being stopped.
         self._progress_ms = now_ms
         self._late_once = False
-        sent_end, chosen_answers = self._sent_end, self._history.answers
-        chosen_event, chosen_part = self._chosen_event, self._chosen_part
+        queue, sent_end, chosen_answers = self._queue, self._feed.sent_end, self._history.answers
+        chosen_event, chosen_part = queue.chosen_event, queue.chosen_part
         for answer in answers:
             event = answer.event
             if event >= sent_end:
@@ -372,7 +266,7 @@ class SchedulerHost:
             assert event == self._own_event and answer.part == self._own_part
             if not answer.commands and not answer.part and answer.last:
                 if event > chosen_event or (event == chosen_event and not chosen_part):
-                    self._enqueue_empty(event)
+                    queue.add_empty(event, self._own_tid, now_ms)
                 elif (event, 0) in chosen_answers:
                     self._differs(event, 0, True, ())
                     return
@@ -412,7 +306,7 @@ class SchedulerHost:
             case "starting" | "replaying" | "live":
                 if self._own_ends:
                     # It has said its last answer. Its answers needn't be chosen yet.
-                    self._state = "finished"
+                    self._enter("left")
                 elif self._state == "starting":
                     self._crash(f"the scheduler ended before it was ready: {reason}{tail}")
                 else:
@@ -442,43 +336,38 @@ class SchedulerHost:
                     f"{self._settings.scheduler_answer_timeout_ms} ms "
                     "(scheduler_answer_timeout_ms)"
                 )
-        repeat_at = self._repeat_deadline_ms()
-        if repeat_at is not None and now_ms >= repeat_at:
-            self._propose_again()
-            self._frontier_ms = now_ms
-            self._repeat_graces = min(2 * self._repeat_graces, REPEAT_GRACES_MAX)
-            if not self._is_leader:
-                grace = self._settings.answer_grace_ms
-                self._stand_in_end_ms = now_ms + STAND_IN_GRACES * grace
+        self._queue.tick(now_ms)
 
     @property
     def deadline_ms(self) -> int | None:
         """When `tick` has something to do, unless something happens before."""
-        deadlines = [self._process_deadline_ms(), self._repeat_deadline_ms()]
-        deadlines.append(self._closing_end_ms)
-        if self._state == "waiting":
-            deadlines.append(self._start_at_ms)
-        if self._out is not None:
-            deadlines.append(self._out_at_ms)
-        return min((each for each in deadlines if each is not None), default=None)
+        deadlines = [
+            self._process_deadline_ms(),
+            self._queue.deadline_ms,
+            self._closing_end_ms,
+            self._restarts.start_at_ms if self._state == "waiting" else None,
+            self._out_at_ms if self._out is not None else None,
+        ]
+        return min([each for each in deadlines if each is not None], default=None)
 
     @property
     def status(self) -> HostStatus:
         """How the scheduler is doing here."""
         count = self._history.event_count
-        events = self._own_event, self._replay_end, count
-        restarts = self._restarts, RESTARTS_MAX
+        events = self._own_event, self._feed.replay_end, count
+        restarts = self._restarts.count
         detail = self._last_error if self._state == "out" else self._preparing
-        text = describe_state(self._state, events, restarts, detail)
-        return HostStatus(self._state, self._own_event, count, self._restarts, text)
+        text = describe_state(self._state, events, (restarts, RESTARTS_MAX), detail)
+        return HostStatus(self._state, self._own_event, count, restarts, text)
 
     def silence(self, now_ms: int) -> str | None:
         """Return in words what the scheduler should have done; None: it isn't late.
 
         It is late after `silence_shown_ms`, or while it is started again after a failure.
         """
-        if self._state in ("waiting", "stopping") and self._restarts:
-            return f"its scheduler failed: restart {self._restarts} of at most {RESTARTS_MAX}"
+        restarts = self._restarts.count
+        if self._state in ("waiting", "stopping") and restarts:
+            return f"its scheduler failed: restart {restarts} of at most {RESTARTS_MAX}"
         deadline = self._process_deadline_ms()
         is_prepared = self._state == "starting" and bool(self._preparing)
         silent_ms = now_ms - (self._preparing_ms if is_prepared else self._progress_ms)
@@ -500,27 +389,28 @@ class SchedulerHost:
         """Return what is to be done now; None: nothing."""
         stop, self._stop = self._stop, ""
         start = False
-        if self._state == "waiting" and self._now_ms >= self._start_at_ms:
+        if self._state == "waiting" and self._now_ms >= self._restarts.start_at_ms:
             assert not self._has_process
-            self._state = "starting"
+            self._enter("started")
             self._has_process = start = True
             self._progress_ms = self._now_ms
             self._late_once = False
-        write = self._next_lines() if self._state in ("replaying", "live") else b""
+        write = b""
+        if self._state in ("replaying", "live"):
+            is_idle = self._feed.is_answered
+            write = self._feed.next_lines(self._own_event)
+            if write and is_idle:
+                self._progress_ms = self._now_ms
         propose: tuple[Answer, ...] = ()
-        if self._closing_end_ms is not None:
-            pass  # An ended job takes no answers.
-        elif self._fresh and (self._is_leader or self._now_ms < self._stand_in_end_ms):
-            propose = proposal(self.job, self._fresh, self._settings.entry_bytes_max // 2)
-            self._proposed.extend(self._fresh)
-            self._fresh.clear()
+        if self._closing_end_ms is None:  # An ended job takes no answers.
+            propose = self._queue.propose(self._now_ms)
         out = None
         if self._out is not None and self._now_ms >= self._out_at_ms:
             out = self._out
             self._out_at_ms = self._now_ms + self._settings.answer_grace_ms
         read = None
         if self._state in ("starting", "replaying", "live"):
-            read = self._history.read(self._sent_end, self._settings.scheduler_window_events)
+            read = self._feed.next_read()
         if read is not None and self._closing_end_ms is not None:
             self._close()  # Nobody may read an ended job's history: stores delete it.
             return self.effects()
@@ -528,59 +418,12 @@ class SchedulerHost:
         if not (stop or start or write or propose or out or self._notes or read or differed):
             return None
         notes, self._notes = tuple(self._notes), []
-        is_forwarded = bool(propose) and not self._is_leader
+        is_forwarded = bool(propose) and not self._queue.is_leader
         return HostEffects(
             stop, start, write, propose, is_forwarded, out, notes, read, differed
         )
 
-    def _next_lines(self) -> bytes:
-        """Return the lines that fit into the pipe now."""
-        first = self._sent_end
-        window_events = self._settings.scheduler_window_events
-        end = min(self._history.end_event, self._own_event + window_events)
-        head = b""
-        if first == 0 and self._replay_end:
-            head = REPLAY_LINE % self._replay_end
-        if first < self._replay_end:
-            end = min(end, self._replay_end)  # The line "live" comes between.
-        if end <= first:
-            return b""
-        lines = self._history.slice(first, end)
-        size = sum(map(len, lines))
-        room = WINDOW_BYTES - self._sent_bytes
-        if size > room:
-            # Rare: large values. Take as many as fit, and at least one if the pipe is empty.
-            count = size = 0
-            for line in lines:
-                if size + len(line) > room and (count or self._sent_bytes):
-                    break
-                count, size = count + 1, size + len(line)
-            if not count:
-                return b""
-            lines = lines[:count]
-            end = first + count
-        if not self._sent:
-            self._progress_ms = self._now_ms
-        self._sent.append((end, size))
-        self._sent_bytes += size
-        self._sent_end = end
-        text = b"\n".join(lines) + b"\n"
-        if first < self._replay_end == end:
-            return head + text + LIVE_LINE + self._next_lines()
-        return head + text
-
     # --- answers of the process ---
-
-    def _enqueue_empty(self, event: int) -> None:
-        fresh = self._fresh
-        if fresh:
-            tail = fresh[-1]
-            if isinstance(tail, list):
-                tail[1] = event + 1
-                return
-        elif not self._proposed:
-            self._queue_begins()
-        fresh.append([event, event + 1])
 
     def _take(self, answer: DecodedAnswer) -> bool:
         """Compare or enqueue an answer; it says something. False: it is refused."""
@@ -601,15 +444,15 @@ class SchedulerHost:
                 f"at most {size_max} (half of frame_bytes_max); let tasks return large values"
             )
             return False
-        if (event, part) < (self._chosen_event, self._chosen_part):
+        queue = self._queue
+        if (event, part) < (queue.chosen_event, queue.chosen_part):
             digest = answer_digest(TaskId(self._own_tid), last, commands)
             if self._history.answers.get((event, part)) != digest:
                 self._differs(event, part, last, commands)
                 return False
         else:
-            if not self._proposed and not self._fresh:
-                self._queue_begins()
-            self._fresh.append(OwnAnswer(event, part, last, self._own_tid, commands, size))
+            own = OwnAnswer(event, part, last, self._own_tid, commands, size)
+            queue.add(own, self._now_ms)
         self._own_tid += tasks
         if last:
             self._own_event, self._own_part = event + 1, 0
@@ -619,52 +462,20 @@ class SchedulerHost:
             self._own_part = part + 1
         return True
 
-    def _queue_begins(self) -> None:
-        """The process has reached the frontier."""
-        assert (self._own_event, self._own_part) == (self._chosen_event, self._chosen_part)
-        assert self._own_tid == self._next_tid  # Every answer before was equal.
-        self._frontier_ms = self._now_ms
-        self._repeat_graces = 1
-
     def _settle_sent(self) -> None:
-        sent, own_event = self._sent, self._own_event
-        while sent and sent[0][0] <= own_event:
-            self._sent_bytes -= sent.popleft()[1]
-        if self._state == "replaying" and own_event >= self._replay_end:
-            self._state = "live"
+        own_event = self._own_event
+        self._feed.answered(own_event)
+        if self._state == "replaying" and own_event >= self._feed.replay_end:
+            self._enter("caught up")
         # Messages may name events that aren't answered or chosen yet, or the one before them.
-        self._history.trim(min(self._own_event, self._chosen_event) - 1)
-
-    def _move_frontier(self, event: int, part: int) -> None:
-        self._chosen_event, self._chosen_part = event, part
-        self._frontier_ms = self._now_ms
-        self._repeat_graces = 1
-
-    # --- proposing again ---
-
-    def _propose_again(self) -> None:
-        """Count all proposed answers as not proposed: they may be lost."""
-        if self._proposed:
-            self._proposed.extend(self._fresh)
-            self._fresh = self._proposed
-            self._proposed = deque()
-
-    def _repeat_deadline_ms(self) -> int | None:
-        """When the head of the queues has waited for too long."""
-        if not self._proposed and (not self._fresh or self._is_leader):
-            return None
-        grace = self._settings.answer_grace_ms
-        wait_ms = grace * self._repeat_graces
-        if not self._is_leader:
-            wait_ms += self.replica % 8 * grace // 8  # One of them comes first.
-        return self._frontier_ms + wait_ms
+        self._history.trim(min(own_event, self._queue.chosen_event) - 1)
 
     # --- faults ---
 
     def _process_deadline_ms(self) -> int | None:
         if self._state == "starting":
             return self._progress_ms + self._settings.node_ready_timeout_ms
-        is_busy = self._own_event < self._sent_end and not self._own_ends
+        is_busy = self._own_event < self._feed.sent_end and not self._own_ends
         if is_busy and self._state in ("replaying", "live"):
             return self._progress_ms + self._settings.scheduler_answer_timeout_ms
         return None
@@ -712,21 +523,16 @@ class SchedulerHost:
         if self._closing_end_ms is not None:
             self._close()
             return
-        point = self._own_event, self._own_part
-        if self._failed_at is None or point > self._failed_at:
-            self._failed_at, self._failures = point, 1
-        else:
-            self._failures += 1
         self._notes.append(f"replica {self.replica}: {error}")
-        if self._failures > 1 or self._restarts >= RESTARTS_MAX:
-            self._give_up("crashed", error)
-        else:
+        if self._restarts.may_follow((self._own_event, self._own_part)):
             self._pause()
+        else:
+            self._give_up("crashed", error)
 
     def _where(self) -> str:
         """Return between which events the process is, in words."""
         event, word = self._own_event, "at"
-        if event == self._sent_end:
+        if event == self._feed.sent_end:
             event, word = event - 1, "after"
         if event < 0:
             return "at once"
@@ -734,23 +540,19 @@ class SchedulerHost:
 
     def _pause(self) -> None:
         self._clear_run()
-        self._state = "waiting"
-        pause_ms = min(RESTART_PAUSE_MS << self._restarts, RESTART_PAUSE_MAX_MS)
-        self._start_at_ms = self._now_ms + pause_ms
-        self._restarts += 1
+        self._enter("paused")
+        self._restarts.pause(self._now_ms)
 
     def _stop_process(self) -> None:
-        self._state = "stopping"
+        self._enter("killed")
         self._stop = "kill"
-        # Nothing more of this run is proposed or compared.
-        self._proposed.clear()
-        self._fresh.clear()
+        self._queue.clear()  # Nothing more of this run is proposed or compared.
 
     def _give_up(self, kind: Literal["crashed", "diverged"], error: str) -> None:
         if self._has_process:
             self._stop = "kill"
         self._clear_run()
-        self._state = "out"
+        self._enter("given up")
         self._last_error = error
         self._out = SchedulerOut(self.replica, self.job, kind, error)
         self._out_at_ms = self._now_ms
@@ -760,11 +562,14 @@ class SchedulerHost:
         self._own_event = self._own_part = self._own_tid = 0
         self._own_ends = False
         self._history.rewind()
-        self._proposed.clear()
-        self._fresh.clear()
-        self._sent_end = self._replay_end = 0
-        self._sent.clear()
-        self._sent_bytes = 0
+        self._queue.clear()
+        self._feed.clear()
+
+    def _enter(self, event: HostEvent) -> None:
+        """Change the state of the process, by what happened to it."""
+        state = HOST_TRANSITIONS[event].get(self._state)
+        assert state is not None, f"job {self.job}: it can't be {event}: it is {self._state}"
+        self._state = state
 
     def check(self) -> None:
         """Assert the invariants, for tests.
@@ -772,26 +577,8 @@ class SchedulerHost:
         Raises:
             LocalProtocolError: The queues don't cover exactly what they must.
         """
-        position = self._chosen_event, self._chosen_part
-        for entry in [*self._proposed, *self._fresh]:
-            if isinstance(entry, list):
-                first, position = (entry[0], 0), (entry[1], 0)
-                assert entry[0] < entry[1]
-            else:
-                first = entry.event, entry.part
-            if isinstance(entry, OwnAnswer):
-                start, position = (
-                    position,
-                    ((entry.event + 1, 0) if entry.last else (entry.event, entry.part + 1)),
-                )
-                if start != first:
-                    raise LocalProtocolError(f"queue has {first}, expected {start}")
         own = self._own_event, self._own_part
-        if (self._proposed or self._fresh) and position != own:
-            raise LocalProtocolError(f"queue ends at {position}, expected {own}")
-        if self._state == "live" and own > position:
-            raise LocalProtocolError(f"answers up to {own} are lost, frontier {position}")
-        assert self._own_event <= self._sent_end <= self._history.end_event
+        self._queue.check(own, is_live=self._state == "live")
+        self._feed.check(self._own_event)
         assert self._history.first_event <= self._own_event
         self._history.check()
-        assert self._sent_bytes == sum(size for _, size in self._sent)

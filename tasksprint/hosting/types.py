@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tasksprint.coordination.commands import Answer, SchedulerOut
+from tasksprint.hosting.states import HostState
 from tasksprint.scheduler_commands import SchedulerCommand
 
-__all__ = ["DecodedAnswer", "HostEffects", "HostState", "HostStatus"]
-
-HostState = Literal[
-    "waiting", "starting", "replaying", "live", "stopping", "finished", "out", "ended"
-]
+__all__ = ["DecodedAnswer", "HostEffects", "HostStatus"]
 
 
 class DecodedAnswer(Protocol):

@@ -154,7 +154,7 @@ def test_restart_reads_from_the_beginning_and_drops_what_was_read_for_the_last_r
     while host.status.answered_end < 4_000:
         effects = host.effects()
         if effects is None:
-            answer_all(host, history, host.status.answered_end, host._sent_end)
+            answer_all(host, history, host.status.answered_end, host._feed.sent_end)
             continue
         if effects.start:
             host.ready(1_000)

@@ -8,15 +8,14 @@ import pytest
 
 from tasksprint.coordination.applied import ChosenAnswer, EmptyAnswers
 from tasksprint.coordination.commands import Answer, AnswerPart, SchedulerOut, answer_digest
+from tasksprint.hosting.feed import WINDOW_BYTES
 from tasksprint.hosting.host import (
     CLOSING_MS,
     LATE_MS,
-    RESTART_PAUSE_MS,
-    RESTARTS_MAX,
-    WINDOW_BYTES,
     HostEffects,
     SchedulerHost,
 )
+from tasksprint.hosting.restarts import RESTART_PAUSE_MS, RESTARTS_MAX
 from tasksprint.ids import JobId, ReplicaId, TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer
 from tasksprint.scheduler_commands import FinishJob, SchedulerCommand, WriteLog

@@ -13,8 +13,10 @@ from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import STATES, TRANSITIONS, WAITING
 from tasksprint.coordination.transitions import Transitions
 from tasksprint.execution.records import NODE_TRANSITIONS, NodeState
+from tasksprint.hosting.host import SchedulerHost
+from tasksprint.hosting.states import HOST_STATES, HOST_TRANSITIONS, HostEvent, HostState
 from tasksprint.ids import JobId, ReplicaId, TaskId
-from tasksprint.settings import RULES
+from tasksprint.settings import RULES, Settings
 from tasksprint.task_spec import TaskSpec
 
 FOLDER = Path(__file__).parent
@@ -49,7 +51,16 @@ def of_nodes() -> str:
     return render([state.value for state in NodeState], named)
 
 
-TABLES = {"task": of_tasks, "node": of_nodes}
+def of_hosts() -> str:
+    named: dict[str, Mapping[str, str]] = {**HOST_TRANSITIONS}
+    return render(HOST_STATES, named)
+
+
+TABLES = {
+    "task": of_tasks,
+    "node": of_nodes,
+    "host": of_hosts,
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -99,20 +110,32 @@ def test_every_state_can_be_reached_and_all_is_told_apart() -> None:
     assert len({id(transition) for transition in TRANSITIONS.values()}) == len(TRANSITIONS)
 
 
+def assigned_in(folder: str) -> set[tuple[str, str, str]]:
+    """Return what the sources of a folder assign: file, function and target."""
+    found = set()
+    for path in sorted((ROOT / "tasksprint" / folder).rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                targets: list[ast.expr] = []
+                if isinstance(node, ast.Assign):
+                    targets = node.targets
+                elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+                    targets = [node.target]
+                for target in targets:
+                    for one in target.elts if isinstance(target, ast.Tuple) else [target]:
+                        found.add((path.name, function.name, ast.unparse(one)))
+    return found
+
+
 def test_tasks_change_their_states_in_one_file() -> None:
     """By what the sources assign: the state of a task, and what counts tasks by state."""
-    found = set()
-    for path in sorted((ROOT / "tasksprint" / "coordination").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            targets: list[ast.expr] = []
-            if isinstance(node, ast.Assign):
-                targets = node.targets
-            elif isinstance(node, ast.AugAssign):
-                targets = [node.target]
-            for target in targets:
-                text = ast.unparse(target)
-                if text.endswith((".counts", ".state")) or ".counts[" in text or "counts[" in text:
-                    found.add((path.name, text))
+    found = {
+        (file, text)
+        for file, _, text in assigned_in("coordination")
+        if text.endswith((".counts", ".state")) or "counts[" in text
+    }
     assert found - {("jobs.py", "self.state"), ("jobs.py", "self.counts")} == {
         ("transitions.py", "task.state"),
         ("transitions.py", "job.counts[before]"),
@@ -123,4 +146,49 @@ def test_tasks_change_their_states_in_one_file() -> None:
         ("job_rows.py", "job.state"),
         ("job_rows.py", "job.counts"),
         ("lifecycle.py", "job.state"),
+    }
+
+
+# --- the process of a scheduler ---
+
+
+@pytest.mark.parametrize("event", HOST_TRANSITIONS)
+@pytest.mark.parametrize("before", HOST_STATES)
+def test_a_host_changes_by_the_table_and_otherwise_it_is_our_bug(
+    event: HostEvent, before: HostState
+) -> None:
+    host = SchedulerHost(
+        job=JobId(1),
+        replica=ReplicaId(1),
+        settings=Settings(),
+        events=(),
+        answers={},
+        answered_end=(0, 0),
+        next_tid=0,
+        now_ms=0,
+    )
+    host._state = before
+    transition = HOST_TRANSITIONS[event]
+    if before not in transition:
+        with pytest.raises(AssertionError, match=f"can't be {event}: it is {before}"):
+            host._enter(event)
+        assert host._state == before
+        return
+    host._enter(event)
+    assert host._state == transition[before]
+
+
+def test_every_state_of_a_host_can_be_reached() -> None:
+    reached: set[HostState] = {"waiting"}
+    for _ in HOST_STATES:
+        for row in HOST_TRANSITIONS.values():
+            reached |= {after for before, after in row.items() if before in reached}
+    assert reached == set(HOST_STATES)
+
+
+def test_a_host_changes_its_state_in_one_place() -> None:
+    found = {each for each in assigned_in("hosting") if each[2].endswith("._state")}
+    assert found == {
+        ("host.py", "__init__", "self._state"),
+        ("host.py", "_enter", "self._state"),
     }
