@@ -277,7 +277,7 @@ class Cluster:
     def job_with_news(
         self, job: JobId, *, wait_ms: int, heard: str, give_up_ms: int
     ) -> JobOutcome:
-        """Return how a job stands, as soon as there are other news than those heard before."""
+        """Return how a job stands, as soon as there is news since the last answer."""
         query: dict[str, str | int] = {"wait_ms": wait_ms, "heard": heard}
         path = f"/v1/jobs/{job}"
         return _outcome(

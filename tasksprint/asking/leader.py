@@ -66,12 +66,12 @@ class LeaderFinder:
         refuse: Callable[[str], Exception] = _refusal,
         ends_by_wrong_key: bool = False,
     ) -> None:
-        # Only who is of this cluster, or goes on for it, is listened to; None: anybody.
+        # Only members of this cluster, or of one that goes on for it, count; None: anybody.
         self.cluster: str | None = None
         self._refuse = refuse
         self._elsewhere: dict[str, str] = {}  # the clusters of those who aren't, by address
         self.ends_by_wrong_key = ends_by_wrong_key
-        self._refusing_key: dict[str, bool] = {}  # address -> says that; False: it is silent
+        self._refusing_key: dict[str, bool] = {}  # address -> it says so; False: silent
         self._wrong: tuple[int, str] | None = None  # the last wrong answer: when, what
         self._warnings = CountedWarnings(_log, now_ms=now_ms)
         self._rota = Rota(addresses)

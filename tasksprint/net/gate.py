@@ -152,8 +152,8 @@ class Gate:
         authorization = headers.get("authorization")
         if authorization is None or not authorization.startswith("TaskSprint "):
             return None
-        # Cut where the parts stand if it has our form, and compared as a whole with what it must
-        # be then. (To match the pattern first would take as long as all the rest.)
+        # Cut where the parts of our form stand, put together again, and compared as a whole.
+        # (To match the pattern first would take as long as all the rest.)
         host, life, nonce = headers.get("host", ""), authorization[16:32], authorization[39:71]
         body = authorization[77:-69]
         mac = self.key.request_mac(method, target, host, life=life, nonce=nonce, body=body)

@@ -487,7 +487,7 @@ class Connection(BufferedReader):
     def _count_moved(self) -> int:
         """Return the bytes that the kernel took or gave; our unread ones don't count.
 
-        An answer without a proof so far counts only as one step, not by its bytes.
+        The bytes of an answer count only once the other end has proved the key.
         """
         received = self._answer_bytes if self._is_proved else 0
         return received + self._written - self._transport.get_write_buffer_size()

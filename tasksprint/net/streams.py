@@ -201,7 +201,7 @@ class PeerStreams:
         return sender.send(frame)
 
     def flush(self) -> None:
-        """Send what waits for the end of the turn now."""
+        """Send now the frames that wait for the end of the turn."""
         if self._dirty:
             dirty, self._dirty = self._dirty, []
             for sender in dirty:
@@ -241,7 +241,7 @@ class PeerStreams:
             sender.close()
 
     def query_for(self, peer: ReplicaId, nonce: str) -> dict[str, str | int]:
-        """Return what this replica says of itself where it asks for a connection."""
+        """Return this replica's words about itself when it asks for a connection."""
         query: dict[str, str | int] = {"source": self.me, "target": peer, "nonce": nonce}
         query["life"] = self.life
         if self.address is not None:

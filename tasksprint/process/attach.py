@@ -220,7 +220,7 @@ def _answers(path: str) -> bool:
 
 
 def _listener_pid(path: str) -> int | None:
-    """Return who listens on a socket; 0: somebody of whom no more is known; None: nobody."""
+    """Return the id of the process that listens on a socket; 0: unknown; None: none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(1.0)
         try:

@@ -132,7 +132,7 @@ class FreeSpace:
 
 
 def free_and_size(directory: Path) -> tuple[int, int]:
-    """Return what this user may still write where a directory is, and its size, in bytes."""
+    """Return this user's free space where a directory is, and the size there, in bytes."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 

@@ -361,7 +361,7 @@ def _json_kind(value: Any) -> str:
 def pack(directory: Path, *, archive_bytes_max: int) -> tuple[bytes, str]:
     """Return the archive of a job directory, and its SHA-256 in hex.
 
-    Left out is what tools leave behind (`__pycache__`, `.git` …). A link to a file
+    Leftovers of tools are left out (`__pycache__`, `.git` …). A link to a file
     inside the directory is followed; any other link is refused.
 
     Raises:

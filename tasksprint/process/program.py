@@ -473,7 +473,7 @@ class ChildProcess(Connection):
             self._leave_cgroup = partial(cgroups.end, path)
 
     async def _end_cgroup(self) -> None:
-        """End what fled its group, once it has ended itself."""
+        """End children that fled the program's group, once it has ended itself."""
         if self._leave_cgroup is None:
             return
         try:

@@ -57,7 +57,7 @@ def run_backup(cluster: Cluster, options: argparse.Namespace) -> int:
     if path.is_dir():
         raise UsageError(f"{options.file!r} is a directory", hint="name a file in it")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        # Of a link, a pipe or a device (/dev/null) this would make a file, for everybody.
+        # A link, a pipe or a device (/dev/null) would be replaced by a file, for everybody.
         raise UsageError(f"{options.file!r} is no ordinary file", hint="name another one")
     if path.exists() and not options.force:
         raise _exists_already(path)
@@ -163,7 +163,7 @@ def _asked(cluster: Cluster, addresses: list[str]) -> tuple[list[_Source], list[
 
 
 def _in_order(sources: list[_Source]) -> list[_Source]:
-    """Put those first that are far enough, and of these rather not the leader."""
+    """Put coordinators that are far enough first, and the leader last of these."""
     far = max([source.slot for source in sources], default=0) - _LAG_SLOTS
     return sorted(
         sources, key=lambda source: (source.slot < far, source.is_leader, -source.slot)
@@ -354,7 +354,7 @@ def _errors_about(path: Path) -> Iterator[None]:
 
 
 def _sync_file(file: IO[bytes]) -> None:
-    """Have it on the disk, and not in memory: it is read back from there."""
+    """Bring a file to the disk, and out of memory: it is read back from the disk."""
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):

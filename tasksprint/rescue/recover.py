@@ -235,7 +235,7 @@ def run_recover(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _damage_of_log() -> Iterator[None]:
-    """Say what helps where the state is whole, and pages of the log can't be read."""
+    """Give advice if the state is whole, and pages of the log can't be read."""
     try:
         yield
     except StoreDamaged as error:
@@ -314,7 +314,7 @@ def _describe(findings: Findings) -> list[str]:
 
 
 def _confirm(findings: Findings, given: str | None) -> None:
-    """Have the operator name the cluster."""
+    """Let the operator type the cluster's name."""
     if given is None:
         if not sys.stdin.isatty():
             raise UsageError(

@@ -54,7 +54,7 @@ _channel: Channel | None = None
 
 
 def runtime() -> bytes:
-    """Return what this program runs on, for its first line: where it is equal, results are."""
+    """Return this program's runtime, for its first line: equal runtimes give equal results."""
     version = ".".join(map(str, sys.version_info[:3]))
     return f"{sys.implementation.name} {version} {os.uname().machine}".encode()
 
@@ -334,8 +334,8 @@ class Channel:
         """Write the waiting lines before user code's first one: the log then shows whose it is."""
         if not self._waiting:
             return
-        # This is inside of a user's method: an alarm of its `@timeout` that raised in the
-        # middle of a write would leave half a line on the socket.
+        # This is inside of a user's method. If an alarm of its `@timeout` raised in the middle
+        # of a write, half a line would be on the socket.
         limits.hold_alarms(True)
         try:
             if self._lock.acquire(False):

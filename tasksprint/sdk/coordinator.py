@@ -15,8 +15,8 @@ Every replica of the coordinator runs the scheduler and feeds it the same events
 scheduler's answers must depend on these events alone. So it reads no clock (`self.now_ms` is
 the event's time) and no files. Its only randomness is `random`, seeded from the job's seed.
 
-Lines are those of docs/protocol.md. Commands are written down when they are given, so a
-list that changes later changes nothing.
+docs/protocol.md describes the lines. Commands are written down when they are given: if a list
+changes later, this changes nothing.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskSprintCoordinator"]
 
-# Answers are cut after so many commands, and sooner where they are long: a part becomes
-# a command of the log, whose size is limited. By the commands and nothing else: every
-# replica must cut at the same places.
+# Answers are cut after so many commands, and sooner where they are long: a part becomes a
+# command of the log, and that has a limited size. Only the commands decide where an answer is
+# cut: every replica must cut at the same places.
 _COMMANDS_PER_PART = 1_000
 _CHARACTERS_PER_PART = 512 * 1024
 # The default of arguments that are lists; one look tells it from a given list.
@@ -233,8 +233,9 @@ class _Session:
             "timer": self._handler("timer", ("timer",)),
         }
         self._init = self._handler("init", ("seed",))
-        # A job's schedulers must answer alike, also where their SDKs are of two releases: by
-        # the rules that the job began under. Coordinators that don't say them have older ones.
+        # A job's schedulers must answer alike, even if their SDKs are of two releases. So they
+        # answer by the rules that the job began under. If a coordinator doesn't name its rules,
+        # they are older ones.
         self.rules = int(os.environ.get("TASKSPRINT_RULES", "1"))
 
     def run(self) -> None:

@@ -57,7 +57,7 @@ _is_held = False
 
 
 def hold_alarms(is_held: bool) -> None:
-    """Put off alarms while the SDK does what must not be interrupted."""
+    """Put off alarms while the SDK must not be interrupted."""
     global _is_held
     _is_held = is_held
 
@@ -100,7 +100,7 @@ def forget_limits() -> None:
 
 
 def without_limit(function: Any) -> Any:
-    """Return what `@timeout` was put on, or `function` itself if it wasn't."""
+    """Return the function under `@timeout`, or `function` itself if it has none."""
     # By identity: decorators copy a function's attributes to their wrapper.
     while getattr(function, "_limited", None) is function:
         function = function.__wrapped__  # type: ignore[union-attr]

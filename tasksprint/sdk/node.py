@@ -8,8 +8,8 @@
 
     Adder().start()
 
-A task names a method and gets its arguments; what the method returns, a dictionary of
-keys and values, is the task's result. Lines and errors are those of docs/protocol.md.
+A task names a method and its arguments. The method returns a dictionary of keys and values:
+this is the task's result. docs/protocol.md describes the lines and errors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WINDOW = 64
 _ERROR_CHARACTERS_MAX = 2_000
 _TRACEBACK_CHARACTERS_MAX = 16_000
 
-# Answers that are longer carry JSON of more than the second limit in frames.
+# If an answer is longer, JSON in it of more than the second limit goes in frames.
 _LINE_CHARACTERS_MAX = 256 * 1024
 _FRAME_CHARACTERS_MIN = 64 * 1024
 

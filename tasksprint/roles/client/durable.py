@@ -1,6 +1,6 @@
 """Results and output on their way to the disk, and values in memory meanwhile.
 
-One transaction is under way at a time; what gathers behind it shares the next one. The
+One transaction is under way at a time. Commits that gather behind it share the next one. The
 workbench reports a result once it is in the store. Nodes that are faster than the disk aren't
 read while too much waits.
 """
@@ -74,7 +74,7 @@ class Durable:
         self.write()
 
     def write(self) -> None:
-        """Write what waits, in one transaction, unless one is under way."""
+        """Write all that waits, in one transaction, unless one is under way."""
         if self._is_writing or not (self._results or self._logs):
             return
         results, self._results = self._results, []

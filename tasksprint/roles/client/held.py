@@ -61,7 +61,7 @@ class HeldValues:
         )
 
     async def close(self) -> None:
-        """Write what waits, and give back the files."""
+        """Write all that waits, and give back the files."""
         self._is_closed = True
         await self._writer.close()
 
@@ -103,7 +103,7 @@ class HeldValues:
         """Return the bytes of a value that turned out to be small; its file goes.
 
         Raises:
-            ValueSpoiled: The file isn't what was written; it goes as well.
+            ValueSpoiled: The file's bytes have changed since; it goes as well.
         """
         if value.size > ROW_VALUE_BYTES_MAX:
             return value
@@ -118,7 +118,7 @@ class HeldValues:
         """Yield a large value, or the part from one byte to another, piece by piece.
 
         Raises:
-            ValueSpoiled: Before the last piece of a whole value: it isn't what its digest says.
+            ValueSpoiled: Before the last piece of a whole value: it doesn't have its digest.
         """
         with contextlib.closing(await on_thread(lambda: self.files.open(value))) as opened:
             pieces = opened.checked_pieces() if part is None else opened.pieces(*part)
@@ -204,7 +204,7 @@ class HeldValues:
         self._turns.turn()
 
     def rebuilt(self, damage: str, left: list[HeldName]) -> None:
-        """The database was damaged and made anew: what isn't in it any more is lost."""
+        """The database was damaged and made anew: results missing in it are lost."""
         whole = {(job, tid): digest for job, tid, digest in left}
         lost = [
             (job, tid, digest)

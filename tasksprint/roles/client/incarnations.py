@@ -21,7 +21,7 @@ from tasksprint.ids import ClientId, Incarnation
 
 __all__ = ["Incarnations"]
 
-# An incarnation that was shorter than this was none: the next join waits, twice as long each time.
+# A shorter incarnation doesn't count: the next join waits, twice as long each time.
 _SHORT_MS = 10_000
 _PAUSE_MIN_MS = 200
 _PAUSE_MAX_MS = 5_000

@@ -65,9 +65,9 @@ class StallNews:
         self._due_ms = 0
 
     def find(self, now_ms: int) -> dict[str, str]:
-        """Return what to say with the next poll.
+        """Return the notes for the next poll.
 
-        Looked for, and said, now and then only: a busy client polls a thousand times a second.
+        It looks, and tells, only now and then: a busy client polls a thousand times a second.
         """
         if now_ms < self._due_ms:
             return {}
@@ -196,7 +196,7 @@ class Joining:
         leader = self._leader
         former, facts = leader.cluster, {"cluster": cluster}
         if cluster != former and former is not None:
-            # Ours has gone on under this name: others of it aren't listened to any more.
+            # Our cluster has gone on under this name: former coordinators don't count any more.
             logger.warning("cluster %s went on as cluster %s", former, cluster)
         if leader.ends_by_wrong_key:
             leader.ends_by_wrong_key = False

@@ -88,7 +88,7 @@ class NodeShell:
         self._takes: tuple[str, ...] = ()
         self._told_job: JobId | None = None  # this job's owner knows the node's runtime
         self._pipe: dict[int, RunTask] = {}  # written and not answered, in order
-        self._garbage = ""  # its words that no node may say
+        self._garbage = ""  # words that no node may say
         self._output = bytearray()
         self._tail = b""  # the running task's latest output, as far as it is kept already
         self._early = bytearray()
@@ -202,7 +202,7 @@ class NodeShell:
         if self.program is not None:
             self.program.kill(why)
 
-    # --- what it says ---
+    # --- from the node ---
 
     def on_data(self, data: bytes) -> None:
         if self._garbage:
@@ -266,7 +266,7 @@ class NodeShell:
 
     @property
     def _is_busy(self) -> bool:
-        """Whether something that it said is still being read or written."""
+        """Whether some of its words are still being read or written."""
         return self._held_back is not None or "long line" in self._holds
 
     def _refuse_reply(self, error: RemoteProtocolError) -> None:
@@ -403,7 +403,7 @@ class NodeShell:
             self.on_exit(self._exit)
 
     def _abandon(self, values: Iterable[tuple[str, str, bytes | FileValue]]) -> None:
-        """Give back the disk that values of no result take."""
+        """Give back the disk space of values without a result."""
         for _, _, content in values:
             if isinstance(content, FileValue):
                 self._held.discard(content)

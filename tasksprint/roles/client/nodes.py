@@ -170,14 +170,14 @@ class Nodes:
         """Take the values that a node answered a task with."""
         return self.shells[node].values.pop(task)
 
-    # --- what each node needs ---
+    # --- for each node ---
 
     def write_soon(self, node: NodeId, data: bytes) -> None:
         """Write to a node at the end of this turn, everything at once."""
         self._lines.setdefault(node, []).append(data)
 
     def write(self) -> None:
-        """Write what nodes are to get."""
+        """Write the nodes' waiting input."""
         if self._lines:
             lines, self._lines = self._lines, {}
             for node, pieces in lines.items():

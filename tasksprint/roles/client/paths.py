@@ -211,7 +211,7 @@ class ClientPaths:
         )
 
     def _give_output(self, request: Request) -> Response:
-        """Return what nodes wrote to stderr for a job lately, from a piece on."""
+        """Return the nodes' latest lines on stderr for a job, from a piece on."""
         job, first = request.integer("job"), request.query_integer("first", 0)
         self._nodes.keep_output()
         return json_response(self._nodes.recent_output.since(job, first))

@@ -47,7 +47,7 @@ class ClientPrograms:
         self._workbench = workbench
         self._leader = leader
         self._setup_timeout_ms = settings.setup_timeout_ms
-        self._gone = leftovers_in(root)  # what is to be deleted
+        self._gone = leftovers_in(root)  # folders to delete
         self._uses = LastUse(settings.program_unused_max_ms)
 
     async def keep_swept(self) -> None:

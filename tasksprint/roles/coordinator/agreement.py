@@ -1,8 +1,9 @@
 """Finds the replica with a state unlike the others', and stops it.
 
 The same log must give the same state everywhere. A bug, or memory that flipped a bit, may break
-this. A replica notices it in two ways. It applies a tick with another digest than its own. Or
-another replica asks for its digest, and names a different one. Then it asks all voters.
+this. A replica notices it in two ways. It applies a tick, and this claims another digest than
+its own. Or another replica asks for its digest, and names a different one. Then it asks all
+voters.
 
 A replica stops if its state differs from that of a majority of the voters, even if it leads. The
 replica that noticed isn't always the wrong one; a wrong leader notices when it is asked. If no

@@ -101,14 +101,14 @@ class Archives:
         self._obtaining: dict[str, list[Callable[[], None]]] = {}  # whom to tell so
         # One setup at a time in one folder.
         self._setting_up: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._bringing: dict[str, asyncio.Lock] = {}  # by the address of who gets archives
+        self._bringing: dict[str, asyncio.Lock] = {}  # by the receiver's address
 
     def start(self) -> None:
-        """Begin to delete what nobody uses, now and then."""
+        """Begin to delete unused archives and folders, now and then."""
         self._sweeping = self._turns.background(self._sweep_for_ever())
 
     def close(self) -> None:
-        """End that."""
+        """Stop deleting."""
         if self._sweeping is not None:
             self._sweeping.cancel()
 
@@ -213,7 +213,7 @@ class Archives:
         bring: Callable[[str], Coroutine[Any, Any, TaskSprintError | None]],
         what: str,
     ) -> None:
-        """Bring something, which is here, to enough other voters to be at a quorum of them.
+        """Bring something from here to so many other voters that a quorum has it.
 
         Returns:
             Once it is there. The rest go on behind: a member that lacks it fetches it when it
@@ -247,7 +247,7 @@ class Archives:
         raise PeerUnreachable(text)
 
     async def spread(self, members: Sequence[Member]) -> None:
-        """Let enough of these members to be a quorum have the archives of running jobs.
+        """Bring the archives of running jobs to a quorum of these members.
 
         Copies on their way go on even if the caller gives up: a repeated call builds on them.
 

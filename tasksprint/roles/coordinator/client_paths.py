@@ -78,7 +78,7 @@ class ClientPaths:
         paths.add("GET", "/v1/archives/{digest:text}", self._archive)
 
     def _command(self, request: Request) -> Later:
-        """Have a client's command decided: join, report, leave."""
+        """Get a client's command decided: join, report, leave."""
         schedule = self._log.schedule
         rules = RULES if schedule is None else schedule.rules
         command = decode_command(request.body, rules.version)

@@ -89,7 +89,7 @@ class Deciding:
     # --- proposals ---
 
     async def decide(self, command: bytes) -> bytes:
-        """Have a command chosen and applied, and return the state machine's reply.
+        """Get a command chosen and applied, and return the state machine's reply.
 
         Raises:
             NotLeader: This replica doesn't lead, or stopped leading meanwhile; the

@@ -25,7 +25,7 @@ from tasksprint.settings import Settings
 __all__ = ["INSUFFICIENT_STORAGE", "DiskSpace"]
 
 INSUFFICIENT_STORAGE = 507  # RFC 4918, section 11.5
-# A leader that is short asks the others so often whether one of them isn't, and waits so long.
+# A leader that is short asks the others for space so often, and waits so long for an answer.
 _ASK_EACH = 10
 _ASK_S = 1.0
 
@@ -115,7 +115,7 @@ class DiskSpace:
         self._asking = None
 
     async def _has_space(self, address: str) -> bool:
-        """Whether a voter is up and has more than it needs to take jobs."""
+        """Whether a voter is up, and has more space than it needs to take jobs."""
         try:
             response = await within(
                 _ASK_S,

@@ -65,7 +65,7 @@ class Durable:
         self._row_waiters: Waiters[None] = Waiters()
 
     def add(self, ready: Ready) -> None:
-        """Take what must be durable before something is said."""
+        """Take data that must be durable before something is said."""
         if ready.persist is not None:
             self._persists.append((ready.sequence, ready.persist, ready.send_after_persist))
         else:
@@ -78,7 +78,7 @@ class Durable:
         self._rows.extend(rows)
 
     def write(self, now_ms: int) -> None:
-        """Write what waits, in one transaction; behind the one under way, if there is one."""
+        """Write all that waits, in one transaction; behind the one under way, if there is one."""
         if self.is_writing:
             return
         rows_due = self._rows_are_due(now_ms)
@@ -146,7 +146,7 @@ class Durable:
     # --- the mirror ---
 
     def unwritten_rows(self, table: str, key_prefix: tuple[int | str, ...]) -> list[Row]:
-        """Return the mirror's rows that no write has been asked for yet, oldest first."""
+        """Return the mirror's rows that aren't in any write so far, oldest first."""
         size = len(key_prefix)
         return [row for row in self._rows if row.table == table and row.key[:size] == key_prefix]
 

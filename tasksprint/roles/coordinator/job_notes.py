@@ -87,7 +87,7 @@ def _read(store: ReplicaStore, table: str, job: JobId, first: int) -> tuple[list
 
 
 def task_of_failure(job: JobId, failure: dict[str, Any]) -> dict[str, Any]:
-    """Return how a task stood that isn't in memory any more, by its last failure."""
+    """Return the state of a task that isn't in memory any more, by its last failure."""
     return {
         "job": job,
         "tid": failure["tid"],

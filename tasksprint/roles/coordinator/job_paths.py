@@ -236,7 +236,7 @@ def _reply(reply: bytes, *, refused: int) -> Response:
 
 
 def _no_task(schedule: Schedule, job: JobId, tid: TaskId) -> str:
-    """Say why nothing is known of a task."""
+    """Say why a task isn't known."""
     summary: Any = schedule.job_summary(job)
     if summary is None:
         return f"no job {job}"

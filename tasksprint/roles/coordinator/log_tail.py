@@ -56,7 +56,7 @@ class LogTail:
             self._growing_bytes = 0
 
     def truncate_below(self, keep_from: Slot | None = None) -> Slot | None:
-        """Return below which slot the log can go now; None: all of it is tail.
+        """Return the slot below which the log may be cut now; None: all of it is tail.
 
         Args:
             keep_from: Somebody needs the log from here on.

@@ -43,7 +43,7 @@ ResultT = TypeVar("ResultT")
 
 _CONFLICT = 409
 _NO_MEMBERSHIP = -1
-# The longest that an answer waits for the archives of running jobs to be where they must be.
+# An answer waits at most so long until the archives of running jobs are where they must be.
 _SPREAD_S = 3.0
 # Pause between two tries of a new coordinator to reach its cluster, and the longest.
 _LOOK_S = 0.5
@@ -65,7 +65,7 @@ class _Identity:
     incarnation: Incarnation
     cluster: str | None
     is_joining: bool
-    incarnations: dict[str, str]  # of those whom it knows as members
+    incarnations: dict[str, str]  # of the members that it knows
     retired: list[ReplicaId]
     speaks: Speaks
 
@@ -187,7 +187,7 @@ class MemberChanges:
         }
 
     def connect(self) -> None:
-        """Have streams to everybody whom the replica wants to speak with."""
+        """Keep streams to all peers that the replica wants to speak with."""
         replica = self._replica
         if replica.founding is not None and replica.addresses is not self._connected:
             self._connected = replica.addresses
@@ -199,7 +199,7 @@ class MemberChanges:
         else:
             self._prepared = None
 
-    # --- what must be so before somebody votes or goes ---
+    # --- before somebody votes or goes ---
 
     def _prepare_soon(self, membership: Membership) -> None:
         if not self._replica.is_leader:
@@ -229,7 +229,7 @@ class MemberChanges:
     async def add(
         self, replica: ReplicaId, address: str, *, replaces: ReplicaId | None = None
     ) -> None:
-        """Have a new coordinator taken up as a learner; return once the log says so.
+        """Add a new coordinator as a learner; return once the log says so.
 
         Raises:
             NotLeader: This replica doesn't lead, or stopped leading meanwhile.
@@ -251,7 +251,7 @@ class MemberChanges:
             await self._wait()
 
     async def remove(self, replica: ReplicaId) -> None:
-        """Have a member removed; return once the log says so. Raises as `add`."""
+        """Remove a member; return once the log says so. Raises as `add`."""
         self._require_leader()
         membership = self._replica.membership
         assert membership is not None

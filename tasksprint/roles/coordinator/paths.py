@@ -18,7 +18,7 @@ __all__ = ["Paths", "body_integer", "body_object", "body_text"]
 
 
 class Paths:
-    """The routes of one coordinator: each refuses who asks for another cluster."""
+    """The routes of one coordinator: each refuses requests for another cluster."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica

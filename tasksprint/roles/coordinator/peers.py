@@ -86,7 +86,7 @@ class Peers:
                 self._has_heard = True
 
     def _frames_ended(self) -> None:
-        """Have a turn at once: peers send no more before they have their answers."""
+        """Run a turn at once: peers send no more before they have their answers."""
         if self._has_heard:
             self._has_heard = False
             if not self._turns.is_due:
@@ -108,7 +108,7 @@ class Peers:
     def knocks(
         self, source: ReplicaId, life: int, connected: int | None, address: str, speaks: Speaks
     ) -> str | None:
-        """Say why a process that wants to be heard as `source` isn't; None: it is.
+        """Say why a process isn't heard as `source`, though it asks to be; None: it is heard.
 
         Args:
             connected: The life of the process that is heard as this replica now.

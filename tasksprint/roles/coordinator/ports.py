@@ -82,7 +82,7 @@ class Log(Protocol):
         """Offer a command of our own, here or to the leader; it may get lost."""
 
     async def decide(self, command: bytes) -> bytes:
-        """Have a command chosen and applied, and return the state machine's reply."""
+        """Get a command chosen and applied, and return the state machine's reply."""
 
     def decide_then(self, command: bytes, decoded: Command | None, then: Decided) -> None:
         """Do as `decide` does, and call `then` at the end: for commands by the thousand."""

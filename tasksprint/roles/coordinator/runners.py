@@ -58,7 +58,7 @@ class Runners:
         self._ports.turns.wake()
 
     def applied(self, applied: Applied) -> None:
-        """Hand on what an entry of the log says to schedulers."""
+        """Hand on an entry's news for schedulers."""
         runners, stirred = self._runners, self._stirred
         for job, event in applied.events:
             if (runner := runners.get(job)) is not None:
@@ -99,7 +99,7 @@ class Runners:
         self._queued_ms.clear()
 
     def turn(self, now_ms: int) -> None:
-        """Carry out whatever the hosts of those want that have something to do now."""
+        """Carry out the orders of all hosts that have something to do now."""
         deadlines, stirred = self._deadlines, self._stirred
         while deadlines and deadlines[0][0] <= now_ms:
             due_ms, job = heappop(deadlines)

@@ -183,7 +183,7 @@ class SchedulerRunner:
     # --- effects ---
 
     def turn(self, now_ms: int) -> None:
-        """Carry out whatever the host wants now."""
+        """Carry out the host's orders of now."""
         if self._copy is not None:
             self._copy.turn(now_ms)
         self._hand_over(now_ms)
@@ -313,7 +313,7 @@ class SchedulerRunner:
             if not self._stop_at_start:
                 raise  # This replica stops.
             self._host.start_failed("its program couldn't be had", self._turns.now_ms())
-        except Exception as error:  # what a job asks for must never end a replica
+        except Exception as error:  # a job's requests must never end a replica
             _log.warning("job=%d scheduler can't be started", self._job, exc_info=error)
             self._host.start_failed(f"it can't be started: {error!r}", self._turns.now_ms())
         finally:

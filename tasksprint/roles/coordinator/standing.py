@@ -84,7 +84,7 @@ class Standing:
                 "wall_ms": self._surroundings.wall_ms(),
                 "leader": leader,
                 "ballot": [status.ballot.round, status.ballot.replica],
-                # Only who stood knows why.
+                # Only the candidate knows why.
                 "cause": status.last_cause if leader == self._options.me else None,
             }
         )

@@ -54,7 +54,7 @@ class LoopTurns:
             self._loop.call_soon(self.take)
 
     def take(self) -> None:
-        """Have a turn at once."""
+        """Run a turn at once."""
         self.is_due = False
         if self.is_over:
             return
@@ -92,7 +92,7 @@ class LoopTurns:
             self.stopped.set_exception(error)
 
     def end(self) -> None:
-        """Have no more turns."""
+        """Run no more turns."""
         self.is_over = True
         if self._timer is not None:
             self._timer.cancel()
