@@ -51,8 +51,8 @@ _OTHERS = object()
 # Requests of one sender may overtake each other by so many (several connections).
 _WINDOW = 2_048
 _FULL = (1 << _WINDOW) - 1  # a window without gaps
-# Senders remembered in one life. Each start of a process is one; only holders of the
-# key get in here: some 60 MB at most, reached by a script that asks each second for a day.
+# Senders remembered in one life: some 60 MB at most. Each start of a process is one, and only
+# holders of the key get in here. A script that asks each second for a day reaches this.
 _SENDERS_MAX = 100_000
 _PORT = 80  # of an address that names none (RFC 9110, section 4.2.1)
 

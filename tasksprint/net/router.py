@@ -121,7 +121,7 @@ class Later:
 
     For handlers whose answer comes with a batch of others; at thousands of requests a
     second a task for each would cost more than the answer. A handler makes one, keeps it
-    and returns it; whoever has the answer calls `answer`, once, in any turn of the loop.
+    and returns it; the owner of the answer calls `answer`, once, in any turn of the loop.
     """
 
     __slots__ = ("_take", "response")

@@ -22,7 +22,7 @@ from tasksprint.store.writer import WriterThread
 
 __all__ = ["NodeOwner", "Shown", "Turns", "Writer", "logger"]
 
-# What each part says of the day.
+# All parts log here.
 logger = logging.getLogger("tasksprint.client")
 
 # The thread that owns this client's store.

@@ -24,7 +24,7 @@ __all__ = ["Log", "Mirror", "NotLeader", "Turns", "Writer", "logger"]
 
 ResultT = TypeVar("ResultT")
 
-# What each part says of the day.
+# All parts log here.
 logger = logging.getLogger("tasksprint.coordinator")
 
 # The thread that owns this replica's store.
