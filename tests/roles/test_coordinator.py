@@ -635,14 +635,14 @@ def test_client_that_joins_again_and_again_is_not_silent(tmp_path: Path) -> None
 
 def mirror_of(member: Member) -> tuple[AppliedPoint, Any]:
     """Return what a disk's mirror holds now, to be put back later."""
-    content = member.directory._content
+    content = member.directory.content
     assert content is not None
     return content.applied, {table: dict(rows) for table, rows in content.mirror.items()}
 
 
 def put_back(member: Member, mirror: tuple[AppliedPoint, Any]) -> None:
     """Make the disk one whose mirror has lagged behind since: the rest is in the log."""
-    content = member.directory._content
+    content = member.directory.content
     assert content is not None
     content.applied, content.mirror = mirror
 

@@ -31,6 +31,7 @@ _SHARES = (
     (1 / 5, "logs truncated", "a truncation of the log"),
     (1 / 5, "clocks that jumped", "a clock that jumped"),
     (1 / 5, "rules raised", "members of two releases, and rules that were raised"),
+    (1 / 20, "worlds on real files", "real SQLite files"),
     (1 / 5, "requests of strangers refused", "a stranger that asked for something"),
 )
 # … and at most, as such a seed says nothing of the rule.
@@ -52,19 +53,19 @@ class _Result:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def _run(only: str, seed: int, *, trace: Callable[[str], None] | None = None) -> _Result:
-    outcome = _RUNNERS[only](seed, trace=trace)
+def _run(run: Callable[..., Outcome], seed: int) -> _Result:
+    outcome = run(seed)
     violation = None if outcome.violation is None else str(outcome.violation)
     return _Result(seed, violation, outcome.steps, outcome.virtual_ms, outcome.counts)
 
 
-def _results(only: str, seeds: range, workers: int) -> Iterator[_Result]:
+def _results(run: Callable[..., Outcome], seeds: range, workers: int) -> Iterator[_Result]:
     """Run seeds on several processes; the results come in the order of seeds."""
     if workers == 1 or len(seeds) == 1:
-        yield from map(partial(_run, only), seeds)
+        yield from map(partial(_run, run), seeds)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(partial(_run, only), seeds, chunksize=2)
+        yield from pool.map(partial(_run, run), seeds, chunksize=2)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,6 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="the whole coordinator (default), or its consensus core alone",
     )
     parser.add_argument(
+        "--on-files",
+        action="store_true",
+        help="let all whole coordinators run on real SQLite files, not one seed in ten",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
@@ -92,10 +98,15 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         seeds = range(options.first, options.first + options.seeds)
     began = time.monotonic()
+    run = _RUNNERS[options.only]
+    if options.on_files:
+        if options.only != "coordinator":
+            parser.error("--on-files is for whole coordinators")
+        run = partial(run, on_files=True)
     if options.trace:
-        results: Iterable[_Result] = map(partial(_run, options.only, trace=print), seeds)
+        results: Iterable[_Result] = map(partial(_run, partial(run, trace=print)), seeds)
     else:
-        results = _results(options.only, seeds, options.workers)
+        results = _results(run, seeds, options.workers)
     return _report(results, seeds, options.only, began)
 
 

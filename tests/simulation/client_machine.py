@@ -1,7 +1,7 @@
 """The machine of one client: its disk, its habits, and the real `Client` on it, life after life.
 
 The client of roles/client/client.py runs as it is, on the loop of a simulated process; here are
-only its surroundings: a store in memory that outlives the process, a disk that takes its
+only its surroundings: a store that outlives the process, a disk that takes its
 time, nodes that are imagined (`sim_node.py`), and programs that needn't be unpacked.
 """
 
@@ -26,7 +26,6 @@ from tests.simulation.machines import KEY_SECRET
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_node import NodeHabits, SimNode
 from tests.simulation.sim_writer import SimDisk, SimWriter
-from tests.store.memory_result_store import MemoryResults, MemoryResultStore
 
 if TYPE_CHECKING:
     from tests.simulation.world import SimProcess, World
@@ -107,7 +106,7 @@ class ClientMachine:
         self.slots = random.choice((1, 2, 2, 3))
         self.disk = SimDisk(world.timeline, random)
         self.disk.latency = random.choice(((0.05, 0.3), (0.1, 2.0), (1.0, 20.0)))
-        self.directory = MemoryResults(name)
+        self.directory = world.new_results(name)
         self.programs: set[str] = set()
         self.disks_lost = 0
         self.habits = NodeHabits(
@@ -149,18 +148,17 @@ class ClientMachine:
         """End it, and find an empty disk at the next start: it will be another client."""
         self.kill()
         self.disks_lost += 1
-        self.directory = MemoryResults(f"{self.name}, disk {self.disks_lost}")
+        self.directory.close()
+        self.directory = self.world.new_results(f"{self.name}, disk {self.disks_lost}")
         self.programs.clear()
 
     def lose_values(self, share: float, random: Random) -> None:
         """Let the disk of a machine that is down forget so much of its results."""
         assert not self.is_up
         self.disks_lost += 1
-        for name in list(self.directory.results):
+        for name in self.directory.names():
             if random.random() < share:
-                result = self.directory.results.pop(name)
-                for value in result.values:
-                    del self.directory.contents[(*name, value.key)]
+                self.directory.forget(name)
 
     def stop(self) -> None:
         """Ask it to end in good order."""
@@ -168,8 +166,8 @@ class ClientMachine:
             self.process.call_soon(self.client.stop)
 
     async def _run(self, process: SimProcess) -> None:
-        store = MemoryResultStore.open(
-            self.directory, now_ms=0, identity=self.directory.name, settings=self.world.settings
+        store = self.directory.open(
+            identity=self.directory.name, settings=self.world.settings
         )
         client = self.client_class(
             ClientOptions(

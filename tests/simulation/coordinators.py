@@ -7,7 +7,7 @@ and goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -40,9 +40,11 @@ from tests.simulation.machines import KEY_SECRET, Machine, Process
 from tests.simulation.sim_http import SimHttp
 from tests.simulation.sim_streams import SimStreams
 from tests.simulation.sim_writer import SimDisk, SimWriter
+from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
 from tests.simulation.world import Violation
-from tests.store.memory_store import MemoryDirectory, MemoryReplicaStore
+from tests.store.file_directory import FileDirectory
+from tests.store.memory_store import MemoryDirectory
 
 __all__ = ["CoordinatorNode", "Observer", "SchedulerFaults", "SimCoordinator"]
 
@@ -268,52 +270,54 @@ def _put_between(part: Any, name: str, method: Callable[..., Any]) -> Callable[.
 class _State:
     """What the disk of a coordinator holds, in the words of the checker."""
 
-    def __init__(self, directory: MemoryDirectory, new_incarnation: str) -> None:
+    def __init__(self, directory: MemoryDirectory | FileDirectory, new_incarnation: str) -> None:
         self._directory = directory
         self._new_incarnation = new_incarnation  # Before its first start.
 
     @property
     def incarnation(self) -> Incarnation:
-        content = self._directory._content
+        content = self._directory.content
         return Incarnation(self._new_incarnation if content is None else content.incarnation)
 
     @property
     def founding(self) -> bytes | None:
-        content = self._directory._content
+        content = self._directory.content
         return None if content is None else content.founding
 
     @property
     def promised(self) -> Any:
-        content = self._directory._content
+        content = self._directory.content
         return None if content is None else content.promised
 
     @property
-    def accepted(self) -> dict[int, Any]:
-        content = self._directory._content
+    def accepted(self) -> Mapping[int, Any]:
+        content = self._directory.content
         return {} if content is None else content.log
 
     @property
     def log_start(self) -> int:
-        content = self._directory._content
+        content = self._directory.content
         return 1 if content is None else content.log_start
 
     @property
     def applied_end(self) -> Slot:
-        content = self._directory._content
+        content = self._directory.content
         return Slot(1 if content is None else content.applied.slot + 1)
 
     @property
     def digest(self) -> str:
-        content = self._directory._content
+        content = self._directory.content
         return "" if content is None else content.applied.digest
 
 
 class _NodeDisk(SimDisk):
     """The disk of a coordinator's machine, with its data directory."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.directory = MemoryDirectory()
+    def __init__(
+        self, timeline: Timeline, random: Random, directory: MemoryDirectory | FileDirectory
+    ) -> None:
+        super().__init__(timeline, random)
+        self.directory = directory
         self.renew()
 
     def renew(self) -> None:
@@ -329,6 +333,7 @@ class CoordinatorNode:
     """One machine that runs a coordinator.
 
     Args:
+        directory: What is on its disk.
         spawn: Starts a process on the machine.
         join: Addresses of a cluster that is to add it; (): it founds one with `peers`.
     """
@@ -346,6 +351,7 @@ class CoordinatorNode:
         observer: Observer,
         scheduler_faults: SchedulerFaults,
         *,
+        directory: MemoryDirectory | FileDirectory,
         peers: dict[ReplicaId, str],
         join: tuple[str, ...],
         spawn: Callable[[], Process],
@@ -360,7 +366,7 @@ class CoordinatorNode:
         self._join = join
         self._spawn = spawn
         self.is_joining = bool(join)
-        self.disk = _NodeDisk(wire.timeline, Random(machine.random.random()))
+        self.disk = _NodeDisk(wire.timeline, Random(machine.random.random()), directory)
         self.disk.on_durable = self._wrote
         self.life = 0
         self.reads = 0
@@ -381,7 +387,7 @@ class CoordinatorNode:
         self.on_line: Callable[[ReplicaId, object, bytes], None] = _ignore
 
     @property
-    def directory(self) -> MemoryDirectory:
+    def directory(self) -> MemoryDirectory | FileDirectory:
         """What is on its disk."""
         return self.disk.directory
 
@@ -438,14 +444,15 @@ class CoordinatorNode:
             coordinator.turns.background(coordinator.members.look_for_cluster())
 
     def _make(self, process: Process) -> SimCoordinator:
-        store = MemoryReplicaStore.open(
-            self.directory,
+        store = self.directory.open(
             self.me,
             now_ms=process.wall_ms(),
             incarnation=self.disk.state.incarnation,
+            settings=self.settings,
         )
         for text in store.repairs:
             self.observer.say(f"replica {self.me} repaired its store: {text}")
+        if store.repairs:
             self.observer.count("stores repaired")
         self.applied_end = self.disk.state.applied_end
         self.digest = self.disk.state.digest
@@ -530,7 +537,7 @@ class CoordinatorNode:
         self.observer.stopped(self, "asked to" if error is None else str(error))
 
     def _gone(self) -> None:
-        self.directory.crash()
+        self.directory.crash(lost_power=not self.machine.has_power)
         self.coordinator = None
 
     def crash(self, *, power_loss: bool) -> tuple[int, int]:
@@ -549,34 +556,36 @@ class CoordinatorNode:
 
     def spoil(self, random: Random) -> None:
         """Let the disk spoil something that the other members have, too."""
-        content = self.directory._content
+        content = self.directory.content
         assert content is not None
         self.is_spoiled = True
         open_from = max(content.chosen_end, content.applied.slot + 1)
-        chosen = [slot for slot in content.log if slot < open_from]
+        chosen = sorted([slot for slot in content.log if slot < open_from])
         if chosen and random.random() < 0.5:
             some = random.sample(chosen, min(len(chosen), random.choice((1, 1, 4))))
-            self.directory.damaged_slots |= set(some)
+            for slot in some:
+                self.directory.spoil_slot(slot)
             self.observer.say(f"replica {self.me}: the disk spoils slots {sorted(some)}")
         else:
-            tables = [table for table, rows in content.mirror.items() if rows]
+            mirror = content.mirror
+            tables = [table for table, rows in mirror.items() if rows]
             if tables:
                 table = random.choice(tables)
-                key = random.choice(list(content.mirror[table]))
-                self.directory.damaged_rows.add((table, key))
+                key = random.choice(sorted(mirror[table]))
+                self.directory.spoil_row(table, key)
                 self.observer.say(f"replica {self.me}: the disk spoils row {key} of {table}")
 
     def lose_promises(self, random: Random) -> None:
         """Let the disk spoil what only this replica knows; after a crash."""
         self.is_lost = True
-        content = self.directory._content
+        content = self.directory.content
         assert content is not None
         open_from = max(content.chosen_end, content.applied.slot + 1)
-        is_open = [slot for slot in content.log if slot >= open_from]
+        is_open = sorted([slot for slot in content.log if slot >= open_from])
         if is_open and random.random() < 0.5:
-            self.directory.damaged_slots.add(random.choice(is_open))
+            self.directory.spoil_slot(random.choice(is_open))
         else:
-            self.directory.is_progress_damaged = True
+            self.directory.spoil_progress()
 
     def lose_disk(self) -> None:
         """Find an empty disk at the next start."""

@@ -489,7 +489,7 @@ class NothingLeft(Rule):
     def _left_in_store(self, machine: ClientMachine) -> str | None:
         schedule = self._schedule
         assert schedule is not None
-        for job, tid in machine.directory.results:
+        for job, tid in machine.directory.names():
             if job in self.scene.people.to_forget:
                 continue  # A client may not have heard that it was forgotten: a known limit.
             summary = schedule.job_summary(JobId(job))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 
@@ -44,6 +45,9 @@ FOUND = {
     "been restarted since (tests/coordination/test_clients.py)",
 }
 SEEDS = 14
+# Those that are compared on real files and in memory: with lost writes and copies of the state;
+# with a row that is spoiled.
+ON_FILES = (2, pytest.param(15, marks=pytest.mark.long))
 # Those of each plain run: the first ones, and those that found what no test of its own holds.
 # The others, like hundreds more (see .ci/run), are run before a commit is called good.
 PLAIN = {0, 1, 2, 3, 244, 20660}
@@ -90,6 +94,26 @@ def test_seed_replays_exactly_whatever_ran_before_and_however_texts_are_hashed()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", ON_FILES)
+def test_seed_goes_the_same_way_on_real_files_as_in_memory(seed: int) -> None:
+    in_memory: list[str] = []
+    on_files: list[str] = []
+    first = run_whole(seed, trace=in_memory.append, on_files=False)
+    second = run_whole(seed, trace=on_files.append, on_files=True)
+    assert second.counts.pop("worlds on real files") == 1
+    assert first.counts.pop("worlds on real files") == 0
+    assert second == first
+    seen = "crashes that lost writes" if seed == 2 else "stores repaired"
+    assert first.counts[seen]
+    # What is said of damage names the file, and what becomes of it.
+    about_files = re.compile("replica store '|repaired its store|damaged file is kept")
+    assert len(in_memory) > 1_000
+    assert [line for line in on_files if not about_files.search(line)] == [
+        line for line in in_memory if not about_files.search(line)
+    ]
+
+
+@pytest.mark.slow
 def test_command_prints_hours_and_figures_and_ends_with_0_if_all_is_clean(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -111,6 +135,7 @@ def test_batch_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]) -> 
         "logs truncated": 12,
         "clocks that jumped": 12,
         "rules raised": 12,
+        "worlds on real files": 3,
         "requests of strangers refused": 12,
     }
     assert _has_shares(seen, 60)

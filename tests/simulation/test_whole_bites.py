@@ -35,6 +35,7 @@ from tests.simulation.machines import Process
 from tests.simulation.releases import Releases
 from tests.simulation.sim_writer import SimWriter
 from tests.simulation.whole import Whole, run_whole
+from tests.store import file_directory
 from tests.store.memory_store import MemoryReplicaStore
 
 # Seeds that each broken build gets before it must have been caught.
@@ -48,7 +49,8 @@ def _rule_broken(
     first: int = 1,
 ) -> str | None:
     """Return the rule that the first seed with a violation breaks, from `first` on."""
-    run = partial(run_whole, node_class=node_class, faults_class=faults_class)
+    # In memory, since what breaks a disk here breaks the twin.
+    run = partial(run_whole, node_class=node_class, faults_class=faults_class, on_files=False)
     return first_rule(run, _SEEDS_MAX, first=first)
 
 
@@ -135,8 +137,9 @@ class _ForgetsPromises(CoordinatorNode):
     """Restarts without its promise, but with its log."""
 
     def _boot(self, process: Process) -> None:
-        if self.directory._content is not None:
-            self.directory._content.promised = None
+        content: Any = self.directory.content
+        if content is not None:
+            content.promised = None
         super()._boot(process)
 
 
@@ -144,7 +147,7 @@ class _ForgetsOpenEntries(CoordinatorNode):
     """Restarts without what it accepted and doesn't know to be chosen."""
 
     def _boot(self, process: Process) -> None:
-        content = self.directory._content
+        content: Any = self.directory.content
         if content is not None:
             end = max(content.chosen_end, content.applied.slot + 1)
             content.log = {slot: row for slot, row in content.log.items() if slot < end}
@@ -232,6 +235,15 @@ def test_broken_part_is_caught(
 ) -> None:
     monkeypatch.setattr(owner, name, broken_method)
     assert _rule_broken() in rules
+
+
+@pytest.mark.slow
+def test_disk_that_loses_its_write_ahead_log_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On real files: a crash leaves what SQLite has copied from there already, and no mark."""
+    left_behind = (*file_directory.LEFT_BEHIND, "*-wal", "*.durable")
+    monkeypatch.setattr(file_directory, "LEFT_BEHIND", left_behind)
+    rules = expects("stale-read", "former-life", "core")
+    assert first_rule(partial(run_whole, on_files=True), _SEEDS_MAX, first=2) in rules
 
 
 class _StrandsLeaders(Faults):

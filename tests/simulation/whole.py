@@ -12,7 +12,9 @@ import gc
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasksprint.coordination.rows import garbage_ranges
@@ -32,6 +34,9 @@ from tests.simulation.stranger import Stranger
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
 from tests.simulation.world import Outcome, Unreachable, Violation, violation_of
+from tests.store.file_directory import FileDirectory, FileResults
+from tests.store.memory_result_store import MemoryResults
+from tests.store.memory_store import MemoryDirectory
 
 __all__ = ["ENTRIES_MIN", "Whole", "run_whole"]
 
@@ -43,6 +48,8 @@ _FAULTS_MS_MAX = 60_000.0
 # Virtual milliseconds that a healed cluster may take until all is as it should be.
 _HEALING_MS_MAX = 120_000.0
 _STEPS_MAX = 3_000_000
+# Of the seeds, one in so many runs on real SQLite files, and which.
+_FILES_EACH, _FILES_REST = 10, 4
 # Entries of the first phase: what is missing to ENTRIES_MIN comes after healing.
 _ENTRIES_WANTED = 150
 
@@ -56,7 +63,11 @@ class WholeChecker(Checker):
 
 
 class Whole:
-    """The world of one seed; the simulator's `World`."""
+    """The world of one seed; the simulator's `World`.
+
+    Args:
+        on_files: Disks are real files, or in memory; None: as this seed has it.
+    """
 
     node_class: type[CoordinatorNode] = CoordinatorNode
 
@@ -69,11 +80,16 @@ class Whole:
         clients_class: type[Clients] = Clients,
         faults_class: type[Faults] = Faults,
         releases_class: type[Releases] = Releases,
+        on_files: bool | None = None,
     ) -> None:
         self.random = random = Random(seed)
         self.timeline = Timeline()
         self.violation: Violation | None = None
         self.is_healed = False
+        if on_files is None:
+            on_files = seed % _FILES_EACH == _FILES_REST
+        self._folder = _new_folder() if on_files else None
+        self._disks: list[MemoryDirectory | FileDirectory | MemoryResults | FileResults] = []
         self._trace = trace
         self._node_class = node_class
         self.settings = _draw_settings(random)
@@ -105,6 +121,11 @@ class Whole:
         self.wire.on_request = self.stranger.hears
 
     # --- the world, as its parts see it ---
+
+    @property
+    def is_on_files(self) -> bool:
+        """Whether its disks are real files."""
+        return self._folder is not None
 
     @property
     def now(self) -> float:
@@ -149,6 +170,26 @@ class Whole:
         if found is None:
             found = self._https[process] = SimHttp(self.wire, process, self.settings)
         return found
+
+    def new_results(self, name: str) -> MemoryResults | FileResults:
+        """Return an empty disk for a client."""
+        results: MemoryResults | FileResults
+        if self._folder is None:
+            results = MemoryResults(name)
+        else:
+            results = FileResults(name, Path(self._folder.name, name))
+        self._disks.append(results)
+        return results
+
+    def _new_directory(self, name: str) -> MemoryDirectory | FileDirectory:
+        """Return an empty disk for a coordinator."""
+        directory: MemoryDirectory | FileDirectory
+        if self._folder is None:
+            directory = MemoryDirectory()
+        else:
+            directory = FileDirectory(Path(self._folder.name, name))
+        self._disks.append(directory)
+        return directory
 
     async def request(
         self,
@@ -222,6 +263,7 @@ class Whole:
             self.settings,
             self.checker,
             self.scheduler_faults,
+            directory=self._new_directory(name),
             peers=peers,
             join=join,
             spawn=lambda: self.spawn(name),
@@ -415,6 +457,10 @@ class Whole:
         for process in self._graveyard:
             process.loop.throw_away(process.left_behind)
             process.left_behind.clear()
+        for disk in self._disks:
+            disk.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 Rows = dict[tuple[str, Any], Any]
@@ -422,16 +468,17 @@ Rows = dict[tuple[str, Any], Any]
 
 def _rows(node: CoordinatorNode) -> Rows:
     """Return the mirror of a node, without what waits to be deleted."""
-    content = node.directory._content
+    content = node.directory.content
     assert content is not None
+    mirror = content.mirror
     gone = [
         each
-        for (job,), (what,) in content.mirror["garbage"].items()
+        for (job,), (what,) in mirror["garbage"].items()
         for each in garbage_ranges(int(job), str(what))
     ]
     return {
         (table, key): columns
-        for table, rows in content.mirror.items()
+        for table, rows in mirror.items()
         if table != "garbage"
         for key, columns in rows.items()
         if not any(
@@ -449,6 +496,12 @@ def _difference(a: CoordinatorNode, first: Rows, b: CoordinatorNode, other: Rows
                 f"replica {b.me} {other.get(place)!r:.200}"
             )
     raise AssertionError("they don't")
+
+
+def _new_folder() -> TemporaryDirectory[str]:
+    """Make a folder for real files; in memory where that can be: no disk is to be tested."""
+    memory = Path("/dev/shm")
+    return TemporaryDirectory(prefix="simulation-", dir=memory if memory.is_dir() else None)
 
 
 def _address(me: ReplicaId) -> str:
@@ -493,8 +546,13 @@ def run_whole(
     clients_class: type[Clients] = Clients,
     faults_class: type[Faults] = Faults,
     releases_class: type[Releases] = Releases,
+    on_files: bool | None = None,
 ) -> Outcome:
-    """Run one seed to its end, or to the first broken rule."""
+    """Run one seed to its end, or to the first broken rule.
+
+    Args:
+        on_files: See `Whole`.
+    """
     logger = logging.getLogger("tasksprint")
     before = logger.level, logger.propagate
     world = Whole(
@@ -504,6 +562,7 @@ def run_whole(
         clients_class=clients_class,
         faults_class=faults_class,
         releases_class=releases_class,
+        on_files=on_files,
     )
     printer = _Printer(world)
     logger.propagate = False
@@ -527,6 +586,7 @@ def run_whole(
     counts = world.checker.counts
     counts["entries chosen"] = world.checker.chosen_end - 1
     counts["things sent"] = world.wire.sent
+    counts["worlds on real files"] = int(world.is_on_files)
     counts["changes of members that govern"] = world.checker.memberships_governing
     counts["logs truncated"] = sum(node.disk.state.log_start > 1 for node in world.nodes.values())
     return Outcome(seed, violation, world.timeline.steps, world.now, counts)

@@ -23,6 +23,8 @@ from tasksprint.net.router import Router
 from tasksprint.settings import Settings
 from tests.simulation.timeline import Timeline
 from tests.simulation.wire import Wire
+from tests.store.file_directory import FileResults
+from tests.store.memory_result_store import MemoryResults
 
 __all__ = ["Outcome", "SimProcess", "Unreachable", "Violation", "World", "violation_of"]
 
@@ -136,6 +138,10 @@ class World(Protocol):
 
     def spawn(self, name: str) -> SimProcess:
         """Start a process on the machine of that name (made at its first mention)."""
+        ...
+
+    def new_results(self, name: str) -> MemoryResults | FileResults:
+        """Return an empty disk for a client, in memory or on real files."""
         ...
 
     async def request(

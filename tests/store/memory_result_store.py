@@ -56,6 +56,23 @@ class MemoryResults:
                 hint="free some space and start again; nothing that was acknowledged is lost",
             )
 
+    def open(self, *, identity: str, settings: Settings) -> MemoryResultStore:
+        """Open the store as the next process does; the last one is gone."""
+        return MemoryResultStore.open(self, now_ms=0, identity=identity, settings=settings)
+
+    def close(self) -> None:
+        """Do nothing: there is no file."""
+
+    def names(self) -> list[tuple[int, int]]:
+        """Return which results are there."""
+        return sorted(self.results)
+
+    def forget(self, name: tuple[int, int]) -> None:
+        """Let the disk of a process that is gone lose a result."""
+        job, tid = name
+        for value in self.results.pop(name).values:
+            del self.contents[job, tid, value.key]
+
     def crash(self) -> None:
         """End the process that has it open; what was put stays, other files go."""
         self.is_open = False

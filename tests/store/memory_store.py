@@ -33,6 +33,7 @@ from tasksprint.errors import (
     StoreError,
 )
 from tasksprint.ids import Incarnation, ReplicaId, Slot
+from tasksprint.settings import Settings
 from tasksprint.store.database import Cell, damaged_store
 from tasksprint.store.mirror_snapshot import CopyPiece
 from tasksprint.store.mirror_tables import CopyPlace, next_place
@@ -87,13 +88,36 @@ class MemoryDirectory:
         self.damaged_slots: set[int] = set()
         self.damaged_rows: set[tuple[str, Key]] = set()
         self.is_progress_damaged = False
-        self._content: _Content | None = None
+        self.content: _Content | None = None  # None: nothing was ever written
         self._note: str | None = None  # somebody met damage
         self._is_open = False
 
-    def crash(self) -> None:
+    def open(
+        self, replica: int, *, now_ms: int, incarnation: str, settings: Settings
+    ) -> MemoryReplicaStore:
+        """Open the store as the next process does; the last one is gone."""
+        del settings  # They say how large files may be.
+        return MemoryReplicaStore.open(self, replica, now_ms=now_ms, incarnation=incarnation)
+
+    def crash(self, *, lost_power: bool = False) -> None:
         """End the process that has it open; what was committed stays."""
+        del lost_power  # All is synced.
         self._is_open = False
+
+    def close(self) -> None:
+        """Do nothing: there is no file."""
+
+    def spoil_slot(self, slot: int) -> None:
+        """Let an entry of the log fail its checksum."""
+        self.damaged_slots.add(slot)
+
+    def spoil_row(self, table: str, key: Key) -> None:
+        """Let a row of the mirror fail its checksum."""
+        self.damaged_rows.add((table, key))
+
+    def spoil_progress(self) -> None:
+        """Let the row with the promise fail its checksum."""
+        self.is_progress_damaged = True
 
     def wipe(self) -> None:
         """Lose the disk."""
@@ -101,12 +125,12 @@ class MemoryDirectory:
 
     def image(self) -> object:
         """Return what is on the disk now, for `put_back`."""
-        return copy.deepcopy(self._content)
+        return copy.deepcopy(self.content)
 
     def put_back(self, image: object) -> None:
         """Have an older disk; None: an empty one. Whoever has it open is gone."""
         assert image is None or isinstance(image, _Content)
-        self._content = copy.deepcopy(image)
+        self.content = copy.deepcopy(image)
         self._note = None
         self._is_open = False
         self.damaged_slots.clear()
@@ -293,10 +317,10 @@ class MemoryReplicaStore:
                 f"data directory {directory.name!r} is in use by process 'memory'",
                 hint="stop that process, or give this one its own --data-dir",
             )
-        content = directory._content
+        content = directory.content
         if content is None:
             content = _Content(replica, incarnation or secrets.token_hex(8))
-            directory._content = content
+            directory.content = content
         if content.replica != replica:
             of = f" of cluster {content.cluster!r}" if content.cluster is not None else ""
             raise SettingsError(
