@@ -139,7 +139,7 @@ class _Measured:
 
 @contextlib.contextmanager
 def _idle_clients(private: PrivateCluster, count: int) -> Iterator[None]:
-    """Have so many clients that join and do nothing."""
+    """Run so many clients that join and do nothing."""
     if not count:
         yield
         return

@@ -93,7 +93,7 @@ def _show(
             progress.unanswered(str(item), now_s)
             continue
         if isinstance(item, BaseException):
-            check()  # Which may know more of why nobody answers.
+            check()  # It may know better why nobody answers.
             raise item
         outcome = item.outcome
         if item.missed:

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return UsageError.exit_code
     try:
         exit_code = _end_of(arguments)
-        sys.stdout.flush()  # Here, and not behind us, where nobody says what failed.
+        sys.stdout.flush()  # Here: later nobody would say what failed.
         return exit_code
     except BrokenPipeError:
         let_go_of_readers()

@@ -79,7 +79,7 @@ def _add(parsers: Any, commands: Iterable[Command], prog: str, arguments: list[s
             help=command.help,
             description=command.help[0].upper() + command.help[1:] + ".",
             epilog=f"example: {prog} {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # It is to be pasted.
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # People paste the example.
         )
         if command.name not in arguments:
             continue  # It is listed only; options take most of the time.

@@ -25,12 +25,12 @@ _FRESH_S = 2.0
 _OBSTACLE_S = 0.9
 # A line each second doesn't say each second at length what it said before.
 _TOLD_AGAIN_S = 10.0
-# Since when nothing has changed is said after this.
+# After this it says since when nothing has changed.
 _UNCHANGED_S = 2.0
 # The rate is that of the last so many seconds.
 _RATE_SPAN_S = 20.0
 _BAR_COLUMNS = 24
-# Failures that are shown in one second, whatever a job does.
+# At most so many failures are shown in one second.
 _FAILURES_MAX = 20
 
 # Obstacles of tasks that clients have: none of those runs.

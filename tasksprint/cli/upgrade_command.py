@@ -33,7 +33,7 @@ def upgrade(cluster: Cluster, options: argparse.Namespace) -> int:
 
 
 def _raise(cluster: Cluster, found: dict[str, Any], deadline_s: float) -> dict[str, Any]:
-    """Have the rules raised; again, while the members are being changed."""
+    """Ask for the rules to be raised; again, while the members are being changed."""
     while found["rules"] < found["newest"]:
         try:
             found = _ask(cluster, "POST")

@@ -103,7 +103,7 @@ class Gate:
     """Judges requests by the cluster key.
 
     Args:
-        addresses: By which this process may be called, besides those on which it listens.
+        addresses: This process may be called by these, and by those on which it listens.
         wall_ms: The clock of the machine, in milliseconds since 1970; for tokens only.
         life: Names this start of this process.
     """
@@ -351,7 +351,7 @@ def _token_text(method: str, headers: Mapping[str, str], query: Mapping[str, str
     """Return the token that a request shows: in a header, a cookie, or (to read) its query.
 
     Raises:
-        Refused: It shows none, or in a way in which somebody else could have it shown.
+        Refused: It shows none, or shows it in a way that another page could bring about.
     """
     authorization = headers.get("authorization")
     if authorization is not None:

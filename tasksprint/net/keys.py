@@ -56,7 +56,7 @@ __all__ = [
 
 # Stand in a signature in place of a body's digest:
 NO_BODY = ""
-# Named to a server whose life isn't known; no server has it, so it is told the right one.
+# Sent to a server with an unknown life. No server has this one, so each answers with its own.
 UNKNOWN_LIFE = "0" * 16
 
 KEY_BYTES = 32

@@ -34,7 +34,7 @@ def read_blob(database: Database, digest: str) -> bytes:
     """Return an archive that is there.
 
     Raises:
-        StoreDamaged: It isn't what its digest says.
+        StoreDamaged: It doesn't have its digest.
     """
     chunks = database.query(
         "SELECT data FROM blob_chunks WHERE digest = ? ORDER BY number", (digest,)

@@ -5,7 +5,7 @@ bring their schema along.
 
 Two things here look odd and are not:
 
-- SQLite opens a file that may not be written read-only, without a word. We look.
+- If a file may not be written, SQLite opens it read-only, without a word. So we check.
 - A checkpoint copies pages and waits for the disk, so it is never left to a commit
   that somebody waits for: SQLite's own trigger is off, and the owner of a store
   calls `checkpoint_if_due` and `do_idle_work` when it suits.
@@ -48,7 +48,7 @@ __all__ = [
 Cell = int | str | bytes | None
 Cursor = apsw.Cursor
 
-# Pages kept in memory; what was written last and the upper levels of the tables.
+# Pages kept in memory: the latest writes and the upper levels of the tables.
 _CACHE_KIB = 8 * 1024
 # Statements that stay compiled: sizes × tables × (upsert, delete), and the single ones.
 _STATEMENT_CACHE = 400
@@ -408,7 +408,7 @@ class Database:
             self.connection.close()
 
     def close_whole(self) -> None:
-        """Close a file that is to have another name: everything is in it, on the disk.
+        """Close a file that will get another name: then all its data is in it, on the disk.
 
         SQLite itself says nothing if it can't fold the log into a file that it closes.
 

@@ -63,7 +63,7 @@ class DurableMark:
                     self._file = os.open(self._path, flags, 0o600)
                 os.pwrite(self._file, _MARK.pack(number, crc32(data)), 0)
             except OSError:
-                pass  # A disk too full for these bytes is one for the next commit, which says so.
+                pass  # If the disk is too full for these bytes, the next commit says so.
 
     def close(self) -> None:
         """Close the file."""

@@ -303,7 +303,7 @@ def _build(path: Path, source: Database, left: _Left, settings: Settings) -> Non
             if left.has_state:
                 for table in TABLES:
                     _copy_rows(source, target, table)
-            with contextlib.suppress(StoreDamaged):  # Archives are asked for where they lack.
+            with contextlib.suppress(StoreDamaged):  # Missing archives are fetched when needed.
                 for digest in blob_digests(source):
                     with contextlib.suppress(StoreDamaged), target.transaction() as cursor:
                         write_blob(cursor, digest, read_blob(source, digest))

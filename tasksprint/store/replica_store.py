@@ -176,7 +176,7 @@ class ReplicaStore:
 
     @classmethod
     def open_there(cls, data_dir: Path, *, settings: Settings | None = None) -> ReplicaStore:
-        """Open the store that is in a directory, whosever it is; make and mend nothing.
+        """Open the store in a directory, whoever owns it; make and mend nothing.
 
         A note of damage stays unread. A repair drops data that the other members can give again,
         and the caller (rescue/recover.py) may have no other members left.
@@ -211,7 +211,7 @@ class ReplicaStore:
         return ReplicaId(self._header.replica)
 
     def _look_for_doubts(self, left: LeftLog, mark: DurableMark) -> None:
-        """Find out whether writes are missing that were durable.
+        """Find out whether durable writes are missing.
 
         Raises:
             StoreError: They are, and other members may rely on them.
@@ -261,7 +261,8 @@ class ReplicaStore:
             if is_only_member(self._header):
                 what = f"slot {first} of table 'log' is gone or fails its checksum"
                 raise only_member_lost(self.path, what)
-            # Chosen and not whole: until they are fetched again, they must not be met as news.
+            # Chosen, but damaged. They go: until they are fetched again, nobody shall take them
+            # for a new damage.
             spoiled = [slot for slot, each in log_rows(self._database, first, end) if each is None]
             with self._writing() as cursor:
                 cursor.executemany("DELETE FROM log WHERE slot = ?", [(slot,) for slot in spoiled])
@@ -512,7 +513,7 @@ class ReplicaStore:
                 self._garbage[int(job)] = what
 
     def _collect_garbage(self, cursor: Cursor, rows_max: int) -> None:
-        """Delete some rows that "garbage" gives free, in the transaction of the caller."""
+        """Delete some of the rows that "garbage" names, in the caller's transaction."""
         while self._garbage and rows_max > 0:
             job, what = next(iter(self._garbage.items()))
             for table, first, end in garbage_ranges(job, what):
@@ -644,7 +645,7 @@ class ReplicaStore:
         self._garbage = self._read_garbage()
 
     def write_skips(self, skips: bytes) -> None:
-        """Make it durable which commands of the log aren't to be applied (consensus/skips.py)."""
+        """Make durable the marks of commands that aren't to be applied (consensus/skips.py)."""
         header = replace(self._header, skips=skips)
         with self._writing() as cursor:
             write_header(cursor, header)
@@ -679,7 +680,7 @@ class ReplicaStore:
         """Return an archive, or None if it isn't there.
 
         Raises:
-            StoreDamaged: It is there, and isn't what its digest says.
+            StoreDamaged: It is there, and doesn't have its digest.
         """
         return read_blob(self._database, digest) if self.has_blob(digest) else None
 
@@ -726,7 +727,7 @@ class ReplicaStore:
             self._lock.release()
 
     def close_whole(self) -> None:
-        """Close it so that the file alone is all of it, and may have another name.
+        """Close it so that the file alone holds everything, and may get another name.
 
         Raises:
             StoreError: Part of it is beside the file still.

@@ -67,7 +67,7 @@ class ResultReader:
         """Return the facts about a value, and its content or the file that holds it.
 
         Raises:
-            ValueSpoiled: It stands in its row, and isn't what its digest says.
+            ValueSpoiled: It stands in its row, and doesn't have its digest.
         """
         found = self._find(job, tid, key)
         if found is None:

@@ -1,4 +1,4 @@
-"""Has `released` tasks run, letting each go when it is done, and then starts `live` ones."""
+"""Runs `released` tasks, lets each go when it is done, and then starts `live` ones."""
 
 from TaskSprintCoordinator import *
 

@@ -83,7 +83,7 @@ class OperatorPaths:
         return json_response(members.listing())
 
     async def _upgrade(self, request: Request) -> Response:
-        """List each member's abilities; if the request says so, have the rules raised."""
+        """List each member's abilities; if the request says so, raise the rules."""
         await self._log.confirm_read()
         if request.method == "POST":
             self._raising.raise_now()
