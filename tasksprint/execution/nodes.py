@@ -33,7 +33,9 @@ from tasksprint.execution.effects import (
     StopNode,
 )
 from tasksprint.execution.records import (
+    INPUTS_HERE,
     NODE_TRANSITIONS,
+    SENT,
     ClientTask,
     Entry,
     Node,
@@ -110,7 +112,7 @@ class Nodes:
 
     def offer(self, task: ClientTask) -> None:
         """Take a task whose inputs are all here; it is READY from now on."""
-        task.state = _READY
+        task.enter(INPUTS_HERE)
         program = task.program
         self._offers += 1
         heapq.heappush(program.ready, (task.arrival, self._offers, task))
@@ -211,12 +213,6 @@ class Nodes:
         if not node.pipe and node.state is _SERVING:
             self._becomes_free(node)
         return entry
-
-    def is_wanted(self, entry: Entry) -> bool:
-        """Whether the answer to this entry counts: its task wasn't stopped or run elsewhere."""
-        task = entry.task
-        # A moved task may still be in the queue: then the first answer counts.
-        return task.entry is entry or task.state is _READY
 
     def answered(self, node: Node, now_us: int) -> None:
         """Note that a batch of answers was taken: the next head runs from now on."""
@@ -441,7 +437,7 @@ class Nodes:
         node.pipe[id] = entry
         node.work_us += estimate_us
         task.entry = entry
-        task.state = _RUNNING
+        task.enter(SENT)
         self._outbox.append(RunTask(node.id, id, task.assignment, inputs))
 
     def _empty_pipe(self, node: Node, *, keep_head: bool) -> None:

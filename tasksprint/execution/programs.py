@@ -56,16 +56,16 @@ class Programs:
             if other is not program and other.digest == program.digest
         }
         if ProgramState.PREPARED in states:
-            program.state = ProgramState.PREPARED
+            program.enter("prepared")
             return
-        program.state = ProgramState.PREPARING
+        program.enter("wanted")
         if ProgramState.PREPARING not in states:
             self._outbox.append(PrepareProgram(program.digest, program.command))
 
     def prepared(self, digest: str) -> None:
         """Note that an archive is ready."""
         for program in self._preparing(digest):
-            program.state = ProgramState.PREPARED
+            program.enter("prepared")
 
     def not_prepared(self, digest: str, now_ms: int) -> list[Program]:
         """Note that an archive can't be made ready; return the programs in it.
@@ -75,7 +75,7 @@ class Programs:
         """
         found = self._preparing(digest)
         for program in found:
-            program.state = ProgramState.UNKNOWN
+            program.enter("not prepared")
             pause_ms = self._settings.node_restart_pause_max_ms
             self._timers.start(now_ms + pause_ms, partial(self._prepare_late, program))
         return found

@@ -16,7 +16,13 @@ from tasksprint.execution.effects import Manifest, NodeId
 from tasksprint.ids import ClientId, JobId, TaskId
 
 __all__ = [
+    "AGAIN",
+    "INPUTS_HERE",
     "NODE_TRANSITIONS",
+    "OVER",
+    "PROGRAM_TRANSITIONS",
+    "SENT",
+    "TASK_TRANSITIONS",
     "ClientTask",
     "Copy",
     "CopyKey",
@@ -28,6 +34,7 @@ __all__ = [
     "Program",
     "ProgramState",
     "TaskState",
+    "TaskTransition",
     "describe_keys",
     "describe_task",
 ]
@@ -39,13 +46,38 @@ _KEYS_SHOWN_MAX = 10
 _KEY_CHARACTERS_MAX = 100
 
 
-class TaskState(enum.Enum):
-    """Where an assignment stands; the drawing is in `workbench`."""
+class TaskState(str, enum.Enum):
+    """Where an assignment stands, by TASK_TRANSITIONS; `str` for its hash, which is quick."""
 
     WAITING = "waiting"  # some input isn't here
     READY = "ready"  # in its program's queue
     RUNNING = "running"  # in the pipe of a node
     GONE = "gone"  # done, failed, stopped or forgotten; no longer in the table
+
+
+# What happened to an assignment, as state before -> state behind. What isn't in it can't happen.
+TaskTransition = dict[TaskState, TaskState]
+
+INPUTS_HERE: TaskTransition = {TaskState.WAITING: TaskState.READY}
+SENT: TaskTransition = {TaskState.READY: TaskState.RUNNING}
+# An input changed or is gone, or the node died or stalled: first its inputs are looked for.
+AGAIN: TaskTransition = {
+    TaskState.WAITING: TaskState.WAITING,
+    TaskState.READY: TaskState.WAITING,
+    TaskState.RUNNING: TaskState.WAITING,
+}
+OVER: TaskTransition = {
+    TaskState.WAITING: TaskState.GONE,
+    TaskState.READY: TaskState.GONE,
+    TaskState.RUNNING: TaskState.GONE,
+}
+
+TASK_TRANSITIONS: dict[str, TaskTransition] = {
+    "inputs here": INPUTS_HERE,
+    "sent": SENT,
+    "again": AGAIN,
+    "over": OVER,
+}
 
 
 class NodeState(enum.Enum):
@@ -70,11 +102,22 @@ NODE_TRANSITIONS: dict[str, dict[NodeState, NodeState]] = {
 
 
 class ProgramState(enum.Enum):
-    """UNKNOWN -> PREPARING -> PREPARED, or back to UNKNOWN when that failed."""
+    """How ready the archive of a program is here, by PROGRAM_TRANSITIONS."""
 
     UNKNOWN = "unknown"
     PREPARING = "preparing"
     PREPARED = "prepared"
+
+
+# What happened to an archive, as state before -> state behind. What isn't in it can't happen.
+PROGRAM_TRANSITIONS: dict[str, dict[ProgramState, ProgramState]] = {
+    "wanted": {ProgramState.UNKNOWN: ProgramState.PREPARING},
+    "prepared": {
+        ProgramState.UNKNOWN: ProgramState.PREPARED,  # already, for another program in it
+        ProgramState.PREPARING: ProgramState.PREPARED,
+    },
+    "not prepared": {ProgramState.PREPARING: ProgramState.UNKNOWN},
+}
 
 
 class ClientTask:
@@ -108,6 +151,14 @@ class ClientTask:
 
     def __str__(self) -> str:
         return describe_task(self.assignment)
+
+    def enter(self, transition: TaskTransition) -> None:
+        """Change the state, by what happened."""
+        try:
+            self.state = transition[self.state]
+        except KeyError:
+            name = next(name for name, one in TASK_TRANSITIONS.items() if one is transition)
+            raise AssertionError(f"{self} can't be {name}: it is {self.state.value}") from None
 
 
 class Entry:
@@ -233,6 +284,12 @@ class Program:
 
     def __str__(self) -> str:
         return repr(self.name)
+
+    def enter(self, event: str) -> None:
+        """Change the state, by what happened to the archive."""
+        state = PROGRAM_TRANSITIONS[event].get(self.state)
+        assert state is not None, f"program {self} can't be {event}: it is {self.state.value}"
+        self.state = state
 
 
 class KeptResult:

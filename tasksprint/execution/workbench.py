@@ -9,14 +9,8 @@ Knows the assignments of this client. It joins three parts that don't know each 
 It holds no data, reads no clock and waits for nothing. Events are methods; each says what
 happened. `effects` returns the orders that follow.
 
-The life of an assignment:
-
-    view ──> WAITING ──all inputs here──> READY ──room in a pipe──> RUNNING ──answer──> GONE
-                ^                          │  ^                        │
-                └──input changed or gone───┘  └──node died or stalled──┘
-
-Its outcome goes on from there: values are stored, then reported; a failure is reported at
-once.
+The life of an assignment is a table, TASK_TRANSITIONS of `records`. Its outcome goes on from
+there: values are stored, then reported; a failure is reported at once.
 """
 
 from __future__ import annotations
@@ -48,6 +42,8 @@ from tasksprint.execution.inputs import Inputs
 from tasksprint.execution.nodes import Nodes
 from tasksprint.execution.programs import Programs
 from tasksprint.execution.records import (
+    AGAIN,
+    OVER,
     ClientTask,
     Entry,
     KeptResult,
@@ -308,8 +304,9 @@ class Workbench:
             if entry is None:
                 return
             task = entry.task
-            if not nodes.is_wanted(entry):
-                continue
+            # A moved task may still be in the queue: then the first answer counts.
+            if task.entry is not entry and task.state is not TaskState.READY:
+                continue  # It was stopped, or runs elsewhere.
             outcome = reply.outcome
             nodes.measured(task, run_us)
             if isinstance(outcome, TaskError):
@@ -572,14 +569,10 @@ class Workbench:
 
     def _again(self, task: ClientTask) -> None:
         """Find out anew where an assignment's inputs are, and go on from there."""
-        if not task.assignment.inputs:
-            self._nodes.offer(task)
-            return
+        task.enter(AGAIN)
         self._inputs.release(task)
         self._inputs.resolve(task)
-        if task.pending:
-            task.state = TaskState.WAITING
-        else:
+        if not task.pending:
             self._arrived(task)
 
     def _arrived(self, task: ClientTask) -> None:
@@ -602,7 +595,7 @@ class Workbench:
     def _remove(self, task: ClientTask) -> None:
         del self._tasks[task.key]
         task.program.tasks -= 1
-        task.state = TaskState.GONE
+        task.enter(OVER)
         task.entry = None
         if task.assignment.inputs:
             self._inputs.release(task)

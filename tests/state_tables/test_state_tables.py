@@ -12,7 +12,17 @@ from tasksprint.coordination.jobs import Job, Task
 from tasksprint.coordination.state import State
 from tasksprint.coordination.task_states import STATES, TRANSITIONS, WAITING
 from tasksprint.coordination.transitions import Transitions
-from tasksprint.execution.records import NODE_TRANSITIONS, NodeState
+from tasksprint.coordination.view import Assignment
+from tasksprint.execution.records import (
+    NODE_TRANSITIONS,
+    PROGRAM_TRANSITIONS,
+    TASK_TRANSITIONS,
+    ClientTask,
+    NodeState,
+    Program,
+    ProgramState,
+    TaskState,
+)
 from tasksprint.hosting.host import SchedulerHost
 from tasksprint.hosting.states import HOST_STATES, HOST_TRANSITIONS, HostEvent, HostState
 from tasksprint.ids import JobId, ReplicaId, TaskId
@@ -51,6 +61,22 @@ def of_nodes() -> str:
     return render([state.value for state in NodeState], named)
 
 
+def of_tasks_on_a_client() -> str:
+    named = {
+        event: {before.value: after.value for before, after in transition.items()}
+        for event, transition in TASK_TRANSITIONS.items()
+    }
+    return render([state.value for state in TaskState], named)
+
+
+def of_programs() -> str:
+    named = {
+        event: {before.value: after.value for before, after in transition.items()}
+        for event, transition in PROGRAM_TRANSITIONS.items()
+    }
+    return render([state.value for state in ProgramState], named)
+
+
 def of_hosts() -> str:
     named: dict[str, Mapping[str, str]] = {**HOST_TRANSITIONS}
     return render(HOST_STATES, named)
@@ -58,7 +84,9 @@ def of_hosts() -> str:
 
 TABLES = {
     "task": of_tasks,
+    "task_on_a_client": of_tasks_on_a_client,
     "node": of_nodes,
+    "program": of_programs,
     "host": of_hosts,
 }
 
@@ -146,6 +174,52 @@ def test_tasks_change_their_states_in_one_file() -> None:
         ("job_rows.py", "job.state"),
         ("job_rows.py", "job.counts"),
         ("lifecycle.py", "job.state"),
+    }
+
+
+# --- tasks of a client ---
+
+
+@pytest.mark.parametrize("event", TASK_TRANSITIONS)
+@pytest.mark.parametrize("before", TaskState)
+def test_a_clients_task_changes_by_the_table_and_otherwise_it_is_our_bug(
+    event: str, before: TaskState
+) -> None:
+    assignment = Assignment(JobId(1), TaskId(0), 1, TaskSpec("map"), (), seed=7)
+    task = ClientTask(assignment, Program("p" * 64, "{}"), 1)
+    task.state = before
+    transition = TASK_TRANSITIONS[event]
+    if before not in transition:
+        with pytest.raises(AssertionError, match=f"can't be {event}: it is {before.value}"):
+            task.enter(transition)
+        assert task.state is before
+        return
+    task.enter(transition)
+    assert task.state is transition[before]
+
+
+@pytest.mark.parametrize("event", PROGRAM_TRANSITIONS)
+@pytest.mark.parametrize("before", ProgramState)
+def test_a_program_changes_by_the_table_and_otherwise_it_is_our_bug(
+    event: str, before: ProgramState
+) -> None:
+    program = Program("p" * 64, "{}")
+    program.state = before
+    transition = PROGRAM_TRANSITIONS[event]
+    if before not in transition:
+        with pytest.raises(AssertionError, match=f"can't be {event}: it is {before.value}"):
+            program.enter(event)
+        assert program.state is before
+        return
+    program.enter(event)
+    assert program.state is transition[before]
+
+
+def test_what_a_client_has_changes_its_state_in_one_place_each() -> None:
+    found = {each for each in assigned_in("execution") if each[2].endswith(".state")}
+    assert found - {each for each in found if each[1] == "__init__"} == {
+        ("records.py", "enter", "self.state"),
+        ("nodes.py", "_enter", "node.state"),
     }
 
 
