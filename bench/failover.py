@@ -173,7 +173,7 @@ async def _ask_until_acknowledged(system: _System, member: int) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             if await asyncio.wait_for(system.ask(member, number), _TRY_S) is True:
                 return
-        await asyncio.sleep(_INTERVAL_S)
+        await asyncio.sleep(_INTERVAL_S)  # Real time: between one try and the next.
 
 
 async def _acknowledged(system: _System, first: int, number: int) -> None:
@@ -189,7 +189,7 @@ async def _acknowledged(system: _System, first: int, number: int) -> None:
                 following = answer
         except asyncio.TimeoutError:
             pass
-        await asyncio.sleep(_RETRY_S)
+        await asyncio.sleep(_RETRY_S)  # Real time: as a client waits before it asks the next.
         member = following if following != member else turn % 3
 
 
@@ -217,7 +217,7 @@ class _TaskSprint:
             is_level = bool(found) and max(applied) - min(applied) < 3
             if is_level and len(leaders) == 1 and None not in leaders:
                 return int(leaders.pop()) - 1
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # Real time: between one look and the next.
         raise SystemExit(f"the members don't agree on a leader: {failure or found}")
 
     async def ask(self, member: int, number: int) -> int | bool:

@@ -90,6 +90,7 @@ class _Measured:
 
     def rest(self) -> None:
         """Watch it doing nothing."""
+        # Real time: what doing nothing costs in it is measured.
         cpu_s, wall_s = self._watch(lambda: time.sleep(_REST_S))
         self._resting.append(cpu_s / wall_s)
 

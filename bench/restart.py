@@ -394,7 +394,7 @@ def _restart(folder: Path, past: Path, live: int) -> dict[str, object]:
         replaying = _replay_of(members.status(1))
         highest_mib = memory_mib
         for _ in _waiting(members, "the scheduler has replayed"):
-            time.sleep(0.2)
+            time.sleep(0.2)  # Real time: each look takes some from who is measured.
             highest_mib = max(highest_mib, members.memory_mib(1))
             state = _replay_of(members.status(1))
             if state.startswith("live"):
@@ -441,7 +441,7 @@ def _catch_up(folder: Path, past: Path) -> dict[str, object]:
         began_s = time.perf_counter()
         members.start(3, directories[2])
         for _ in _waiting(members, "the third is level"):
-            time.sleep(0.1)
+            time.sleep(0.1)  # Real time: likewise.
             third, first = members.status(3), members.status(1)
             if third.get("applied_slot", 0) and third.get("digest") == first.get("digest"):
                 break

@@ -408,6 +408,104 @@ def test_lines_of_code_end_before_column_100() -> None:
     assert found == []
 
 
+# --- tests ---------------------------------------------------------------------------
+
+
+def measuring_modules() -> list[Path]:
+    """Return the modules of tests and bench.
+
+    But for the simulator's, whose time is virtual, and users' programs, whose tasks take some.
+    """
+    folders = {ROOT / "tests", ROOT / "bench"}
+    left_out = {"simulation", "job", "jobs"}
+    return [
+        path
+        for path in tracked_files()
+        if path.suffix == ".py"
+        and folders.intersection(path.parents)
+        and not left_out.intersection(path.relative_to(ROOT).parts)
+    ]
+
+
+def test_tests_wait_for_conditions_and_not_for_a_while() -> None:
+    """Else they pass by luck on a slow machine, and lose time on a quick one.
+
+    A sleep stands in a `while`, which has a condition, or says why it takes real time. One of
+    ten seconds or more isn't there to end: somebody ends it.
+    """
+    found = [
+        f"{place(path, line)} sleeps: wait for a condition, or say '{REAL_TIME} …' why not"
+        for path in measuring_modules()
+        for line in sleeps_by_luck(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+# The beginning of a comment beside a sleep, or above it.
+REAL_TIME = "# Real time:"
+
+
+def sleeps_by_luck(text: str) -> list[int]:
+    """Return the lines of sleeps that no condition ends, and nothing explains."""
+    if "sleep(" not in text:
+        return []
+    lines = text.splitlines()
+    return [
+        line
+        for line in _lone_sleeps(ast.parse(text), is_waiting=False)
+        if REAL_TIME not in lines[line - 1] and not _above(lines, line).startswith(REAL_TIME)
+    ]
+
+
+def _above(lines: list[str], number: int) -> str:
+    """Return the beginning of the comment above a line."""
+    above = ""
+    for line in reversed(lines[: number - 1]):
+        if not line.strip().startswith("#"):
+            break
+        above = line.strip()
+    return above
+
+
+def _lone_sleeps(tree: ast.AST, *, is_waiting: bool) -> Iterator[int]:
+    for node in ast.iter_child_nodes(tree):
+        is_ended = is_waiting
+        if isinstance(node, ast.While):
+            is_ended = True
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.FunctionDef, ast.AsyncFunctionDef)):
+            is_ended = False
+        if isinstance(node, ast.Call) and not is_ended:
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if name == "sleep" and not _is_endless(node.args[0]):
+                yield node.lineno
+        yield from _lone_sleeps(node, is_waiting=is_ended)
+
+
+def _is_endless(span: ast.expr) -> bool:
+    """Whether a time is 0, or so long that nobody waits for its end."""
+    if isinstance(span, ast.Constant) and isinstance(span.value, (int, float)):
+        return not 0 < span.value < 10
+    return False
+
+
+def test_sleep_by_luck_is_found() -> None:
+    text = """
+async def test(process):
+    await asyncio.sleep(0.05)  # Long enough for `echo`.
+    while process.runs:
+        time.sleep(0.01)
+        for _ in range(50):
+            sleep(0.001)
+    await asyncio.sleep(0)
+    time.sleep(6)  # Real time: what is tested is a machine that stands still.
+    # Real time: the kernel tells nobody
+    # when it is done.
+    time.sleep(1)
+    time.sleep(999)
+"""
+    assert sleeps_by_luck(text) == [3, 7]
+
+
 # --- prose ---------------------------------------------------------------------------
 
 

@@ -50,7 +50,7 @@ from tests.execution.helpers import (
     held_by,
     task,
 )
-from tests.roles.client_world import DEADLINE_S, assignment, shell_node, until, view, world
+from tests.roles.client_world import assignment, shell_node, until, view, world
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, summary
 
@@ -354,7 +354,7 @@ def test_program_that_is_not_read_yet_is_the_obstacle(tmp_path: Path) -> None:
         async with members(1, tmp_path, Settings(silence_shown_ms=50)) as of:
             leader = await of.leader()
             leader.coordinator.archives._unpack = (  # type: ignore[method-assign]
-                lambda digest: asyncio.sleep(DEADLINE_S, Path())
+                lambda digest: asyncio.sleep(999, Path())
             )
             digest = await archive_of(leader, tmp_path / "slow", scheduler_sh=SILENT)
             job = (await decide(leader, submission(1, digest)))["job"]
@@ -449,6 +449,7 @@ class Scripted:
     def job_with_news(self, job: JobId, **_: Any) -> JobOutcome:
         self._last = next(self._answers, self._last)
         if isinstance(self._last, Slowly):
+            # Real time: whoever follows looks at the clock.
             time.sleep(self.settings.find_leader_timeout_ms / 1000)
         if isinstance(self._last, Exception):
             raise self._last

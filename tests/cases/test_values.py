@@ -7,6 +7,7 @@ import base64
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -272,7 +273,9 @@ def test_node_that_dies_in_the_middle_of_a_value_leaves_nothing(tmp_path: Path) 
 
 def test_hold_of_the_loop_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     def hold() -> None:
-        time.sleep(0.2)
+        since = time.monotonic()
+        while time.monotonic() - since < 0.2 or not watch_loop()._place:
+            time.sleep(0.001)
 
     async def main() -> None:
         with caplog.at_level(logging.DEBUG, "tasksprint.loop"):
@@ -280,14 +283,14 @@ def test_hold_of_the_loop_is_told_with_its_place(caplog: pytest.LogCaptureFixtur
             assert watch_loop() is watch
             await asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(hold)
-            await asyncio.sleep(0.01)
-            await asyncio.sleep(0)
-        assert 0.2 <= longest_hold_s() < 5
+            while not longest_hold_s() >= 0.2:
+                await asyncio.sleep(0)
 
     asyncio.run(main())
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("the loop was held for 2") and " ms by " in line
-    assert f"{__name__}.hold:" in line
+    # (A busy machine holds it up as well.)
+    (line,) = [each for record in caplog.records if "hold:" in (each := record.getMessage())]
+    (held_ms,) = re.findall(rf"^the loop was held for (\d+) ms by {__name__}\.hold:", line)
+    assert int(held_ms) >= 200
 
 
 def test_longest_hold_is_a_metric(tmp_path: Path) -> None:
@@ -325,7 +328,7 @@ def test_idle_node_gives_back_the_memory_of_large_values(tmp_path: Path) -> None
         assert node.values("take", inputs=inputs) == {"n": b"%d" % (100 * MIB)}
         assert len(node.values("make", 100 * MIB)["data"]) == 100 * MIB  # type: ignore[arg-type]
         assert len(node.values("small", 400_000)["parts"]) > 40_000_000  # type: ignore[arg-type]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while resident_mib() > before + 30 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert resident_mib() <= before + 30

@@ -187,13 +187,14 @@ def test_follower_whose_link_flaps_does_not_disturb_the_leader(
     ballot = status["consensus"]["ballot"]  # type: ignore[index]
     load.start()
     random = Random(9)
-    for _ in range(8):
+    flaps = 0
+    while flaps < 8 or "asks for an election" not in machines.log(follower)[began:]:
+        flaps += 1
         network.plug(machines.host(follower), is_in=False)
         time.sleep(random.uniform(0.02, 2.0))
         network.plug(machines.host(follower), is_in=True)
         time.sleep(random.uniform(0.02, 0.3))
     goes_on(load)
-    assert "asks for an election" in machines.log(follower)[began:]
     status = machines.status(leader)
     assert status is not None
     assert status["consensus"]["ballot"] == ballot  # type: ignore[index]
@@ -232,7 +233,7 @@ def test_whole_cluster_that_stalls_declares_nobody_dead(machines: Machines, load
     goes_on(load)
     for name in machines.coordinators:
         machines.stop(name)
-    time.sleep(6)
+    time.sleep(6)  # Real time: more than a client may be silent for, were it counted.
     for name in machines.coordinators:
         machines.resume(name)
     goes_on(load)

@@ -24,7 +24,7 @@ def _commit_slowly(self: ReplicaStore, commits: Sequence[Commit]) -> None:
         seconds = float(_file.read_text())
     except FileNotFoundError:
         seconds = 0.0
-    time.sleep(seconds)
+    time.sleep(seconds)  # Real time: this is the fault.
     _commit_all(self, commits)
 
 

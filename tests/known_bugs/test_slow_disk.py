@@ -273,7 +273,7 @@ def test_real_follower_whose_disk_becomes_slow_disturbs_nobody(
         (tmp_path / f"slow-{slow}").write_text("2.0")
         for request in range(2, 22):
             wait_until(partial(decides, machines, request), "it is decided", limit_s=5)
-            time.sleep(0.2)
+            time.sleep(0.2)  # Real time: several writes of the slow disk are to pass.
         (tmp_path / f"slow-{slow}").unlink()
         assert len(became_leader(machines)) == 1
         assert set(machines.end_all().values()) == {0}
@@ -303,7 +303,7 @@ def test_real_leader_whose_disk_becomes_slow_hands_over(
         # And it stays so, though the first one is a good follower otherwise.
         for request in range(2, 22):
             wait_until(partial(decides, machines, request), "it is decided", limit_s=5)
-            time.sleep(0.2)
+            time.sleep(0.2)  # Real time: several writes of the slow disk are to pass.
         assert len(became_leader(machines)) == 2
         leader = machines.leader()
         assert leader is not None

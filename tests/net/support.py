@@ -39,6 +39,18 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
+async def quiet(figure: Callable[[], object]) -> None:
+    """Wait until a figure stays as it is, turn after turn of the loop.
+
+    For what only this loop moves, at both ends of a connection.
+    """
+    seen: object = None
+    while seen != figure():
+        seen = figure()
+        for _ in range(200):
+            await asyncio.sleep(0)
+
+
 def echo(request: Any) -> Response:
     """A handler that gives the body back."""
     return Response(200, request.body, "application/octet-stream")

@@ -30,6 +30,7 @@ from tests.net.support import (
     SETTINGS,
     answered_later,
     echo,
+    quiet,
     raw_connection,
     routes,
     run,
@@ -236,12 +237,9 @@ def test_streamed_answer_waits_for_a_slow_reader(announced: bool) -> None:
         ):
             raw.writer.transport.pause_reading()
             raw.write(_get("/") + _get("/"))
-            seen = -1
-            while seen != produced[0]:  # Until nothing moves any more.
-                seen = produced[0]
-                for _ in range(50):
-                    await asyncio.sleep(0.001)
-            assert 0 < produced[0] < 400
+            await until(lambda: produced[0])
+            await quiet(lambda: produced[0])
+            assert produced[0] < 400
             raw.writer.transport.resume_reading()
             _, headers, received = await raw.answer()
             assert ("content-length" in headers) is announced

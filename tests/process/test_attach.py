@@ -378,8 +378,9 @@ def test_node_that_leaves_at_once_is_attached_before_it_is_gone(tmp_path: Path) 
         connect = loop.create_unix_connection
 
         async def slow_connect(*arguments: object, **named: object) -> object:
-            result: object = await connect(*arguments, **named)  # type: ignore[arg-type]
-            await asyncio.sleep(0.02)  # Long enough to read what came, and its end.
+            result: Any = await connect(*arguments, **named)  # type: ignore[arg-type]
+            while not result[1].closed.done():  # It has read what came, and its end.
+                await asyncio.sleep(0)
             return result
 
         loop.create_unix_connection = slow_connect  # type: ignore[assignment, method-assign]

@@ -113,17 +113,28 @@ def test_stdin_and_stdout_are_one_socket_and_the_session_is_its_own() -> None:
     run(scenario)
 
 
-def test_nothing_is_delivered_before_the_caller_has_the_program() -> None:
+def test_nothing_is_delivered_before_the_caller_has_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A fast program says ready while we still wait for its stderr to be connected."""
 
     async def scenario() -> None:
         told: list[bool] = []
         programs: list[ChildProcess] = []
+        received: list[bytes] = []
+        receive = ChildProcess._received
         loop = asyncio.get_running_loop()
         connect = loop.connect_read_pipe
 
+        def noted(self: ChildProcess, data: bytes) -> None:
+            received.append(data)
+            receive(self, data)
+
+        monkeypatch.setattr(ChildProcess, "_received", noted)
+
         async def slow_connect(*arguments: object) -> object:
-            await asyncio.sleep(0.05)  # Long enough for `echo`.
+            while b"".join(received) != b"ready\n":
+                await asyncio.sleep(0)
             return await connect(*arguments)  # type: ignore[arg-type]
 
         loop.connect_read_pipe = slow_connect  # type: ignore[assignment, method-assign]

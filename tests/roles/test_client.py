@@ -322,10 +322,12 @@ def test_nodes_faster_than_the_disk_have_to_wait(tmp_path: Path) -> None:
             stuck = here.client.writer.run(lambda _: free.wait())
             here.coordinator.give(view(whole=True, run=tuple(map(assignment, range(20)))))
             await until(lambda: here.client.values.total_bytes > MIB)
-            for _ in range(100):
-                await asyncio.sleep(0.001)
-                # One more of each node may have been read.
-                assert here.client.values.total_bytes <= MIB + 3 * size
+            shells = here.client.nodes.shells.values()
+            await until(lambda: len(shells) == 2 and all(shell._holds for shell in shells))
+            for shell in shells:
+                assert not shell.program._transport.is_reading()
+            # One more of each node may have been read.
+            assert here.client.values.total_bytes <= MIB + 3 * size
             free.set()
             await stuck
             await here.idle()

@@ -82,7 +82,7 @@ def test_outer_limit_is_not_taken_for_the_inner_one() -> None:
     @timeout(5)
     def step() -> None:
         steps.append(1)
-        time.sleep(0.001)
+        time.sleep(0.001)  # Real time: the limits are timers of the system.
 
     @timeout(0.03)
     def loop() -> None:

@@ -255,9 +255,9 @@ def _stall(machines: Machines, seconds: float, tell: Callable[[str], None]) -> l
     ends = {name: len(machines.log(name)) for name in machines.coordinators}
     tell(f"{leader}, which leads, is stopped for {seconds:g} s")
     machines.stop(leader)
-    time.sleep(seconds)
+    time.sleep(seconds)  # Real time: the fault is that it passes without the leader.
     machines.resume(leader)
-    time.sleep(_AFTER_STALL_S)
+    time.sleep(_AFTER_STALL_S)  # Real time: a client would be declared dead within it.
     lines = [line for name in ends for line in machines.log(name)[ends[name] :].splitlines()]
     return [f"a client was declared dead: {line}" for line in lines if " dead: " in line]
 
