@@ -95,7 +95,7 @@ class Progress:
         self._done: deque[tuple[float, int]] = deque()  # (when, tasks done)
         self._lost: tuple[float, str] | None = None  # since when nobody answers, and why
         self._lost_told_s: float | None = None  # when that was told last
-        self._line_due_s = now_s
+        self.line_due_s = now_s  # `tell` has something to say, even if nothing happens
         self._failures_left = _FAILURES_MAX
         self._unshown = 0  # failures
 
@@ -154,14 +154,9 @@ class Progress:
 
     # --- the line ---
 
-    @property
-    def line_due_s(self) -> float:
-        """When `tell` has something to say, even if nothing happens."""
-        return self._line_due_s
-
     def tell(self, now_s: float) -> None:
         """Tell how the job stands; call it each second."""
-        self._line_due_s = now_s + 1.0
+        self.line_due_s = now_s + 1.0
         self._failures_left = _FAILURES_MAX
         if self._unshown:
             unshown, self._unshown = self._unshown, 0

@@ -215,10 +215,6 @@ def _is_alive(client: LiveClient) -> bool:
     return True
 
 
-def _answers(path: str) -> bool:
-    return _listener_pid(path) is not None
-
-
 def _listener_pid(path: str) -> int | None:
     """Return the id of the process that listens on a socket; 0: unknown; None: none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -395,7 +391,7 @@ class AttachServer:
         Raises:
             SettingsError: Another client uses this data directory, or the socket can't be made.
         """
-        if _answers(str(self._path)):
+        if _listener_pid(str(self._path)) is not None:
             raise SettingsError(
                 f"another client already listens on {str(self._path)!r}",
                 hint="give this one its own --data-dir",
@@ -582,11 +578,9 @@ def attach_and_exec(
     name: str,
     version: str,
     socket_file: str,
-    cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     program: str | None = None,
     note: str = "",
-    memory_bytes: int | None = None,
     timeout_s: float = 10.0,
 ) -> NoReturn:
     """Attach to the client at `socket_file` and become `argv`; doesn't return.
@@ -596,7 +590,6 @@ def attach_and_exec(
         name: Jobs find this node by it.
         program: `argv` in messages, as its user knows it.
         note: A line for stderr once the client has taken the node.
-        memory_bytes: Limit of the program's memory (RLIMIT_DATA), if any.
 
     Raises:
         PeerUnreachable: The client doesn't answer.
@@ -611,12 +604,6 @@ def attach_and_exec(
             sys.stderr.write(f"{plain_line(note)}\n")
             sys.stderr.flush()
     try:
-        if cwd is not None:
-            os.chdir(cwd)
-        if memory_bytes is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
         # Blocking, since the program expects it: the flag belongs to the socket, and
         # survives dup2 and exec.
         sock.setblocking(True)
@@ -626,7 +613,7 @@ def attach_and_exec(
         os.execvpe(argv[0], list(argv), environment)
     except OSError as error:
         raise explain_start_error(
-            error, argv[0], name=program, cwd=cwd, what="node", failure=NodeFailed
+            error, argv[0], name=program, cwd=None, what="node", failure=NodeFailed
         ) from error
 
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,6 @@ _WORKSHOP = "restoring"
 _LOCK = "restore.lock"
 
 
-@dataclass(frozen=True, slots=True)
-class _Restored:
-    cluster: str
-    jobs: int
-    running: int
-
-
 def run_restore(options: argparse.Namespace) -> int:
     """Carry out `restore`."""
     check_replica_id(options.id, "--id")
@@ -74,7 +66,7 @@ def run_restore(options: argparse.Namespace) -> int:
         _check_empty(data_dir)
         shutil.rmtree(data_dir / _WORKSHOP, ignore_errors=True)
         try:
-            made = _make_store(
+            cluster, schedule = _make_store(
                 path, data_dir / _WORKSHOP, ReplicaId(options.id), address, settings
             )
         except DiskFull as error:
@@ -88,22 +80,23 @@ def run_restore(options: argparse.Namespace) -> int:
         (data_dir / _LOCK).unlink()
     finally:
         lock.release()
+    jobs, running = len(schedule.jobs()), len(schedule.running_jobs())
     told: dict[str, Any] = {
-        "cluster": made.cluster,
+        "cluster": cluster,
         "from_cluster": head["cluster"],
         "replica": options.id,
         "address": address,
         "slot": head["slot"],
         "wall_ms": contents.wall_ms,
-        "jobs": made.jobs,
-        "jobs_running": made.running,
+        "jobs": jobs,
+        "jobs_running": running,
         "archives": len(checked.archives),
     }
     then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(contents.wall_ms / 1000))
     text = (
         f"restored cluster {head['cluster']} as of slot {head['slot']} ({then}, "
-        f"{ago(contents.wall_ms)}) as the new cluster {made.cluster} of replica {options.id} "
-        f"alone: {made.jobs} jobs ({made.running} running), {len(checked.archives)} archives\n"
+        f"{ago(contents.wall_ms)}) as the new cluster {cluster} of replica {options.id} "
+        f"alone: {jobs} jobs ({running} running), {len(checked.archives)} archives\n"
         "lost: everything that was acknowledged after that slot\n"
         f"start it: {program_command('coordinator')} --id {options.id} --listen {options.listen}"
         f"{f' --advertise {address}' if address != options.listen else ''} "
@@ -145,7 +138,7 @@ def _check_empty(data_dir: Path) -> None:
 
 def _make_store(
     path: Path, folder: Path, me: ReplicaId, address: str, settings: Settings
-) -> _Restored:
+) -> tuple[str, Schedule]:
     """Make a store out of a backup that was checked; its file is whole when this returns."""
     made = ReplicaStore.open(folder, me, now_ms=wall_ms(), settings=settings)
     with contextlib.closing(made) as store:
@@ -174,8 +167,7 @@ def _make_store(
         store.close_whole()
     with (folder / DATABASE_FILE).open("rb") as file:
         os.fsync(file.fileno())
-    running = len(schedule.running_jobs())
-    return _Restored(cluster, len(schedule.jobs()), running)
+    return cluster, schedule
 
 
 def _take(reader: BackupReader, store: ReplicaStore, applied: AppliedPoint) -> None:

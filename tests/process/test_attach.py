@@ -93,11 +93,12 @@ class Client:
 
 
 NODE_CODE = """
-import sys
+import os, sys
 from tasksprint.process.attach import attach_and_exec
+os.chdir("/")
 attach_and_exec(
     ["/bin/sh", "-c", sys.argv[2]], name="gpu", version="1", socket_file=sys.argv[1],
-    env={"PATH": "/usr/bin:/bin", "GREETING": "hello"}, cwd="/")
+    env={"PATH": "/usr/bin:/bin", "GREETING": "hello"})
 """
 
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from tasksprint.coordination.view import Assignment, Input
 from tasksprint.execution.effects import AttemptDone, RunTask
 from tasksprint.roles.client.values import CachedValue, ValueCache, base64_pieces, task_buffers
-from tasksprint.settings import Settings
 from tasksprint.task_spec import TaskSpec
 
 T = TypeVar("T")
@@ -219,17 +218,6 @@ def test_inline_values_of_a_report() -> None:
     expected = {"a": ("json", '"é"'), "b": ("bytes", "AA==")}
     assert wait(cache.load_inline(done)) == expected
     assert cache.inline(done) == expected
-
-
-def test_cache_is_as_large_as_the_settings_say() -> None:
-    cache = ValueCache.of(
-        Settings(value_cache_bytes_max=COST), Disk().load, lambda value: None
-    )
-    put(cache, 0)
-    put(cache, 1)
-    cache.stored(1, 0, "d0")
-    cache.stored(1, 1, "d1")
-    assert cache.total_bytes == COST
 
 
 STEPS = st.lists(

@@ -44,7 +44,9 @@ class Durable:
         self._writer = writer
         self._held = held
         self._bytes_max = settings.value_cache_bytes_max
-        self.values = ValueCache.of(settings, self._load, held.discard)
+        self.values = ValueCache(
+            bytes_max=settings.value_cache_bytes_max, load=self._load, discard=held.discard
+        )
         self.unstored_bytes = 0  # of values in memory that no transaction has kept yet
         self._results: list[tuple[Result, _Name]] = []
         self._logs: list[LogText] = []

@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from tasksprint.execution.effects import AttemptDone, Manifest, RunTask
 from tasksprint.ids import JobId, TaskId
 from tasksprint.protocol.node_lines import Carried, encode_task
-from tasksprint.settings import Settings
 from tasksprint.store.result_records import FileValue
 
 __all__ = [
@@ -80,13 +79,6 @@ class ValueCache:
         # Values that may be evicted, with their costs; the longest unused first.
         self._evictable: OrderedDict[_ValueKey, int] = OrderedDict()
         self._bytes = 0  # of everything, with overhead; files of copies count like memory
-
-    @classmethod
-    def of(
-        cls, settings: Settings, load: LoadValue, discard: Callable[[FileValue], object]
-    ) -> ValueCache:
-        """Return a cache as large as the settings say."""
-        return cls(bytes_max=settings.value_cache_bytes_max, load=load, discard=discard)
 
     @property
     def is_half_full(self) -> bool:
