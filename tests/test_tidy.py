@@ -506,6 +506,41 @@ async def test(process):
     assert sleeps_by_luck(text) == [3, 7]
 
 
+def test_tests_look_into_the_state_machine_in_one_place() -> None:
+    """`look_inside` does: how the state is kept may change without a change of all tests.
+
+    `wrong_state.py` is a program that has the package alone. The state of a scheduler's host, in
+    `test_state_tables.py`, is a word.
+    """
+    may_look = {
+        "tests/coordination/world.py",
+        "tests/e2e/wrong_state.py",
+        "tests/state_tables/test_state_tables.py",
+    }
+    found = [
+        place(path, line)
+        for path in tracked_files()
+        if path.suffix == ".py" and ROOT / "tests" in path.parents
+        if str(path.relative_to(ROOT)) not in may_look
+        for line in looks_into_state(path.read_text(encoding="utf-8"))
+    ]
+    assert found == [], "ask a reading, or `look_inside` of tests/coordination/world.py"
+
+
+def looks_into_state(text: str) -> list[int]:
+    if "._state" not in text:
+        return []
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and node.attr == "_state"
+    ]
+
+
+def test_look_into_the_state_machine_is_found() -> None:
+    assert looks_into_state("a = look_inside(schedule)\nb = schedule._state.jobs[1]\n") == [2]
+
+
 # --- prose ---------------------------------------------------------------------------
 
 

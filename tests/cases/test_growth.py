@@ -55,7 +55,7 @@ from tasksprint.store import writer
 from tasksprint.task_spec import TaskSpec
 from tests.cases.sizes import growth, sizes
 from tests.consensus.helpers import make
-from tests.coordination.world import FakeClient, World, reply_of
+from tests.coordination.world import FakeClient, World, look_inside, reply_of
 from tests.execution.helpers import COMMAND, Bench, RunTask, SendReport, TaskError, task
 from tests.hosting.test_host import History
 from tests.roles.members import members
@@ -128,7 +128,7 @@ class Years(World):
 
     def start(self, job: JobId, *commands: SchedulerCommand) -> list[int]:
         """Let the scheduler of a job say something at its next event, a timer's."""
-        state = self.schedule._state.jobs[job]
+        state = look_inside(self.schedule).jobs[job]
         if state.next_event == state.event_count:
             self.join(f"event {self.slot}", slots=0).leave()
         while state.next_event + 1 < state.event_count:
@@ -309,8 +309,10 @@ def work_off(world: World, job: JobId, client: FakeClient, *, left: int = 1) -> 
     """Do all that can be done, and say nothing to the events but the last ones."""
     while client.work():
         pass
-    state = world.schedule._state.jobs[job]
-    while state.next_event + left < state.event_count:
+    while True:
+        history = world.schedule.scheduler_history(job)
+        if history.answered_end[0] + left >= history.event_count:
+            break
         world.answer(job)
 
 
@@ -328,7 +330,7 @@ def test_followers_forget_what_clients_told_the_leader_that_they_know() -> None:
     world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in range(20))))
     for slot, commands in enumerate(world.log, start=1):
         follower.apply(Slot(slot), commands)
-    drops = follower._state.clients[client.cid].changes.drops
+    drops = look_inside(follower).clients[client.cid].changes.drops
     assert len(drops) == 20
     world.apply(followed_tick(world))
     follower.apply(world.slot, world.log[-1])
@@ -391,7 +393,7 @@ def test_client_that_was_away_for_longer_than_ends_are_told_gets_a_whole_view() 
     since = client.since
     for _ in range(state_module.ENDS_TOLD_MS // 1_000 + 1):
         world.tick(1_000)
-    assert not world.schedule._state.ends
+    assert not world.state.ends
     view = world.schedule.view(client.cid, client.incarnation, since)
     assert view is not None and view.whole
     assert [told.job for told in view.drop_jobs] == [job]
@@ -461,7 +463,7 @@ def test_records_of_too_many_senders_go_by_the_time_of_their_last_request() -> N
         world.apply(CancelJob(name, 1, JobId(9), ""))
     world.restart()
     world.tick()
-    assert [sender.name for sender in world.schedule._state.senders] == ["person a", "person b"]
+    assert [sender.name for sender in world.state.senders] == ["person a", "person b"]
 
 
 def test_list_of_dependents_is_as_long_as_those_that_are_left() -> None:
@@ -477,7 +479,7 @@ def test_list_of_dependents_is_as_long_as_those_that_are_left() -> None:
         world.answer(job, *[TaskSpec("map", "[]", (0,), ("k",)) for _ in tids])
         work_off(world, job, client)
         world.answer(job, ReleaseTasks(tuple(TaskId(tid) for tid in tids)))
-    root = world.schedule._state.jobs[job].tasks[TaskId(0)]
+    root = world.state.jobs[job].tasks[TaskId(0)]
     assert len(root.dependents or ()) < 40
 
 

@@ -25,6 +25,7 @@ from tasksprint.scheduler_commands import StartTimer
 from tasksprint.settings import RULES, Settings
 from tasksprint.task_spec import TaskSpec
 from tests.cases.work import steps_of
+from tests.coordination.world import look_inside
 from tests.execution.helpers import RESULT, Bench, Reply, task
 from tests.roles.members import members
 from tests.roles.test_coordinator import decide, run, submission, until
@@ -62,18 +63,19 @@ class Busy:
 
     def submit(self, name: str, manifest: str) -> JobId:
         self.apply(SubmitJob(name, 1, name, 7, "{}", "p" * 64, manifest))
-        job = JobId(len(self.schedule._state.jobs))
+        job = JobId(len(self.schedule.jobs()))
         self.answer_rest(job, left=1)
         return job
 
     def answer_rest(self, job: JobId, *, left: int) -> None:
-        state = self.schedule._state.jobs[job]
-        if state.next_event < state.event_count - left:
-            self.apply(Answer(job, (), ((state.next_event, state.event_count - left),)))
+        history = self.schedule.scheduler_history(job)
+        next_event, end_event = history.answered_end[0], history.event_count - left
+        if next_event < end_event:
+            self.apply(Answer(job, (), ((next_event, end_event),)))
 
     def answer(self, job: JobId, *commands: TaskSpec | StartTimer) -> None:
-        state = self.schedule._state.jobs[job]
-        part = AnswerPart(state.next_event, state.next_part, False, state.next_tid, commands)
+        history = self.schedule.scheduler_history(job)
+        part = AnswerPart(*history.answered_end, False, history.next_tid, commands)
         self.apply(Answer(job, (part,)))
 
     def poll(self) -> View:
@@ -95,7 +97,7 @@ class Busy:
             self.request += 1
             self.apply(Report(ClientId(1), ME, self.request, self.request, completions, (), ()))
         self.apply(Tick(500, 1_000_000 + self.slot))
-        assert self.schedule.next_timer_ms is not None or not self.schedule._state.due
+        assert self.schedule.next_timer_ms is not None or not look_inside(self.schedule).due
 
     def steps(self) -> int:
         self.cycle()

@@ -14,6 +14,7 @@ from tasksprint.coordination.schedule import Schedule
 from tasksprint.ids import ClientId, JobId, Slot
 from tasksprint.roles.coordinator.told import ToldHere
 from tasksprint.settings import Settings
+from tests.coordination.world import look_inside
 from tests.roles.members import members
 from tests.roles.test_coordinator import archive_of, decide, run, submission, until
 
@@ -64,7 +65,7 @@ def test_what_clients_follow_is_told_by_the_tick_after_a_refused_one(
             schedule = coordinator.log.schedule
             assert schedule is not None
             followed = (ClientId(7), Slot(1))
-            schedule._state.followed = dict([followed])
+            look_inside(schedule).followed = dict([followed])
             with monkeypatch.context() as patched:
                 patched.setattr(coordinator.turns, "step", lambda *arguments: False)
                 ticks.tick_now()

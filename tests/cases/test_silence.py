@@ -509,13 +509,13 @@ def test_what_clients_cannot_run_yet_is_told_if_nothing_else_runs() -> None:
     world.answer_rest(job)
     world.answer_rest(job)
     job = JobId(job)
-    state = world.schedule._state.jobs[job]
+    state = world.state.jobs[job]
     state.tasks[TaskId(0)].size_bytes = 629_145_600
     # One task more, on whichever client, that needs the first one's values.
     timer = world.submit()
     world.answer(timer, TaskSpec("use"))
-    assigned = world.schedule._state.jobs[timer].counts[2]
-    assert assigned == 1
+    summary = world.schedule.job_summary(timer)
+    assert summary is not None and summary["tasks"]["assigned"] == 1  # type: ignore[index]
     for kind, words in {
         "preparing": "client 2 prepares its program: unpacks it, and runs its setup",
         "disk": "client 2 starts no task: too little disk space",
@@ -553,11 +553,11 @@ def test_inputs_on_their_way_are_told_with_their_size() -> None:
     world.answer(job, TaskSpec("make"))
     one.work()
     two = world.join("b")
-    world.schedule._state.jobs[job].tasks[TaskId(0)].size_bytes = 629_145_600
+    world.state.jobs[job].tasks[TaskId(0)].size_bytes = 629_145_600
     world.answer_rest(job)
     extra = world.submit()
     world.answer(extra, TaskSpec("busy"))
-    state = world.schedule._state.jobs[job]
+    state = world.state.jobs[job]
     state.counts[2] += 1  # As if a task that needs it were assigned to the other client.
     told = Told({}, (Stall(two.cid, job, "fetching", 1, (TaskId(0),)),))
     assert obstacle(world, job, told) == (
@@ -639,7 +639,7 @@ def test_task_that_runs_much_longer_than_its_like_is_told_apart(
     job = world.submit()
     world.answer(job, TaskSpec("work"))
     client.poll()
-    world.schedule._state.jobs[job].estimates_us["work"] = usual_us
+    world.state.jobs[job].estimates_us["work"] = usual_us
     found = long_run(world, job, LongRun(client.cid, job, TaskId(0), 1, run_ms))
     assert found is not None
     assert found["is_unlike"] == (words is not None)

@@ -138,7 +138,7 @@ class Chaos:
     def _check_waiting(self, job: JobId) -> None:
         """Whatever still waits does so because of a task that failed."""
         blocked: dict[int, None] = {}
-        state = self.world.schedule._state.jobs[job]
+        state = self.world.state.jobs[job]
         for tid, task in state.tasks.items():
             info = self.world.state_of(job, tid)
             if info == "failed":
@@ -163,7 +163,7 @@ class Chaos:
     def _answer(self, rng: random.Random, *commands: SchedulerCommand) -> None:
         """Answer the next event of some job, if one waits."""
         for job in rng.sample(self.running(), len(self.running())):
-            state = self.world.schedule._state.jobs[job]
+            state = self.world.state.jobs[job]
             if state.finishing is None and state.next_event < state.event_count:
                 self.world.answer(job, *commands, last=rng.random() < 0.8)
                 return
@@ -171,19 +171,19 @@ class Chaos:
     def _tids(self, *states: str) -> list[tuple[JobId, TaskId]]:
         found = []
         for job in self.running():
-            for tid, task in self.world.schedule._state.jobs[job].tasks.items():
+            for tid, task in self.world.state.jobs[job].tasks.items():
                 if self.world.state_of(job, tid) in states and not task.is_released:
                     found.append((job, tid))
         return found
 
     def _answer_of(self, job: JobId, *commands: SchedulerCommand) -> None:
-        state = self.world.schedule._state.jobs[job]
+        state = self.world.state.jobs[job]
         if state.finishing is None and state.next_event < state.event_count:
             self.world.answer(job, *commands)
 
     def start_tasks(self, rng: random.Random) -> None:
         for job in rng.sample(self.running(), min(1, len(self.running()))):
-            state = self.world.schedule._state.jobs[job]
+            state = self.world.state.jobs[job]
             usable = [
                 tid
                 for tid, task in state.tasks.items()

@@ -26,7 +26,7 @@ from tasksprint.scheduler_commands import (
     StartTimer,
 )
 from tasksprint.task_spec import TaskSpec
-from tests.coordination.world import FakeClient, World
+from tests.coordination.world import FakeClient, World, look_inside
 
 
 def replay(text: str) -> str:
@@ -65,7 +65,7 @@ class _Story(World):
             if view is not None:
                 self.lines += _of_view(client.name, view)
         for job in self.schedule.running_jobs():
-            tasks = self.schedule._state.jobs[job].tasks
+            tasks = look_inside(self.schedule).jobs[job].tasks
             if tasks:
                 states = ", ".join(f"{tid} {self.state_of(job, tid)}" for tid in tasks)
                 self.lines.append(f"job {job}: {states}")

@@ -117,12 +117,12 @@ def test_an_acknowledged_request_is_not_applied_again() -> None:
 def test_records_of_requests_expire_by_log_time() -> None:
     world = World(rules=replace(RULES, request_record_ms=2_000))
     world.submit()
-    assert len(world.schedule._state.senders) == 1
+    assert len(world.state.senders) == 1
     for _ in range(4):
         world.tick(500)
-    assert len(world.schedule._state.senders) == 1
+    assert len(world.state.senders) == 1
     world.tick(1)
-    assert len(world.schedule._state.senders) == 0
+    assert len(world.state.senders) == 0
     assert not [place for place in world.mirror.rows if place[0] == "senders"]
 
 

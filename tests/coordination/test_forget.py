@@ -21,7 +21,7 @@ def finished_job(world: World) -> JobId:
     job = world.submit(params='{"n":1}')
     world.answer(job, TaskSpec("map", base='"' + "x" * 1_000 + '"'))
     client.work()
-    while world.schedule._state.jobs[job].next_event < 2:
+    while world.schedule.scheduler_history(job).answered_end[0] < 2:
         world.answer(job)
     world.answer(job, FinishJob((0,), "1"))
     assert not world.schedule.is_running(job)
@@ -37,15 +37,15 @@ def test_history_of_a_job_is_given_free_when_it_ends() -> None:
     world = World()
     job = finished_job(world)
     assert world.mirror.rows["garbage", (job,)].columns == ("history",)
-    assert world.schedule._state.jobs[job].params == ""
+    assert world.state.jobs[job].params == ""
     world.restart()
-    assert world.schedule._state.jobs[job].params == ""
+    assert world.state.jobs[job].params == ""
 
 
 def test_forgotten_job_is_gone_from_memory_views_and_rows() -> None:
     world = World()
     job = finished_job(world)
-    client = world.schedule._state.clients[1]
+    client = world.state.clients[1]
     assert client.holds
     applied = world.apply(ForgetJob("me", 1, job))
     assert reply_of(applied) == {"job": job}

@@ -30,7 +30,7 @@ def found_anew(world: World, cluster: str = "c2", member: int = 3) -> None:
         cluster=cluster, members=(), rules=RULES, mirror=MirrorRows(rows)
     )
     world.restart()
-    assert world.schedule._state.members == (member,)
+    assert world.state.members == (member,)
 
 
 def test_clients_join_anew_and_their_results_are_used() -> None:

@@ -186,7 +186,7 @@ def test_a_job_that_started_nothing_fails_and_one_that_waits_for_a_failed_task()
     )
     client.fail(0)
     world.answer_rest(lost)
-    why = nothing_left(world.schedule._state.jobs[lost])
+    why = nothing_left(world.state.jobs[lost])
     wait(world, IDLE_MS)
     assert state(world, nothing) == (
         "failed",

@@ -138,7 +138,7 @@ def test_a_completion_that_used_the_lost_bytes_counts_all_the_same() -> None:
     first.work()
     second.work()
     assert world.states(job) == "dda"
-    task = world.schedule._state.jobs[job].tasks[2]  # type: ignore[index]
+    task = world.state.jobs[job].tasks[2]  # type: ignore[index]
     assert task.cid == 1
     first.poll()
     done = first.run(first.assigned[job, TaskId(2)])

@@ -21,7 +21,7 @@ def after(*tids: int, name: str = "map") -> TaskSpec:
 
 def where(world: World, job: JobId) -> dict[int, int]:
     """Return tid -> cid of all assigned tasks."""
-    tasks = world.schedule._state.jobs[job].tasks
+    tasks = world.state.jobs[job].tasks
     return {tid: task.cid for tid, task in tasks.items() if task.cid is not None}
 
 
@@ -88,7 +88,7 @@ def test_an_estimate_follows_what_tasks_need_now() -> None:
     client = world.join("a")
     job = world.submit()
     learn(world, client, job, run_us=8_000)
-    estimates = world.schedule._state.jobs[job].estimates_us
+    estimates = world.state.jobs[job].estimates_us
     assert estimates == {"map": 8_000}
     learn(world, client, job, run_us=0)
     assert estimates == {"map": 7_000}
@@ -307,7 +307,7 @@ def test_many_clients_are_chosen_as_by_looking_at_each() -> None:
     clients = [world.join(f"c{number}", slots=number % 4) for number in range(12)]
     job = world.submit()
     learn(world, clients[1], job, run_us=300)
-    state = world.schedule._state
+    state = world.state
     capacity = world.schedule._placement._capacity
     for step in range(60):
         world.answer_rest(job)

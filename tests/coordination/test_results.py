@@ -138,12 +138,12 @@ def test_a_task_is_tried_again_and_then_given_up_with_its_last_cause() -> None:
     world.answer(job, TaskSpec("merge", retries=2), USE)
     for name, attempt in (("a", 1), ("b", 2), ("a", 3)):
         del name
-        task = world.schedule._state.jobs[job].tasks[0]  # type: ignore[index]
+        task = world.state.jobs[job].tasks[0]  # type: ignore[index]
         assert task.attempt == attempt
-        owner = world.schedule._state.clients[task.cid]  # type: ignore[index]
+        owner = world.state.clients[task.cid]  # type: ignore[index]
         failure = Failure(job, task.tid, attempt, "exit code 3", False, {"exit_code": 3})
         client.cid, client.incarnation = owner.cid, owner.incarnation
-        record = world.schedule._state.senders.get(owner.sender)
+        record = world.state.senders.get(owner.sender)
         client.request = record.highest if record is not None else 0
         client.report(failures=[failure])
     assert failed(world, job) == [

@@ -12,7 +12,7 @@ from tasksprint.errors import UnknownRules
 from tasksprint.ids import Slot
 from tasksprint.release import Release
 from tasksprint.settings import RULES, RULES_BY_VERSION, Rules
-from tests.coordination.world import World
+from tests.coordination.world import World, look_inside
 
 OLD = Release("0.2.0", {1: RULES_BY_VERSION[1]})
 RAISE = encode_command(RaiseRules(2))
@@ -78,7 +78,7 @@ def test_limits_change_with_the_rules() -> None:
     schedule = world.schedule
     world.apply(RAISE)
     assert schedule._results._inline_value_max == RULES.inline_value_bytes_max
-    assert schedule._state.senders.replies_max == RULES.replies_per_sender_max
+    assert look_inside(schedule).senders.replies_max == RULES.replies_per_sender_max
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])

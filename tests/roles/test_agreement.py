@@ -13,6 +13,7 @@ from tasksprint.errors import StateDiffers
 from tasksprint.ids import Incarnation
 from tasksprint.roles.coordinator import agreement, durable
 from tasksprint.settings import Settings
+from tests.coordination.world import look_inside
 from tests.roles.members import Member, Members, _listen, members
 from tests.roles.test_coordinator import decide, run, until
 
@@ -22,7 +23,7 @@ SETTINGS = Settings(tick_interval_ms=20)
 
 def tamper(member: Member, by_ms: int = 1) -> None:
     """Let a replica's memory change: log time is off by so much."""
-    member.coordinator.log.require_schedule()._state.log_ms += by_ms
+    look_inside(member.coordinator.log.require_schedule()).log_ms += by_ms
 
 
 def level(of: Members) -> Callable[[], bool]:

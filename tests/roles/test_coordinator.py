@@ -36,6 +36,7 @@ from tasksprint.settings import Settings
 from tasksprint.store import writer as writer_module
 from tasksprint.store.records import AppliedPoint
 from tests.archives import packed
+from tests.coordination.world import look_inside
 from tests.roles.members import Member, members
 from tests.store.memory_store import MemoryReplicaStore
 
@@ -120,7 +121,7 @@ def test_commands_that_make_no_sense_are_refused_and_harm_nobody(tmp_path: Path)
                 assert answer.status == 400, (body, answer.body)
             assert await decide(leader, JOIN) == {
                 "cid": 1,
-                "cluster": leader.coordinator.log.require_schedule()._state.cluster,
+                "cluster": look_inside(leader.coordinator.log.require_schedule()).cluster,
                 "liveness_ms": 5_000,
             }
             assert leader.failure is None
@@ -366,12 +367,13 @@ def test_answer_of_many_big_tasks_is_cut_so_that_each_part_fits(tmp_path: Path) 
             command = submission(1, digest, scheduler=["scheduler.py"])
             job = (await decide(leader, command))["job"]
             schedule = leader.coordinator.log.require_schedule()
+            state = look_inside(schedule).jobs[job]
             await until(
-                lambda: schedule._state.jobs[job].next_tid == 8 or not schedule.is_running(job),
+                lambda: state.next_tid == 8 or not schedule.is_running(job),
                 "all tasks are started",
             )
             assert [member.failure for member in of.all] == [None, None, None]
-            assert schedule._state.jobs[job].next_tid == 8, (await summary(leader, job))["error"]
+            assert state.next_tid == 8, (await summary(leader, job))["error"]
 
     run(main)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasksprint.coordination.commands import SubmitJob, Tick, decode_command
 from tasksprint.coordination.schedule import Applied, Schedule
 from tasksprint.ids import ClientId, JobId, ReplicaId, Slot, TaskId
+from tests.coordination.world import look_inside
 from tests.linearizability.checker import TooHard
 from tests.linearizability.job_store import check_history
 from tests.simulation import jobs
@@ -189,7 +190,7 @@ class ToldOnce(Rule):
         summary = schedule.job_summary(job)
         assert summary is not None
         told = self._told.get(job, {})
-        if schedule._state.running[job].finishing is not None:
+        if look_inside(schedule).running[job].finishing is not None:
             return  # Its scheduler has nothing to say any more.
         for number in range(sum(_counts(summary).values())):
             info = schedule.task_info(job, TaskId(number))
@@ -473,7 +474,7 @@ class NothingLeft(Rule):
             schedule.check()
             if schedule.running_jobs():
                 raise self.broken(f"jobs {schedule.running_jobs()} run")
-            for job in schedule._state.jobs.values():
+            for job in look_inside(schedule).jobs.values():
                 if sorted(job.tasks) != sorted(job.keep):
                     raise self.broken(f"job {job.job} has tasks {list(job.tasks)}")
             for client in schedule.client_summaries():

@@ -35,6 +35,7 @@ from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.ports import NotLeader
 from tasksprint.roles.coordinator.scheduler_runner import SchedulerRunner
 from tasksprint.settings import RULES, Rules
+from tests.coordination.world import look_inside
 from tests.simulation.bites import expects, first_rule
 from tests.simulation.client_machine import ClientMachine
 from tests.simulation.clients import Clients
@@ -119,7 +120,7 @@ class _LostInputs(Clients):
         world: Any = self.world
         machines = {each.client.workbench.cid: each for each in self.machines if each.client}
         for node in world.nodes.values():
-            running = node.schedule._state.running if node.schedule is not None else {}
+            running = look_inside(node.schedule).running if node.schedule is not None else {}
             for job in running.values():
                 for task in job.tasks.values():
                     for tid in task.spec.pretasks if task.state == ASSIGNED else ():
@@ -201,7 +202,7 @@ class _AnswersBeforeChosen(SimCoordinator):
             super().decide_then(command, decoded, then)
             return
         super().decide_then(command, decoded, lambda reply: None)
-        job = self.log.require_schedule()._state.next_job
+        job = look_inside(self.log.require_schedule()).next_job
         asyncio.get_running_loop().call_soon(then, encode_json({"job": job}))
 
 
@@ -209,7 +210,7 @@ class _ForgetfulSchedule(Schedule):
     """Doesn't look whether a request of a person was applied before."""
 
     def _apply_once(self, command: Any) -> str:
-        state = self._state
+        state = look_inside(self)
         if (sender := state.senders.get(f"person {command.sender}")) is not None:
             sender.replies.pop(command.request, None)
         return super()._apply_once(command)
@@ -237,7 +238,7 @@ class _RepetitiveResults(Results):
     __slots__ = ()
 
     def _complete(self, client: ClientRecord, completion: Completion, *, is_final: bool) -> bool:
-        job = self._state.running.get(completion.job)
+        job = look_inside(self).running.get(completion.job)
         task = None if job is None else job.tasks.get(completion.tid)
         if task is not None and task.state < DONE:
             task.digest = None
@@ -250,7 +251,7 @@ class _CredulousResults(Results):
     __slots__ = ()
 
     def _complete(self, client: ClientRecord, completion: Completion, *, is_final: bool) -> bool:
-        job = self._state.running.get(completion.job)
+        job = look_inside(self).running.get(completion.job)
         task = None if job is None else job.tasks.get(completion.tid)
         if task is not None and (consumed := self._canonical_inputs(task)) is not None:
             consumed = consumed if task.spec.pretasks else None

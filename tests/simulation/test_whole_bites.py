@@ -28,6 +28,7 @@ from tasksprint.net.gate import Gate, Identity, SignedHead
 from tasksprint.roles.coordinator.decisions import Decided
 from tasksprint.roles.coordinator.log_tail import LogTail
 from tasksprint.roles.coordinator.surroundings import Surroundings
+from tests.coordination.world import look_inside
 from tests.simulation.bites import confirm_at_once, expects, first_rule, one_member_counts_twice
 from tests.simulation.coordinators import CoordinatorNode, SimCoordinator
 from tests.simulation.faults import Faults
@@ -107,7 +108,7 @@ class _HasItsOwnRules(SimCoordinator):
     def _new_schedule(self, mirror: Mirror | None) -> Schedule:
         schedule = super()._new_schedule(mirror)
         if self.options.me == 2:
-            state = schedule._state
+            state = look_inside(schedule)
             state.rules = replace(state.rules, assigned_max=1)
         return schedule
 

@@ -126,7 +126,7 @@ def test_twin_reports_a_full_disk_with_the_same_words() -> None:
 # --- a sequence of commits and crashes recovers exactly what was committed ---
 
 
-def state_of(store: Any) -> tuple[Any, ...]:
+def look_inside(store: Any) -> tuple[Any, ...]:
     recovery = store.recover()
     core = recovery.consensus
     return (
@@ -235,7 +235,7 @@ def test_random_commits_and_crashes_recover_exactly_what_was_committed(
         else:
             (place.crash if step == "crash" else place.close)()
             real = place.open()
-        assert state_of(real) == state_of(twin)
+        assert look_inside(real) == look_inside(twin)
     place.close()
 
 
@@ -245,7 +245,7 @@ def test_torn_write_ahead_log_recovers_a_prefix_of_the_commits(tmp_path: Path, s
     """A power cut may leave any beginning of the log; never half of a commit."""
     chance = random.Random(seed)
     store = ReplicaStore.open(tmp_path / "data", 1, now_ms=0, incarnation="00")
-    states = [state_of(store)]
+    states = [look_inside(store)]
     for slot in range(1, 25):
         rows = tuple(
             Row("events", (1, chance.randrange(20)), (f"{slot} " + "x" * chance.randrange(900),))
@@ -257,7 +257,7 @@ def test_torn_write_ahead_log_recovers_a_prefix_of_the_commits(tmp_path: Path, s
                 (accept(entry(slot, value), chosen_end=slot + 1),), rows, AppliedPoint(slot, "")
             )
         )
-        states.append(state_of(store))
+        states.append(look_inside(store))
         if slot == 12:
             store.do_idle_work()
     log = (tmp_path / "data" / "replica.db-wal").read_bytes()
@@ -268,7 +268,7 @@ def test_torn_write_ahead_log_recovers_a_prefix_of_the_commits(tmp_path: Path, s
         shutil.copy(store.path, copy)
         (copy / "replica.db-wal").write_bytes(log[:size])
         cut = ReplicaStore.open(copy, 1, now_ms=0)
-        found.append(states.index(state_of(cut)))
+        found.append(states.index(look_inside(cut)))
         cut.close()
     store.close()
     assert found == sorted(found)
