@@ -22,7 +22,6 @@ from tasksprint.roles.client.nodes import Nodes
 from tasksprint.roles.client.ports import Shown, logger
 from tasksprint.roles.client.values import ValueCache
 from tasksprint.store.result_records import CHUNK_BYTES, FileValue
-from tasksprint.store.result_store import ResultStore
 
 __all__ = ["ClientPaths"]
 
@@ -202,7 +201,7 @@ class ClientPaths:
         tid = request.integer("tid") if "tid" in request.segments else None
         self._nodes.keep_output()
         await asyncio.sleep(0)
-        logs = await self._held.read(_read_logs, job, tid)
+        logs = await self._held.read(lambda store: store.reader.read_logs(job, tid))
         return json_response(
             [
                 {"tid": one.tid, "attempt": one.attempt, "text": one.text.decode(errors="replace")}
@@ -245,7 +244,3 @@ def _wanted(item: Any) -> _Wanted:
     except (TypeError, ValueError) as error:
         raise RemoteProtocolError(f"not a wanted result: {bounded_repr(item, 80)}") from error
     return wanted
-
-
-def _read_logs(store: ResultStore, job: int, tid: int | None) -> list[Any]:
-    return store.reader.read_logs(job, tid)

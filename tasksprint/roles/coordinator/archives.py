@@ -52,10 +52,6 @@ _SOUND_MAX = 10_000  # digests of archives that were checked
 _SWEEPS = 4  # within the time after which something counts as unused
 
 
-def _keep(store: ReplicaStore, digest: str, archive: bytes) -> None:
-    store.put_blob(digest, archive)
-
-
 def _drop(store: ReplicaStore, digest: str) -> None:
     store.drop_blob(digest)
 
@@ -151,7 +147,7 @@ class Archives:
         """Write an archive to this replica's store, and return its digest."""
         digest = hashlib.sha256(archive).hexdigest()
         self._archive_uses.use(digest, self._turns.now_ms())
-        await self._writer.run(_keep, digest, archive)
+        await self._writer.run(lambda store: store.put_blob(digest, archive))
         return digest
 
     async def require_sound(self, archive: bytes) -> None:

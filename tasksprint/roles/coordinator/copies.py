@@ -25,7 +25,6 @@ import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -285,14 +284,6 @@ def _add_copied(store: ReplicaStore, table: str, text: bytes) -> None:
     store.add_copied(table, text)
 
 
-@dataclass
-class _Progress:
-    giver: ReplicaId
-    slot: int
-    pieces: int = 0
-    received_bytes: int = 0
-
-
 class MirrorFetcher:
     """Takes a copy whenever the replica core says that only a copy helps."""
 
@@ -327,25 +318,13 @@ class MirrorFetcher:
         self._install = install
         self._release = release
         self._task: asyncio.Task[None] | None = None
-        self._progress: _Progress | None = None
+        # The progress of a copy, for `status`; None: no copy is under way.
+        self.status: dict[str, Any] | None = None
 
     def turn(self) -> None:
         """Begin if it is needed; called in each turn of the loop."""
         if self._task is None and self._replica.state_givers:
             self._task = self._turns.background(self._run())
-
-    @property
-    def status(self) -> dict[str, Any] | None:
-        """The progress of a copy, for `status`; None: no copy is under way."""
-        progress = self._progress
-        if progress is None:
-            return None
-        return {
-            "from": progress.giver,
-            "slot": progress.slot,
-            "pieces": progress.pieces,
-            "bytes": progress.received_bytes,
-        }
 
     def close(self) -> None:
         """Give up."""
@@ -367,7 +346,7 @@ class MirrorFetcher:
                     )
                     await asyncio.sleep(_COPY_PAUSE_S)
         finally:
-            self._task = self._progress = None
+            self._task = self.status = None
 
     async def _take(self, giver: ReplicaId) -> None:
         address = self._roster.address_of(giver)
@@ -401,9 +380,9 @@ class MirrorFetcher:
             applied.slot,
             who,
         )
-        self._progress = _Progress(giver, applied.slot)
+        self.status = progress = {"from": giver, "slot": applied.slot, "pieces": 0, "bytes": 0}
         try:
-            await self._fill(address, session, who)
+            await self._fill(address, session, who, progress)
             row = digest_row(Slot(applied.slot), applied.digest)
             found = await self._writer.run(
                 lambda store: store.read_copied(row.table, row.key)
@@ -423,10 +402,10 @@ class MirrorFetcher:
         finally:
             self._turns.background(self._close_session(address, session))
 
-    async def _fill(self, address: str, session: str, who: str) -> None:
+    async def _fill(
+        self, address: str, session: str, who: str, progress: dict[str, Any]
+    ) -> None:
         """Fetch all pieces; while one is written, the next one is on its way."""
-        progress = self._progress
-        assert progress is not None
         await self._writer.run(lambda store: store.begin_copy())
         hasher = hashlib.sha256()
         number = 0
@@ -439,8 +418,8 @@ class MirrorFetcher:
                 if not is_last:
                     fetching = self._turns.spawn(self._fetch(address, session, number))
                 await self._writer.run(_add_copied, table, text)
-                progress.pieces = number
-                progress.received_bytes += len(body)
+                progress["pieces"] = number
+                progress["bytes"] += len(body)
                 if is_last:
                     return
         finally:
