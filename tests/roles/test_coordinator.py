@@ -129,6 +129,36 @@ def test_commands_that_make_no_sense_are_refused_and_harm_nobody(tmp_path: Path)
     run(main)
 
 
+_SUBMITTED = b'{"sender":"s","request":%b,"params":"{}","name":%b,"manifest":%b}'
+DEEP_BODIES = [
+    ("/v1/members", b'{"change":%b}' % DEEPER[3:-3]),
+    ("/v1/members", b'{"change":"add","replica":%b}' % DEEPER[3:-3]),
+    ("/v1/members", b'{"change":"add","replica":2,"address":%b}' % DEEPER[3:-3]),
+    ("/v1/archives/lacking", b'{"digests":%b}' % DEEPER[3:-3]),
+    ("/v1/jobs", DEEPER),
+    ("/v1/jobs", _SUBMITTED % (DEEP, b'"n"', b'"{}"')),
+    ("/v1/jobs", _SUBMITTED % (b"1", DEEPER[3:-3], b'"{}"')),
+    ("/v1/jobs", _SUBMITTED % (b"1", b'"n"', b'"' + DEEPER + b'"')),
+    ("/v1/jobs", _SUBMITTED % (b"1", b'"n"', b'"{\\"retries\\":%b}"' % DEEPER[3:-3])),
+    ("/v1/jobs/1/cancel", b'{"sender":%b}' % DEEPER[3:-3]),
+    ("/v1/jobs/1/forget", b'{"sender":"s","request":%b}' % DEEPER[3:-3]),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), DEEP_BODIES)
+def test_body_that_is_nested_too_deeply_to_be_shown_is_refused(
+    tmp_path: Path, path: str, body: bytes
+) -> None:
+    async def main() -> None:
+        async with members(1, tmp_path) as of:
+            leader = await of.leader()
+            answer = await leader.ask("POST", path, body=body)
+            assert answer.status == 400, answer.body
+            assert len(answer.json()["error"]) < 300
+
+    run(main)
+
+
 def test_detail_too_deep_to_be_written_again_is_ignored_in_the_log(tmp_path: Path) -> None:
     async def main() -> None:
         async with members(1, tmp_path) as of:
