@@ -35,6 +35,7 @@ from tasksprint.next_steps import program_command
 from tasksprint.release import Speaks, read_speaks
 from tasksprint.roles.coordinator.archives import Archives
 from tasksprint.roles.coordinator.ports import Log, Turns, logger
+from tasksprint.roles.coordinator.roster import membership_of
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
 __all__ = ["MemberChanges", "reason_to_stop"]
@@ -237,10 +238,8 @@ class MemberChanges:
         """
         self._require_leader()
         parse_address(address)
-        membership = self._replica.membership
-        assert membership is not None
         # Before it is asked for its identity: a removed member doesn't answer any more.
-        reason = used_before(membership, replica)
+        reason = used_before(membership_of(self._replica), replica)
         if reason is not None:
             raise Refused(reason, status=_CONFLICT)
         member = await self._identify(replica, address)
@@ -253,10 +252,9 @@ class MemberChanges:
     async def remove(self, replica: ReplicaId) -> None:
         """Remove a member; return once the log says so. Raises as `add`."""
         self._require_leader()
-        membership = self._replica.membership
-        assert membership is not None
         if not self._is_retired(replica):
-            left = [voter for voter in membership.voters if voter.replica != replica]
+            voters = membership_of(self._replica).voters
+            left = [voter for voter in voters if voter.replica != replica]
             try:
                 await within(_SPREAD_S, self._archives.spread(left), discard=lambda _: None)
             except asyncio.TimeoutError:
@@ -272,14 +270,10 @@ class MemberChanges:
             await self._wait()
 
     def _is_member(self, member: Member) -> bool:
-        membership = self._replica.membership
-        assert membership is not None
-        return membership.member(member.replica) == member
+        return membership_of(self._replica).member(member.replica) == member
 
     def _is_retired(self, replica: ReplicaId) -> bool:
-        membership = self._replica.membership
-        assert membership is not None
-        return replica in membership.retired
+        return replica in membership_of(self._replica).retired
 
     def _require_leader(self) -> None:
         if not self._replica.is_leader:

@@ -11,13 +11,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from tasksprint.consensus import Membership, Replica
+from tasksprint.consensus import Replica
 from tasksprint.coordination.commands import RaiseRules, encode_command
 from tasksprint.errors import Refused
 from tasksprint.hosting.raising import Raising, Said, lacking
 from tasksprint.net.streams import PeerStreams
 from tasksprint.release import Release
 from tasksprint.roles.coordinator.ports import Log, Turns, logger
+from tasksprint.roles.coordinator.roster import membership_of
 from tasksprint.settings import Settings
 
 __all__ = ["RulesRaising"]
@@ -90,13 +91,8 @@ class RulesRaising:
         self._turns.wake()
         return is_proposed
 
-    def _membership(self) -> Membership:
-        membership = self._replica.membership
-        assert membership is not None, "who leads is founded"
-        return membership
-
     def _said(self) -> Said:
-        membership, me = self._membership(), self._replica.me
+        membership, me = membership_of(self._replica), self._replica.me
         speaks, said_by = self._release.speaks, self._streams.said_by
         return {
             each.replica: speaks if each.replica == me else said_by(each.replica)
@@ -105,7 +101,7 @@ class RulesRaising:
 
     def listing(self) -> dict[str, Any]:
         """Return the members' abilities and the obstacles; in the leader's view."""
-        membership, said = self._membership(), self._said()
+        membership, said = membership_of(self._replica), self._said()
         newest = max(self._release.rules)
         return {
             "rules": self._log.require_schedule().rules.version,

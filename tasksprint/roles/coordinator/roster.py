@@ -6,11 +6,11 @@ names the voters. Only `consensus/voters.py` knows which of them make a quorum.
 
 from __future__ import annotations
 
-from tasksprint.consensus import Member, Replica
+from tasksprint.consensus import Member, Membership, Replica
 from tasksprint.ids import ReplicaId
 from tasksprint.roles.coordinator.surroundings import CoordinatorOptions
 
-__all__ = ["Roster"]
+__all__ = ["Roster", "membership_of"]
 
 
 class Roster:
@@ -56,3 +56,10 @@ class Roster:
         if membership is None or membership.member(self.me) is not None:
             known[self.me] = self._options.advertise
         return {str(replica): address for replica, address in sorted(known.items())}
+
+
+def membership_of(replica: Replica) -> Membership:
+    """Return the newest membership of a replica that leads, or led: it is founded."""
+    membership = replica.membership
+    assert membership is not None, "who leads is founded"
+    return membership
