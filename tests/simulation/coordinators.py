@@ -368,6 +368,7 @@ class CoordinatorNode:
         self.is_joining = bool(join)
         self.disk = _NodeDisk(wire.timeline, Random(machine.random.random()), directory)
         self.disk.on_durable = self._wrote
+        self.disk.on_torn = self._tore
         self.life = 0
         self.reads = 0
         self.coordinator: SimCoordinator | None = None  # None: it isn't up (yet)
@@ -605,6 +606,9 @@ class CoordinatorNode:
         self.applied_end = Slot(schedule.applied_slot + 1)
         self.digest = schedule.digest
         self.observer.copied(self)
+
+    def _tore(self, commits: Sequence[Commit]) -> None:
+        self.directory.tear(commits)
 
     def _wrote(self, commits: Sequence[Commit]) -> None:
         for commit in commits:

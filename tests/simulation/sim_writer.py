@@ -37,6 +37,8 @@ class SimDisk:
         self.kept = 0  # that became durable without anyone knowing
         # Told of what became durable: the commits of one transaction.
         self.on_durable: Callable[[Sequence[Any]], None] = _ignore
+        # … and of what a crash met while it was written, and lost.
+        self.on_torn: Callable[[Sequence[Any]], None] = _ignore
 
     def delay(self) -> float:
         """Draw how long the next transaction takes."""
@@ -206,6 +208,7 @@ class SimWriter:
                     disk.kept += len(item)
             else:
                 disk.lost += len(item)
+                disk.on_torn([waiting.commit for waiting in item])
         disk.lost += sum(isinstance(waiting, HandedCommit) for waiting in self._queue)
         self._queue.clear()
 

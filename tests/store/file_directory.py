@@ -9,17 +9,18 @@ database as it was at its last checkpoint, and the write-ahead log, which SQLite
 index of the log isn't copied, as whoever opens a database first makes it anew. After a loss of
 power `replica.durable` isn't copied either: nobody has synced it.
 
-Not simulated: transactions that were written in part, and files that lack what was never synced
-(tests/store/kill_child.py, tests/known_bugs/test_power_loss.py). What a store does in quiet
-moments takes no time here: it copies its log behind a commit. Looking for damaged rows is left
-out, since it goes by the real clock.
+A transaction that the crash met and lost stands there in part: the log has half of its bytes.
+
+Not simulated: files that lack what was never synced (tests/known_bugs/test_power_loss.py). What a
+store does in quiet moments takes no time here: it copies its log behind a commit. Looking for
+damaged rows is left out, since it goes by the real clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tasksprint.ids import ReplicaId, Slot
 from tasksprint.settings import Settings
 from tasksprint.store.database import Cell
 from tasksprint.store.mirror_tables import key_names
-from tasksprint.store.records import AppliedPoint
+from tasksprint.store.records import AppliedPoint, Commit
 from tasksprint.store.replica_store import ReplicaStore
 from tasksprint.store.result_reader import FILE
 from tasksprint.store.result_store import ResultStore
@@ -43,6 +44,7 @@ __all__ = ["LEFT_BEHIND", "FileDirectory", "FileReplicaStore", "FileResultStore"
 
 # What the next life of a process doesn't find.
 LEFT_BEHIND = ("*.lock", "*-shm", "*.db.damaged*")
+_COMPARED_BYTES = 1_024
 # Logs of about this size are copied, so that crashes find short ones and long ones.
 _WAL_BYTES = 256 * 1024
 
@@ -105,6 +107,7 @@ class _Lives:
         self._number = 1
         self._store: Any = None  # the last one that was opened
         self._lost_power = False
+        self.torn: Sequence[Commit] = ()  # what the last one was writing when it ended
 
     @property
     def path(self) -> Path:
@@ -119,10 +122,28 @@ class _Lives:
             unsynced = ("*.durable",) if self._lost_power else ()
             ignore = shutil.ignore_patterns(*LEFT_BEHIND, *unsynced)
             shutil.copytree(old, self.path, ignore=ignore)
+            if self.torn and self._store.failure is None:
+                self._write_in_part(old)
             self._store.close()
             shutil.rmtree(old)
         self._lost_power = False
+        self.torn = ()
         return replace(settings, wal_idle_bytes=_WAL_BYTES)
+
+    def _write_in_part(self, old: Path) -> None:
+        """Let the copied log have half of what writing the torn transaction changes in it."""
+        name = f"{self._database}-wal"
+        log = self.path / name
+        before = log.read_bytes() if log.exists() else b""
+        self._store.commit_all(self.torn)
+        after = (old / name).read_bytes()
+        changed = [
+            start
+            for start in range(0, len(after), _COMPARED_BYTES)
+            if after[start : start + _COMPARED_BYTES] != before[start : start + _COMPARED_BYTES]
+        ]
+        middle = (changed[0] + changed[-1] + _COMPARED_BYTES) // 2
+        log.write_bytes(after[:middle] + before[middle:])
 
     def opened(self, store: Any) -> None:
         self._store = store
@@ -182,6 +203,10 @@ class FileDirectory:
         """End the process that has it open; what was committed stays."""
         if lost_power:
             self._lives.lose_power()
+
+    def tear(self, commits: Sequence[Commit]) -> None:
+        """Let the next process find that these were being written."""
+        self._lives.torn = commits
 
     def wipe(self) -> None:
         """Lose the disk."""

@@ -104,6 +104,9 @@ class MemoryDirectory:
         del lost_power  # All is synced.
         self._is_open = False
 
+    def tear(self, commits: Sequence[Commit]) -> None:
+        """Do nothing: what is written in part isn't there."""
+
     def close(self) -> None:
         """Do nothing: there is no file."""
 
