@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["apply_log", "encode_commands"]
 
 # One of the log: cluster, members, and for each slot the commands and (where the entry
-# changed them) the members from then on.
+# changed them) the members from then on; then True, if its command stands alone.
 Log = dict[str, Any]
 
 
@@ -38,13 +38,14 @@ def apply_log(log: Log) -> dict[str, Any]:
     events: dict[int, list[str]] = {}
     answers: dict[int, list[list[Any]]] = {}
     kinds: dict[str, int] = {}
-    for slot, (texts, members) in enumerate(log["entries"], 1):
+    for slot, (texts, members, *alone) in enumerate(log["entries"], 1):
         commands = encode_commands(texts)
         for command in commands:
             name = type(decode_command(command)).__name__
             kinds[name] = kinds.get(name, 0) + 1
         members = None if members is None else tuple(members)
-        applied = schedule.apply(slot, commands, members=members)
+        options = {"is_alone": True} if alone else {}  # (Release 0.2.0 doesn't know it.)
+        applied = schedule.apply(slot, commands, members=members, **options)
         outcome = hashlib.sha256()
         for reply in applied.replies:
             outcome.update(b"%d:%b" % (-1 if reply is None else len(reply), reply or b""))

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tasksprint.consensus.batch import decode_batch
+from tasksprint.consensus.batch import decode_batch, stands_alone
 from tasksprint.consensus.founding import decode_founding
 from tasksprint.consensus.membership import decode_membership_value
 from tests.e2e.conftest import wait_until
@@ -128,9 +128,8 @@ def _read_log(path: Path) -> dict[str, Any]:
         assert slot == len(entries) + 1, "the log was truncated"
         assert decode_membership_value(value) is None
         commands = decode_batch(value)
-        entries.append(
-            [[command.decode("utf-8", "surrogateescape") for command in commands], None]
-        )
+        texts = [command.decode("utf-8", "surrogateescape") for command in commands]
+        entries.append([texts, None, True] if stands_alone(value) else [texts, None])
     members = [member.replica for member in founding.members]
     return {"cluster": founding.cluster, "members": members, "entries": entries, "last": digest}
 

@@ -26,10 +26,13 @@ def record(seed: int) -> dict[str, Any]:
         assert not options.get("skips"), "an operator left a command out"
         make(self, **options)
 
-    def applied(self: Schedule, slot: Any, commands: Any, *, members: Any = None) -> Any:
-        result = apply(self, slot, commands, members=members)
+    def applied(
+        self: Schedule, slot: Any, commands: Any, *, members: Any = None, **alone: bool
+    ) -> Any:
+        result = apply(self, slot, commands, members=members, **alone)
         texts = [command.decode("utf-8", "surrogateescape") for command in commands]
         entry = [texts, None if members is None else list(members)]
+        entry += [True] if alone.get("is_alone") else []
         assert entries.setdefault(slot, (entry, self.digest)) == (entry, self.digest)
         return result
 
