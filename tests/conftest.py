@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rewrite",
         action="store_true",
         help="write the golden files of tests/interactions and tests/state_tables anew, and those "
-        "of tests/golden that aren't there; read the diff",
+        "of tests/golden that are of no release; read the diff",
     )
 
 

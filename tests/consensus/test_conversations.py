@@ -22,7 +22,7 @@ def test_conversation_goes_as_written(path: Path, request: pytest.FixtureRequest
     if request.config.getoption("--rewrite"):
         path.write_text(after, encoding="utf-8")
     else:
-        assert after == before
+        assert after == before, "if you can explain each line, run this with --rewrite"
 
 
 def test_there_are_conversations() -> None:

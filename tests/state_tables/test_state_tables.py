@@ -97,7 +97,8 @@ def test_a_table_is_the_one_that_was_read(name: str, request: pytest.FixtureRequ
     printed = TABLES[name]()
     if request.config.getoption("--rewrite"):
         path.write_text(printed, encoding="utf-8")
-    assert printed == path.read_text(encoding="utf-8")
+    was = path.read_text(encoding="utf-8")
+    assert printed == was, "if you can explain each line, run this with --rewrite"
 
 
 # --- tasks of the coordinator ---
