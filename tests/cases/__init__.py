@@ -1,1 +1,1 @@
-"""Small inputs that once did the wrong thing, each with the right value."""
+"""Concerns that cross rooms, one in each file: what went wrong in use, with what is right."""
