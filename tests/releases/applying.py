@@ -13,8 +13,9 @@ from typing import Any
 
 __all__ = ["apply_log", "encode_commands"]
 
-# One of the log: cluster, members, and for each slot the commands and (where the entry
-# changed them) the members from then on; then True, if its command stands alone.
+# One of the log: cluster, members, the version of the rules by which it begins (if it isn't
+# 1), and for each slot the commands and (where the entry changed them) the members from then
+# on; then True, if its command stands alone.
 Log = dict[str, Any]
 
 
@@ -33,7 +34,7 @@ def apply_log(log: Log) -> dict[str, Any]:
     from tasksprint.coordination.schedule import Schedule
 
     members = tuple(log["members"])
-    schedule = Schedule(cluster=log["cluster"], members=members, rules=_first_rules())
+    schedule = Schedule(cluster=log["cluster"], members=members, rules=_first_rules(log))
     digests: list[list[str]] = []
     events: dict[int, list[str]] = {}
     answers: dict[int, list[list[Any]]] = {}
@@ -65,12 +66,12 @@ def apply_log(log: Log) -> dict[str, Any]:
     return {"digests": digests, "events": events, "answers": answers, "kinds": kinds}
 
 
-def _first_rules() -> Any:
-    """Return the rules by which every log begins."""
+def _first_rules(log: Log) -> Any:
+    """Return the rules by which a log begins."""
     from tasksprint import settings
 
     try:
-        return settings.RULES_BY_VERSION[1]
+        return settings.RULES_BY_VERSION[log.get("rules", 1)]
     except AttributeError:
         return settings.RULES  # Release 0.2.0 has no others.
 

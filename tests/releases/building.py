@@ -1,6 +1,6 @@
 """Former releases, built from this checkout's history by their own build scripts.
 
-`releases.txt` names them. Upgrades are tested from the last one only.
+`releases.txt` names them. Upgrades are tested from the last one with older rules.
 """
 
 from __future__ import annotations
@@ -15,26 +15,48 @@ from pathlib import Path
 
 import pytest
 
+from tasksprint.settings import RULES
 from tests.packaging.conftest import need_wheels
 from tests.packaging.standin import CHECKOUT
 
-__all__ = ["Release", "build", "built_release", "read_releases", "sources_of"]
+__all__ = [
+    "Release",
+    "build",
+    "built_release",
+    "find_last_release",
+    "read_releases",
+    "sources_of",
+]
 
 _RELEASES = Path(__file__).parent / "releases.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version that people run, and its commit."""
+    """A version that people run, its commit, and the newest rules that it has."""
 
     version: str
     commit: str
+    rules: int
 
 
 def read_releases() -> tuple[Release, ...]:
     """Return the releases that `releases.txt` names, oldest first."""
-    lines = _RELEASES.read_text(encoding="utf-8").splitlines()
-    return tuple(Release(*line.split()) for line in lines if line and not line.startswith("#"))
+    found: list[Release] = []
+    for line in _RELEASES.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            version, commit, rules = line.split()
+            found.append(Release(version, commit, int(rules)))
+    return tuple(found)
+
+
+def find_last_release() -> Release:
+    """Return the release that upgrades are tested from: the last one with older rules.
+
+    A release with the rules of this checkout has nothing to be raised from. So upgrades
+    are tested from the one before, until rules come that it lacks.
+    """
+    return [release for release in read_releases() if release.rules < RULES.version][-1]
 
 
 def sources_of(release: Release, folder: Path) -> Path:

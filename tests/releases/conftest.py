@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.conftest import built_archive
-from tests.releases.building import Release, built_release, read_releases
+from tests.releases.building import Release, built_release, find_last_release
 
 
 @pytest.fixture(scope="session")
 def last_release() -> Release:
     """The release that upgrades are tested from."""
-    return read_releases()[-1]
+    return find_last_release()
 
 
 @pytest.fixture(scope="session")

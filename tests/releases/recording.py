@@ -131,7 +131,13 @@ def _read_log(path: Path) -> dict[str, Any]:
         texts = [command.decode("utf-8", "surrogateescape") for command in commands]
         entries.append([texts, None, True] if stands_alone(value) else [texts, None])
     members = [member.replica for member in founding.members]
-    return {"cluster": founding.cluster, "members": members, "entries": entries, "last": digest}
+    return {
+        "cluster": founding.cluster,
+        "members": members,
+        "rules": founding.rules,
+        "entries": entries,
+        "last": digest,
+    }
 
 
 def main() -> None:

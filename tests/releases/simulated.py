@@ -23,6 +23,7 @@ def record(seed: int) -> dict[str, Any]:
 
     def made(self: Schedule, **options: Any) -> None:
         log.update(cluster=options["cluster"], members=list(options["members"]))
+        log["rules"] = options["rules"].version
         assert not options.get("skips"), "an operator left a command out"
         make(self, **options)
 

@@ -1,8 +1,8 @@
-"""Logs of the last release come to the same states here, and its schedulers say the same.
+"""Logs of the last releases come to the same states here, and their schedulers say the same.
 
 Checked of each entry: the digest of the state, replies, events, answers that count, whose
 view changed. Of each job of the recorded cluster: what its scheduler answers to the
-events that it was told, fed by the SDK of this checkout and of the last release.
+events that it was told, fed by the SDK of this checkout and of that release.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from tasksprint.ids import TaskId
 from tasksprint.protocol.scheduler_lines import SchedulerAnswer, SchedulerReader
 from tests.packaging.standin import CHECKOUT
 from tests.releases.applying import apply_log
-from tests.releases.building import Release
+from tests.releases.building import (
+    Release,
+    built_release,
+    find_last_release,
+    read_releases,
+)
 from tests.releases.recording import DIGEST_CHARACTERS, apply_elsewhere, read_recorded
 
 pytestmark = pytest.mark.slow
@@ -29,10 +34,27 @@ pytestmark = pytest.mark.slow
 Logs = dict[str, dict[str, Any]]
 
 
+# The release that upgrades are tested from, and those with this checkout's own rules.
+_RECORDED = [one for one in read_releases() if one.rules >= find_last_release().rules]
+
+
+@pytest.fixture(scope="module", params=_RECORDED, ids=[one.version for one in _RECORDED])
+def recorded(request: pytest.FixtureRequest) -> Release:
+    """A release whose logs stand here."""
+    release: Release = request.param
+    return release
+
+
 @pytest.fixture(scope="module")
-def logs(last_release: Release) -> Logs:
-    """The recorded logs, by name."""
-    return read_recorded(last_release)
+def logs(recorded: Release) -> Logs:
+    """Its logs, by name."""
+    return read_recorded(recorded)
+
+
+@pytest.fixture(scope="module")
+def its_archive(recorded: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tasksprint.pyz."""
+    return built_release(recorded, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +81,16 @@ def test_the_recordings_have_every_kind_of_command(applied: Logs) -> None:
 
 
 @pytest.mark.long
-def test_the_last_release_makes_the_same_of_each_entry(
-    old_archive: Path, logs: Logs, applied: Logs
+def test_the_release_makes_the_same_of_each_entry(
+    its_archive: Path, logs: Logs, applied: Logs
 ) -> None:
     for name, log in logs.items():
-        assert apply_elsewhere(old_archive, log) == applied[name], name
+        assert apply_elsewhere(its_archive, log) == applied[name], name
 
 
-def answers_of(text: str, events: list[str], sdk: Path, folder: Path) -> list[list[Any]]:
+def answers_of(
+    text: str, events: list[str], rules: int, sdk: Path, folder: Path
+) -> list[list[Any]]:
     """Return what a scheduler answers to all events, as the log would have it."""
     (folder / "scheduler.py").write_text(text, encoding="utf-8")
     seed = json.loads(events[0])["seed"]
@@ -79,7 +103,7 @@ def answers_of(text: str, events: list[str], sdk: Path, folder: Path) -> list[li
             **os.environ,
             "PYTHONPATH": str(sdk),
             "PYTHONHASHSEED": str(seed),
-            "TASKSPRINT_RULES": "1",
+            "TASKSPRINT_RULES": str(rules),
         },
         timeout=60,
     )
@@ -97,10 +121,10 @@ def answers_of(text: str, events: list[str], sdk: Path, folder: Path) -> list[li
 
 def check_answers(logs: Logs, applied: Logs, sdk: Path, folder: Path) -> None:
     """See that each scheduler of the recorded cluster answers again what counted then."""
-    found = applied["cluster"]
+    found, rules = applied["cluster"], logs["cluster"].get("rules", 1)
     for job, text in logs["cluster"]["schedulers"].items():
         counted = found["answers"].get(job, [])
-        answers = answers_of(text, found["events"][job], sdk, folder)
+        answers = answers_of(text, found["events"][job], rules, sdk, folder)
         # What it says once its job has ended doesn't count any more.
         assert answers[: len(counted)] == counted, f"job {job}"
 
@@ -112,7 +136,7 @@ def test_schedulers_answer_what_they_answered(logs: Logs, applied: Logs, tmp_pat
 
 
 @pytest.mark.long
-def test_so_they_do_with_the_sdk_of_the_last_release(
-    old_archive: Path, logs: Logs, applied: Logs, tmp_path: Path
+def test_so_they_do_with_the_sdk_of_the_release(
+    its_archive: Path, logs: Logs, applied: Logs, tmp_path: Path
 ) -> None:
-    check_answers(logs, applied, old_archive, tmp_path)
+    check_answers(logs, applied, its_archive, tmp_path)
