@@ -5,9 +5,10 @@ decided though no command waits. A value that begins with `MEMBERSHIP_MARK` carr
 membership (membership.py) instead of commands.
 
 A command may also stand alone, in a form of its own. Releases before 0.3.0 take such a value
-for a membership of an unknown version, and stop there with a sentence. That is the purpose:
-those releases pass over commands that they don't know. Passing over this one, they would go
-on with another state.
+for a membership of an unknown version. A follower of theirs stops there with a sentence. That is
+the purpose: those releases pass over commands that they don't know. Passing over this one, they
+would go on with another state. A leader of theirs doesn't stop by itself, so it is deposed
+(`Candidate.depose`).
 """
 
 from __future__ import annotations

@@ -10,14 +10,28 @@ from typing import Any
 
 import pytest
 
-from tasksprint.consensus import Accept, Accepted, Chosen, Envelope, LogEntry, Prepare, Replica
+from tasksprint.consensus import (
+    Accept,
+    Accepted,
+    Chosen,
+    Envelope,
+    Found,
+    LogEntry,
+    Member,
+    Membership,
+    Prepare,
+    Replica,
+    decode_founding,
+    encode_membership,
+)
 from tasksprint.consensus.batch import encode_alone, stands_alone
 from tasksprint.consensus.learner import Learner
+from tasksprint.consensus.membership import encode_membership_value, with_learner
 from tasksprint.errors import RemoteProtocolError
-from tasksprint.ids import ReplicaId, Slot
+from tasksprint.ids import Incarnation, ReplicaId, Slot
 from tasksprint.release import SILENT, THIS_RELEASE, Speaks
 from tasksprint.settings import Settings
-from tests.consensus.helpers import ballot, drain, from_peer, make, sent, start, value
+from tests.consensus.helpers import ballot, drain, founded, from_peer, make, sent, start, value
 
 ONE, TWO, THREE = ReplicaId(1), ReplicaId(2), ReplicaId(3)
 RAISE = b'["rules",2]'
@@ -40,7 +54,8 @@ def test_entry_of_a_leader_that_cannot_read_it_is_refused_and_the_leader_deposed
     ]
     # It isn't asked twice: the leader is of a lower ballot now.
     replica.receive(from_peer(3, 2, Accept(ballot(4, 3), Slot(1), ALONE, Slot(1))), 0)
-    assert sent(drain(replica), Prepare) == sent(drain(replica), Accepted) == []
+    readies = drain(replica)
+    assert sent(readies, Prepare) == sent(readies, Accepted) == []
 
 
 def test_entry_that_is_known_to_be_chosen_deposes_such_a_leader_as_well() -> None:
@@ -72,6 +87,29 @@ def test_who_may_not_stand_refuses_the_entry_all_the_same() -> None:
     replica = follower(SILENT, chosen_end=Slot(1), known_end=Slot(3))
     replica.receive(from_peer(3, 2, Accept(ballot(4, 3), Slot(3), ALONE, Slot(1))), 0)
     readies = drain(replica)
+    assert sent(readies, Accepted) == sent(readies, Prepare) == []
+
+
+def test_learner_refuses_the_entry_and_stands_in_no_election() -> None:
+    members = decode_founding(founded(2)).members
+    learning = with_learner(Membership(0, members), Member(THREE, Incarnation("inc3"), "h3"))
+    log = [LogEntry(Slot(1), ballot(1, 1), encode_membership_value(learning))]
+    log += [LogEntry(Slot(slot), ballot(1, 1), value("a")) for slot in range(2, 20)]
+    replica = make(3, 2, accepted=tuple(log), chosen_end=Slot(20), founding=founded(2))
+    replica.lives.speaks[TWO] = SILENT
+    replica.receive(from_peer(2, 3, Accept(ballot(4, 2), Slot(20), ALONE, Slot(20))), 0)
+    readies = drain(replica)
+    assert sent(readies, Accepted) == sent(readies, Prepare) == []
+
+
+def test_who_has_no_durable_founding_entry_does_not_stand() -> None:
+    """Its disk may yet forget the cluster, and with it the ballot."""
+    replica = follower(SILENT, founding=None)
+    membership = encode_membership(Membership(0, decode_founding(founded(3)).members))
+    replica.receive(from_peer(3, 2, Found(founded(3), membership)), 0)
+    replica.receive(from_peer(3, 2, Accept(ballot(4, 3), Slot(1), ALONE, Slot(1))), 0)
+    readies = drain(replica)
+    assert replica.founding is not None
     assert sent(readies, Accepted) == sent(readies, Prepare) == []
 
 
