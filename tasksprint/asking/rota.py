@@ -124,7 +124,8 @@ def leader_hint(response: HttpResponse) -> str | None:
 
 def error_words(response: HttpResponse) -> str:
     """Return the error text of an answer, or ""."""
-    return str(_told(response).get("error", ""))
+    words = _told(response).get("error")
+    return words if isinstance(words, str) else ""
 
 
 def other_cluster(response: HttpResponse) -> str | None:

@@ -112,7 +112,7 @@ def decode_founding(data: bytes) -> Founding:
             tuple(ReplicaId(int(replica)) for replica in fields["retired"]),
             int(fields.get("rules", 1)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"not a founding entry: {data[:200]!r}") from error
 
 

@@ -187,7 +187,7 @@ def from_fields(fields: Any) -> Membership:
             tuple((ReplicaId(int(new)), ReplicaId(int(old))) for new, old in fields["replaces"]),
             tuple(ReplicaId(int(replica)) for replica in fields["retired"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"not a membership: {bounded_repr(fields, 200)}") from error
 
 

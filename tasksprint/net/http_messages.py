@@ -81,8 +81,9 @@ class HttpResponse:
             except RemoteProtocolError:
                 value = None
             if isinstance(value, dict):
-                error = str(value.get("error") or error)
-                hint = str(value.get("hint") or "")
+                words, more = value.get("error"), value.get("hint")
+                error = words if isinstance(words, str) and words else error
+                hint = more if isinstance(more, str) else ""
         raise Refused(error, status=self.status, hint=hint)
 
 

@@ -150,7 +150,11 @@ def test_who_looks_in_vain_is_told_what_coordinators_say() -> None:
     http = TwoClusters(a="not leading")
     with pytest.raises(PeerUnreachable, match=r"^no coordinator answers: -$"):
         ask_of(http, None, give_up_ms=0)
-    for body, words in ((b'{"error":"it waits"}', "it waits"), (b"[]", ""), (b"nonsense", "")):
+    deep = b'{"error":' + b"[" * 1_000 + b"]" * 1_000 + b"}"
+    for body, words in (
+        (b'{"error":"it waits"}', "it waits"),
+        *((nothing, "") for nothing in (b"[]", b"nonsense", deep)),
+    ):
         assert error_words(HttpResponse(421, {}, body)) == words
 
 

@@ -317,6 +317,10 @@ def test_another_cluster_is_noted_and_not_joined(
         (b'{"version":1}', "founding entry has version 1, expected 3; use the TaskSprint release"),
         (b'{"version":2}', "not a founding entry: b'{\"version\":2}'"),
         (b"[]", "not a founding entry: b'[]'"),
+        (
+            b'{"version":2,"members":[[1,' + b"[" * 1_000 + b"]" * 1_000 + b',"h"]]}',
+            'not a founding entry: b\'{"version":2,"members":[[1,[[[',
+        ),
         (b"{", "not JSON: "),
     ],
 )

@@ -79,6 +79,10 @@ def test_membership_comes_back_as_it_was() -> None:
         (b'{"version":2}', "a membership has version 2, expected 1; run the same release"),
         (b'{"version":1}', "not a membership: "),
         (b"[]", "not a membership: []"),
+        (
+            b'{"version":1,"number":1,"voters":[[1,' + b"[" * 1_000 + b"]" * 1_000 + b',"h"]]}',
+            "not a membership: {'version': 1, 'number': 1, 'voters': [[1, [[[",
+        ),
     ],
 )
 def test_membership_that_cannot_be_read_is_refused(data: bytes, text: str) -> None:

@@ -101,6 +101,15 @@ def test_refusal_without_json_says_the_status() -> None:
         HttpResponse(502, {"content-type": "application/json"}, b"<html>").checked()
 
 
+def test_refusal_whose_words_are_no_text_says_the_status() -> None:
+    """Python can't write nested lists of a thousand levels."""
+    deep = b"[" * 1_000 + b"]" * 1_000
+    for body in b'{"error":%s,"hint":%s}' % (deep, deep), b'{"error":"","hint":7}':
+        with pytest.raises(Refused) as caught:
+            HttpResponse(409, {"content-type": "application/json"}, body).checked()
+        assert str(caught.value) == "answered with status 409"
+
+
 def test_good_answer_is_returned_and_read_as_json() -> None:
     assert HttpResponse(200, {}, b'{"a":1}').checked().json() == {"a": 1}
     with pytest.raises(RemoteProtocolError, match="not JSON"):

@@ -14,6 +14,7 @@ import pytest
 
 from tasksprint.encoding import decode_json, encode_json
 from tasksprint.errors import PeerUnreachable, RemoteProtocolError
+from tasksprint.net.http_messages import HttpResponse
 from tasksprint.roles.coordinator import copies as mirror_copy
 from tasksprint.settings import Settings
 from tasksprint.store.copy_pieces import check_piece, piece_body
@@ -313,3 +314,34 @@ def test_copy_whose_memberships_cannot_be_read_changes_nothing(tmp_path: Path) -
             assert len(asked) == 3
 
     run(main)
+
+
+@pytest.mark.slow
+def test_copy_that_is_opened_by_nonsense_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a giver says, the taker goes on, and asks again."""
+    monkeypatch.setattr(mirror_copy, "_COPY_PAUSE_S", 0.01)
+    names = ("session", "cluster", "slot", "digest", "memberships", "rules")
+    wrong: list[dict[str, Any]] = [{name: "DEEP"} for name in names] + [{"rules": "2"}]
+
+    async def work() -> None:
+        async with members(3, tmp_path, SETTINGS) as of:
+            away = await behind(of)
+            await away.start()
+            request = away.coordinator.http.request
+
+            async def changed(address: str, method: str, path: str, **options: Any) -> Any:
+                if path != "/v1/mirror" or not wrong:
+                    return await request(address, method, path, **options)
+                cluster = away.coordinator.roster.cluster
+                opened = {"session": "s", "cluster": cluster, "slot": 30, "digest": "d"}
+                body = encode_json({**opened, "memberships": None, **wrong.pop()})
+                deep = b"[" * 1_000 + b"]" * 1_000  # Python can't write it.
+                return HttpResponse(200, {}, body.replace(b'"DEEP"', deep))
+
+            away.coordinator.http.request = changed  # type: ignore[method-assign]
+            await until(lambda: level(of) or bool(away.failure))
+            assert not away.failure and not wrong
+
+    run(work)

@@ -365,14 +365,17 @@ class MirrorFetcher:
             applied = AppliedPoint(int(opened["slot"]), str(opened["digest"]))
             told = opened["memberships"]
             memberships = None if told is None else str(told).encode()
-        except (KeyError, TypeError, ValueError) as error:
+            rules = opened.get("rules")
+            if not isinstance(rules, int | None):
+                raise TypeError("a version is a number")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             said = bounded_repr(opened, 80)
             raise RemoteProtocolError(f"{who} opened a copy by {said}") from error
         if cluster != (ours := self._roster.cluster):
             raise RemoteProtocolError(
                 f"{who} gives the state of cluster {bounded_repr(cluster)}, expected {ours!r}"
             )
-        if (rules := opened.get("rules")) is not None:
+        if rules is not None:
             self._release.find_rules(rules, f"the state of {who}")
         logger.info(
             "replica=%d takes a copy of the state at slot %d from %s",
