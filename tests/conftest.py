@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.torture.machines import copy_of_checkout
 
-__all__ = ["command", "pytest_addoption"]
+__all__ = ["command", "pytest_addoption", "pytest_configure"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write the golden files of tests/interactions and tests/state_tables anew, and those "
         "of tests/golden that are of no release; read the diff",
     )
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start, also where the suite runs in the background.
+
+    A shell starts background jobs deaf to it, and programs inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
