@@ -262,7 +262,10 @@ def test_leader_repeats_a_proposal_that_got_lost_ever_more_slowly() -> None:
     assert host.deadline_ms is None
 
 
-def test_follower_stands_in_when_its_answer_has_waited_for_the_grace() -> None:
+@pytest.mark.parametrize("said", [(), (MAP,)], ids=["nothing", "something"])
+def test_follower_stands_in_when_its_answer_has_waited_for_the_grace(
+    said: tuple[SchedulerCommand, ...],
+) -> None:
     history = History(2)
     host, _ = started(history, replica=2)
     host.answered([says(0, MAP)], 1_000)
@@ -282,11 +285,25 @@ def test_follower_stands_in_when_its_answer_has_waited_for_the_grace() -> None:
     # … until somebody else's answers are chosen first.
     host.events_chosen(history.add_events(2), due + 4)
     host.effects()
-    host.answered([says(2)], due + 5)
-    host.answers_chosen(history.choose(), due + 5)
+    host.answered([says(2, *said)], due + 5)
+    host.answers_chosen(history.choose(*said), due + 5)
     host.answered([says(3)], due + 6)
     assert host.effects() is None
     host.check()
+
+
+def test_replica_that_stood_in_and_led_leaves_proposing_to_the_next_leader() -> None:
+    history = History(2)
+    host, _ = started(history, replica=2)
+    host.answered([says(0, MAP)], 1_000)
+    due = 1_000 + GRACE + 2 * GRACE // 8
+    host.tick(due)
+    assert host.effects() is not None
+    host.answers_chosen(history.choose(MAP), due + 1)
+    host.lead(due + 2, is_leader=True)
+    host.lead(due + 3, is_leader=False)
+    host.answered([says(1)], due + 4)
+    assert host.effects() is None
 
 
 def test_replicas_stand_in_one_after_the_other() -> None:
@@ -639,6 +656,10 @@ def test_scheduler_that_never_answers_is_killed() -> None:
     host.effects()
     host.answers_chosen(history.choose(MAP), 5_000)
     due = 5_000 + SETTINGS.scheduler_answer_timeout_ms
+    assert host.deadline_ms == due
+    # More events give it no more time.
+    host.events_chosen(history.add_events(1), 20_000)
+    assert host.effects() == effects(write=lines(3, 4))
     assert host.deadline_ms == due
     host.tick(due)
     assert host.effects() == effects(stop="kill")
