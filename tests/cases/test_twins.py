@@ -14,7 +14,7 @@ from tasksprint.consensus.lives import Lives
 from tasksprint.coordination.commands import JoinClient
 from tasksprint.errors import SettingsError
 from tasksprint.ids import ClientId, Incarnation, ReplicaId, Slot
-from tasksprint.release import SILENT
+from tasksprint.release import SILENT, THIS_RELEASE
 from tasksprint.roles.client import incarnations as client_incarnations
 from tasksprint.roles.client.incarnations import Incarnations
 from tasksprint.roles.coordinator.peers import Peers
@@ -171,6 +171,18 @@ def test_member_says_who_is_not_heard() -> None:
     assert shell.said == [f"replica=3 peer=2 {text}"]
     shell.peers.disconnected(TWO)
     assert shell.peers.knocks(TWO, SECOND, None, "10.0.0.9:7070", SILENT) is None
+
+
+def test_what_is_known_of_a_release_is_that_of_the_process_that_is_heard() -> None:
+    shell = Shell()
+    lives, new = shell.peers._replica.lives, THIS_RELEASE.speaks
+    assert shell.peers.knocks(TWO, FIRST, None, "10.0.0.2:7070", SILENT) is None
+    assert not lives.reads_alone(TWO)
+    assert shell.peers.knocks(TWO, SECOND, FIRST, "10.0.0.9:7070", new) is not None
+    assert not lives.reads_alone(TWO)
+    shell.peers.disconnected(TWO)
+    assert shell.peers.knocks(TWO, SECOND, None, "10.0.0.9:7070", new) is None
+    assert lives.reads_alone(TWO)
 
 
 def test_process_that_is_refused_for_long_ends() -> None:
