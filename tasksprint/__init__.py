@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # known to type checkers; `typing` itself takes milliseco
 if TYPE_CHECKING:
     from typing import Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0.dev0"
 
 _SDK_NAMES = (
     "TaskSprintNode",
