@@ -142,6 +142,8 @@ class _Lives:
             for start in range(0, len(after), _COMPARED_BYTES)
             if after[start : start + _COMPARED_BYTES] != before[start : start + _COMPARED_BYTES]
         ]
+        if not changed:
+            return  # Nothing in it was new.
         middle = (changed[0] + changed[-1] + _COMPARED_BYTES) // 2
         log.write_bytes(after[:middle] + before[middle:])
 
