@@ -31,8 +31,6 @@ from tasksprint.settings import Settings
 __all__ = ["request_blocking"]
 
 _READ_BYTES = 256 * 1024
-# Before a bigger body is sent, the life of the server is asked for, if it isn't known.
-_LIFE_FIRST_BYTES = 64 * 1024
 # Of an answer: bytes of heads and trailers, and pieces of a body that is still to be proved.
 _BARREN_BYTES_MAX = 64 * 1024
 _PARTS_MAX = 10_000
@@ -65,19 +63,14 @@ def request_blocking(
     """
     target = target_of(path, query)
     digest = hashlib.sha256(body).hexdigest() if body and key is not None else NO_BODY
-    if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
+    if key is not None and key.needs_life(address, len(body)):
         request_blocking(address, "GET", "/healthz", key=key, settings=settings)
     signed: SignedRequest | None = None
     if key is not None:
         signed = SignedRequest(
-            key,
-            method,
-            target,
-            address,
-            body=digest,
-            repeatable=repeatable,
-            takes_line=checks_rest,
-        )
+            key, method, target, address,
+            body=digest, repeatable=repeatable, takes_line=checks_rest,
+        )  # fmt: skip
     while True:
         connection = _connect(address, settings)
         head = request_head(

@@ -31,8 +31,6 @@ __all__ = ["HttpClient", "StreamedResponse"]
 
 # Bodies of this size are hashed on a thread, so that the loop goes on.
 _THREAD_HASH_BYTES = 1024 * 1024
-# Before a bigger body is sent, the life of the server is asked for, if it isn't known.
-_LIFE_FIRST_BYTES = 64 * 1024
 
 
 class HttpClient:
@@ -172,19 +170,14 @@ class HttpClient:
         key, digest = self._key, NO_BODY
         if body and key is not None:
             digest = await _digest_of(body)
-        if key is not None and len(body) > _LIFE_FIRST_BYTES and not key.knows_life(address):
+        if key is not None and key.needs_life(address, len(body)):
             await self._ask_life(address)
         signed: SignedRequest | None = None
         if key is not None:
             signed = SignedRequest(
-                key,
-                method,
-                target,
-                address,
-                body=digest,
-                repeatable=repeatable,
-                takes_line=checks_rest,
-            )
+                key, method, target, address,
+                body=digest, repeatable=repeatable, takes_line=checks_rest,
+            )  # fmt: skip
         connection = self._take(address) if repeatable else None
         is_kept = connection is not None
         while True:

@@ -59,6 +59,9 @@ NO_BODY = ""
 # Sent to a server with an unknown life. No server has this one, so each answers with its own.
 UNKNOWN_LIFE = "0" * 16
 
+# A bigger body isn't sent to a server with an unknown life: it would have to go twice.
+_LIFE_FIRST_BYTES = 64 * 1024
+
 KEY_BYTES = 32
 _KEY_PATTERN = re.compile(rb"([0-9a-fA-F]{64})\s*\Z")
 _BLOCK_BYTES = 64  # of SHA-256
@@ -152,6 +155,10 @@ class ClusterKey:
     def knows_life(self, address: str) -> bool:
         """Whether the server at an address has told its life."""
         return address in self._lives
+
+    def needs_life(self, address: str, body_bytes: int) -> bool:
+        """Whether to ask for a server's life before a body of this size is sent to it."""
+        return body_bytes > _LIFE_FIRST_BYTES and not self.knows_life(address)
 
     def learn_life(self, address: str, life: str, *, signed_for: str) -> None:
         """Take the life of the server at an address, as a proven refusal told it.

@@ -75,6 +75,8 @@ def test_life_of_each_server_is_remembered_by_its_address() -> None:
     assert key.sign("GET", "/", "h:1").life == UNKNOWN_LIFE
     key.learn_life("h:1", "a" * 16, signed_for=UNKNOWN_LIFE)
     assert key.knows_life("h:1") and not key.knows_life("h:2")
+    assert not key.needs_life("h:1", 1 << 20) and key.needs_life("h:2", 1 << 20)
+    assert not key.needs_life("h:2", 1_000)
     assert [key.sign("GET", "/", address).life for address in ("h:1", "h:2")] == [
         "a" * 16,
         UNKNOWN_LIFE,
