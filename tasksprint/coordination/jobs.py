@@ -19,9 +19,17 @@ from tasksprint.ids import ClientId, JobId, ReplicaId, TaskId
 from tasksprint.scheduler_commands import CLIENT_EVENTS
 from tasksprint.task_spec import TaskSpec
 
-__all__ = ["CANCELLED", "FAILED_JOB", "FINISHED", "RUNNING", "Job", "Task"]
+__all__ = ["CANCELLED", "FAILED_JOB", "FINISHED", "RUNNING", "Job", "Task", "WrongManifestError"]
 
 RUNNING, FINISHED, FAILED_JOB, CANCELLED = "running", "finished", "failed", "cancelled"
+
+
+class WrongManifestError(ValueError):
+    """A job can't be made: its sentence, and the value in the manifest that was found."""
+
+    def __init__(self, sentence: str, found: object) -> None:
+        super().__init__(sentence)
+        self.found = found
 
 
 class Job:
@@ -244,21 +252,21 @@ def _defaults(manifest: str, default_retries: int) -> tuple[str, int, int | None
     """Return node entry, retries and time limit out of a manifest.
 
     Raises:
-        ValueError: It isn't an object, or one of them has a wrong type: with a sentence, and
-            what was found.
+        WrongManifestError: It isn't an object, or one of them has a wrong type.
     """
     # RemoteProtocolError can't come: the text was parsed before the Job is made.
     entries: Any = decode_json(manifest.encode())
     if not isinstance(entries, dict):
-        raise ValueError("the manifest must be an object", manifest)
+        raise WrongManifestError("the manifest must be an object", manifest)
     node = entries.get("node", "")
     if not isinstance(node, str):
-        raise ValueError("the manifest's 'node' must be text", node)
+        raise WrongManifestError("the manifest's 'node' must be text", node)
     retries = entries.get("retries")
     if retries is None:
         retries = default_retries
     timeout_ms = entries.get("timeout_ms")
     for key, value in (("retries", retries), ("timeout_ms", timeout_ms)):
         if value is not None and (type(value) is not int or not 0 <= value < 2**53):
-            raise ValueError(f"the manifest's {key!r} must be a whole number of at least 0", value)
+            sentence = f"the manifest's {key!r} must be a whole number of at least 0"
+            raise WrongManifestError(sentence, value)
     return node, retries, timeout_ms

@@ -14,7 +14,13 @@ from tasksprint.bounded_text import bounded_repr
 from tasksprint.coordination.commands import CancelJob, ForgetJob, SchedulerOut, SubmitJob
 from tasksprint.coordination.event_lines import line_client_joined, line_init, line_timer
 from tasksprint.coordination.job_rows import definition_row, timer_name
-from tasksprint.coordination.jobs import CANCELLED, FAILED_JOB, FINISHED, Job
+from tasksprint.coordination.jobs import (
+    CANCELLED,
+    FAILED_JOB,
+    FINISHED,
+    Job,
+    WrongManifestError,
+)
 from tasksprint.coordination.obstacles import nothing_left
 from tasksprint.coordination.quoting import FIRST_FIXED_RULES
 from tasksprint.coordination.rows import ALL_OF_JOB, HISTORY_OF_JOB, Row
@@ -87,9 +93,8 @@ class Lifecycle:
             )
         except RemoteProtocolError as error:
             return f"the job's manifest is {error}" if says_found else _NO_MANIFEST
-        except ValueError as error:
-            sentence, value = error.args
-            return f"{sentence}, found {bounded_repr(value)}" if says_found else str(sentence)
+        except WrongManifestError as error:
+            return f"{error}, found {bounded_repr(error.found)}" if says_found else str(error)
         state.next_job = JobId(state.next_job + 1)
         job.submitted_ms = state.log_ms
         job.submitted_wall_ms = state.wall_ms
