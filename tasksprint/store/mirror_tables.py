@@ -31,6 +31,7 @@ __all__ = [
     "damaged_rows",
     "delete_range",
     "drop_side_tables",
+    "find_row",
     "has_side_tables",
     "key_names",
     "make_side_tables",
